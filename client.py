@@ -1,0 +1,811 @@
+"""A client: runs an application on a swarm, from the command line or inside a program.
+
+    your file.py                       this process                                   master
+    ----------------------------       ------------------------------------------     ---------------------------
+    class My(ApplicationNode)  <----   callbacks, one thread        bundle, submit -> Board -> slaves
+      start_processing, ...    ---->   Owner (tasks, outcomes)  <- outcome, accepted
+      get_task_system          ---->   sealed ITaskSystem      push_tasksystem ->     host process of the system
+      work_finished            <----                            <- work_finished
+
+`main` loads the file, finds the one `ApplicationNode` in it, calls `app_init` and `app_main`, and prints the result to
+stdout and everything else to stderr. `--local` starts a master and a slave for the run; `--workers 0` runs every task
+in this process, one after the other, so that `print`, breakpoints and `--pdb` work.
+"""
+
+if __name__ == "__main__":  # hand over to the one copy of this module, under its real name
+    if __spec__ is None:  # python client.py
+        from concurrent_swarm import run
+
+        run(__file__)
+    from importlib import import_module  # python -m concurrent_swarm.client
+
+    raise SystemExit(import_module(__spec__.name).main())
+
+import argparse
+import collections
+import contextlib
+import functools
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from . import components, rpc, tasks
+
+log = logging.getLogger(__spec__.name)
+
+PROGRESS_EVERY = 0.2  # seconds between two drawings of the progress line
+GIVE_UP_CANCELLING = 5.0  # seconds that a first Ctrl-C waits for what runs
+
+
+# -- applications --------------------------------------------------------------------------------------------------
+
+
+class ApplicationNode(components.Component):
+    """The part of an application that runs on the client. Subclass it in a file and run `python client.py file.py`.
+
+    Return a task system from `get_task_system`, or return None and push tasks in `start_processing`. Everything after
+    that is a notification; all callbacks run one after the other in one thread. Call `shutdown_main_loop` when the
+    work is done. What you leave in `self.result` is printed to stdout.
+    """
+
+    abstract = True
+    result: Any = None
+    error: BaseException | None = None
+    exit_code = 0
+    welcomed = finishing = by_hand = False
+    slaves = workers = busy = 0
+    started = 0.0
+    progress: dict = {}  # number of a system -> [step, tasks done, tasks known]
+    components.implements(tasks.IApp)
+
+    def app_init(self) -> None:
+        """Called once before anything else; the place to set attributes up."""
+
+    def app_main(self) -> int:
+        """Connects, starts the work, runs the main loop. Returns the exit code: 0 if nothing failed."""
+        self.connect()
+        system = self.get_task_system()
+        if system is None:
+            self.start_processing()
+        else:
+            self.push_tasksystem(system)
+        self.main_loop()
+        return self.exit_code
+
+    def get_task_system(self) -> tasks.ITaskSystem | None:
+        """Returns the task system to run, or None if the application pushes its tasks itself."""
+        return None
+
+    def start_processing(self) -> None:
+        """Called when there is no task system: push the first tasks here."""
+
+    def task_finished(self, task: tasks.Handle, result: Any, error: BaseException | None) -> None:
+        """The outcome of a plain task. `task` is its id as text, with `name` and the `task` itself."""
+
+    def work_finished(self, result: Any, task_system: tasks.Handle) -> None:
+        """A task system is complete; `result` is what its `gather_result` returned. By default, that ends the application."""
+        self.shutdown_main_loop()
+
+    def task_system_finished(self, result: Any, error: BaseException | None, stats: dict) -> None:
+        """A task system has ended, with a result or an error. By default calls `work_finished`, or ends with exit code 1."""
+        if error is None:
+            self.work_finished(result, self._system_handle)
+        else:
+            self.fail(error)
+
+    def push_tasksystem_response(self, result: Any) -> None:
+        """The master has taken the task system; `result` is its number there."""
+
+    def push_tasksystem_failed(self, result: dict) -> None:
+        """The master has not taken the task system: `m` says why, `t` is a traceback if there is one."""
+        self.fail(components.Error(result.get("m", "the task system was refused")))
+
+    def push_task_response(self, result: Any) -> None:
+        """A task is safe with the master."""
+
+    def push_task_failed(self, result: dict) -> None:
+        """A task could not be sent; it also ends as failed. `m` says why."""
+
+    def push_tasks_response(self, result: Any) -> None:
+        """All tasks of a `push_tasks` are safe with the master; `result` is how many."""
+
+    def push_tasks_failed(self, result: dict) -> None:
+        """A task of a `push_tasks` could not be sent; it also ends as failed. `m` says why."""
+
+    def master_disconnected(self, gracefully: bool) -> None:
+        """The master went away; work goes on when it comes back."""
+
+    # what an application has and calls
+
+    @property
+    def node_id_str(self) -> str:
+        """The client's id, made anew at each start."""
+        return self.swarm.node_id
+
+    def push_task(self, task: tasks.Task) -> None:
+        """Sends one task; tasks pushed in a row travel together. From any thread."""
+        if not task.client_id:
+            task.client_id = self.node_id_str
+        self._on_loop(lambda: self.owner.push(task, self._task_pushed, self.push_task_failed))
+
+    def push_tasks(self, tasks: Iterable[tasks.Task]) -> None:
+        """Sends the tasks of any iterable, which is drawn as the swarm has room. From any thread."""
+        self._on_loop(lambda: self.owner.draw(tasks, self.push_tasks_response, self.push_tasks_failed))
+
+    def push_tasksystem(self, system: tasks.ITaskSystem) -> None:
+        """Sends a task system to the master, where it runs. Several may run at once."""
+        self._on_loop(lambda: self._push_system(system))
+
+    def cancel_tasksystem(self, system: tasks.ITaskSystem) -> None:
+        """Ends a task system: what is queued never runs."""
+        self._on_loop(lambda: self.call("cancel_tasksystem", self._number_of(system)))
+
+    def shutdown_main_loop(self) -> None:
+        """Lets `main_loop` return once the current callback has. From any thread."""
+        self.finishing = True
+        self.swarm.on_loop(lambda: None)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the application with exit code 1 and this error in the report."""
+        self.error = error
+        self.exit_code = 1
+        self.shutdown_main_loop()
+
+    # inside: connection and messages
+
+    def connect(self) -> None:
+        """Joins the swarm. Raises Unreachable."""
+        self.systems: dict[int, tasks.ITaskSystem] = {}
+        self.names: dict[int, str] = {}  # number of a system -> its name at the master
+        self.ended: dict[int, dict] = {}  # number of a system -> its stats
+        self._sealed: dict[int, tuple] = {}
+        self.owner = tasks.Owner(self.call, self._plain_finished, {"bundle": self.bundle.digest})
+        self.started = time.monotonic()
+        self.swarm.join(self)
+
+    def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
+        """Sends a call to the master."""
+        self.swarm.call(method, *params, parts=parts)
+
+    def main_loop(self) -> None:
+        """Runs callbacks until `shutdown_main_loop`."""
+        while not self.finishing:
+            self.swarm.step()
+
+    def hear(self, method: str, params: list, parts: list) -> None:
+        """A call from the master."""
+        self.HEARD[method](self, params, parts)
+
+    def joined(self, welcome: dict, fresh: bool) -> None:
+        """The master has let us in; `fresh` if it does not know what was sent before."""
+        self.owner.name = welcome["name"]
+        self.slaves, self.workers = welcome["slaves"], welcome["workers"]
+        self.welcomed = True
+        if welcome["missing"]:
+            self.call("bundle", self.bundle.digest, self.bundle.manifest, parts=[self.bundle.zip])
+        if fresh:
+            self.owner.resubmit()
+            for number, (sealed, options) in list(self._sealed.items()):
+                self.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
+
+    @property
+    def pending(self) -> bool:
+        """True while tasks or systems are out."""
+        return not self.owner.idle or len(self.ended) < len(self.systems)
+
+    def tally(self) -> tuple[int, int, int, int]:
+        """Step, tasks with an outcome, all tasks known, failed ones; of plain tasks and running systems together."""
+        plain = self.owner.counts["done"] + self.owner.counts["failed"]
+        rows = list(self.progress.values())
+        done, known = plain + sum(row[1] for row in rows), plain + self.owner.outstanding + sum(row[2] for row in rows)
+        return max([row[0] for row in rows], default=0), done, known, self.owner.counts["failed"]
+
+    def shown(self, text: str) -> str:
+        """Text in which the application's files have the names by which the user knows them."""
+        return rpc.with_local_names(text, self.bundle)
+
+    def cancel_everything(self) -> None:
+        """Ends all task systems and plain tasks of this client."""
+        self.call("cancel", None, True)
+        for number in self.systems.keys() - self.ended.keys():
+            self.call("cancel_tasksystem", number)
+        if not self.pending:
+            self.shutdown_main_loop()
+
+    def _push_system(self, system: tasks.ITaskSystem) -> None:
+        try:
+            sealed = rpc.seal(system, f"task system {type(system).__name__}")
+        except components.Error as error:
+            self.push_tasksystem_failed({"c": -32602, "m": str(error), "t": "", "e": error})
+            return
+        number = len(self.systems) + 1
+        options = {"name": type(system).__name__, "client_id": self.node_id_str, "by_hand": self.by_hand}
+        self.systems[number] = system
+        self._sealed[number] = (sealed, options)  # kept until the system has ended: a new master needs it again
+        self.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
+
+    def _number_of(self, system: tasks.ITaskSystem) -> int:
+        return next(number for number, known in self.systems.items() if known is system)
+
+    def _plain_finished(self, task: tasks.Task, result: Any, error: BaseException | None) -> None:
+        if type(self).task_finished is not ApplicationNode.task_finished:
+            handle = tasks.Handle(task.task_id or "")
+            handle.name, handle.task = task.name, task
+            self.task_finished(handle, result, error)
+        elif self.owner.idle:
+            self.result = self.result if self.result is not None else result
+            self.shutdown_main_loop()
+
+    def _task_pushed(self, count: int) -> None:
+        if type(self).push_task_response is not ApplicationNode.push_task_response:
+            for _ in range(count):
+                self.push_task_response(True)
+
+    def _hear_accepted(self, params: list, parts: list) -> None:
+        self.owner.accepted(*params)
+
+    def _hear_outcome(self, params: list, parts: list) -> None:
+        self.owner.outcome(*params, parts)
+
+    def _hear_refused(self, params: list, parts: list) -> None:
+        self.owner.refused(*params)
+
+    def _hear_system_taken(self, params: list, parts: list) -> None:
+        number, name = params
+        if number not in self.names:
+            self.names[number] = name
+            self.push_tasksystem_response(name)
+
+    def _hear_system_refused(self, params: list, parts: list) -> None:
+        number, failure = params
+        self._sealed.pop(number, None)
+        self.push_tasksystem_failed(failure)
+
+    def _hear_swarm(self, params: list, parts: list) -> None:
+        self.slaves, self.workers, self.busy, self.progress = params
+
+    def _hear_work_finished(self, params: list, parts: list) -> None:
+        number, failure, stats = params
+        system = self.systems.get(number)
+        if system is None or number in self.ended:
+            return
+        self.ended[number] = stats
+        self._sealed.pop(number, None)
+        self.call("work_settled", number)
+        handle = tasks.Handle(system.system_id)
+        handle.name, handle.stats = type(system).__name__, stats
+        self._system_handle = handle
+        result, error = None, tasks.open_failure(failure) if failure else None
+        if not failure:
+            result = self.result = rpc.open_sealed(parts[0])
+        self._announce(result, error, stats)
+
+    def _announce(self, result: Any, error: BaseException | None, stats: dict) -> None:
+        old = getattr(self, "task_system_finsihed", None)  # the spelling of the thesis
+        if old is None:
+            self.task_system_finished(result, error, stats)
+            return
+        warnings.warn("task_system_finsihed is now task_system_finished", DeprecationWarning, stacklevel=2)
+        old(result, error, stats)
+        if len(self.ended) == len(self.systems):
+            self.shutdown_main_loop()
+
+    def _on_loop(self, function: Callable) -> None:
+        """Runs it now if this is the loop's thread, else as soon as the loop comes round."""
+        self.swarm.on_loop(function)
+
+    HEARD = {
+        "accepted": _hear_accepted, "outcome": _hear_outcome, "refused": _hear_refused, "swarm": _hear_swarm,
+        "push_tasksystem_response": _hear_system_taken, "push_tasksystem_failed": _hear_system_refused,
+        "work_finished": _hear_work_finished,
+    }
+
+
+# -- ways to a swarm -----------------------------------------------------------------------------------------------
+
+
+class ClientNode(rpc.Node):
+    """The client as a node of a swarm: holds the link to the master and runs the loop in which callbacks happen."""
+
+    role = "client"
+    master_address = components.ConfigItem("client", "master", "", "HOST:PORT of the master")
+    busy_loop = True
+    app: ApplicationNode | None = None
+    watch: "Watch | None" = None  # what shows the progress
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self._todo: collections.deque = collections.deque()  # calls of the master that the application has not heard
+
+    def info(self) -> dict:
+        return {**super().info(), "bundle": self.app.bundle.digest}
+
+    def join(self, app: ApplicationNode) -> None:
+        """Enrols and connects; what is sent before the welcome waits for it. Raises Unreachable."""
+        self.app = app
+        self.enrol()
+        self.serve()
+        self.open_link(self.expose)
+        while not app.welcomed and not self.loop.stopped:
+            self.loop.step(1.0)
+        if self.refusal:
+            raise self.refusal
+
+    def on_signal(self, function: Callable) -> None:
+        """Runs it in the loop, from a signal handler."""
+        self.loop.post(function)
+
+    def expose(self, link: rpc.Link) -> None:
+        """The methods that the master may call: those the application hears."""
+        for method in ApplicationNode.HEARD:
+            self._expose_one(link, method)
+
+    def _expose_one(self, link: rpc.Link, method: str) -> None:
+        @rpc.tcpremote(link, name=method)
+        def heard(handler, request, *params):
+            self._todo.append((method, list(params), list(request.parts)))
+
+    def welcomed(self, info: dict, fresh: bool) -> None:
+        self.app.joined(info, fresh)
+
+    def lost(self, reason: str) -> None:
+        log.warning("lost the master at %s (%s); looking for it", self.address, reason)
+        self.app.master_disconnected(False)
+
+    def on_loop(self, function: Callable) -> None:
+        """Runs it now in the loop's thread, or soon from another."""
+        if threading.get_ident() == self.loop.thread:
+            function()
+        else:
+            self.loop.post(function)
+
+    def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
+        """Sends a call to the master."""
+        self.link.call(method, *params, parts=parts)
+
+    def step(self) -> None:
+        """Waits for something and lets the application hear it. Its exceptions pass through."""
+        self.app.owner.pump()
+        self.loop.step()
+        if self.refusal:
+            raise self.refusal
+        while self._todo and not self.app.finishing:
+            self.app.hear(*self._todo.popleft())
+
+    def tick(self, now: float) -> float:
+        deadline = super().tick(now)
+        return min(deadline, self.watch.tick(now)) if self.watch else deadline
+
+    def close(self) -> None:
+        """Tells the master that nobody waits here any more, and leaves."""
+        if self.link and self.link.state == "ready":
+            self.call("goodbye")
+            self.link.tick(time.monotonic())
+        super().close()
+
+
+class Inline(components.ComponentManager):
+    """No swarm at all: every task runs in this process, one after the other, through the same packing as elsewhere."""
+
+    log_level = rpc.BaseNode.log_level
+    log_format = rpc.BaseNode.log_format
+    address = "this process"
+    node_id = "inline"
+    watch: "Watch | None" = None
+
+    def __init__(self, config: components.Config, on_error: Callable | None = None):
+        super().__init__(config)
+        self._on_error = on_error
+        self._todo: collections.deque = collections.deque()
+
+    def join(self, node: ApplicationNode) -> None:
+        """Welcomes the node."""
+        self._node = node
+        node.joined({"name": "c1", "slaves": 1, "workers": 1, "missing": False}, False)
+
+    def on_loop(self, function) -> None:
+        """Runs it."""
+        function()
+
+    def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
+        """A call of the client's."""
+        self._todo.append((self._node.owner, self._node.hear, method, params, list(parts)))
+
+    def step(self) -> None:
+        """Does one thing that is to be done. Raises Error if nothing ever will be."""
+        self._node.owner.pump()
+        if not self._todo:
+            raise components.Error(
+                "the application waits for ever", "no task is out and shutdown_main_loop was not called",
+                "call self.shutdown_main_loop() when the work is done",
+            )
+        owner, hear, method, params, parts = self._todo.popleft()
+        if method == "submit":
+            self._run_batch(owner, hear, params, parts)
+        elif method == "push_tasksystem":
+            self._run_system(params, parts)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def _run_batch(self, owner: tasks.Owner, hear, params: tuple, parts: list) -> None:
+        number, count, group, options = params
+        hear("accepted", [[number]], [])
+
+        def report(lo: int, hi: int, seconds: float, failures: dict, results: list) -> None:
+            hear("outcome", [number, lo, hi, seconds, failures, "here"], results)
+
+        envelope = tasks.Envelope(0, owner.name, number, 0, count, group, 1, options, parts)
+        tasks.LeaseRunner(report, lambda: owner.closed, str(self._node.bundle.root), self._on_error).run(envelope)
+
+    def _run_system(self, params: tuple, parts: list) -> None:
+        number, _digest, options = params
+
+        def call(method: str, *details: Any, parts: Iterable = ()) -> None:
+            if method == "submit":
+                self._todo.append((run.owner, hear, method, details, list(parts)))
+            elif method == "system_done":
+                self._node.hear("work_finished", [number, *details], list(parts))
+
+        def hear(method: str, details: list, parts: list) -> None:
+            if method == "outcome" and not run.done:
+                run.outcome(*details, parts)
+            elif method == "accepted":
+                run.owner.accepted(*details)
+
+        system = rpc.open_sealed(parts[0])
+        options = {**options, "bundle": self._node.bundle.digest}
+        run = tasks.SystemRun(system, call, options, str(number), str(self._node.bundle.root))
+        self._node.hear("push_tasksystem_response", [number, str(number)], [])
+        run.start()
+
+
+# -- what a person sees --------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """The progress line, and the patience with a swarm that has no worker."""
+
+    def __init__(self, app: ApplicationNode, terminal: components.Terminal, wait: float, show: bool):
+        self._app = app
+        self._terminal = terminal
+        self._wait = wait
+        self._show = show
+        self._next = 0.0
+        self._idle_since = time.monotonic()
+
+    def tick(self, now: float) -> float:
+        """Draws if it is time. Raises GaveUp if no worker came within the wait."""
+        if now >= self._next:
+            self._next = now + PROGRESS_EVERY
+            if self._app.workers:
+                self._idle_since = now
+                self._draw(now)
+            elif self._app.welcomed and self._app.pending:
+                self._still_waiting(now - self._idle_since)
+        return self._next if self._app.pending else now + 1.0
+
+    def end(self) -> None:
+        """Takes the line away."""
+        if self._terminal.live:
+            self._terminal.status("")
+
+    def _draw(self, now: float) -> None:
+        app = self._app
+        step, done, known, failed = app.tally()
+        elapsed = now - app.started
+        if not self._show or not known or (elapsed < 0.5 and not self._terminal.live):
+            return
+        rate = done / elapsed if elapsed else 0.0
+        fields = [f"step {step}"] if step > 1 else []
+        fields += [self._terminal.bar(done / known), f"{done:,}/{known:,}"]
+        fields += [f"{failed:,} failed"] if failed else []
+        fields += [f"{app.busy}/{app.workers} busy", f"{rate:,.0f}/s"]
+        if done > 20 or done > known * 0.05:
+            fields.append(f"ETA {(known - done) / rate:,.0f} s")
+        self._terminal.status(fields)
+
+    def _still_waiting(self, waited: float) -> None:
+        if waited >= self._wait:
+            raise components.GaveUp(
+                f"no worker within {self._wait:.0f} s; {self._app.tally()[2]} tasks are queued",
+                "no slave is connected to the master",
+                f"in another terminal: python slave.py --master {self._app.swarm.address}",
+            )
+        if waited > 3 and self._show:
+            self._terminal.status([f"still waiting: the master has no worker ({waited:.0f} s of {self._wait:.0f})",
+                                   f"start one: python slave.py --master {self._app.swarm.address}"])
+
+
+def summary(app: ApplicationNode, code: int) -> dict:
+    """How a run ended, as the object that `--json` prints."""
+    elapsed = time.monotonic() - app.started if app.started else 0.0
+    counts, failures, seconds = Counter(app.owner.counts), list(app.owner.failures), app.owner.seconds
+    steps = 0
+    for stats in app.ended.values():
+        counts += Counter(done=stats.get("done", 0), failed=stats.get("failed", 0))
+        failures += stats.get("failures", [])
+        seconds += stats.get("seconds", 0.0)
+        steps += stats.get("steps", 0)
+    tasks_done = counts["done"] + counts["failed"]
+    return {
+        "ok": code == 0, "exit": code, "app": type(app).__name__, "systems": list(app.names.values()),
+        "tasks": tasks_done, "done": counts["done"], "failed": counts["failed"], "steps": steps,
+        "elapsed_s": round(elapsed, 3), "rate": round(tasks_done / elapsed, 1) if elapsed else 0.0,
+        "workers": app.workers, "slaves": app.slaves,
+        "speedup": {"value": round(seconds / elapsed, 2) if elapsed else 0.0, "kind": "task_time"},
+        "task_seconds": round(seconds, 3), "result": app.result,
+        "errors": group_failures(failures, app.shown),
+        "error": describe_end(app),
+    }
+
+
+def describe_end(app: ApplicationNode) -> dict | None:
+    """The error that ended the application, if one did."""
+    if app.error is None:
+        return None
+    failure = getattr(app.error, "failure", None) or tasks.describe_failure(app.error, str(app.bundle.root))
+    return {key: app.shown(failure.get(key, "")) for key in ("type", "message", "where", "traceback", "hook")}
+
+
+def group_failures(failures: list, shown: Callable[[str], str]) -> list[dict]:
+    """Failures of the same type at the same place as one: how many, of which tasks, with one traceback."""
+    groups: dict[tuple, dict] = {}
+    for task_id, failure in failures:
+        key = failure.get("type"), failure.get("where")
+        group = groups.setdefault(key, {
+            "type": failure.get("type"), "message": failure.get("message"), "where": shown(failure.get("where", "")),
+            "kind": failure.get("kind"), "count": 0, "tasks": [], "traceback": shown(failure.get("traceback", "")),
+        })
+        group["count"] += 1
+        group["tasks"].append(task_id)
+    return sorted(groups.values(), key=lambda group: -group["count"])
+
+
+def print_end(about: dict, terminal: components.Terminal, app_file: str, full: bool) -> None:
+    """The lines at the end of a run, to stderr: what was done, or what failed and why."""
+    say = functools.partial(print, file=sys.stderr)
+    if about["errors"]:
+        head = f"FAILED   {about['failed']} of {about['tasks']} tasks failed, {about['done']} done, {about['elapsed_s']} s"
+        say(terminal.paint(head, "31"))
+        for group in about["errors"]:
+            _print_group(group, full, say)
+    if about["error"]:
+        where = f" in {about['error']['hook']}" if about["error"]["hook"] else ""
+        say(terminal.paint(f"FAILED   {about['error']['type']}{where}: {about['error']['message']}", "31"))
+        if about["error"]["traceback"]:
+            say(_indent(about["error"]["traceback"]))
+    if about["errors"] or about["error"]:
+        say(f"\ndebug here: python client.py {app_file} --workers 0 --pdb")
+    elif about["tasks"]:
+        steps = f" in {about['steps']} steps" if about["steps"] > 1 else ""
+        plural = "" if about["tasks"] == 1 else "s"
+        say(f"done     {about['tasks']:,} task{plural}{steps}, {about['elapsed_s']:.1f} s, {about['rate']:,.0f} tasks/s, 0 failed")
+        if about["task_seconds"] > 1 and about["workers"]:
+            value = about["speedup"]["value"]
+            say(f"speedup  {value:.1f}x on {about['workers']} workers ({100 * value / about['workers']:.0f} %), "
+                f"against {about['task_seconds']:.1f} s of task time one after the other")
+
+
+def _print_group(group: dict, full: bool, say: Callable) -> None:
+    say(f"\n{group['count']} x {group['type']}: {group['message']}    {group['where']}")
+    say(f"    tasks {', '.join(group['tasks'][:5])}{' …' if len(group['tasks']) > 5 else ''}")
+    lines = group["traceback"].rstrip().splitlines()
+    say(_indent("\n".join(lines if full or len(lines) <= 12 else [*lines[:1], "  …", *lines[-9:]])))
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"    {components.printable(line)}" for line in text.rstrip().splitlines())
+
+
+# -- a swarm for one run -------------------------------------------------------------------------------------------
+
+
+class LocalSwarm:
+    """A master and a slave on free loopback addresses, in a temporary folder, for as long as the `with` block."""
+
+    def __init__(self, workers: str | None, settings: list[str]):
+        self._workers = workers
+        self._settings = settings
+        self._children: list[tuple[subprocess.Popen, socket.socket]] = []
+
+    def __enter__(self) -> "LocalSwarm":
+        self.folder = tempfile.mkdtemp(prefix="concurrent-")
+        try:
+            quiet = ["-q", *(word for setting in self._settings for word in ("--set", setting))]
+            self._start("master", "--port", "0", "--no-journal", *quiet)
+            self.access = os.path.join(self.folder, "master", "keys", "client.access")
+            access = os.path.join(self.folder, "master", "keys", "slave.access")
+            workers = ["--workers", self._workers] if self._workers else []
+            self._start("slave", "--access", access, *workers, *quiet)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for process, line in reversed(self._children):
+            line.close()  # the node follows its parent
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self, role: str, *arguments: str) -> None:
+        """Starts a node and waits until it says that it is ready. Raises Error if it ends instead."""
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", f"{__package__}.{role}", "--env", os.path.join(self.folder, role)]
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        environ["CONCURRENT_SWARM_STATE"] = self.folder
+        with theirs:
+            process = subprocess.Popen(
+                [*command, "--parent", str(theirs.fileno()), *arguments], env=environ, pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
+            )
+        self._children.append((process, ours))
+        ours.settimeout(30)
+        with ours.makefile("rb") as line:
+            if not line.readline():
+                raise components.Error(f"the local {role} did not start", f"it ended with exit code {process.wait(5)}",
+                                       f"its reason stands above; try python {role}.py --env {self.folder}/{role}")
+
+
+# -- command line --------------------------------------------------------------------------------------------------
+
+EXAMPLES = """examples:
+  client.py samples/md5.py --local              start a swarm here, run, stop it
+  client.py samples/md5.py --master node01 --access client.access
+  client.py samples/md5.py --workers 0 --pdb    run every task in this process
+
+exit: 0 ok, 1 failed, 2 usage, 3 no connection, 4 gave up waiting, 130 Ctrl-C, 143 SIGTERM
+"""
+
+
+def parser() -> components.ArgumentParser:
+    """The options of `client.py`."""
+    made = components.ArgumentParser(
+        prog="client.py", usage="client.py APP [options]    run an application on a swarm",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("app", nargs="?", metavar="APP", help="a .py file or a package folder")
+    made.add_argument("-m", dest="module", metavar="MODULE", help="a module of an importable package instead of APP")
+    run = made.add_argument_group("run")
+    run.add_argument("--master", metavar="HOST[:PORT]", help="where the master is (127.0.0.1:8080)")
+    run.add_argument("--local", action="store_true", help="start a master and a slave for this run")
+    run.add_argument("--workers", metavar="N", help="workers of --local; 0: run in this process")
+    run.add_argument("--keep", action="store_true", help="leave the local swarm up until Ctrl-C")
+    run.add_argument("--app", dest="chosen", metavar="CLASS", help="which application of the file")
+    run.add_argument("--step", action="store_true", help="lock-step; Enter begins the next step")
+    output = made.add_argument_group("output and limits")
+    output.add_argument("--json", action="store_true", help="one object on stdout at the end")
+    output.add_argument("--full-traceback", action="store_true", help="show every frame")
+    output.add_argument("--pdb", action="store_true", help="debug a failing task (with --workers 0)")
+    output.add_argument("--wait", metavar="S", type=float, default=30.0, help="seconds to wait for a worker (30)")
+    output.add_argument("--timeout", metavar="S", type=float, help="give up after so many seconds")
+    rpc.common_options(made)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs an application; returns the exit code."""
+    return components.run_main(_main, argv)
+
+
+def _main(argv: list[str]) -> int:
+    code = rpc.administer("client", argv)
+    if code is not None:
+        return code
+    options = parser().parse_args(argv)
+    if bool(options.app) == bool(options.module):
+        raise components.UsageError("which application?", "give one file, or one module with -m",
+                                    "client.py samples/md5.py --local")
+    if options.pdb and options.workers != "0":
+        raise components.UsageError("--pdb needs --workers 0", "only then do tasks run in this process", "add --workers 0")
+    bundle = rpc.make_bundle(options.app, options.module)
+    rpc.answer_framework([rpc.FRAMEWORK, rpc.PUBLIC_NAME])
+    with contextlib.ExitStack() as stack:
+        if options.local and options.workers != "0":
+            swarm = stack.enter_context(LocalSwarm(options.workers, [s for s in options.set if s.startswith("master.")]))
+            options.access, options.env = swarm.access, os.path.join(swarm.folder, "client")
+        return _run(options, bundle, stack)
+
+
+def _run(options: argparse.Namespace, bundle: rpc.Bundle, stack: contextlib.ExitStack) -> int:
+    settings = [f"client.master={options.master}"] if options.master else []
+    if not options.log_format and not options.quiet:
+        settings.append("node.log_level=info")
+    environment, config = rpc.open_environment("client", options, settings)
+    stack.enter_context(environment)
+    terminal = components.Terminal(color=options.color)
+    module = rpc.load_app(bundle.root, bundle.manifest)
+    cls = rpc.find_application(module, ApplicationNode, options.chosen)
+    if options.workers == "0":
+        swarm = Inline(config, _debugger if options.pdb else None)
+    else:
+        swarm = ClientNode(environment, config, config.get(ClientNode.master_address), options.access)
+    stack.enter_context(components.configure_logging(environment, swarm.log_format, swarm.log_level, terminal))
+    stack.callback(swarm.close)
+    app = swarm[cls]
+    app.swarm, app.bundle, app.by_hand = swarm, bundle, options.step
+    swarm.watch = Watch(app, terminal, options.wait, not options.quiet and not options.json)
+    config.check_unknown()
+    code = _perform(app, options, terminal)
+    if options.keep and options.local:
+        print("the swarm stays up; Ctrl-C stops it", file=sys.stderr)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
+    return code
+
+
+def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: components.Terminal) -> int:
+    """Runs the application and reports. Returns the exit code."""
+    interrupted = Interrupts(app, options)
+    try:
+        app.app_init()
+        code = app.app_main() or 0
+    except (components.Unreachable, components.GaveUp, components.UsageError):
+        app.swarm.watch.end()
+        if not interrupted.code:
+            raise
+        code = interrupted.code
+    except Exception as error:  # the application's own
+        app.error, code = error, components.EXIT_FAILED
+    app.swarm.watch.end()
+    about = summary(app, interrupted.code or code)
+    if not about["exit"] and about["failed"]:
+        about["ok"], about["exit"] = False, components.EXIT_FAILED
+    if options.json:
+        print(json.dumps(about, default=str), flush=True)
+    elif app.result is not None:
+        print(f"result   {app.result}", flush=True)
+    if not options.quiet or about["exit"]:
+        print_end(about, terminal, options.app or f"-m {options.module}", options.full_traceback)
+    return about["exit"]
+
+
+class Interrupts:
+    """Ctrl-C, SIGTERM and --timeout: the first cancels what runs and waits a moment, the second leaves at once."""
+
+    def __init__(self, app: ApplicationNode, options: argparse.Namespace):
+        self.code = 0
+        self._app = app
+        rpc.stop_on_signals(self._signal)
+        if options.timeout:
+            signal.signal(signal.SIGALRM, lambda *_: self._end(components.EXIT_GAVE_UP, f"--timeout {options.timeout:g} s passed"))
+            signal.setitimer(signal.ITIMER_REAL, options.timeout)
+
+    def _signal(self, number: int) -> None:
+        self._end(128 + number, "stopping: cancelling; Ctrl-C again to leave at once" if number == signal.SIGINT else "stopping")
+
+    def _end(self, code: int, why: str) -> None:
+        if self.code or isinstance(self._app.swarm, Inline):
+            self.code = self.code or code
+            raise KeyboardInterrupt
+        self.code = code
+        self._app.swarm.watch.end()
+        print(why, file=sys.stderr)
+        self._app.swarm.on_signal(self._app.cancel_everything)
+
+
+def _debugger(task: tasks.Task) -> None:
+    """Post mortem of a task that raised."""
+    import pdb  # slow to import, seldom needed
+
+    traceback.print_exc()
+    pdb.post_mortem()

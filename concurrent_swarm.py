@@ -1,0 +1,20 @@
+"""The checkout as a package.
+
+Python looks for modules next to the script it was given. This module has a `__path__`, which by the import system's
+own definition makes it a package, and its modules are the files around it: `concurrent_swarm.tasks` is `./tasks.py` in
+a bare checkout, under the very name it has once installed. Nothing imports this file when the package is installed or
+vendored.
+"""
+
+import sys
+from importlib import import_module
+from os.path import basename, dirname, realpath, splitext
+
+__path__ = [dirname(realpath(__file__))]
+
+
+def run(script: str) -> None:
+    """Run a role by its file, as in `python master.py`, under its real name. Raises SystemExit with its exit code."""
+    role = import_module(f"{__name__}.{splitext(basename(realpath(script)))[0]}")
+    sys.modules["__main__"].__spec__ = role.__spec__  # spawned children start from it
+    raise SystemExit(role.main())

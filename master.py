@@ -1,0 +1,1889 @@
+"""The master: takes work from owners, hands it to slaves, and answers for every task.
+
+    client  --submit, push_tasksystem-->  Channel  -.                       .->  Channel  --lease-->   slave
+            <--accepted, outcome--------            |                       |             <--result--
+                                                    v                       |
+    host    --submit, system_done------>  Pipe  --> MasterNode --event--> Board --Effects(records, messages, after)
+            <--outcome------------------                                    |
+                                                              Journal  <----'  records; `after` goes out on commit
+
+`Board` decides and does no I/O; `MasterNode` moves messages, in one thread, and decides nothing. The journal's thread
+commits. User code runs in hosts, one process per task system, and never here: payloads pass through unopened.
+
+The Board holds ranges. A *batch* is (owner, number, count), its tasks are 0..count-1, and `number` is the ordinal of
+its first task; a *lease* is a part lo..hi of a batch in the hands of one slave; nothing on the healthy path costs per
+task. `now` (seconds, monotonic) is an argument of every event, and `check()` states what always holds.
+
+    owner --submit--> batch ----> queue --assign--> lease --result--> outcome --settled--> forgotten
+                                    ^                 |
+                                    '-- given back, worker or slave lost, master restarted
+
+Records, in order, are all that `restore` needs:
+    ("life", n)                                         nth start of the master; lease ids of two lives never meet
+    ("owner", owner, kind, key, name) · ("gone", owner)
+    ("batch", owner, number, count, group, options, payload) · ("settled", owner, number)
+    ("retry", owner, number, lo, hi, deaths, losses)    these tasks lost their worker or slave, and wait again
+    ("outcome", owner, number, lo, hi, seconds, failures, payload)
+
+Messages: the second item names the peer.
+    ("lease", slave, Lease) · ("revoke", slave, lease id, kill) · ("steal", slave, lease id)
+    ("accepted", owner, number) · ("refused", owner, number, reason)
+    ("outcome", owner, number, lo, hi, seconds, failures, payload, slave)
+A key of `failures` is an ordinal in the batch as text, or "*" for every task of lo..hi (cancelled, lost, poisoned).
+A slave holds a lease until it has reported every task of it, a revoked one too: its tasks have their outcome already,
+and its slot is free when the slave says so.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # hand over to the one copy of this module, under its real name
+    if __spec__ is None:  # python master.py
+        from concurrent_swarm import run
+
+        run(__file__)
+    from importlib import import_module  # python -m concurrent_swarm.master
+
+    raise SystemExit(import_module(__spec__.name).main())
+
+import argparse
+import collections
+import heapq
+import itertools
+import json
+import logging
+import math
+import os
+import queue
+import signal
+import sqlite3
+import sys
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import components, rpc, tasks
+from .components import Error
+
+log = logging.getLogger(__spec__.name)
+
+
+TARGET = 0.005  # seconds of work a lease should hold: 25 times what a lease itself costs
+MAX_LEASE = 512  # tasks; beyond, nothing is gained and tails grow
+UNKNOWN = 0.020  # seconds a lease of a kind that was never measured is taken for: two per slot
+STEAL_AGE = 0.050  # seconds a lease is left alone before a slave without work may ask for a part of it
+STEAL_WIDTH = 64  # leases asked for per round
+WIDTH = 8  # slaves shown to the scheduler per lease: best of eight, whatever the size of the swarm
+MAX_ATTEMPTS = 3  # worker deaths until a task counts as poisoned
+MAX_LOSSES = 10  # slaves lost under one task until it counts as lost
+LIMIT = 10_000_000  # unsettled tasks per owner
+MAX_KINDS = 1000  # names measured apart per owner
+MAX_DEMANDS = 64  # unused demands kept
+SMOOTH = 0.3  # weight of the newest measurement
+EPSILON = 1e-9  # sums of amounts such as 0.1 may miss by this much
+
+
+# -- ranges --------------------------------------------------------------------------------------------------
+
+
+def split(ranges: list, lo: int, hi: int) -> tuple[list, list]:
+    """Divide the tuples (lo, hi, …) into what lies inside lo..hi and what lies outside, cutting where
+    needed."""
+    if len(ranges) == 1 and ranges[0][:2] == (lo, hi):  # the healthy path
+        return ranges, []
+    inside, outside = [], []
+    for piece in ranges:
+        a, b, rest = piece[0], piece[1], piece[2:]
+        cuts = (a, min(b, lo), outside), (max(a, lo), min(b, hi), inside), (max(a, hi), b, outside)
+        for x, y, side in cuts:
+            if x < y:
+                side.append((x, y, *rest))
+    return inside, outside
+
+
+def total(ranges: list) -> int:
+    """How many tasks the ranges hold."""
+    tasks = 0
+    for piece in ranges:
+        tasks += piece[1] - piece[0]
+    return tasks
+
+
+def _add(numbers: list, number: int):
+    """Add a number to a sorted list of disjoint [lo, hi] lists; it stays short while numbers come about in
+    order."""
+    at = len(numbers)
+    while at and numbers[at - 1][0] > number:
+        at -= 1
+    if at and numbers[at - 1][1] == number:
+        numbers[at - 1][1] += 1
+    else:
+        numbers.insert(at, [number, number + 1])
+        at += 1
+    if at < len(numbers) and numbers[at - 1][1] == numbers[at][0]:
+        numbers[at - 1][1] = numbers.pop(at)[1]
+
+
+# -- what the board holds ------------------------------------------------------------------------------------
+
+
+class Effects(NamedTuple):
+    """What an event asks for: records to journal, messages to send now, and messages to send once these
+    records and all earlier ones are committed."""
+
+    records: list
+    messages: list
+    after: list
+
+
+class Kind:
+    """Tasks of one owner with one name: their measured seconds (each, smoothed; None at first) and lease
+    size."""
+
+    __slots__ = ("seconds", "size")
+
+    def __init__(self):
+        self.seconds = None
+        self.size = 1
+
+    def measure(self, each: float):
+        """Take in the seconds one task took. The size follows, at most doubling."""
+        self.seconds = each if self.seconds is None else self.seconds + SMOOTH * (each - self.seconds)
+        fitting = int(min(TARGET / self.seconds, MAX_LEASE)) if self.seconds > 0 else MAX_LEASE
+        self.size = max(1, min(self.size * 2, fitting))
+
+    def estimate(self, tasks: int) -> float:
+        """Seconds that a lease of so many tasks is expected to take."""
+        return UNKNOWN if self.seconds is None else self.seconds * tasks
+
+
+class Demand:
+    """What a lease needs of a slave, with the owners that wait for it, in turn, and the slaves that may have
+    room.
+
+    `idle` and `free` may name a slave whose room is gone (it is taken out when met), never miss one that has
+    room: idle for a free slot, free for prefetching."""
+
+    __slots__ = ("able", "batches", "free", "idle", "needs", "ring", "tags")
+
+    def __init__(self, needs: tuple, tags: frozenset):
+        self.needs = needs  # ((name, amount), …), amounts above 0
+        self.tags = tags
+        self.batches = 0  # live batches with this demand
+        self.ring = OrderedDict()  # Owner -> Line, the next in turn first
+        self.able = set()
+        self.idle = OrderedDict()
+        self.free = OrderedDict()
+
+    def offer(self, slave: "Slave"):
+        """The slave may have room (again)."""
+        if slave in self.able:
+            self.idle[slave] = self.free[slave] = None
+
+    def fit(self, slave: "Slave", here: bool = True):
+        """Look anew whether the slave could ever take this; it could not when it is not here any more."""
+        if here and not slave.draining and not slave.lacks(self):
+            self.able.add(slave)
+            self.offer(slave)
+        else:
+            self.able.discard(slave)
+            self.idle.pop(slave, None)
+            self.free.pop(slave, None)
+
+    def served(self, slave: "Slave"):
+        """The slave took a lease: the others come first now."""
+        for slaves in (self.idle, self.free):
+            if slave in slaves:
+                slaves.move_to_end(slave)
+
+
+class Line:
+    """The queued batches of one owner with one demand, in order, and how many tasks of them are queued."""
+
+    __slots__ = ("batches", "tasks")
+
+    def __init__(self):
+        self.batches = OrderedDict()  # Batch -> None
+        self.tasks = 0
+
+
+class Owner:
+    """Whoever submits: a client or the host of a task system. `attached`: its connection is there."""
+
+    __slots__ = (
+        *("attached", "batches", "forgotten", "id", "key", "kind", "kinds", "lines", "name", "served"),
+        "tasks",
+    )
+
+    def __init__(self, owner: str, kind: str, key: str, name: str):
+        self.id, self.kind, self.key, self.name = owner, kind, key, name
+        self.attached = False
+        self.batches = {}  # number -> Batch, until settled
+        self.forgotten = []  # numbers settled, as [lo, hi] lists
+        self.tasks = 0  # of all batches here
+        self.kinds = {}  # name -> Kind
+        self.lines = {}  # Demand -> Line, only with something queued
+        self.served = 0  # the last lease made for it
+
+    def kind_of(self, name: str) -> Kind:
+        """The kind of that name; an owner with too many names gets one for all further ones."""
+        if name not in self.kinds and len(self.kinds) >= MAX_KINDS:
+            name = ""
+        return self.kinds.setdefault(name, Kind())
+
+
+class Batch:
+    """Tasks 0..count-1 submitted together. `payload` is only handed through, and let go with the last
+    outcome."""
+
+    __slots__ = (
+        *("count", "demand", "group", "kind", "leases", "number", "options", "outcomes", "owner", "payload"),
+        *("queue", "queued", "remaining", "serial", "since"),
+    )
+
+    def __init__(self, owner: Owner, number: int, count: int, group: int, options: dict, payload: Any):
+        self.owner, self.number, self.count, self.group = owner, number, count, group
+        self.options, self.payload = options, payload
+        self.demand = self.kind = None
+        self.serial = 0  # order of arrival
+        self.since = 0.0  # when it arrived
+        self.queue = []  # (lo, hi, deaths, losses), next first
+        self.queued = 0  # tasks in it
+        self.leases = {}  # id -> Lease, revoked ones too
+        self.outcomes = []  # (lo, hi, seconds, failures, payload, slave)
+        self.remaining = count  # tasks without outcome
+
+
+class Lease:
+    """The tasks lo..hi of a batch in the hands of one slave. `open`: the ranges it has not reported yet."""
+
+    __slots__ = (
+        *("asked", "batch", "deaths", "estimate", "hi", "id", "killed", "lo", "losses", "open", "revoked"),
+        *("since", "slave", "tasks"),
+    )
+
+    def __init__(self, number: int, batch: Batch, lo: int, hi: int, deaths: int, losses: int, now: float):
+        self.id, self.batch, self.lo, self.hi = number, batch, lo, hi
+        self.deaths, self.losses = deaths, losses
+        self.open = [(lo, hi)]
+        self.tasks = hi - lo  # open ones
+        self.estimate = batch.kind.estimate(hi - lo)
+        self.since = now
+        self.slave = None
+        self.asked = self.revoked = self.killed = False
+
+    @property
+    def attempt(self) -> int:
+        """1 for tasks that never lost a worker or a slave, and one more for each time they did."""
+        return self.deaths + self.losses + 1
+
+    @property
+    def divisible(self) -> bool:
+        """Whether its slave may have a part to give back: several tasks, or leases that wait for a slot."""
+        return self.tasks > 1 or len(self.slave.leases) > self.slave.workers
+
+
+def depth(seconds: float) -> int:
+    """How many leases per slot a slave may hold when they take so many seconds each: enough for 20 ms, at
+    most 16, and from 100 ms on just the one that runs, since work held back can go to whoever is free
+    first."""
+    if seconds >= 0.1:
+        return 1
+    return min(16, math.ceil(0.02 / seconds) + 1) if seconds >= 0.001 else 16
+
+
+class Slave:
+    """A slave as the board and the schedulers see it (a scheduler reads, and changes nothing).
+
+    `workers` slots; `resources` amounts by name and `tags`; in its hands are `open_tasks` in `open_leases`,
+    expected to take `open_seconds` of one worker; `credit` leases it may take now; `done_tasks` took
+    `seconds`; `pace` is above 1 where tasks take longer than elsewhere; `last` is the id of its newest lease.
+    """
+
+    __slots__ = (
+        *("done_tasks", "draining", "id", "last", "leases", "name", "open_seconds", "open_tasks", "pace"),
+        *("resources", "seconds", "tags", "used", "workers"),
+    )
+
+    def __init__(self, slave: str, name: str, resources: dict, tags, workers: int):
+        self.id, self.name = slave, name or slave
+        self.resources, self.tags, self.workers = dict(resources), frozenset(tags), workers
+        self.draining = False
+        self.leases = {}  # id -> Lease, oldest first
+        self.used = {}  # resource name -> amount its leases need together
+        self.open_seconds = 0.0
+        self.open_tasks = self.done_tasks = self.last = 0
+        self.seconds = 0.0
+        self.pace = 1.0
+
+    @property
+    def open_leases(self) -> int:
+        """Leases in its hands."""
+        return len(self.leases)
+
+    @property
+    def credit(self) -> int:
+        """Leases like those it holds that it may take besides them."""
+        if self.draining:
+            return 0
+        mean = self.open_seconds / len(self.leases) if self.leases else UNKNOWN
+        return max(0, depth(mean) * self.workers - len(self.leases))
+
+    def deep(self, estimate: float) -> int:
+        """Leases per slot when one of so many seconds joins those it holds; their mean time decides, so
+        nothing short is sent to wait behind something long, or the other way round."""
+        return depth((self.open_seconds + estimate) / (len(self.leases) + 1))
+
+    def room(self, needs: tuple, deep: int) -> bool:
+        """Whether a lease with these needs fits, with up to `deep` times its slots and amounts promised. The
+        slave itself keeps to the amounts: it starts a lease when they are free."""
+        if self.draining or len(self.leases) >= deep * self.workers:
+            return False
+        for name, amount in needs:
+            if self.used.get(name, 0) + amount > deep * self.resources.get(name, 0) + EPSILON:
+                return False
+        return True
+
+    def lacks(self, demand: Demand) -> str:
+        """Why it can never take such a lease, however idle it is; "" when it can."""
+        for name, amount in demand.needs:
+            if amount > self.resources.get(name, 0) + EPSILON:
+                return f"has {self.resources.get(name, 0)} {name}, {amount} needed"
+        missing = ", ".join(sorted(demand.tags - self.tags))
+        return f"lacks the tag {missing}" if missing else ""
+
+    def take(self, lease: Lease):
+        """Count a lease in."""
+        lease.slave = self
+        self.leases[lease.id] = lease
+        self.last = lease.id
+        self.open_tasks += lease.tasks
+        self.open_seconds += lease.estimate
+        for name, amount in lease.batch.demand.needs:
+            self.used[name] = self.used.get(name, 0) + amount
+
+    def drop(self, lease: Lease):
+        """Count a lease out, all of whose tasks are reported."""
+        del self.leases[lease.id]
+        self.open_seconds -= lease.estimate
+        for name, amount in lease.batch.demand.needs:
+            self.used[name] -= amount
+        if not self.leases:  # rounding errors do not add up
+            self.open_seconds = 0.0
+            self.used.clear()
+
+    def measure(self, kind: Kind, tasks: int, seconds: float):
+        """Take in that it ran so many tasks of a kind in so many seconds."""
+        self.done_tasks += tasks
+        self.seconds += seconds
+        if kind.seconds:
+            ratio = min(10.0, max(0.1, seconds / tasks / kind.seconds))
+            self.pace += SMOOTH * (ratio - self.pace)
+
+
+def failure(kind: str, name: str, message: str, where: str = "") -> dict:
+    """The failures of an outcome that the board itself decides, for every task of its range."""
+    return {"*": {"type": name, "message": message, "traceback": "", "where": where, "kind": kind}}
+
+
+def _demanded(options: dict) -> tuple[tuple, frozenset]:
+    """The needs and tags of a batch's options. Raises ValueError with the reason."""
+    resources = options.get("resources") or {}
+    if not isinstance(resources, dict):
+        raise ValueError(f"resources is {resources!r}, an object of amounts by name is needed")
+    tags = resources.get("tags", [])
+    if not isinstance(tags, (list, tuple)) or not all(isinstance(tag, str) for tag in tags):
+        raise ValueError(f"the resource tags is {tags!r}, a list of texts is needed")
+    needs = {"cpus": 1, **{name: amount for name, amount in resources.items() if name != "tags"}}
+    for name, amount in needs.items():
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 <= amount < math.inf:
+            raise ValueError(f"the resource {name} is {amount!r}, a number from 0 is needed")
+    return tuple(sorted((name, amount) for name, amount in needs.items() if amount)), frozenset(tags)
+
+
+# -- the board -----------------------------------------------------------------------------------------------
+
+
+class Board:
+    """Owners, batches, leases, slaves and queues; each event method returns `Effects`. Ids are texts, ranges
+    half open.
+
+    scheduler -- has `place(slaves, lease)`, `task_pushed(slave, count)`, `task_finished(slave, count)`; may
+        be replaced while running. None takes the slave that was not served for longest.
+    limit -- unsettled tasks an owner may have.
+    max_attempts -- worker deaths that make a task poisoned.
+
+    `deadline`: when to call `tick` next (None: not before the next event). `counters`: what happened, by
+    name. `scheduler_error`: the last exception of the scheduler, for the node to report (the board then chose
+    by itself)."""
+
+    def __init__(self, scheduler: Any = None, limit: int = LIMIT, max_attempts: int = MAX_ATTEMPTS):
+        self.scheduler, self.limit, self.max_attempts = scheduler, limit, max_attempts
+        self.owners = {}  # id -> Owner
+        self.slaves = {}  # id -> Slave
+        self.leases = {}  # id -> Lease
+        self.demands = {}  # (needs, tags) -> Demand
+        self.slots = 0  # workers of all slaves that do not drain
+        self.life = 0
+        self.counters = Counter()
+        self.deadline = None
+        self.scheduler_error = None
+        self._lease_ids = itertools.count(1)
+        self._serials = itertools.count(1)
+
+    # -- owners ----------------------------------------------------------------------------------------------
+
+    def owner_joined(self, owner: str, kind: str, now: float, key: str = "", name: str = "") -> Effects:
+        """A new owner, attached. One that is known already is attached again."""
+        if owner in self.owners:
+            return self.owner_attached(owner, now)
+        self.owners[owner] = Owner(owner, kind, key, name)
+        self.owners[owner].attached = True
+        return Effects([("owner", owner, kind, key, name)], [], [])
+
+    def owner_detached(self, owner: str, now: float) -> Effects:
+        """Its connection is gone. Its work goes on and outcomes are kept until it is back."""
+        if owner in self.owners:
+            self.owners[owner].attached = False
+        return Effects([], [], [])
+
+    def owner_attached(self, owner: str, now: float) -> Effects:
+        """It is back: it hears again what was accepted, and every outcome that it has not settled."""
+        effects = Effects([], [], [])
+        known = self.owners.get(owner)
+        if known is not None:
+            known.attached = True
+            for number, batch in known.batches.items():
+                effects.after.append(("accepted", owner, number))
+                for outcome in batch.outcomes:
+                    effects.after.append(("outcome", owner, number, *outcome))
+        return effects
+
+    def owner_gone(self, owner: str, now: float) -> Effects:
+        """It will not come back: what it has queued never runs, its leases are revoked, its outcomes
+        forgotten."""
+        effects = Effects([], [], [])
+        if owner in self.owners:
+            self._drop_owner(owner, effects)
+            effects.records.append(("gone", owner))
+        return self._assigned(effects, now)
+
+    def _drop_owner(self, owner, effects):
+        known = self.owners[owner]
+        for batch in list(known.batches.values()):
+            self._forget(batch, effects)
+        del self.owners[owner]
+
+    # -- batches ---------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        owner: str,
+        number: int,
+        count: int,
+        now: float,
+        group: int = 1,
+        options: dict | None = None,
+        payload: Any = None,
+    ) -> Effects:
+        """Take in a batch. A repeat of (owner, number) is accepted again and changes nothing.
+
+        group -- tasks per record of the payload; leases end between groups where they can.
+        options -- "resources": {"cpus": 1, amounts by name, "tags": […]}, "name": what is measured together.
+        """
+        effects = Effects([], [], [])
+        options = options or {}
+        known = self.owners.get(owner)
+        if known is not None and self._submitted(known, number):
+            self.counters["repeated submit"] += 1
+            effects.after.append(("accepted", owner, number))
+            return effects
+        reason = self._objection(known, owner, count, group, options)
+        if reason:
+            self.counters["refused"] += 1
+            effects.messages.append(("refused", owner, number, reason))
+            return effects
+        batch = self._add_batch(known, number, count, group, options, payload, now)
+        self._enqueue(batch, (0, count, 0, 0))
+        effects.records.append(("batch", owner, number, count, group, options, payload))
+        effects.after.append(("accepted", owner, number))
+        return self._assigned(effects, now)
+
+    def cancel(self, owner: str, number: int | None, now: float, kill: bool = False) -> Effects:
+        """End one batch, or all of an owner (None): every task without outcome is cancelled. Leases are
+        revoked; with `kill` what runs is killed too."""
+        effects = Effects([], [], [])
+        known = self.owners.get(owner)
+        if known is not None:
+            batches = known.batches.values() if number is None else [known.batches.get(number)]
+            for batch in batches:
+                if batch is not None:
+                    self._cancel(batch, kill, effects)
+        return self._assigned(effects, now)
+
+    def settled(self, owner: str, numbers: list, now: float) -> Effects:
+        """The owner's callbacks of these batches ran: they are forgotten. (One that still lacks outcomes here
+        had them before a restart of the master; the owner knows best, so what is left of it is dropped.)"""
+        effects = Effects([], [], [])
+        known = self.owners.get(owner)
+        for number in numbers if known is not None else ():
+            batch = known.batches.get(number)
+            if batch is not None:
+                self._forget(batch, effects)
+                effects.records.append(("settled", owner, number))
+        return self._assigned(effects, now)
+
+    @staticmethod
+    def _submitted(owner, number):
+        return number in owner.batches or any(lo <= number < hi for lo, hi in owner.forgotten)
+
+    def _objection(self, known, owner, count, group, options):
+        """Why a batch cannot be taken, "" if it can."""
+        if known is None:
+            return f"{owner} is not registered here"
+        if count < 1 or group < 1:
+            return f"the batch has {count} tasks in groups of {group}, at least 1 is needed of both"
+        if known.tasks + count > self.limit:
+            return f"{owner} has {known.tasks} unsettled tasks; with {count} more it passes {self.limit}"
+        try:
+            _demanded(options)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def _add_batch(self, owner, number, count, group, options, payload, now):
+        batch = Batch(owner, number, count, group, options, payload)
+        batch.demand = self._demand(options)
+        batch.demand.batches += 1
+        batch.kind = owner.kind_of(str(options.get("name", "")))
+        batch.serial = next(self._serials)
+        batch.since = now
+        owner.batches[number] = batch
+        owner.tasks += count
+        self.counters["submitted"] += count
+        return batch
+
+    def _demand(self, options):
+        needs = _demanded(options)
+        demand = self.demands.get(needs)
+        if demand is None:
+            if len(self.demands) >= MAX_DEMANDS:
+                self.demands = {key: demand for key, demand in self.demands.items() if demand.batches}
+            demand = self.demands[needs] = Demand(*needs)
+            for slave in self.slaves.values():
+                demand.fit(slave)
+        return demand
+
+    def _cancel(self, batch, kill, effects):
+        what = failure("cancelled", "Cancelled", "the task was cancelled")
+        for lo, hi, _, _ in self._dequeue_all(batch):
+            self._end(batch, lo, hi, 0.0, what, None, "", effects)
+        for lease in batch.leases.values():
+            for lo, hi in () if lease.revoked else lease.open:
+                self._end(batch, lo, hi, 0.0, what, None, "", effects)
+            self._revoke(lease, kill, effects)
+
+    def _revoke(self, lease, kill, effects):
+        if not lease.revoked or (kill and not lease.killed):
+            lease.revoked, lease.killed = True, lease.killed or kill
+            effects.messages.append(("revoke", lease.slave.id, lease.id, kill))
+
+    def _end(self, batch, lo, hi, seconds, failures, payload, slave, effects):
+        """Give tasks their outcome, for good."""
+        batch.outcomes.append((lo, hi, seconds, failures, payload, slave))
+        batch.remaining -= hi - lo
+        self.counters["ended"] += hi - lo
+        owner = batch.owner
+        effects.records.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload))
+        if owner.attached:
+            effects.messages.append(
+                ("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload, slave)
+            )
+        if not batch.remaining:
+            batch.payload = None
+
+    def _forget(self, batch, effects):
+        self._dequeue_all(batch)
+        for lease in batch.leases.values():
+            self._revoke(lease, False, effects)
+        self.counters["dropped"] += batch.remaining
+        batch.demand.batches -= 1
+        owner = batch.owner
+        owner.tasks -= batch.count
+        del owner.batches[batch.number]
+        _add(owner.forgotten, batch.number)
+
+    # -- queues ----------------------------------------------------------------------------------------------
+
+    def _enqueue(self, batch, piece, front=False):
+        """Put (lo, hi, deaths, losses) at the end of the owner's queue, or what came back at its front."""
+        owner, demand = batch.owner, batch.demand
+        line = owner.lines.get(demand)
+        if line is None:
+            line = owner.lines[demand] = demand.ring[owner] = Line()
+        tasks = piece[1] - piece[0]
+        line.tasks += tasks
+        batch.queued += tasks
+        line.batches[batch] = None
+        if front:
+            batch.queue.insert(0, piece)
+            line.batches.move_to_end(batch, last=False)
+        else:
+            batch.queue.append(piece)
+
+    def _dequeue(self, batch, tasks):
+        """Take the first tasks of the batch's first range out."""
+        lo, hi, deaths, losses = batch.queue[0]
+        if lo + tasks == hi:
+            del batch.queue[0]
+        else:
+            batch.queue[0] = (lo + tasks, hi, deaths, losses)
+        self._shorten(batch, tasks)
+
+    def _dequeue_all(self, batch):
+        pieces, batch.queue = batch.queue, []
+        if pieces:
+            self._shorten(batch, batch.queued)
+        return pieces
+
+    @staticmethod
+    def _shorten(batch, tasks):
+        owner, demand = batch.owner, batch.demand
+        line = owner.lines[demand]
+        line.tasks -= tasks
+        batch.queued -= tasks
+        if not batch.queued:
+            del line.batches[batch]
+            if not line.batches:
+                del owner.lines[demand], demand.ring[owner]
+
+    # -- slaves ----------------------------------------------------------------------------------------------
+
+    def slave_joined(
+        self, slave: str, resources: dict, tags: list, workers: int, now: float, name: str = ""
+    ) -> Effects:
+        """A slave with these amounts, tags and slots is here, with empty hands."""
+        effects = Effects([], [], [])
+        if slave in self.slaves:
+            self._lose(slave, "joined again", effects)
+        self.slaves[slave] = Slave(slave, name, resources, tags, workers)
+        self._fit(slave)
+        return self._assigned(effects, now)
+
+    def slave_changed(self, slave: str, resources: dict, workers: int, now: float) -> Effects:
+        """Its amounts or slots are others now. What it holds it keeps."""
+        known = self.slaves.get(slave)
+        if known is not None:
+            known.resources, known.workers = dict(resources), workers
+            self._fit(slave)
+        return self._assigned(Effects([], [], []), now)
+
+    def slave_draining(self, slave: str, now: float) -> Effects:
+        """It takes no more leases; it ends or gives back those that it has."""
+        if slave in self.slaves:
+            self.slaves[slave].draining = True
+            self._fit(slave)
+        return self._assigned(Effects([], [], []), now)
+
+    def slave_lost(self, slave: str, now: float, reason: str = "") -> Effects:
+        """It is gone. What it held goes back to the front of the queue, and counts against the budget of
+        losses."""
+        effects = Effects([], [], [])
+        if slave in self.slaves:
+            self._lose(slave, reason or "lost", effects)
+        return self._assigned(effects, now)
+
+    def _fit(self, slave):
+        here = slave in self.slaves
+        for demand in self.demands.values():
+            if here:
+                demand.fit(self.slaves[slave])
+        self.slots = sum(known.workers for known in self.slaves.values() if not known.draining)
+
+    def _lose(self, slave, reason, effects):
+        gone = self.slaves[slave]
+        self.counters["slaves lost"] += 1
+        for lease in reversed(list(gone.leases.values())):  # the oldest is put in front last
+            for lo, hi in reversed(self._report(lease, lease.lo, lease.hi)):
+                self._retry(lease, lo, hi, lease.deaths, lease.losses + 1, reason, effects)
+        del self.slaves[slave]
+        for demand in self.demands.values():
+            demand.fit(gone, here=False)
+        self._fit(slave)
+
+    # -- leases ----------------------------------------------------------------------------------------------
+
+    def result(
+        self,
+        slave: str,
+        lease: int,
+        lo: int,
+        hi: int,
+        seconds: float,
+        payload: Any,
+        failures: dict,
+        now: float,
+    ) -> Effects:
+        """The slave ran the tasks lo..hi of a lease in so many seconds together. Accepted once, from the
+        slave that holds the lease; anything else is counted and dropped."""
+        effects = Effects([], [], [])
+        held = self._held(slave, lease)
+        if held is None:
+            return effects
+        parts = self._report(held, lo, hi)
+        if held.revoked:
+            self.counters["revoked result"] += 1
+        elif parts == [(lo, hi)]:
+            seconds = seconds if 0 <= seconds < 1e9 else 0.0
+            held.slave.measure(held.batch.kind, hi - lo, seconds)
+            held.batch.kind.measure(seconds / (hi - lo))
+            self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects)
+        else:  # the payload cannot be cut here: what a confused slave left open runs again
+            self.counters["repeated result"] += 1
+            for a, b in reversed(parts):
+                self._enqueue(held.batch, (a, b, held.deaths, held.losses), front=True)
+        return self._assigned(effects, now)
+
+    def given_back(self, slave: str, lease: int, lo: int, hi: int, now: float) -> Effects:
+        """The slave has not begun these tasks and will not: they go to the front of the queue, nobody is
+        blamed."""
+        held = self._held(slave, lease)
+        if held is not None:
+            held.asked = False
+            for a, b in reversed(self._report(held, lo, hi)):
+                self.counters["given back"] += b - a
+                if not held.revoked:
+                    self._enqueue(held.batch, (a, b, held.deaths, held.losses), front=True)
+        return self._assigned(Effects([], [], []), now)
+
+    def worker_lost(self, slave: str, lease: int, lo: int, hi: int, reason: str, now: float) -> Effects:
+        """A worker died over these tasks. They run again one by one, so that the culprit is found; a task
+        whose workers died too often is poisoned."""
+        effects = Effects([], [], [])
+        held = self._held(slave, lease)
+        if held is not None:
+            self.counters["workers lost"] += 1
+            for a, b in reversed(self._report(held, lo, hi)):
+                self._retry(held, a, b, held.deaths + 1, held.losses, reason, effects)
+        return self._assigned(effects, now)
+
+    def _held(self, slave, lease):
+        held = self.leases.get(lease)
+        if held is None:
+            self.counters["late report"] += 1  # lease ended, superseded or of an earlier life
+        elif held.slave.id != slave:
+            self.counters["foreign report"] += 1
+            held = None
+        return held
+
+    def _report(self, lease, lo, hi):
+        """Close lo..hi of a lease; returns the ranges of it that were open."""
+        parts, lease.open = split(lease.open, lo, hi)
+        tasks = total(parts)
+        lease.tasks -= tasks
+        slave = lease.slave
+        slave.open_tasks -= tasks
+        if tasks:
+            self._tell("task_finished", slave, tasks)
+        if parts and not lease.open:
+            slave.drop(lease)
+            del self.leases[lease.id], lease.batch.leases[lease.id]
+            for demand in self.demands.values():
+                demand.offer(slave)
+        return parts
+
+    def _retry(self, lease, lo, hi, deaths, losses, reason, effects):
+        """Queue tasks that lost their worker or slave again, or end them when their budget is spent."""
+        batch, where = lease.batch, lease.slave.id
+        if lease.revoked:
+            return
+        if deaths >= self.max_attempts:
+            text = f"{deaths} workers died over this task, the last one on {where}: {reason}"
+            what = failure("poisoned", "WorkerLost", text, where)
+            self._end(batch, lo, hi, 0.0, what, None, where, effects)
+        elif losses >= MAX_LOSSES:
+            text = f"{losses} slaves were lost with this task, the last one was {where}: {reason}"
+            self._end(batch, lo, hi, 0.0, failure("lost", "SlaveLost", text, where), None, where, effects)
+        else:
+            effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, deaths, losses))
+            self._enqueue(batch, (lo, hi, deaths, losses), front=True)
+
+    # -- assigning -------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> Effects:
+        """Time has passed: ask busy slaves for work that others could do. Sets `deadline`."""
+        effects = Effects([], [], [])
+        self.deadline = None
+        self._steal(effects, now)
+        self._assign(effects, now)
+        return effects
+
+    def _assigned(self, effects, now):
+        """The end of every event that may free or add work."""
+        self._assign(effects, now)
+        if self.deadline is None and self.leases:
+            self.deadline = now + STEAL_AGE
+        return effects
+
+    def _assign(self, effects, now):
+        """Make leases until nothing that waits fits anywhere. Owners take turns; one owner's batches go in
+        order, except that a batch which fits nowhere does not hold up those with another demand."""
+        ready = [demand for demand in self.demands.values() if demand.ring and demand.free]
+        while ready:
+            demand = ready[0] if len(ready) == 1 else min(ready, key=self._turn)
+            if not self._lease(demand, effects, now) or not demand.ring:
+                ready.remove(demand)
+            elif len(ready) > 1:
+                ready = [demand for demand in ready if demand.ring]
+
+    @staticmethod
+    def _turn(demand):
+        owner, line = next(iter(demand.ring.items()))
+        return owner.served, next(iter(line.batches)).serial
+
+    def _lease(self, demand, effects, now):
+        """Make one lease for the owner whose turn it is. Returns whether it found a slave."""
+        owner, line = next(iter(demand.ring.items()))
+        batch = next(iter(line.batches))
+        tasks = self._size(batch, line)
+        slaves = self._candidates(demand, batch.kind.estimate(tasks))
+        if not slaves:
+            return False
+        lo, _, deaths, losses = batch.queue[0]
+        lease = Lease(next(self._lease_ids), batch, lo, lo + tasks, deaths, losses, now)
+        slave = self._place(slaves, lease)
+        if slave is None:
+            self.deadline = min(self.deadline or math.inf, now + STEAL_AGE)  # ask again then
+            return False
+        owner.served = lease.id
+        for other in owner.lines:
+            other.ring.move_to_end(owner)
+        self._dequeue(batch, tasks)
+        slave.take(lease)
+        demand.served(slave)
+        self.leases[lease.id] = batch.leases[lease.id] = lease
+        self._tell("task_pushed", slave, tasks)
+        effects.messages.append(("lease", slave.id, lease))
+        return True
+
+    def _size(self, batch, line):
+        """Tasks for the next lease: what was found to take TARGET seconds, but not more than a fair share, so
+        that all slots end together; one where a worker died, to find out over which."""
+        lo, hi, deaths, _ = batch.queue[0]
+        if deaths:
+            return 1
+        tasks = min(batch.kind.size, hi - lo, -(-line.tasks // (2 * self.slots or 1)))
+        if tasks > batch.group and lo + tasks < hi:
+            tasks -= (lo + tasks) % batch.group
+        return tasks
+
+    def _candidates(self, demand, estimate):
+        """Up to WIDTH slaves that may take such a lease now: those with a free slot, else those with
+        credit."""
+        return self._with_room(demand.idle, demand.needs, None) or self._with_room(
+            demand.free, demand.needs, estimate
+        )
+
+    @staticmethod
+    def _with_room(slaves, needs, estimate):
+        found, full = [], []
+        for slave in slaves:
+            if slave.room(needs, 1 if estimate is None else slave.deep(estimate)):
+                found.append(slave)
+                if len(found) == WIDTH:
+                    break
+            else:
+                full.append(slave)
+        for slave in full:
+            del slaves[slave]
+        return found
+
+    def _place(self, slaves, lease):
+        if self.scheduler is None:
+            return slaves[0]
+        try:
+            slave = self.scheduler.place(slaves, lease)
+        except Exception as error:  # a plug-in must not stop the swarm; the node reports it
+            self.scheduler_error = error
+            return slaves[0]
+        if slave is not None and slave not in slaves:
+            self.scheduler_error = Error(f"the scheduler placed a lease on {slave!r}", "it was not offered")
+            return slaves[0]
+        return slave
+
+    def _tell(self, event, slave, tasks):
+        if self.scheduler is not None:
+            try:
+                getattr(self.scheduler, event)(slave, tasks)
+            except Exception as error:  # as in _place
+                self.scheduler_error = error
+
+    def _steal(self, effects, now):
+        """Ask the holders of the biggest leases to give a part back, one for each slave with a free slot."""
+        idle = [slave for slave in self.slaves.values() if slave.room((), 1)]
+        ripe = []
+        for lease in self.leases.values() if idle else ():
+            if lease.revoked or lease.asked or not lease.divisible:
+                continue
+            if now < lease.since + STEAL_AGE:
+                self.deadline = min(self.deadline or math.inf, lease.since + STEAL_AGE)
+            else:
+                ripe.append(lease)
+        ripe = heapq.nlargest(STEAL_WIDTH, ripe, key=lambda lease: (lease.tasks, lease.id))
+        for slave in idle[:STEAL_WIDTH]:
+            for lease in ripe:
+                demand = lease.batch.demand
+                if lease.slave is not slave and slave in demand.able and slave.room(demand.needs, 1):
+                    lease.asked = True
+                    ripe.remove(lease)
+                    self.counters["steals"] += 1
+                    effects.messages.append(("steal", lease.slave.id, lease.id))
+                    self.deadline = min(self.deadline or math.inf, now + STEAL_AGE)
+                    break
+
+    def unplaced(self, now: float) -> list[dict]:
+        """What waits though no slave that is here could ever take it: per owner and demand, the first batch,
+        how many tasks wait, for how many seconds, and why each slave cannot."""
+        found = []
+        for demand in self.demands.values():
+            if demand.able:
+                continue
+            slaves = self.slaves.values()
+            reasons = {one.id: "is draining" if one.draining else one.lacks(demand) for one in slaves}
+            for owner, line in demand.ring.items():
+                batch = next(iter(line.batches))
+                found.append(
+                    {
+                        "owner": owner.id,
+                        "number": batch.number,
+                        "tasks": line.tasks,
+                        "waits": now - batch.since,
+                        "needs": dict(demand.needs),
+                        "tags": sorted(demand.tags),
+                        "slaves": reasons,
+                    }
+                )
+        return found
+
+    # -- after a restart -------------------------------------------------------------------------------------
+
+    def restore(self, records, now: float) -> Effects:
+        """Rebuild an empty board from the records of earlier lives, in order. Owners are detached, what has
+        no outcome is queued. Returns the record of this life, to journal first. Raises Error on a record that
+        fits nothing before it."""
+        waiting = {}  # Batch -> its ranges without outcome
+        life = 0
+        for record in records:
+            try:
+                if record[0] == "life":
+                    life = record[1]
+                else:
+                    self._replay(record, waiting, now)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise Error(
+                    f"the journal cannot be read at the record {str(record[:5])[:200]}",
+                    f"it does not fit the records before it ({error!r})",
+                    "move the journal aside and start again; what it held is not run",
+                ) from error
+        for batch, pieces in waiting.items():
+            for piece in sorted(pieces):
+                self._enqueue(batch, piece)
+        self.life = life + 1
+        self._lease_ids = itertools.count((self.life << 32) + 1)
+        return Effects([("life", self.life)], [], [])
+
+    def _replay(self, record, waiting, now):
+        event, owner, *rest = record
+        effects = Effects([], [], [])
+        if event == "owner":
+            self.owners[owner] = Owner(owner, *rest)
+        elif event == "gone":
+            for batch in self.owners[owner].batches.values():
+                waiting.pop(batch, None)
+            self._drop_owner(owner, effects)
+        elif event == "batch":
+            batch = self._add_batch(self.owners[owner], *rest, now)
+            waiting[batch] = [(0, batch.count, 0, 0)]
+        else:
+            batch = self.owners[owner].batches[rest[0]]
+            if event == "settled":
+                waiting.pop(batch, None)
+                self._forget(batch, effects)
+                return
+            lo, hi, *rest = rest[1:]
+            inside, outside = split(waiting[batch], lo, hi)
+            if event not in ("retry", "outcome") or total(inside) != hi - lo:
+                raise ValueError("not open")
+            if event == "retry":
+                outside.append((lo, hi, *rest))
+            else:
+                self._end(batch, lo, hi, *rest, "", effects)
+            waiting[batch] = outside
+
+    # -- what always holds -----------------------------------------------------------------------------------
+
+    def check(self):
+        """Raise AssertionError unless everything holds that must hold between two events."""
+        lines = {}
+        for owner in self.owners.values():
+            assert owner.tasks == sum(batch.count for batch in owner.batches.values()) <= self.limit
+            for batch in owner.batches.values():
+                self._check_batch(batch)
+                if batch.queued:
+                    line = lines.setdefault((owner, batch.demand), [0, 0])
+                    line[0] += batch.queued
+                    line[1] += 1
+        for (owner, demand), (tasks, batches) in lines.items():
+            line = owner.lines[demand]
+            assert demand.ring[owner] is line and self.demands[demand.needs, demand.tags] is demand
+            assert line.tasks == tasks and len(line.batches) == batches, "a queue holds what does not wait"
+        assert len(lines) == sum(len(owner.lines) for owner in self.owners.values())
+        assert len(lines) == sum(len(demand.ring) for demand in self.demands.values())
+        for slave in self.slaves.values():
+            self._check_slave(slave)
+        assert len(self.leases) == sum(len(slave.leases) for slave in self.slaves.values()), "no slave has it"
+        assert self.slots == sum(slave.workers for slave in self.slaves.values() if not slave.draining)
+        self._check_counters()
+
+    def _check_batch(self, batch):
+        """Each task is in one place: it waits, is with a slave, or has its outcome."""
+        pieces = [piece[:2] for piece in batch.queue] + [piece[:2] for piece in batch.outcomes]
+        assert batch.queued == total(batch.queue)
+        assert batch.remaining == batch.count - total(batch.outcomes)
+        for _, _, deaths, losses in batch.queue:
+            assert deaths < self.max_attempts and losses < MAX_LOSSES, "more attempts than the budget"
+        for lease in batch.leases.values():
+            assert self.leases[lease.id] is lease and lease.batch is batch
+            if not lease.revoked:
+                pieces += lease.open
+        end = 0
+        for lo, hi in sorted(pieces):
+            assert lo == end < hi, f"{batch.owner.id}.{batch.number}: {end}..{lo} are nowhere or twice"
+            end = hi
+        assert end == batch.count
+
+    def _check_slave(self, slave):
+        used, seconds, tasks = {}, 0.0, 0
+        for number, lease in slave.leases.items():
+            batch = lease.batch
+            assert self.leases[number] is lease is batch.leases[number] and lease.slave is slave
+            assert lease.tasks == total(lease.open) > 0
+            live = batch.owner.batches.get(batch.number) is batch and self.owners.get(batch.owner.id) is batch.owner
+            assert live or lease.revoked, "a lease of a batch that is forgotten"
+            tasks += lease.tasks
+            seconds += lease.estimate
+            for name, amount in batch.demand.needs:
+                used[name] = used.get(name, 0) + amount
+        assert tasks == slave.open_tasks and abs(seconds - slave.open_seconds) < 1e-6, "miscounted"
+        for name, amount in slave.used.items():
+            assert abs(used.pop(name, 0) - amount) < 1e-6, "amounts are miscounted"
+        assert not used
+        for demand in self.demands.values():
+            able = slave in demand.able
+            assert able == (not slave.draining and not slave.lacks(demand))
+            if able and (slave not in demand.idle or slave not in demand.free):
+                assert not slave.room(demand.needs, 1), "room that nobody knows of"
+
+    def _check_counters(self):
+        batches = [batch for owner in self.owners.values() for batch in owner.batches.values()]
+        ended = self.counters["ended"] + self.counters["dropped"]
+        assert self.counters["submitted"] == ended + sum(batch.remaining for batch in batches), "miscounted"
+        for demand in self.demands.values():
+            assert all(slave in demand.able for slave in (*demand.idle, *demand.free))
+            if self.scheduler is None and demand.ring:
+                assert not any(one.room(demand.needs, 1) for one in demand.idle), "work and room both wait"
+
+# -- journal -------------------------------------------------------------------------------------------------------
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS format (version INTEGER);
+CREATE TABLE IF NOT EXISTS records (number INTEGER PRIMARY KEY, kind TEXT, owner, batch INTEGER, detail TEXT, payload BLOB);
+CREATE INDEX IF NOT EXISTS by_batch ON records (owner, batch);
+"""
+FORMAT = 1
+OF_BATCH = ("batch", "retry", "outcome")
+WITH_PAYLOAD = ("batch", "outcome")
+
+
+class Journal(threading.Thread):
+    """Keeps the Board's records in SQLite, from a thread of its own, as many as there are in one commit.
+
+    `put(records, after)` never waits; `committed(after)` is called, in this thread, once the records are safe. Payloads,
+    the last item of "batch" and "outcome" records, are lists of byte strings. What nobody needs any more is deleted.
+    """
+
+    def __init__(self, path: Path, committed: Callable[[list], None]):
+        super().__init__(name="journal", daemon=True)
+        self._path = path
+        self._committed = committed
+        self._queue: queue.SimpleQueue = queue.SimpleQueue()
+        self._base = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            base = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            base.execute("PRAGMA journal_mode=WAL")
+            base.execute("PRAGMA synchronous=NORMAL")
+            base.executescript(SCHEMA)
+            found = base.execute("SELECT version FROM format").fetchone()
+            if found is None:
+                base.execute("INSERT INTO format VALUES (?)", (FORMAT,))
+        except sqlite3.DatabaseError as error:
+            raise components.Error(
+                f"the journal {self._path} cannot be read ({error})", "it is damaged, or not a journal",
+                "move it away to start with an empty one, or start with --no-journal",
+            ) from None
+        if found and found[0] != FORMAT:
+            raise components.UsageError(
+                f"the journal {self._path} has format {found[0]}, this version reads {FORMAT}",
+                "another version of the program wrote it", "use that version, or move the file away",
+            )
+        return base
+
+    def load(self) -> list[tuple]:
+        """All records, oldest first. Before `start`."""
+        rows = self._base.execute("SELECT kind, owner, batch, detail, payload FROM records ORDER BY number")
+        return [_record(*row) for row in rows]
+
+    def put(self, records: list[tuple], after: list) -> None:
+        """Takes records, and what is to be sent once they are committed."""
+        self._queue.put((records, after))
+
+    def run(self) -> None:
+        """Commits until `stop`."""
+        while True:
+            batch = [self._queue.get()]
+            while not self._queue.empty():
+                batch.append(self._queue.get())
+            self._base.execute("BEGIN")
+            for records, _ in batch:
+                for record in records or ():
+                    self._write(record)
+            self._base.execute("COMMIT")
+            after = [message for _, messages in batch for message in messages]
+            if after:
+                self._committed(after)
+            if any(records is None for records, _ in batch):
+                self._base.close()
+                return
+
+    def stop(self) -> None:
+        """Commits what is there and ends."""
+        self._queue.put((None, []))
+        self.join(10)
+
+    def _write(self, record: tuple) -> None:
+        kind, owner, *rest = record
+        if kind == "settled":
+            self._base.execute("DELETE FROM records WHERE owner = ? AND batch = ?", (owner, rest[0]))
+        elif kind == "gone":
+            self._base.execute("DELETE FROM records WHERE owner = ?", (owner,))
+        else:
+            if kind == "life":
+                self._base.execute("DELETE FROM records WHERE kind = 'life'")
+            payload = pack_payload(rest.pop()) if kind in WITH_PAYLOAD else None
+            batch = rest.pop(0) if kind in OF_BATCH else None
+            self._base.execute(
+                "INSERT INTO records (kind, owner, batch, detail, payload) VALUES (?, ?, ?, ?, ?)",
+                (kind, owner, batch, json.dumps(rest), payload),
+            )
+
+
+def _record(kind: str, owner: Any, batch: int | None, detail: str, payload: bytes | None) -> tuple:
+    numbers = (batch,) if kind in OF_BATCH else ()
+    payloads = (unpack_payload(payload),) if kind in WITH_PAYLOAD else ()
+    return (kind, owner, *numbers, *json.loads(detail), *payloads)
+
+
+def pack_payload(parts: list | None) -> bytes | None:
+    """A payload as one blob: the body of a message without a call."""
+    return None if parts is None else b"".join(rpc.pack_stream(["payload"], parts))
+
+
+def unpack_payload(blob: bytes | None) -> list | None:
+    """The parts of a payload."""
+    if blob is None:
+        return None
+    ((_, parts),) = rpc.StreamParser().feed(blob)
+    return parts
+
+
+# -- the master ----------------------------------------------------------------------------------------------------
+
+SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
+GRACE = 10.0  # seconds that a stopping master lets tasks run on
+TELL_EVERY = 0.25  # seconds between two reports of progress to a client
+
+
+class Names:
+    """Short names for people: c1, s1, 1; the same again for the same identity."""
+
+    def __init__(self):
+        self._given: dict[tuple[str, str], str] = {}
+        self._last: collections.Counter = collections.Counter()
+
+    def give(self, prefix: str, identity: str) -> str:
+        """The name of an identity, a new one if it has none."""
+        if (prefix, identity) not in self._given:
+            self._last[prefix] += 1
+            self._given[prefix, identity] = f"{prefix}{self._last[prefix]}"
+        return self._given[prefix, identity]
+
+    def take(self, name: str, identity: str) -> None:
+        """An earlier life gave this name."""
+        prefix = name.rstrip("0123456789")
+        self._given[prefix, identity] = name
+        self._last[prefix] = max(self._last[prefix], int(name[len(prefix) :]))
+
+
+class System:
+    """A task system as the master sees it: the pipe to its host, and the client that waits for it."""
+
+    def __init__(self, name: str, client: str, number: int, app: str, now: float):
+        self.name = name
+        self.client = client
+        self.number = number
+        self.app = app
+        self.since = now
+        self.token = 0
+        self.step = 0
+        self.waiting = False
+        self.pipe: rpc.Pipe | None = None
+
+
+class MasterNode(rpc.BaseNode):
+    """Takes work from owners, gives leases to slaves, hosts task systems; decides everything through its Board."""
+
+    role = "master"
+    host = components.ConfigItem("master", "host", "127.0.0.1", "address to listen on; beyond loopback nodes need a key")
+    port = components.IntItem("master", "port", 8080, "port of the control channel; 0 is any", minimum=0, maximum=65535)
+    compute_port = components.IntItem(
+        "master", "compute_port", 0, "port of the compute channel; 0 is any", minimum=0, maximum=65535
+    )
+    scheduler = components.ExtensionPointItem(
+        "master", "task_scheduler", "ZMQTaskScheduler", tasks.ITaskScheduler, "what places work on slaves"
+    )
+    journalled = components.BoolItem("master", "journal", True, "keep accepted work in SQLite until its owner has it")
+    retention = components.FloatItem(
+        "master", "retention", 3600.0, "seconds to keep the work of a client that went away without a word", minimum=0
+    )
+
+    def setup(self) -> None:
+        """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
+        self.names = Names()
+        self.stopping = False
+        self.systems: dict[str, System] = {}
+        self._hosts: dict[int, System] = {}  # zygote token -> system
+        self._peers: dict[str, rpc.Peer] = {}  # name of a client or slave -> its connection
+        self._finished: dict[tuple, tuple] = {}  # (client, number) -> how its system ended, until the client has heard it
+        self._gone_at: dict[str, float] = {}  # clients that went away without a word
+        self._told: dict[str, Any] = {}
+        self._tallies: dict[str, list[int]] = {}  # owner -> tasks with an outcome, tasks submitted
+        self._counts: collections.Counter = collections.Counter()
+        self._failures: collections.Counter = collections.Counter()
+        self._look_at = self._tell_at = 0.0
+        self.zygote = tasks.Zygote()
+        self.closing.callback(self.zygote.stop)
+        self.loop.add(self.zygote, self._zygote_speaks)
+        self.board = Board()
+        self.journal = None
+        self.set_scheduler()
+        self.keyring = rpc.Keyring(str(self.environment / "keys"))
+        if self.journalled:
+            self.open_journal()
+        self.bundles = rpc.known_bundles(self.environment / "apps")
+        self.open_compute_channel()
+        self.open_control_channel()
+
+    def set_scheduler(self) -> None:
+        """Puts the configured scheduler in charge of placing."""
+        chosen = self.scheduler
+        if chosen is not self.board.scheduler:
+            if self.board.scheduler:
+                self.board.scheduler.stop()
+            chosen.setup(self)
+            self.board.scheduler = chosen
+
+    def open_journal(self) -> None:
+        """Reads what an earlier life accepted and has not delivered, and goes on from there."""
+        self.journal = Journal(
+            self.environment / "journal.db", lambda after: self.loop.post(lambda: self._send_all(after))
+        )
+        records = self.journal.load()
+        effects = self.board.restore(records, time.monotonic())
+        self.journal.start()
+        self.closing.callback(self.journal.stop)
+        self.apply(effects)
+        now = time.monotonic()
+        for owner in list(self.board.owners.values()):
+            self.names.take(owner.id, owner.key)
+            if owner.kind == "system":  # its host is gone; its client pushes it again
+                self.apply(self.board.owner_gone(owner.id, now))
+            else:
+                self._gone_at[owner.id] = now
+        waiting = sum(batch.remaining for owner in self.board.owners.values() for batch in owner.batches.values())
+        if self.board.owners:
+            log.info("took over %s clients with %s unfinished tasks", len(self.board.owners), waiting)
+
+    # -- effects
+
+    def apply(self, effects: Effects) -> None:
+        """Journals, sends, and sends after the commit what an event of the Board asks for."""
+        if self.journal and (effects.records or effects.after):
+            self.journal.put(effects.records, effects.after)
+            self._send_all(effects.messages)
+        else:
+            self._send_all(effects.messages)
+            self._send_all(effects.after)
+
+    def _send_all(self, messages: list) -> None:
+        for kind, target, *details in messages:
+            self._senders[kind](self, target, *details)
+
+    def _send_lease(self, slave: str, lease: Lease) -> None:
+        batch = lease.batch
+        first, last = lease.lo // batch.group, -(-lease.hi // batch.group)
+        parts = [*batch.payload[:2], *batch.payload[2 + first : 2 + last]]
+        call = ["lease", lease.id, batch.owner.id, batch.number, lease.lo, lease.hi, batch.group, lease.attempt]
+        self._send(slave, [*call, batch.options], parts)
+
+    def _send_revoke(self, slave: str, lease: int, kill: bool) -> None:
+        self._send(slave, ["revoke", lease, kill])
+
+    def _send_steal(self, slave: str, lease: int) -> None:
+        self._send(slave, ["steal", lease])
+
+    def _send_accepted(self, owner: str, number: int) -> None:
+        self._send(owner, ["accepted", [number]])
+
+    def _send_refused(self, owner: str, number: int, reason: str) -> None:
+        self._send(owner, ["refused", number, reason])
+
+    def _send_outcome(
+        self, owner: str, number: int, lo: int, hi: int, seconds: float, failures: dict, payload: list, slave: str
+    ) -> None:
+        self._counts["tasks"] += hi - lo
+        self._tallies.setdefault(owner, [0, 0])[0] += hi - lo
+        if failures:
+            self._note_failures(owner, hi - lo, failures)
+        self._send(owner, ["outcome", number, lo, hi, seconds, failures, slave], payload or ())
+
+    _senders = {
+        "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
+        "refused": _send_refused, "outcome": _send_outcome,
+    }
+
+    def _send(self, target: str, call: list, parts: Iterable = ()) -> None:
+        """To a slave or client by the compute channel, to a system by the pipe of its host."""
+        if target in self.systems:
+            self.systems[target].pipe.call(*call, parts=parts)
+        elif target in self._peers:
+            self.channel.send(self._peers[target], call, parts)
+
+    def _note_failures(self, owner: str, count: int, failures: dict) -> None:
+        for failure in list(failures.values())[:3]:
+            key = f"{failure.get('type')} at {failure.get('where') or '?'}"
+            self._failures[key] += 1
+            if self._failures[key] == 1:
+                log.warning("a task of %s failed: %s: %s", owner, key, failure.get("message"))
+        self._counts["failed"] += count if "*" in failures else len(failures)
+
+    # -- compute channel
+
+    def open_compute_channel(self) -> None:
+        """Binds ipc for this user and TCP for everybody with a key, and exposes the methods of the compute channel."""
+        self.channel = rpc.Channel(self.keyring)
+        self.closing.callback(self.channel.close)
+        self.closing.callback(lambda: self.loop.remove(self.channel.socket))
+        self.channel.on_hello = self._hello
+        self.channel.on_lost = self._lost
+        self.socket_file = rpc.socket_path(self.environment / "run")
+        self.closing.callback(rpc.forget_socket, self.socket_file)
+        self.channel.bind_ipc(self.socket_file)
+        self.tcp_port = self.channel.bind_tcp(self.host, self.compute_port)
+        self.loop.add(self.channel.socket, self.channel.receive)
+        self._expose_to_owners(self.channel)
+        self._expose_to_slaves(self.channel)
+
+    def _expose_to_owners(self, channel: rpc.Channel) -> None:
+        owners = ("client", "admin")
+
+        @rpc.tcpremote(channel, roles=owners)
+        def bundle(handler, request, digest, manifest):
+            self.store_bundle(digest, manifest, bytes(request.parts[0]))
+
+        @rpc.tcpremote(channel, roles=owners)
+        def submit(handler, request, number, count, group, options):
+            self.submit(request.peer.label, number, count, group, options, request.parts)
+
+        @rpc.tcpremote(channel, roles=owners)
+        def settled(handler, request, numbers):
+            self.apply(self.board.settled(request.peer.label, numbers, time.monotonic()))
+
+        @rpc.tcpremote(channel, roles=owners)
+        def cancel(handler, request, number, kill=False):
+            self.apply(self.board.cancel(request.peer.label, number, time.monotonic(), kill))
+
+        @rpc.tcpremote(channel, roles=owners)
+        def push_tasksystem(handler, request, number, digest, options):
+            self.start_system(request.peer.label, number, digest, options, request.parts)
+
+        @rpc.tcpremote(channel, roles=owners)
+        def cancel_tasksystem(handler, request, number):
+            system = self._system_of(request.peer.label, number)
+            if system:
+                self.end_system(system, tasks.cancelled_failure(), {}, ())
+
+        @rpc.tcpremote(channel, roles=owners)
+        def step(handler, request, number):
+            system = self._system_of(request.peer.label, number)
+            if system:
+                system.pipe.call("step")
+
+        @rpc.tcpremote(channel, roles=owners)
+        def work_settled(handler, request, number):
+            self._finished.pop((request.peer.label, number), None)
+
+        @rpc.tcpremote(channel, roles=owners)
+        def goodbye(handler, request):
+            self.forget_client(request.peer.label)
+
+    def _expose_to_slaves(self, channel: rpc.Channel) -> None:
+        slaves = ("slave",)
+
+        @rpc.tcpremote(channel, roles=slaves)
+        def result(handler, request, lease, lo, hi, seconds, failures):
+            name, parts = request.peer.label, request.parts
+            self.apply(self.board.result(name, lease, lo, hi, seconds, parts, failures, time.monotonic()))
+
+        @rpc.tcpremote(channel, roles=slaves)
+        def given_back(handler, request, lease, lo, hi):
+            self.apply(self.board.given_back(request.peer.label, lease, lo, hi, time.monotonic()))
+
+        @rpc.tcpremote(channel, roles=slaves)
+        def worker_lost(handler, request, lease, lo, hi, reason):
+            log.warning("slave %s: %s", request.peer.label, reason)
+            self.apply(self.board.worker_lost(request.peer.label, lease, lo, hi, reason, time.monotonic()))
+
+        @rpc.tcpremote(channel, roles=slaves)
+        def fetch(handler, request, digest):
+            self.send_bundle(request.peer, digest)
+
+        @rpc.tcpremote(channel, roles=slaves)
+        def resources(handler, request, amounts, workers):
+            self.apply(self.board.slave_changed(request.peer.label, amounts, workers, time.monotonic()))
+
+        @rpc.tcpremote(channel, roles=slaves)
+        def leaving(handler, request):
+            self.apply(self.board.slave_draining(request.peer.label, time.monotonic()))
+
+    def _hello(self, peer: rpc.Peer, info: dict) -> dict:
+        """Admits a node: gives it a name, and tells it what it needs to know."""
+        now = time.monotonic()
+        if peer.role == "slave":
+            return self._admit_slave(peer, info, now)
+        return self._admit_client(peer, info, now)
+
+    def _admit_slave(self, peer: rpc.Peer, info: dict, now: float) -> dict:
+        amounts, workers = dict(info["resources"]), int(info["workers"])
+        peer.label = name = self.names.give("s", info["node_id"])
+        self._drop_old_connection(name, peer)
+        self._peers[name] = peer
+        self.apply(self.board.slave_joined(name, amounts, info.get("tags", []), workers, now))
+        log.info("slave %s joined from %s: %s workers, Python %s", name, info.get("host", "?"), workers, info.get("python"))
+        return {"name": name, "page": self.server.address}
+
+    def _admit_client(self, peer: rpc.Peer, info: dict, now: float) -> dict:
+        peer.label = name = self.names.give("c", info["node_id"])
+        self._drop_old_connection(name, peer)
+        self._peers[name] = peer
+        self._gone_at.pop(name, None)
+        self.apply(self.board.owner_joined(name, "client", now, key=info["node_id"]))
+        self._told.pop(name, None)
+        slaves, workers, busy = self.swarm_size()
+        return {"name": name, "slaves": slaves, "workers": workers, "missing": info.get("bundle") not in self.bundles,
+                "page": self.server.address}
+
+    def _drop_old_connection(self, name: str, peer: rpc.Peer) -> None:
+        old = self._peers.pop(name, None)
+        if old is not None and old is not peer:
+            self.channel.drop(old, "the node connected anew")
+            if old.role == "slave":
+                self.apply(self.board.slave_lost(name, time.monotonic(), "it connected anew"))
+
+    def _lost(self, peer: rpc.Peer, reason: str) -> None:
+        name = getattr(peer, "label", "")
+        if self._peers.get(name) is not peer:
+            return
+        del self._peers[name]
+        now = time.monotonic()
+        if peer.role == "slave":
+            held = self.board.slaves[name].open_tasks if name in self.board.slaves else 0
+            log.info("slave %s left (%s): %s tasks back in the queue", name, reason, held)
+            self.apply(self.board.slave_lost(name, now, reason))
+        elif name in self.board.owners:
+            log.info("client %s is away (%s); its work goes on", name, reason)
+            self._gone_at[name] = now
+            self.apply(self.board.owner_detached(name, now))
+
+    def forget_client(self, name: str) -> None:
+        """The client is done, or never came back: its systems end and what is left of its work is dropped."""
+        for system in [system for system in self.systems.values() if system.client == name]:
+            self.end_system(system, tasks.cancelled_failure(), {}, ())
+        self._finished = {key: end for key, end in self._finished.items() if key[0] != name}
+        self._gone_at.pop(name, None)
+        self.apply(self.board.owner_gone(name, time.monotonic()))
+
+    def submit(self, owner: str, number: int, count: int, group: int, options: dict, parts: list) -> None:
+        """Takes a batch of a client or a system."""
+        if options.get("bundle") not in self.bundles:
+            self._send_refused(owner, number, "its application was never sent here")
+        elif len(parts) != 2 + -(-count // max(1, group)):
+            self._send_refused(owner, number, f"{count} tasks in groups of {group} do not make {len(parts) - 2} groups")
+        else:
+            self._tallies.setdefault(owner, [0, 0])[1] += count
+            self.apply(self.board.submit(owner, number, count, time.monotonic(), group, options, parts))
+
+    # -- bundles
+
+    def store_bundle(self, digest: str, manifest: dict, data: bytes) -> None:
+        """Keeps a bundle, unpacked for hosts and packed for slaves."""
+        folder = self.environment / "apps"
+        if digest not in self.bundles:
+            rpc.open_bundle(digest, manifest, data, folder)
+            with components.replacing(folder / f"{digest}.zip") as file:
+                file.write(data)
+            self.bundles[digest] = manifest
+
+    def send_bundle(self, peer: rpc.Peer, digest: str) -> None:
+        """Gives a slave what it runs leases of."""
+        if digest in self.bundles:
+            data = (self.environment / "apps" / f"{digest}.zip").read_bytes()
+            self.channel.send(peer, ["bundle", digest, self.bundles[digest]], [data])
+
+    # -- task systems
+
+    def start_system(self, client: str, number: int, digest: str, options: dict, parts: list) -> None:
+        """Forks a host for a client's system; the same number of the same client is started once."""
+        known = self._system_of(client, number)
+        if (client, number) in self._finished:
+            self._send_finished(client, number)
+            return
+        if known is None:
+            if digest not in self.bundles:
+                failure = {"c": -32007, "m": "its application was never sent here", "t": ""}
+                self._send(client, ["push_tasksystem_failed", number, failure])
+                return
+            known = self._fork_host(client, number, digest, options, parts)
+        self._send(client, ["push_tasksystem_response", number, known.name])
+
+    def _fork_host(self, client: str, number: int, digest: str, options: dict, parts: list) -> System:
+        now = time.monotonic()
+        system = System(self.names.give("", f"{client}:{number}"), client, number, options.get("name", "?"), now)
+        root = self.environment / "apps" / digest
+        system.token, sock = self.zygote.fork("host", {"root": str(root), "manifest": self.bundles[digest]})
+        system.pipe = rpc.Pipe(
+            self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts), lambda pipe: None
+        )
+        self.systems[system.name] = self._hosts[system.token] = system
+        self.apply(self.board.owner_joined(system.name, "system", now, name=system.app))
+        system.pipe.call("system", system.name, {**options, "bundle": digest}, parts=parts)
+        log.info("system %s %s: from client %s", system.name, system.app, client)
+        return system
+
+    def _host_speaks(self, system: System, call: list, parts: list) -> None:
+        method, *params = call
+        if system.name not in self.systems:
+            return
+        if method == "submit":
+            self.submit(system.name, *params, parts)
+        elif method == "settled":
+            self.apply(self.board.settled(system.name, *params, time.monotonic()))
+        elif method == "system_step":
+            system.step, system.waiting = params
+            self._send(system.client, ["system_step", system.number, *params])
+        elif method == "system_done":
+            self.end_system(system, *params, parts)
+
+    def end_system(self, system: System, failure: dict | None, stats: dict, parts: Iterable) -> None:
+        """The system is done, failed or cancelled: nothing of it that is queued runs any more, and its client hears it."""
+        if self.systems.pop(system.name, None) is None:
+            return
+        seconds = time.monotonic() - system.since
+        stats = {**stats, "elapsed": seconds, "id": system.name}
+        what = f"failed ({failure['type']}: {failure['message']})" if failure else "done"
+        log.info("system %s %s: %s, %s tasks in %.1f s", system.name, system.app, what, stats.get("tasks", 0), seconds)
+        system.pipe.close()
+        self._tallies.pop(system.name, None)
+        self.apply(self.board.owner_gone(system.name, time.monotonic()))
+        self._finished[system.client, system.number] = (failure, stats, list(parts))
+        self._send_finished(system.client, system.number)
+
+    def _send_finished(self, client: str, number: int) -> None:
+        failure, stats, parts = self._finished[client, number]
+        self._send(client, ["work_finished", number, failure, stats], parts)
+
+    def _system_of(self, client: str, number: int) -> System | None:
+        return next((s for s in self.systems.values() if (s.client, s.number) == (client, number)), None)
+
+    def _zygote_speaks(self) -> None:
+        for event, token, detail in self.zygote.receive():
+            system = self._hosts.get(token)
+            if event == "died" and system:
+                del self._hosts[token]
+                system.pipe.drain()
+                failure = {"type": "HostLost", "message": f"the process of the system ended: {detail}", "traceback": "",
+                           "where": "", "kind": "system"}
+                self.end_system(system, failure, {}, ())
+
+    # -- time, people, the end
+
+    def swarm_size(self) -> tuple[int, int, int]:
+        """Slaves, their slots, and how many of these are busy."""
+        slaves = self.board.slaves.values()
+        return len(slaves), sum(s.workers for s in slaves), sum(min(s.workers, s.open_leases) for s in slaves)
+
+    def tick(self, now: float) -> float:
+        deadline = min(super().tick(now), self.channel.tick(now))
+        if self.board.deadline is not None and now >= self.board.deadline:
+            self.apply(self.board.tick(now))
+        if now >= self._tell_at:
+            self._tell_at = now + TELL_EVERY
+            self._tell_clients()
+        if self.stopping and (now >= self._stop_at or not self.board.leases):
+            self.loop.stop()
+        if now >= self._look_at:
+            self._look_at = now + SWEEP_EVERY
+            self._sweep(now)
+        return min(deadline, self._look_at, self.board.deadline or math.inf, self._tell_at if self._busy() else math.inf)
+
+    def _busy(self) -> bool:
+        return bool(self.board.leases or self.systems)
+
+    def _sweep(self, now: float) -> None:
+        for name, since in list(self._gone_at.items()):
+            if now - since > self.retention:
+                log.info("client %s did not come back in %.0f s: its work is dropped", name, self.retention)
+                self.forget_client(name)
+        if self.board.scheduler_error:
+            error, self.board.scheduler_error = self.board.scheduler_error, None
+            log.error("the scheduler failed, the board placed a lease itself: %s", components.describe(error))
+
+    def _tell_clients(self) -> None:
+        """How the swarm stands, to every client for which that changed."""
+        size = self.swarm_size()
+        for name, peer in self._peers.items():
+            if peer.role != "slave":
+                mine = {s.number: [s.step, *self._progress(s.name)] for s in self.systems.values() if s.client == name}
+                told = [*size, mine]
+                if self._told.get(name) != told:
+                    self._told[name] = told
+                    self.channel.send(peer, ["swarm", *told])
+
+    def _progress(self, owner: str) -> list[int]:
+        """Tasks with an outcome, and all tasks, of an owner."""
+        return list(self._tallies.get(owner, (0, 0)))
+
+    def config_changed(self, changes: set) -> None:
+        super().config_changed(changes)
+        if ("master", "task_scheduler") in changes:
+            self.set_scheduler()
+
+    def open_control_channel(self) -> None:
+        """Opens the HTTP port, writes the access files, and notes for nodes of this user where they are."""
+        self.token = self.keyring.token()
+        self._expose_to_people()
+        self.serve(self.host, self.port, self.token)
+        self.addresses = {
+            "http": self.server.address, "tcp": rpc.format_address(self.host, self.tcp_port), "ipc": self.socket_file,
+        }
+        self.keyring.write_access(self.addresses)
+        self._note = rpc.masters_folder() / str(self.server.port)
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        self._note.write_text(f"{self.environment.path}\n")
+        self.closing.callback(self._forget_note)
+
+    def _forget_note(self) -> None:
+        if self._note.exists() and self._note.read_text().strip() == str(self.environment.path):
+            self._note.unlink()
+
+    def _expose_to_people(self) -> None:
+        service = self.service
+
+        @rpc.jsonremote(service)
+        def enrol(request, role: str, public_key: str, name: str, nonce: str, time: float, mac: str):
+            """Lets a node's key in, if the request is signed with the join secret of its role."""
+            asked = {"role": role, "public_key": public_key, "name": name, "nonce": nonce, "time": time, "mac": mac}
+            return self.loop.ask(lambda: self.keyring.enrol(asked, self.addresses))
+
+        @rpc.jsonremote(service)
+        def slaves(request):
+            """Every slave: slots, leases and tasks in its hands, tasks done."""
+            return self.loop.ask(self.describe_slaves)
+
+        @rpc.jsonremote(service)
+        def systems(request):
+            """Every task system that runs: its application, client, step, and seconds since its start."""
+            return self.loop.ask(self.describe_systems)
+
+        @rpc.jsonremote(service, name="slave.set_workers", roles=("admin",))
+        def set_workers(request, slave: str, workers: int):
+            """Sets how many leases a slave runs at once."""
+            return self.loop.ask(lambda: self.order_slave(slave, ["workers", workers]))
+
+        @rpc.jsonremote(service, name="slave.drain", roles=("admin",))
+        def drain(request, slave: str):
+            """Lets a slave end what it runs, take no more, and leave."""
+            return self.loop.ask(lambda: self.order_slave(slave, ["drain"]))
+
+        @rpc.jsonremote(service, name="system.cancel", roles=("admin",))
+        def cancel(request, system: str):
+            """Ends a task system; what it has queued never runs."""
+            return self.loop.ask(lambda: self.cancel_system(system))
+
+    def order_slave(self, slave: str, call: list) -> bool:
+        """Passes an order on. Raises Error for a slave that is not here."""
+        if slave not in self.board.slaves or slave not in self._peers:
+            raise components.Error(f"there is no slave {slave}", f"here are: {', '.join(self.board.slaves) or 'none'}")
+        self.channel.send(self._peers[slave], call)
+        return True
+
+    def cancel_system(self, name: str) -> bool:
+        """Ends a system by name. Raises Error if there is none."""
+        if name not in self.systems:
+            raise components.Error(f"no task system {name} runs", f"running: {', '.join(self.systems) or 'none'}")
+        self.end_system(self.systems[name], tasks.cancelled_failure(), {}, ())
+        return True
+
+    def describe_slaves(self) -> list[dict]:
+        """A row per slave."""
+        return [
+            {"name": s.id, "workers": s.workers, "leases": s.open_leases, "tasks": s.open_tasks, "done": s.done_tasks,
+             "seconds": round(s.seconds, 3), "resources": s.resources, "tags": sorted(s.tags), "draining": s.draining}
+            for s in self.board.slaves.values()
+        ]
+
+    def describe_systems(self) -> list[dict]:
+        """A row per running system."""
+        now = time.monotonic()
+        return [
+            {"name": s.name, "app": s.app, "client": s.client, "step": s.step, "elapsed": round(now - s.since, 1),
+             "done": self._progress(s.name)[0], "tasks": self._progress(s.name)[1]}
+            for s in self.systems.values()
+        ]
+
+    def status(self) -> dict:
+        slaves, workers, busy = self.swarm_size()
+        queued = sum(line.tasks for owner in self.board.owners.values() for line in owner.lines.values())
+        return {
+            **super().status(), "slaves": slaves, "workers": workers, "busy": busy, "queued": queued,
+            "clients": sorted(name for name, peer in self._peers.items() if peer.role != "slave"),
+            "systems": len(self.systems), "done": self._counts["tasks"], "failed": self._counts["failed"],
+            "scheduler": type(self.board.scheduler).__name__, "journal": bool(self.journal), "addresses": self.addresses,
+            "counters": dict(self.board.counters), "refused": dict(self.channel.counts),
+        }
+
+    def stop_soon(self) -> None:
+        """Lets what runs end, for GRACE seconds, and stops; at once if nothing runs or this is the second time."""
+        if self.stopping or not self.board.leases:
+            self.loop.stop()
+            return
+        self.stopping = True
+        now = time.monotonic()
+        self._stop_at = now + GRACE
+        running = sum(slave.open_tasks for slave in self.board.slaves.values())
+        log.warning("stopping: no new work, %s tasks may finish (%.0f s); Ctrl-C again stops at once", running, GRACE)
+        for slave in list(self.board.slaves):
+            self.apply(self.board.slave_draining(slave, now))
+
+
+# -- command line --------------------------------------------------------------------------------------------------
+
+EXAMPLES = """examples:
+  master.py                           slaves and clients of this machine and user
+  master.py --host 0.0.0.0            also others, with the access files in its environment's keys folder
+  master.py config show --origin      every configuration item and where its value comes from
+
+exit: 0 stopped, 1 internal error, 2 wrong use or port taken, 130 second Ctrl-C, 143 SIGTERM
+"""
+
+
+def parser() -> components.ArgumentParser:
+    """The options of `master.py`."""
+    made = components.ArgumentParser(
+        prog="master.py", usage="master.py [options]    coordinate slaves and run applications",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--host", metavar="ADDR", help="address to listen on (127.0.0.1)")
+    made.add_argument("--port", metavar="N", help="port of the control channel (8080)")
+    made.add_argument("--scheduler", metavar="NAME", help="push, pull, or the name of a component")
+    made.add_argument("--no-journal", action="store_true", help="forget accepted work when the master ends")
+    rpc.common_options(made)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a master; returns its exit code."""
+    return components.run_main(_main, argv)
+
+
+SCHEDULERS = {"push": "GenericTaskScheduler", "pull": "ZMQTaskScheduler"}
+
+
+def _main(argv: list[str]) -> int:
+    code = rpc.administer("master", argv)
+    if code is not None:
+        return code
+    options = parser().parse_args(argv)
+    chosen = {"host": options.host, "port": options.port, "task_scheduler": options.scheduler}
+    chosen["task_scheduler"] = SCHEDULERS.get(options.scheduler, options.scheduler)
+    settings = [f"master.{key}={value}" for key, value in chosen.items() if value is not None]
+    environment, config = rpc.open_environment("master", options, settings + ["master.journal=no"] * options.no_journal)
+    with environment:
+        node = MasterNode(environment, config)
+        with rpc.start_logging(node, components.Terminal(color=options.color)):
+            return _run(node, options)
+
+
+def _run(node: MasterNode, options: Any) -> int:
+    began = time.monotonic()
+    code = 0
+    rpc.raise_open_files()
+
+    def interrupt(number: int) -> None:
+        nonlocal code
+        if number == signal.SIGTERM:
+            code = components.EXIT_TERMINATED
+        elif node.stopping:
+            code = components.EXIT_INTERRUPTED
+        node.loop.post(node.stop_soon)
+
+    rpc.stop_on_signals(interrupt)
+    try:
+        node.setup()
+        node.config.check_unknown()
+        parent = rpc.Parent(options.parent, node.loop, node.loop.stop)
+        if not options.quiet:
+            _greet(node, time.monotonic() - began)
+        parent.ready({"address": node.server.address})
+        node.loop.run()
+        return code
+    finally:
+        node.close()
+
+
+def _greet(node: MasterNode, seconds: float) -> None:
+    """The start lines."""
+    address = node.server.address
+    lines = [
+        f"Concurrent {components.__version__} master (Python {sys.version.split()[0]}, pid {os.getpid()})",
+        f"  slaves   python slave.py --master {address}",
+        f"  run      python client.py samples/md5.py --master {address}",
+        f"  folder   {node.environment.path}",
+        "Only this machine can connect. For a network: --host 0.0.0.0, and copy keys/slave.access to the slaves"
+        if rpc.is_loopback(node.host) else f"Nodes elsewhere need a file of {node.environment / 'keys'}: --access FILE",
+        f"ready in {seconds:.1f} s, Ctrl-C stops",
+    ]
+    print("\n".join(lines), file=sys.stderr, flush=True)

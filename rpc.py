@@ -1,0 +1,3751 @@
+"""What nodes say to each other and to people, and the rooms in which it is said.
+
+The *control channel* is for people, their pages and tools, and for the first word between nodes: JSON-RPC 2.0 by HTTP.
+
+    Proxy ── POST /api/1 ──►  ControlServer  ── body ──►  Service.respond ──►  a function marked @jsonremote
+          ◄── 200, 204 ────   limits, Host,  ◄─ bytes ──  batch, ids,     ◄──  its result, or an Error
+                              Origin, token               codes
+
+The *compute channel* carries work: a node's `Link` (DEALER) talks to the master's `Channel` (ROUTER). ZeroMQ may lose
+messages at a reconnect; a *session* on top of it numbers, acknowledges and sends again, so that every call arrives once
+and in order for as long as both processes live. A message is one frame, and one more for each part of 64 KiB and up:
+
+    magic b"CS" | protocol u8 | kind u8 | session 8 bytes | number u64 | ack u64      the envelope, 28 bytes
+    count u16 | length u32 each | the parts                                           the body
+    part 0: the call, JSON [method, *params]; the others opaque. Length 0xFFFFFFFF: the part is the next frame.
+
+On a socketpair the body travels alone behind its total length (u32), every part inline. Little endian throughout.
+
+    kind       from    number                  call                            meaning
+    HELLO 0    node    which attempt           ["hello", info, known]          here I am; known: the session goes on
+    WELCOME 1  master  0                       ["welcome", info]               the session stands
+    REFUSE 2   both    0                       ["refuse", {reason, what, …}]   the session is over, and why
+    DATA 3     both    1, 2, … per direction   [method, *params]               a call of a `tcpremote` method
+    BEAT 4     both    highest DATA sent       ["beat"] or ["resend"]          alive; "resend": something is missing
+
+Every kind carries `ack`, the highest DATA number received in order. A connection keeps its order, so a receiver that
+meets a number too high, in a DATA or in a BEAT, knows that something was lost and asks for everything after its ack;
+after a reconnect HELLO and WELCOME carry the acks and both ends send the rest again. A peer that is only slow is never
+sent a message twice.
+
+The calls, with their opaque parts in braces; an owner is a client, or the host of a task system:
+
+    owner → master   bundle(digest, manifest) {zip} · submit(number, count, group, options) {classes, index, groups…}
+                     settled([numbers]) · cancel(number, kill) · push_tasksystem(number, digest, options) {system}
+                     cancel_tasksystem(number) · step(number) · work_settled(number) · goodbye()
+    host → master    system_step(step, waiting) · system_done(failure, stats) {result}
+    master → owner   accepted([numbers]) · refused(number, reason)
+                     outcome(number, lo, hi, seconds, failures, slave) {groups…}
+                     push_tasksystem_response(number, name) · push_tasksystem_failed(number, error)
+                     work_finished(number, failure, stats) {result} · swarm(slaves, workers, busy, systems)
+    master → slave   lease(id, owner, number, lo, hi, group, attempt, options) {classes, index, groups…}
+                     revoke(id, kill) · steal(id) · bundle(digest, manifest) {zip} · workers(count) · drain()
+    slave → master   result(id, lo, hi, seconds, failures) {groups…} · given_back(id, lo, hi) · fetch(digest)
+                     worker_lost(id, lo, hi, reason) · resources(amounts, workers) · leaving()
+    slave → worker   run(id, owner, number, lo, hi, group, attempt, options) {classes, index, groups…} · drop(id)
+    worker → slave   result(id, lo, hi, seconds, failures) {groups…} · ended(id, stopped)
+
+On TCP a message is encrypted and its sender known by CURVE; on a socket file in a private folder PLAIN says the same
+with a password that both ends derive. Either way the master reads the sender's public key from the connection, never
+from the message. What this package makes is JSON; pickles are opened only where the user's code runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import collections
+import concurrent.futures
+import errno
+import functools
+import hashlib
+import hmac
+import http.client
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import inspect
+import io
+import ipaddress
+import itertools
+import json
+import logging
+import math
+import os
+import pickle
+import platform
+import re
+import secrets
+import shutil
+import signal
+import socket
+import socketserver
+import stat
+import struct
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import types
+import typing
+import unicodedata
+import uuid
+import zipfile
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from inspect import Parameter, signature
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from . import components
+from .components import Error, UsageError
+
+log = logging.getLogger(__name__)
+
+PICKLE_PROTOCOL = 5
+
+
+# -- JSON-RPC: messages, pure --------------------------------------------------------------------------------
+
+PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND = -32700, -32600, -32601
+INVALID_PARAMS, INTERNAL_ERROR, SERVER_ERROR = -32602, -32603, -32000
+NOT_AUTHENTICATED, NOT_ALLOWED, TOO_LARGE, TOO_MANY = -32001, -32002, -32003, -32004
+WRONG_VERSION, STORAGE_FULL, UNKNOWN_OBJECT, CONFLICT = -32005, -32006, -32007, -32008
+
+MAX_DEPTH = 64  # of brackets; the limit of Python's own parser differs from version to version
+MAX_DIGITS = 300  # of an integer; a float ends at 1.8e308
+MAX_BATCH = 1000
+
+_STATUS = {PARSE_ERROR: 400, NOT_AUTHENTICATED: 401, NOT_ALLOWED: 403, TOO_LARGE: 413, TOO_MANY: 429}
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class RpcError(components.Error):
+    """An error with a JSON-RPC code. A `@jsonremote` function raises it to choose one, and a `Proxy` does.
+
+    `data` may be anything; a table's "why" and "fix" become those of the error.
+    """
+
+    def __init__(self, code: int, message: str, data: object = None):
+        told = data if isinstance(data, dict) else {}
+        super().__init__(message, str(told.get("why", "")), str(told.get("fix", "")))
+        self.code, self.message, self.data = code, message, data
+
+
+def _error(code, what, why="", fix="", **more):
+    return RpcError(code, what[:500], {"why": why, "fix": fix, **more})
+
+
+class _Unfit(str):
+    """Stands for a number that JSON can spell and nobody can use; the text is the reason."""
+
+
+def _unique_keys(pairs):
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        (key, _), *_ = collections.Counter(key for key, _ in pairs).most_common(1)
+        raise _error(INVALID_REQUEST, f"the key {key!r} is there twice", "which one counts is a guess")
+    return table
+
+
+def _integer(digits):
+    count = len(digits.lstrip("-"))
+    return int(digits) if count <= MAX_DIGITS else _Unfit(f"an integer of {count} digits")
+
+
+def _float(digits):
+    return number if math.isfinite(number := float(digits)) else _Unfit(digits[:40])
+
+
+_NUMBERS = {"parse_int": _integer, "parse_float": _float, "parse_constant": _Unfit}
+
+
+def parse(body: bytes) -> object:
+    """The value of a JSON text, read alike on every Python. Raises RpcError -32700; repeated keys: -32600.
+
+    Numbers that are infinite, no number, or longer than MAX_DIGITS come as `_Unfit`: its reader knows where.
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _error(PARSE_ERROR, f"the body must be UTF-8 (byte {error.start} is not)") from None
+    outline = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
+    if max(itertools.accumulate(map(_STEPS.__getitem__, outline)), default=0) > MAX_DEPTH:
+        raise _error(PARSE_ERROR, f"the body is nested deeper than {MAX_DEPTH}")
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, **_NUMBERS)
+    except ValueError as error:
+        raise _error(PARSE_ERROR, f"the body is not JSON: {error}", "it is cut off or wrong there") from None
+
+
+def _flaws(value) -> Iterator[tuple[str, str]]:
+    """What in a parsed value nobody can use: where, and why. (Only for this is a path put together.)"""
+    if isinstance(value, _Unfit):
+        yield "", f"is {value}, not a finite number of at most {MAX_DIGITS} digits"
+    elif isinstance(value, str) and _SURROGATE.search(value):
+        yield "", "has half a surrogate pair, which is no text"
+    elif isinstance(value, (list, dict)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            for path, why in itertools.chain(_flaws(key), _flaws(item)):
+                yield (f".{key}{path}" if isinstance(key, str) else f"[{key}]{path}"), why
+
+
+def _identity(item):
+    """The id to answer with; null where there is none or it is of a wrong kind."""
+    identity = item.get("id") if isinstance(item, dict) else None
+    usable = isinstance(identity, (str, int, float)) and not isinstance(identity, bool)
+    return identity if usable and not any(_flaws(identity)) else None
+
+
+def _check_shape(item):
+    """Raises RpcError -32600 unless item is a JSON-RPC 2.0 request."""
+    if not isinstance(item, dict):
+        raise _error(INVALID_REQUEST, "a request is an object", fix='{"jsonrpc": "2.0", "method": …}')
+    if item.get("jsonrpc") != "2.0":
+        raise _error(INVALID_REQUEST, 'the request lacks "jsonrpc": "2.0"')
+    if not isinstance(item.get("method"), str) or any(_flaws(item["method"])):
+        raise _error(INVALID_REQUEST, '"method" must be a text')
+    if not isinstance(item.get("params", []), (list, dict)):
+        raise _error(INVALID_REQUEST, '"params" must be an array or an object')
+    if item.get("id") is not None and _identity(item) is None:
+        raise _error(INVALID_REQUEST, '"id" must be a text, a number or null')
+
+
+def _check_batch(message):
+    """Raises RpcError for a batch that is empty or too long."""
+    if message == []:
+        raise _error(INVALID_REQUEST, "the batch is empty")
+    if isinstance(message, list) and len(message) > MAX_BATCH:
+        raise _error(TOO_LARGE, f"{len(message)} requests, at most {MAX_BATCH} per batch", fix="send several")
+
+
+# -- JSON-RPC: methods, pure ---------------------------------------------------------------------------------
+
+
+_KINDS = {kind: kind for kind in (int, str, bool, list, dict, types.NoneType)} | {float: (int, float)}
+
+
+@dataclass(frozen=True)
+class HttpRequest:
+    """Who calls: `role` ("admin", "guest"), the peer's `address`, the HTTP `headers` (by `get`)."""
+
+    role: str = "guest"
+    address: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A function that may be called from outside: `roles` is who may (None: anyone who is let in)."""
+
+    name: str
+    function: Callable
+    signature: inspect.Signature
+    doc: str
+    roles: frozenset[str] | None
+
+    def call(self, request: HttpRequest, params: list | dict) -> object:
+        """Calls the function. Raises RpcError -32602 that names the parameter if it cannot be called so."""
+        for path, why in _flaws(params):
+            raise _error(INVALID_PARAMS, f"params{path} {why}")
+        try:
+            args, kwargs = ((), params) if isinstance(params, dict) else (params, {})
+            bound = self.signature.bind(request, *args, **kwargs)
+        except TypeError as error:
+            raise _error(INVALID_PARAMS, f"{self.name}: {error}", f"it is called as {self.usage}") from None
+        for each in self.parameters:
+            if each.name in bound.arguments and not _fits(value := bound.arguments[each.name], each):
+                wanted = getattr(each.annotation, "__name__", each.annotation)
+                what = f"{self.name}: {each.name} must be {wanted}, not {json.dumps(value)}"
+                raise _error(INVALID_PARAMS, what, f"it is called as {self.usage}")
+        return self.function(*bound.args, **bound.kwargs)
+
+    @property
+    def parameters(self) -> list[inspect.Parameter]:
+        """Those that a caller gives: all but the request."""
+        return list(self.signature.parameters.values())[1:]
+
+    @property
+    def usage(self) -> str:
+        plain = [each.replace(annotation=each.empty) for each in self.parameters]
+        return f"{self.name}{inspect.Signature(plain)}"
+
+
+def _fits(value, parameter):
+    """Whether a JSON value is what the parameter's annotation says, as far as that is about JSON's types."""
+    kind = parameter.annotation
+    various = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    kinds = kind.__args__ if isinstance(kind, types.UnionType) else [kind]
+    return various or any(_is(value, each) for each in kinds)
+
+
+def _is(value, kind):
+    known = _KINDS.get(typing.get_origin(kind) or kind)
+    return known is None or (isinstance(value, known) and (kind is bool or not isinstance(value, bool)))
+
+
+class Service:
+    """The methods of a node that JSON-RPC may call, in one table; `@jsonremote` is the only way in."""
+
+    def __init__(self) -> None:
+        self.methods: dict[str, Method] = {}
+        self._add("rpc.discover", self._discover, "The methods of this node.", None)
+
+    def dispatch(self, body: bytes, request: HttpRequest) -> bytes | None:
+        """Answers a JSON-RPC 2.0 message, single or batch; None where only notifications came."""
+        return self.respond(body, request)[1]
+
+    def respond(self, body: bytes, request: HttpRequest) -> tuple[int, bytes | None]:
+        """The HTTP status that fits the answer, and the answer."""
+        try:
+            message = parse(body)
+            _check_batch(message)
+        except RpcError as error:
+            return _STATUS.get(error.code, 200), _failure(error, None, request)[1].encode()
+        if not isinstance(message, list):
+            code, text = self._answer(message, request)
+            return (_STATUS.get(code, 200), text.encode()) if text else (204, None)
+        texts = [text for _, text in (self._answer(item, request) for item in message) if text]
+        return (200, f"[{','.join(texts)}]".encode()) if texts else (204, None)
+
+    def _answer(self, item, request) -> tuple[int, str]:
+        """The code and the text of the answer to one request; no text for a notification."""
+        identity, silent = _identity(item), False
+        try:
+            _check_shape(item)
+            silent = "id" not in item
+            result = self._call(item["method"], item.get("params", []), request)
+            answer = 0, f'{{"jsonrpc":"2.0","result":{result},"id":{json.dumps(identity)}}}'
+        except components.Error as error:
+            answer = _failure(error, identity, request)
+        except Exception:  # the border to the functions of nodes and plug-ins
+            mark = secrets.token_hex(4)
+            log.exception("the method %r failed [%s]", item["method"], mark)
+            fault = _error(INTERNAL_ERROR, "the method failed", "a fault of this node", "its log has the id")
+            answer = _failure(fault, identity, request, mark)
+        return (0, "") if silent else answer
+
+    def _call(self, name, params, request) -> str:
+        method = self.methods.get(name) or self._unknown(name)
+        if method.roles is not None and request.role not in method.roles:
+            who = " or ".join(sorted(method.roles))
+            code = NOT_AUTHENTICATED if request.role == "guest" else NOT_ALLOWED
+            fix = "send the token of this node: Authorization: Bearer TOKEN"
+            raise _error(code, f"{name} needs the role {who}", f"the caller's is {request.role}", fix)
+        return json.dumps(method.call(request, params), allow_nan=False)
+
+    def _unknown(self, name):
+        """Raises RpcError -32601 with the nearest known name; for a long name, looking takes too long."""
+        nearest = components.nearest(name, self.methods) if len(name) < 100 else ""
+        fix = f"did you mean {nearest}?" if nearest else "rpc.discover lists the methods"
+        raise _error(METHOD_NOT_FOUND, f"no method {name!r}", "this node has none", fix, nearest=nearest)
+
+    def _add(self, name, function, doc, roles):
+        roles = None if roles is None else frozenset(roles)
+        signature = inspect.signature(function, eval_str=True)
+        self.methods[name] = Method(name, function, signature, inspect.cleandoc(doc), roles)
+
+    def _discover(self, request):
+        return {"methods": [_described(method) for _, method in sorted(self.methods.items())]}
+
+
+def _described(method):
+    return {
+        "name": method.name,
+        "usage": method.usage,
+        "doc": method.doc,
+        "params": [{"name": each.name, "required": each.default is each.empty} for each in method.parameters],
+        "roles": None if method.roles is None else sorted(method.roles),
+    }
+
+
+def _failure(error, identity, request, mark="") -> tuple[int, str]:
+    """The code and the text of an error answer; without a mark from the log, a line there gets one."""
+    if not mark:
+        mark = secrets.token_hex(4)
+        log.info("%s (%s) is refused: %r [%s]", request.address, request.role, error.what, mark)
+    code = error.code if isinstance(error, RpcError) else SERVER_ERROR
+    more = error.data if isinstance(error, RpcError) and isinstance(error.data, dict) else {}
+    data = {"why": error.why, "fix": error.fix, **more, "id": mark}
+    told = {"code": code, "message": error.what, "data": data}
+    return code, json.dumps({"jsonrpc": "2.0", "error": told, "id": identity})
+
+
+def jsonremote(
+    service: Service, name: str | None = None, doc: str | None = None, roles: Collection[str] | None = None
+) -> Callable[[Callable], Callable]:
+    """Marks a function as a method of `service`, under its own name and docstring unless others are given.
+
+    The function is called as `function(request, *params)` with an `HttpRequest`, in a thread of the server;
+    its signature and annotations (int, float, str, bool, list, dict, None and unions of them) are checked
+    before. It returns what JSON can say, or raises `Error` or, to choose the code, `RpcError`. `roles` says
+    who may call it; None is anyone who is let in. Raises Error if the name is taken or reserved.
+    """
+
+    def mark(function: Callable) -> Callable:
+        known = name or function.__name__
+        if known in service.methods or known.startswith("rpc."):
+            what = f"the method {known!r} cannot be added"
+            raise components.Error(what, "the name is taken or begins with rpc.", "choose another name")
+        service._add(known, function, doc or function.__doc__ or "", roles)
+        return function
+
+    return mark
+
+
+# -- JSON-RPC: addresses -------------------------------------------------------------------------------------
+
+_NO_NAME = "no such name in DNS or hosts file"
+
+
+def parse_address(text: str, default_port: int = 8080) -> tuple[str, int]:
+    """(host, port) of "HOST", "HOST:PORT", "[IPV6]" or "[IPV6]:PORT". Raises UsageError for anything else."""
+    try:
+        if "//" in text:
+            raise ValueError("it has a scheme, as in http://")
+        if text.count(":") > 1 and "[" not in text:
+            raise ValueError(f"an IPv6 address needs brackets, as in [{text}]:{default_port}")
+        host, port = components.parse_host(text, default_port)
+        if port == 0:
+            raise ValueError("a port is 1 to 65535")
+        return host, port
+    except ValueError as error:
+        fix = "the form is HOST or HOST:PORT, as in 192.168.1.20:8080, without http://"
+        raise components.UsageError(f"{text!r} is not an address", str(error), fix) from None
+
+
+def format_address(host: str, port: int) -> str:
+    """The text that `parse_address` reads."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# -- JSON-RPC: the server ------------------------------------------------------------------------------------
+
+_API = ("/", "/api/1", "/api/1/")
+_VERBS = {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"}
+_CODES = {
+    401: NOT_AUTHENTICATED, 403: NOT_ALLOWED, 413: TOO_LARGE, 414: TOO_LARGE, 421: NOT_ALLOWED, 429: TOO_MANY,
+    431: TOO_LARGE, 500: INTERNAL_ERROR, 503: TOO_MANY,
+}  # fmt: skip
+_SECURITY = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
+_FULL = b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_FIRST_LINE = re.compile(rb"[A-Za-z]{1,32} [!-~]+ HTTP/1\.[01]\r\n")
+_HEAD = re.compile(_FIRST_LINE.pattern + rb"(?:[!#-'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*\r\n")
+
+
+class _Refused(RpcError):
+    """Why a request is answered by an HTTP status alone; the connection is closed then."""
+
+    def __init__(self, status, what, why="", fix="", **headers):
+        super().__init__(_CODES.get(status, INVALID_REQUEST), what, {"why": why, "fix": fix})
+        self.status, self.headers = status, headers
+
+
+def _split(address):
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise _Refused(400, f"{address[:100]!r} is no address", str(error)) from None
+
+
+class _Exchange(BaseHTTPRequestHandler):
+    """One connection. The library parses a head only when it is whole, in time, small and well formed."""
+
+    server: "ControlServer"
+    protocol_version = "HTTP/1.1"
+
+    # .. reading ..
+
+    def setup(self):
+        self.connection = self.request
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._buffer = bytearray()
+        self._begun = self._refused = False
+        self.command = self.path = ""
+        self._patience = self.server.REQUEST_TIME  # of a connection that has said nothing
+
+    def finish(self):
+        """Reads on for a moment after a refusal: closing on unread bytes would take it from the peer."""
+        if not self._refused:
+            return
+        deadline = time.monotonic() + self.server.PATIENCE
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while (left := deadline - time.monotonic()) > 0:
+                self.connection.settimeout(left)
+                if not self.connection.recv(65536):
+                    break
+
+    def handle_one_request(self):
+        self.close_connection = True
+        try:
+            self._read_head()
+            self._answer()
+        except _Refused as refusal:
+            self._refuse(refusal)
+        except OSError as error:
+            log.debug("%s has gone: %s", self.client_address[0], error)
+        except Exception:  # the border to the pages of nodes and plug-ins
+            mark = secrets.token_hex(4)
+            log.exception("%s %s failed [%s]", self.command, ascii(self.path), mark)
+            self._refuse(_Refused(500, "the page failed", "a fault of this node", "its log has the id"), mark)
+
+    def _read_head(self):
+        if not self._buffer:
+            self._receive(time.monotonic() + self._patience)
+        self._begun = True
+        self._deadline = time.monotonic() + self.server.REQUEST_TIME
+        self.server.keep(self.connection, time.monotonic() + self.server.PATIENCE)
+        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
+            self._check_start(len(self._buffer))
+            self._receive(self._deadline)
+        self._check_start(end)
+        head = self._take(end + 4)
+        if not _HEAD.fullmatch(head):
+            raise _Refused(400, "this is not HTTP/1.1", "the request's head is malformed")
+        self.raw_requestline, _, fields = head.partition(b"\r\n")
+        self.rfile = io.BytesIO(fields)
+        self.parse_request()
+
+    def _check_start(self, length):
+        """Refuses a head that cannot become a good one before more of it is read."""
+        whole_line = self._buffer.find(b"\n", 0, self.server.HEAD_LIMIT) >= 0
+        if length > self.server.HEAD_LIMIT:
+            raise _Refused(431 if whole_line else 414, f"the head is over {self.server.HEAD_LIMIT} bytes")
+        if not (_FIRST_LINE.match(self._buffer) if whole_line else self._buffer[:1].isalpha()):
+            raise _Refused(400, "this is not HTTP/1.1", "the port speaks plain HTTP", "use http://, not https://")
+
+    def _receive(self, deadline):
+        """Waits for more bytes. Raises OSError when none come, `_Refused` when a request is overdue."""
+        try:
+            if (left := deadline - time.monotonic()) <= 0:
+                raise TimeoutError("idle for too long")
+            self.connection.settimeout(left)
+            data = self.connection.recv(65536)
+        except TimeoutError:
+            if self._begun:
+                raise _Refused(408, f"no whole request within {self.server.REQUEST_TIME} s") from None
+            raise
+        if not data:
+            raise ConnectionResetError("closed by the peer")
+        self._buffer += data
+
+    def _take(self, count):
+        taken = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return taken
+
+    def handle_expect_100(self):
+        return True  # said in _read_body, when the body is known to be wanted
+
+    def send_error(self, code, message=None, explain=None):
+        raise _Refused(code, f"the head is refused: {message}")
+
+    # .. checking ..
+
+    def _answer(self):
+        """Checks the request in the order of cost, lets the service or a page answer, and sends that."""
+        path = self._check_address()
+        role = self.server.role_of(self.headers, self.client_address[0])
+        body = self._read_body()
+        if not self.server.keep(self.connection, math.inf):
+            raise ConnectionResetError("closed for a newcomer")
+        with self.server.turn():
+            if self.command == "GET":
+                kind, page = self.server.pages[path]
+                status, answer = 200, page()
+            else:
+                request = HttpRequest(role, self.client_address[0], self.headers)
+                kind, (status, answer) = "application/json", self.server.service.respond(body, request)
+        self.close_connection = status >= 400 or self.close_connection or self.request_version == "HTTP/1.0"
+        self._send(status, kind, answer)
+        self._begun, self._refused = False, status >= 400
+        self._patience = self.server.IDLE_TIME
+        self.server.keep(self.connection, time.monotonic())
+
+    def _check_address(self):
+        """The path, if it is one of this node's and the request came on purpose, not by a page's trick."""
+        target = _split(self.path)
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1:
+            raise _Refused(400, "a request has one Host header")
+        for name in {hosts[0], target.netloc or hosts[0]}:
+            if not self.server.is_mine(name, self.connection.getsockname()[0]):
+                fix = "use its address, or add the name to the allowed hosts of this node"
+                raise _Refused(421, f"{name[:100]!r} is not this node", "the name is not one it knows", fix)
+        origin = self.headers.get("Origin")
+        if origin is not None and _split(origin).netloc.lower() != hosts[0].lower():
+            raise _Refused(403, f"pages of {origin[:100]!r} may not call this node", "it is another site")
+        verbs = ["GET"] * (target.path in self.server.pages) + ["POST"] * (target.path in _API)
+        if not verbs:
+            raise _Refused(404, f"nothing is at {target.path[:100]!r}", fix="calls go to /api/1")
+        if self.command not in verbs:
+            status = 405 if self.command in _VERBS else 501
+            raise _Refused(status, f"{self.command} is not for {target.path!r}", Allow=", ".join(verbs))
+        if "token=" in target.query:
+            fix = "send it as a header: Authorization: Bearer TOKEN"
+            raise _Refused(401, "a token has no place in an address", "addresses end up in logs", fix)
+        return target.path
+
+    def _read_body(self):
+        length = self._check_length()
+        if "100-continue" in self.headers.get("Expect", "").lower() and len(self._buffer) < length:
+            self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while len(self._buffer) < length:
+            self._receive(self._deadline)
+        return self._take(length)
+
+    def _check_length(self):
+        lengths = self.headers.get_all("Content-Length", [])
+        if "Transfer-Encoding" in self.headers:
+            raise _Refused(501, "chunked bodies are not read here", fix="send a Content-Length")
+        if self.command == "GET" and not lengths:
+            return 0
+        if not lengths:
+            raise _Refused(411, "the Content-Length is missing")
+        if len(lengths) > 1 or not re.fullmatch("[0-9]+", lengths[0].strip()):
+            raise _Refused(400, f"{lengths[0][:40]!r} is no Content-Length")
+        if len(lengths[0].strip()) > 18 or int(lengths[0]) > self.server.BODY_LIMIT:
+            raise _Refused(413, f"{lengths[0][:40]} bytes, at most {self.server.BODY_LIMIT} are read")
+        if self.command == "POST" and self.headers.get_content_type() != "application/json":
+            raise _Refused(415, f"{self.headers.get_content_type()} is not read", fix="send application/json")
+        return int(lengths[0])
+
+    # .. writing ..
+
+    def _refuse(self, refusal, mark=""):
+        self.close_connection = self._refused = True
+        mark = mark or secrets.token_hex(4)
+        self.server.complain(self.client_address[0], refusal.what, mark)
+        request = HttpRequest(address=self.client_address[0])
+        with suppress(OSError):  # it has gone, and there is nobody to tell
+            _, text = _failure(refusal, None, request, mark)
+            self._send(refusal.status, "application/json", text.encode(), refusal.headers)
+
+    def _send(self, status, kind, body, headers=None):
+        """Sends the whole answer at once: of two small packets the second would wait for the peer."""
+        fields = {"Date": self.date_time_string(), **_SECURITY, **(headers or {})}
+        if body is not None:
+            fields |= {"Content-Type": kind, "Content-Length": len(body)}
+        if self.close_connection:
+            fields["Connection"] = "close"
+        lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items()]
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{''.join(lines)}\r\n"
+        self.connection.settimeout(self.server.REQUEST_TIME)
+        self.connection.sendall(head.encode("latin-1") + (body or b""))
+
+
+class ControlServer(ThreadingHTTPServer):
+    """The door of a node for people: JSON-RPC by POST to /api/1, `pages` and /health by GET.
+
+    `host` and `port` say where it listens (port 0: any free one); `pages` maps a path to (content type,
+    function that returns the bytes); `token` is what makes a caller "admin" (None: nobody can be);
+    `allowed_hosts` are names of this machine beside its addresses. Methods and pages run in threads of the
+    server. It listens from the start and answers after `start`. Raises UsageError if it cannot listen there.
+
+    A connection gets a thread of its own, so that slow ones hold up nobody. When there are CONNECTIONS, a
+    newcomer takes the place of the one that has idled longest, or has not sent its whole request within
+    PATIENCE.
+    """
+
+    CONNECTIONS = 256
+    HANDLERS = 64  # requests answered at a time
+    PATIENCE = 1.0  # seconds
+    REQUEST_TIME = 10.0  # seconds for a whole request to arrive, however it drips
+    IDLE_TIME = 60.0  # seconds between two requests
+    HEAD_LIMIT = 64 * 1024  # bytes; the library stops at 100 headers
+    BODY_LIMIT = 1024 * 1024  # bytes
+    WRONG_TOKENS = 10  # per minute and address; then 429
+    COMPLAINT_TIME = 10.0  # seconds between two lines about bad requests
+
+    request_queue_size = 1024  # with the default of 5, of a thousand nodes that start together most fail
+    allow_reuse_address = sys.platform != "win32"  # there it would share the port
+    allow_reuse_port = False
+
+    def __init__(
+        self,
+        service: Service,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str | None = None,
+        pages: Mapping[str, tuple[str, Callable[[], bytes]]] | None = None,
+        allowed_hosts: Iterable[str] = (),
+    ):
+        health = ("application/json", lambda: b'{"ok": true}')
+        self.service = service
+        self.pages = {"/health": health, "/ping": health, **(pages or {})}
+        names = {"localhost", "127.0.0.1", "::1", host, *allowed_hosts} - {"0.0.0.0", "::"}
+        self._hosts = {name.lower() for name in names}
+        self._digest = _token_digest(token if token else secrets.token_urlsafe())
+        self._change = threading.Condition()  # guards the next three, which threads of connections change
+        self._open: dict[socket.socket, float] = {}  # connection: when it may lose its place (monotonic)
+        self._wrong_tokens: dict[str, tuple[int, float]] = {}  # address: how many, since when
+        self._complaints, self._next_complaint = 0, -math.inf
+        self._turns = threading.BoundedSemaphore(self.HANDLERS)
+        self._thread: threading.Thread | None = None
+        try:
+            if not 0 <= port < 65536:
+                raise OverflowError("a port is 0 to 65535")
+            self.address_family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            super().__init__(place, _Exchange)
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise _cannot_listen(error, host, port) from error
+
+    def server_bind(self):
+        """Binds without the library's reverse look-up of the host's name, which can take seconds."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+
+    @property
+    def port(self) -> int:
+        return self.server_port
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT."""
+        return format_address(self.server_name, self.server_port)
+
+    # .. life ..
+
+    def start(self) -> None:
+        """Begins to answer, in threads of its own."""
+        self._thread = threading.Thread(target=self.serve_forever, name="control", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends listening, lets the calls that run end (within PATIENCE), and closes all connections."""
+        if self._thread:
+            with suppress(OSError):  # where it cannot be done, the loop looks up twice a second
+                self.socket.shutdown(socket.SHUT_RDWR)
+            self.shutdown()
+            self._thread.join()
+        self.server_close()
+        with self._change:
+            self._change.wait_for(lambda: math.inf not in self._open.values(), self.PATIENCE)
+            for connection in list(self._open):
+                self._drop(connection)
+
+    def handle_error(self, request, client_address):
+        log.exception("the connection of %s failed", client_address[0])
+
+    # .. connections ..
+
+    def process_request(self, request, client_address):
+        if self._admit(request):
+            super().process_request(request, client_address)
+            return
+        self.complain(client_address[0], f"{self.CONNECTIONS} connections are being served", "")
+        with suppress(OSError):
+            request.settimeout(0.1)
+            request.sendall(_FULL)
+        self.shutdown_request(request)
+
+    def shutdown_request(self, request):
+        with self._change:
+            self._open.pop(request, None)
+            self._change.notify_all()
+        super().shutdown_request(request)
+
+    def _admit(self, connection):
+        """Whether there is a place, or one can be had in time."""
+        deadline = time.monotonic() + self.PATIENCE
+        with self._change:
+            while len(self._open) >= self.CONNECTIONS:
+                now, first = time.monotonic(), min(self._open, key=self._open.__getitem__)
+                if self._open[first] <= now:
+                    self._drop(first)
+                elif now >= deadline:
+                    return False
+                else:
+                    self._change.wait(min(self._open[first], deadline) - now)
+            self._open[connection] = time.monotonic() + self.PATIENCE
+            return True
+
+    def _drop(self, connection):
+        del self._open[connection]
+        with suppress(OSError):  # it has gone by itself
+            connection.shutdown(socket.SHUT_RDWR)  # wakes its thread, which closes it
+
+    def keep(self, connection: socket.socket, until: float) -> bool:
+        """Says until when a newcomer may not have its place; False if one has it already."""
+        with self._change:
+            if connection in self._open:
+                self._open[connection] = until
+                self._change.notify_all()
+            return connection in self._open
+
+    @contextmanager
+    def turn(self):
+        """One of the HANDLERS turns to answer."""
+        if not self._turns.acquire(timeout=self.PATIENCE):
+            raise _Refused(503, f"{self.HANDLERS} requests are being answered", Retry_After=1)
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    # .. people ..
+
+    def is_mine(self, name: str, local: str) -> bool:
+        """Whether a Host header's name is this node's; `local` is the address that the connection came to.
+
+        A page that got its own name to resolve to this machine is stopped here.
+        """
+        parts = re.fullmatch(r"(?:\[([^\]]*)\]|([^:]*))(?::[0-9]*)?", name)
+        host = (parts[1] or parts[2] or "").lower().rstrip(".") if parts else ""
+        return host in self._hosts or host == local.removeprefix("::ffff:")
+
+    def role_of(self, headers: Mapping[str, str], address: str) -> str:
+        """ "admin" by the right token, "guest" by none. Refuses a wrong one with 401, many of them with 429.
+
+        The right token is taken even then: a neighbour on the same address must not lock its owner out.
+        """
+        given = headers.get("Authorization")
+        if given is None:
+            return "guest"
+        scheme, _, token = given.partition(" ")
+        right = hmac.compare_digest(_token_digest(token.strip(), "latin-1"), self._digest)
+        if right and scheme.lower() == "bearer":
+            return "admin"
+        if wait := self._count_wrong_token(address):
+            raise _Refused(429, "too many wrong tokens", f"wait {wait} s", Retry_After=wait)
+        fix = "use the address that the node prints at its start"
+        raise _Refused(401, "the token is wrong", "it is not this node's", fix, WWW_Authenticate="Bearer")
+
+    def _count_wrong_token(self, address):
+        """How many seconds the address should wait: 0 at first, then doubling."""
+        now = time.monotonic()
+        with self._change:
+            count, since = self._wrong_tokens.get(address, (0, now))
+            count, since = (count + 1, since) if now - since < 60 else (1, now)
+            if len(self._wrong_tokens) > 1000:
+                self._wrong_tokens.clear()
+            self._wrong_tokens[address] = count, since
+        return 0 if count <= self.WRONG_TOKENS else min(60, 2 ** (count - self.WRONG_TOKENS))
+
+    def complain(self, address: str, what: str, mark: str) -> None:
+        """Logs a bad request, unless one was logged just now: junk must not fill the disk."""
+        with self._change:
+            self._complaints += 1
+            now = time.monotonic()
+            if now < self._next_complaint:
+                return
+            count, self._complaints, self._next_complaint = self._complaints, 0, now + self.COMPLAINT_TIME
+        log.warning("%d bad requests, the last from %s: %r [%s]", count, address, what, mark)
+
+
+def _token_digest(token, encoding="utf-8"):
+    """Of one length for all tokens, so that comparing tells nothing; a header's bytes come as Latin-1."""
+    return hashlib.sha256(token.encode(encoding, "replace")).digest()
+
+
+def _cannot_listen(error, host, port):
+    number = getattr(error, "errno", None)
+    what, why = f"cannot listen on {format_address(host, port)}", str(error)
+    fix = "choose another --port or --host"
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        what, why, fix = f'cannot find the host "{host}"', _NO_NAME, "use an address of this machine"
+    elif number == errno.EADDRINUSE:
+        what, why = f"port {port} is in use", "another program, perhaps an older node, has it"
+        fix = f"stop that, or choose another, as in --port {port + 1}"
+    elif number == errno.EADDRNOTAVAIL:
+        what, why = f"{host} is not an address of this machine", "no network interface here has it"
+    return components.UsageError(what, why, fix)
+
+
+# -- JSON-RPC: the proxy -------------------------------------------------------------------------------------
+
+_ANSWER_LIMIT = 64 * 1024 * 1024  # bytes
+
+
+class _Remote:
+    """A method of a distant node: attributes lengthen its name, a call calls it."""
+
+    def __init__(self, call, name=""):
+        self._call, self._name = call, name
+
+    def __getattr__(self, name):
+        if name.startswith("_"):  # what Python itself asks for, as in copying
+            raise AttributeError(name)
+        return _Remote(self._call, f"{self._name}.{name}" if self._name else name)
+
+    def __call__(self, *args, **kwargs):
+        if args and kwargs:
+            raise TypeError(f"{self._name}: JSON-RPC has positional or named parameters, not both")
+        return self._call(self._name, kwargs or list(args))
+
+
+class Proxy(_Remote):
+    """The methods of a node, as if they were here: `proxy.status()`, `proxy.slave.drain("s1")`.
+
+    `url` is HOST:PORT, with or without http://. `timeout` (seconds) is for connecting and for each wait. A
+    call blocks, returns the result or raises `RpcError`, or `Unreachable` when there is no node or no answer.
+    `proxy.notify.status()` does not ask for a result. Threads may share a proxy; its calls go one after the
+    other on one connection. A call without an answer is not repeated: nobody knows whether the node has
+    carried it out.
+    """
+
+    def __init__(self, url: str, token: str | None = None, timeout: float = 5.0):
+        super().__init__(self._request)
+        self._host, self._port = parse_address(url.removeprefix("http://").rstrip("/"))
+        self._timeout = timeout
+        self._headers = {"Content-Type": "application/json"}
+        if token is not None:
+            self._headers["Authorization"] = b"Bearer " + token.strip().encode()
+        self._lock = threading.Lock()  # guards the connection from sending to the end of the answer
+        self._connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+        self._numbers = itertools.count(1)
+        self.notify = _Remote(self._notify)
+
+    def batch(self, calls: Iterable[tuple[str, list | dict]]) -> list:
+        """Calls several methods, each (name, params), in one request; returns results or `RpcError`s."""
+        message = [self._message(name, params) | {"id": next(self._numbers)} for name, params in calls]
+        if not message:
+            return []
+        answers = self._exchange(message)
+        if not isinstance(answers, list):
+            return _result(answers)  # raises: the batch was refused as a whole
+        known = {answer.get("id"): answer for answer in answers if isinstance(answer, dict)}
+        return [_outcome(known.get(item["id"])) for item in message]
+
+    def close(self) -> None:
+        """Closes the connection; the next call opens another."""
+        with self._lock:
+            self._connection.close()
+
+    def _message(self, name, params):
+        return {"jsonrpc": "2.0", "method": name, "params": params}
+
+    def _request(self, name, params):
+        return _result(self._exchange(self._message(name, params) | {"id": next(self._numbers)}))
+
+    def _notify(self, name, params):
+        if (answer := self._exchange(self._message(name, params))) is not None:
+            _result(answer)  # raises: it was refused
+
+    def _exchange(self, message):
+        """Sends a message and returns the answer, None for status 204."""
+        body = json.dumps(message, allow_nan=False).encode()
+        with self._lock:
+            try:
+                if _has_ended(self._connection.sock):
+                    self._connection.close()  # it reconnects by itself
+                self._connection.request("POST", "/api/1", body, self._headers)
+                response = self._connection.getresponse()
+                content = response.read(_ANSWER_LIMIT)
+            except (OSError, UnicodeError, http.client.HTTPException) as error:
+                self._connection.close()
+                raise self._unreachable(error) from error
+            if response.status == 204:
+                return None
+            try:
+                return _checked_answer(json.loads(content), message)
+            except (ValueError, RecursionError):
+                self._connection.close()
+                sent = response.headers.get("Server") or f"{response.status} {response.reason}"
+                raise self._stranger(sent) from None
+
+    def _unreachable(self, error):
+        place = format_address(self._host, self._port)
+        if isinstance(error, (socket.gaierror, UnicodeError)):
+            what, why = f'cannot find the host "{self._host}"', _NO_NAME
+            fix = "check the spelling or use the IP address (form HOST or HOST:PORT, without http://)"
+        elif isinstance(error, ConnectionRefusedError):
+            what = f"no master at {place} (connection refused)"
+            why = "nothing listens there; the master is not started or has another port"
+            fix = "`python master.py`, or without a cluster: `python client.py samples/md5.py --local`"
+        elif isinstance(error, (ConnectionError, http.client.IncompleteRead)):
+            what, why = f"{place} closed the connection without an answer", "it is stopping, or not a master"
+            fix = f"look at its log; test with `curl http://{place}/health`"
+        elif isinstance(error, http.client.HTTPException):
+            return self._stranger(str(error))
+        else:
+            how = f"within {self._timeout:g} s" if isinstance(error, TimeoutError) else f"({error.strerror})"
+            what = f"{place} did not answer {how}"
+            why = "wrong address, a firewall, or a master that listens on its own machine only (the default)"
+            fix = "on the master `python master.py --host 0.0.0.0 --key-file FILE`; test with "
+            fix += f"`curl http://{place}/health`"
+        return components.Unreachable(what, why, fix)
+
+    def _stranger(self, sent):
+        place = format_address(self._host, self._port)
+        what = f'{place} answers, but it is not a Concurrent node (it sent "{ascii(sent[:60])[1:-1]}")'
+        fix = "the master prints its address on start; pass that with `--master`"
+        return components.Unreachable(what, "another server uses this port", fix)
+
+
+def _has_ended(connection):
+    """Whether the other side has closed a connection that was kept for the next call."""
+    if connection is None:
+        return False
+    timeout = connection.gettimeout()
+    connection.setblocking(False)
+    try:
+        connection.recv(1, socket.MSG_PEEK)
+        return True  # its end, or bytes that nobody asked for
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.settimeout(timeout)
+
+
+def _checked_answer(answer, message):
+    """Raises ValueError unless it is what a JSON-RPC 2.0 server says to the message."""
+    several = isinstance(answer, list) and isinstance(message, list)
+    for each in answer if several else [answer]:
+        if not isinstance(each, dict) or each.get("jsonrpc") != "2.0" or not {"result", "error"} & set(each):
+            raise ValueError("no JSON-RPC 2.0 answer")
+    return answer
+
+
+def _outcome(answer):
+    """The result, or an RpcError as a value."""
+    if answer is None:
+        return RpcError(INTERNAL_ERROR, "the node did not answer this call")
+    if "result" in answer:
+        return answer["result"]
+    error = answer["error"] if isinstance(answer["error"], dict) else {}
+    code, message = error.get("code"), error.get("message")
+    return RpcError(code if isinstance(code, int) else INTERNAL_ERROR, str(message), error.get("data"))
+
+
+def _result(answer):
+    outcome = _outcome(answer)
+    if isinstance(outcome, RpcError):
+        raise outcome
+    return outcome
+
+
+# -- frames --------------------------------------------------------------------------------------------------
+
+MAGIC = b"CS"
+PROTOCOL = 1
+HELLO, WELCOME, REFUSE, DATA, BEAT = range(5)
+OWN_FRAME = 0xFFFFFFFF  # a length that says: this part is the next ZeroMQ frame
+INLINE = (
+    64 * 1024
+)  # bytes; a part from this size on is sent uncopied: below it the copy is cheaper than the frame
+MAX_PARTS = 4096
+MAX_MESSAGE = 256 * 1024 * 1024  # bytes, all parts together
+
+_ENVELOPE = struct.Struct("<2sBB8sQQ")
+_COUNT = struct.Struct("<H")
+_CALL_ONLY = struct.Struct("<HI")
+_TOTAL = struct.Struct("<I")
+
+
+class ProtocolError(components.Error):
+    """Bytes that are not a message of this protocol, or a message that would not be one."""
+
+
+class VersionMismatch(ProtocolError):
+    """The other side speaks another protocol number. `session` is the one it used."""
+
+    def __init__(self, theirs: int, session: bytes) -> None:
+        super().__init__(
+            f"the other side speaks protocol {theirs}, this node speaks protocol {PROTOCOL}",
+            "the nodes of one swarm must have the same version of concurrent_swarm",
+            "install the same version on both, then start the older one again",
+        )
+        self.session = session
+
+
+class Message(NamedTuple):
+    """One message of the compute channel, taken apart."""
+
+    kind: int
+    session: bytes
+    number: int
+    ack: int
+    call: list
+    parts: list
+
+
+def _no_constant(name):
+    raise ValueError(f"{name} is no JSON")
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_decode = json.JSONDecoder(parse_constant=_no_constant).raw_decode
+
+
+def _table(call, parts):
+    """All parts with the call as the first, as flat buffers, and their sizes."""
+    flat = [_encode(call).encode()]
+    flat += [part if type(part) is bytes else memoryview(part).cast("B") for part in parts]
+    sizes = list(map(len, flat))
+    if len(flat) > MAX_PARTS or sum(sizes) > MAX_MESSAGE:
+        raise ProtocolError(
+            f"{call[0]} has {len(flat)} parts and {sum(sizes):,} bytes",
+            f"a message may have {MAX_PARTS} parts and {MAX_MESSAGE:,} bytes",
+            "split the work into smaller tasks, or pass large data as a file",
+        )
+    return flat, sizes
+
+
+def pack_body(call: list, parts: Iterable = (), envelope: bytes = b"") -> list:
+    """The body of a message as frames: the first holds `envelope`, the lengths and the small parts."""
+    flat, sizes = _table(call, parts)
+    if len(flat) == 1 and sizes[0] < INLINE:
+        return [b"".join((envelope, _CALL_ONLY.pack(1, sizes[0]), flat[0]))]
+    lengths = [OWN_FRAME if size >= INLINE else size for size in sizes]
+    head = struct.pack(f"<H{len(flat)}I", len(flat), *lengths)
+    small = b"".join((envelope, head, *(part for part in flat if len(part) < INLINE)))
+    return [small, *(part for part in flat if len(part) >= INLINE)]
+
+
+def unpack_body(frames: list, start: int = 0) -> tuple[list, list]:
+    """The call and the parts of a body that begins at `start` of the first frame. Raises ProtocolError."""
+    body = frames[0]
+    try:
+        (count,) = _COUNT.unpack_from(body, start)
+        lengths = struct.unpack_from(f"<{count}I", body, start + 2)
+    except struct.error as error:
+        raise ProtocolError("a message is cut short", str(error)) from error
+    at, own, parts = start + 2 + 4 * count, 1, []
+    for length in lengths:
+        if length == OWN_FRAME:
+            parts.append(frames[own] if own < len(frames) else b"")
+            own += 1
+        elif length < INLINE:
+            parts.append(body[at : at + length])
+            at += length
+        else:
+            parts.append(memoryview(body)[at : at + length])
+            at += length
+    if not 1 <= count <= MAX_PARTS or at != len(body) or own != len(frames):
+        raise ProtocolError("the lengths in a message do not add up")
+    return _read_call(parts.pop(0)), parts
+
+
+def _read_call(text):
+    try:
+        text = str(text, "utf-8")
+        call, end = _decode(text)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("the call in a message is no JSON", str(error)) from error
+    if end != len(text) or type(call) is not list or not call or type(call[0]) is not str:
+        raise ProtocolError("the call in a message is no list that begins with a method name")
+    return call
+
+
+def pack(kind: int, session: bytes, number: int, ack: int, call: list, parts: Iterable = ()) -> list:
+    """One message as ZeroMQ frames; parts of 64 KiB and up become frames of their own, uncopied.
+
+    Raises ProtocolError when it is too large, TypeError or ValueError when `call` cannot be JSON.
+    """
+    return pack_body(call, parts, _ENVELOPE.pack(MAGIC, PROTOCOL, kind, session, number, ack))
+
+
+def unpack(frames: list) -> Message:
+    """The message in ZeroMQ frames. Raises ProtocolError on anything odd, VersionMismatch on another
+    protocol."""
+    if not frames or len(frames[0]) < _ENVELOPE.size:
+        raise ProtocolError("a message is too short for its envelope")
+    magic, protocol, kind, session, number, ack = _ENVELOPE.unpack_from(frames[0])
+    if magic != MAGIC:
+        raise ProtocolError("a message does not begin with CS")
+    if protocol != PROTOCOL:
+        raise VersionMismatch(protocol, session)
+    if kind > BEAT:
+        raise ProtocolError(f"a message of the unknown kind {kind}")
+    if len(frames) > 1 and sum(map(len, frames)) > MAX_MESSAGE + INLINE:
+        raise ProtocolError(f"a message of more than {MAX_MESSAGE:,} bytes")
+    return Message(kind, session, number, ack, *unpack_body(frames, _ENVELOPE.size))
+
+
+def pack_stream(call: list, parts: Iterable = ()) -> list:
+    """One message for a socketpair, as buffers for `sendmsg`: large parts uncopied, the rest joined."""
+    flat, sizes = _table(call, parts)
+    count = len(flat)
+    small = [struct.pack(f"<IH{count}I", 2 + 4 * count + sum(sizes), count, *sizes)]
+    buffers = []
+    for part in flat:
+        if len(part) < INLINE:
+            small.append(part)
+        else:
+            buffers += [b"".join(small), part] if small else [part]
+            small = []
+    return [*buffers, b"".join(small)] if small else buffers
+
+
+class StreamParser:
+    """Takes messages out of the bytes of a socketpair, however they were cut."""
+
+    def __init__(self, limit: int = MAX_MESSAGE + INLINE) -> None:
+        self._limit = limit
+        self._chunks = []  # joined once, when the message they hold is complete
+        self._have = 0
+        self._need = _TOTAL.size
+
+    def feed(self, data: bytes) -> list[tuple[list, list]]:
+        """Take the next bytes read; returns (call, parts) of each message they complete. Raises
+        ProtocolError."""
+        self._chunks.append(data)
+        self._have += len(data)
+        messages = []
+        while self._have >= self._need:
+            data = b"".join(self._chunks) if len(self._chunks) > 1 else self._chunks[0]
+            at = 0
+            while len(data) - at >= _TOTAL.size:
+                end = at + _TOTAL.size + self._total(data, at)
+                if end > len(data):
+                    break
+                large = end - at >= INLINE  # then its parts are views of the bytes read
+                messages.append(unpack_body([(memoryview(data) if large else data)[at + _TOTAL.size : end]]))
+                at = end
+            rest = data[at:]
+            self._chunks, self._have = [rest] if rest else [], len(rest)
+            self._need = _TOTAL.size + (self._total(rest, 0) if len(rest) >= _TOTAL.size else 0)
+        return messages
+
+    def _total(self, data, at):
+        (total,) = _TOTAL.unpack_from(data, at)
+        if total > self._limit:
+            raise ProtocolError(f"a message of {total:,} bytes", f"at most {self._limit:,} are taken")
+        return total
+
+
+# -- sessions ------------------------------------------------------------------------------------------------
+
+
+class Timing(NamedTuple):
+    """The intervals of the compute channel, in seconds. Both ends of a swarm use the same ones."""
+
+    beat: float = 1.0  # a sign of life when nothing else was sent for so long
+    dead: float = 10.0  # a peer silent for so long is lost
+    probe: float = 0.5  # a beat when messages were not acknowledged for so long
+    ack: float = 0.1  # an acknowledgement of its own after so long
+    asleep: float = 5.0  # a pause of the own loop that means: we were suspended, the peers were not silent
+    hello: float = 1.0  # between two HELLOs
+    retry: float = 0.1  # before a refused link tries again; doubles
+    retry_max: float = 5.0
+    held: float = 0.05  # before a message that ZeroMQ did not take is tried again
+
+
+TIMING = Timing()
+ACK_EVERY = 64  # received messages
+
+
+class Session:
+    """One end of a conversation: numbers what it sends and keeps it until acknowledged, delivers once and in
+    order.
+
+    It has no socket and no clock. To send: `wrap`, and whenever it or `due` returns frames, give them to the
+    socket and say `sent` (or do not, when the socket refused: they stay due). To receive: `accept` for a DATA
+    message, `heard` for a BEAT.
+    """
+
+    def __init__(self, ident: bytes, timing: Timing, now: float) -> None:
+        self.id = ident
+        self.timing = timing
+        self.received = 0  # highest number received in order
+        self.unsaid = 0  # messages received since we last said so
+        self.pending_bytes = 0
+        self.heard_at = self.sent_at = now
+        self._window = deque()  # (frames, size) of the numbers _acked + 1, + 2, …
+        self._acked = 0
+        self._cursor = 1  # the first number not given to the socket
+        self._ack_by = math.inf
+        self._ask = False  # something is missing: the next BEAT asks for it
+        self._asked_at = -math.inf
+
+    @property
+    def pending(self) -> int:
+        """How many messages were not acknowledged yet."""
+        return len(self._window)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a message has still to be given to the socket."""
+        return self._cursor <= self._acked + len(self._window)
+
+    def wrap(self, call: list, parts: Iterable = ()) -> list | None:
+        """Number a call and keep it. Returns its frames if they may be sent now, None if others wait before
+        it."""
+        number = self._acked + len(self._window) + 1
+        frames = pack(DATA, self.id, number, self.received, call, parts)
+        size = sum(map(len, frames))
+        self._window.append((frames, size))
+        self.pending_bytes += size
+        if not self._ask:
+            self.unsaid, self._ack_by = 0, math.inf
+        return frames if self._cursor == number else None
+
+    def due(self) -> list | None:
+        """The frames of the next message that the socket should get, None if it has them all."""
+        return self._window[self._cursor - self._acked - 1][0] if self.waiting else None
+
+    def sent(self, now: float) -> None:
+        """The socket took what `wrap` or `due` returned."""
+        self._cursor += 1
+        self.sent_at = now
+
+    def accept(self, number: int, ack: int, now: float) -> bool:
+        """A DATA message came. True: it is the next one; False: drop it. Raises ProtocolError as `heard`."""
+        self.heard(ack, now)
+        if number == self.received + 1:
+            self.received = number
+            self.unsaid += 1
+            self._asked_at = -math.inf
+            self._ack_by = min(self._ack_by, now + self.timing.ack)
+            return True
+        if number <= self.received:  # our acknowledgement may be lost
+            self._ack_by = min(self._ack_by, now + self.timing.ack)
+        else:
+            self._missing(now)
+        return False
+
+    def _missing(self, now):
+        if now - self._asked_at >= self.timing.probe:
+            self._ask, self._asked_at = True, now
+
+    def heard(self, ack: int, now: float) -> None:
+        """The peer is alive and has everything up to `ack`. Raises ProtocolError if that was never sent."""
+        if ack > self._acked + len(self._window):
+            raise ProtocolError(f"message {ack} was acknowledged but never sent")
+        self.heard_at = now
+        while self._acked < ack:
+            self.pending_bytes -= self._window.popleft()[1]
+            self._acked += 1
+        self._cursor = max(self._cursor, self._acked + 1)
+
+    def beaten(self, number: int, call: list, now: float) -> None:
+        """A BEAT of the peer, which has sent DATA up to `number`; "resend" asks for everything not
+        acknowledged."""
+        if number > self.received:
+            self._missing(now)
+        if call[0] == "resend":
+            self.rewind()
+
+    def rewind(self) -> None:
+        """Send everything that is not acknowledged again: the connection may have lost it."""
+        self._cursor = self._acked + 1
+
+    def beat(self, now: float) -> list | None:
+        """The frames of a BEAT, if one is due: to acknowledge, to ask for lost messages, to show life."""
+        quiet = self.timing.probe if self._window else self.timing.beat
+        if not (self._ask or self.unsaid >= ACK_EVERY or now >= min(self._ack_by, self.sent_at + quiet)):
+            return None
+        call = ["resend"] if self._ask else ["beat"]
+        return pack(BEAT, self.id, self._cursor - 1, self.received, call)
+
+    def beat_sent(self, now: float) -> None:
+        """The socket took what `beat` returned."""
+        self.sent_at, self.unsaid, self._ack_by, self._ask = now, 0, math.inf, False
+
+    def silent(self, now: float) -> bool:
+        """Whether the peer gave no sign of life for too long."""
+        return now - self.heard_at >= self.timing.dead
+
+    def deadline(self, now: float) -> float:
+        """When to look at this session again, if nothing happens before."""
+        if self._ask or self.waiting:
+            return now
+        quiet = self.timing.probe if self._window else self.timing.beat
+        return min(self._ack_by, self.sent_at + quiet, self.heard_at + self.timing.dead)
+
+
+# -- endpoints -----------------------------------------------------------------------------------------------
+
+NOBLOCK, SNDMORE = 1, 2  # ZeroMQ's numbers: pyzmq's enums cost a tenth of a busy loop
+HIGH_WATER = (
+    1000  # messages in a ZeroMQ queue: credits keep far below, this stops what credits did not foresee
+)
+MAX_SESSIONS = 16  # of one key at the same time
+COMPLAIN = 10.0  # seconds between two log lines about the same kind of trouble
+
+
+
+def tcpremote(endpoint: "Endpoint", name: str | None = None, roles: Iterable[str] | None = None) -> Callable:
+    """Decorate a function as a method that the other side may call on `endpoint`.
+
+    `name` is its name on the wire (the function's own by default); `roles` lists who may call it (everybody
+    by default). It is called `function(endpoint, request, *params)`; what it returns, other than None, goes
+    back as `<name>_response`, an error as `<name>_failed`.
+    """
+
+    def register(function):
+        few, many = _arity(function)
+        allowed = None if roles is None else frozenset(roles)
+        endpoint.methods[name or function.__name__] = _Method(function, few, many, allowed)
+        return function
+
+    return register
+
+
+class _Method(NamedTuple):
+    function: Callable
+    few: int
+    many: float
+    roles: frozenset | None
+
+
+def _arity(function):
+    """How few and how many parameters may follow endpoint and request."""
+    kinds = [(p.kind, p.default is Parameter.empty) for p in signature(function).parameters.values()]
+    plain = [
+        needed
+        for kind, needed in kinds
+        if kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    open_end = any(kind is Parameter.VAR_POSITIONAL for kind, _ in kinds)
+    return sum(plain) - 2, math.inf if open_end else len(plain) - 2
+
+
+class Request(NamedTuple):
+    """One call that came in: `peer` sent it, `parts` are its opaque bytes."""
+
+    peer: "Peer"
+    method: str
+    parts: list
+
+
+class Peer:
+    """Who is at the other end: `session` carries the calls, `role`, `key` and `name` come from its
+    authenticated key, `info` is what it said of itself, `route` where ZeroMQ finds it. `lost` once the
+    session is over."""
+
+    def __init__(
+        self, session: Session, role: str, key: str = "", name: str = "", info: dict | None = None
+    ) -> None:
+        self.session, self.role, self.key, self.name, self.info = session, role, key, name, info or {}
+        self.route, self.attempt, self.welcome, self.lost = b"", 0, {}, False
+
+    @property
+    def id(self) -> bytes:
+        """The eight bytes of its session."""
+        return self.session.id
+
+    @property
+    def last_seen(self) -> float:
+        """When it gave the last sign of life, in the endpoint's clock."""
+        return self.session.heard_at
+
+    def __repr__(self) -> str:
+        return f"<{self.role} {self.name or self.id.hex()}>"
+
+
+class _Proxy:
+    """Calls of one peer that look like methods and wait for nothing."""
+
+    def __init__(self, endpoint, peer):
+        self._endpoint, self._peer = endpoint, peer
+
+    def __getattr__(self, method):
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return lambda *params, parts=(): self._endpoint.send(self._peer, [method, *params], parts)
+
+
+class Endpoint:
+    """What both ends share: the table of methods, dispatch, and the care for sessions.
+
+    It belongs to one thread. The owner polls its sockets, calls `receive` when one is readable and `tick` in
+    each turn, and waits no longer than until the time that `tick` returned. `counts` tells what was refused
+    or dropped.
+    """
+
+    def __init__(self, clock: Callable[[], float], timing: Timing) -> None:
+        import zmq
+
+        self._zmq = zmq
+        self.clock, self.timing = clock, timing
+        self.methods: dict[str, _Method] = {}
+        self.counts: Counter[str] = Counter()
+        self.socket = None
+        self._context = zmq.Context()
+        self._wake = self._turned = clock()
+        self._complained: dict[str, tuple[float, int]] = {}
+
+    def proxy(self, peer: Peer | None = None) -> Any:
+        """An object whose methods are calls of `peer`: `proxy(peer).lease(1, 2, parts=[…])` sends and
+        returns."""
+        return _Proxy(self, peer)
+
+    def send(self, peer: Peer, call: list, parts: Iterable = ()) -> None:
+        """Send a call once and in order, without waiting; to a lost peer it goes nowhere (`on_lost` said so).
+
+        Raises ProtocolError when it is too large, TypeError or ValueError when `call` cannot be JSON.
+        """
+        if peer.lost:
+            self.counts["to lost peers"] += 1
+            return
+        frames = peer.session.wrap(call, parts)
+        now = self.clock()
+        if frames is not None and self._transmit(peer, frames):
+            peer.session.sent(now)
+        self._wake = min(self._wake, now + self.timing.ack)
+
+    def dispatch(self, peer: Peer, call: list, parts: list) -> None:
+        """Run the method that `call` names and answer for it; whatever happens inside is the sender's
+        answer."""
+        name, params = call[0], call[1:]
+        method = self.methods.get(name)
+        if method is None:
+            self._answer_failed(peer, name, METHOD_NOT_FOUND, f"there is no method {name[:80]!r}")
+        elif method.roles is not None and peer.role not in method.roles:
+            self._answer_failed(peer, name, NOT_ALLOWED, f"a {peer.role} may not call {name!r}")
+        elif not method.few <= len(params) <= method.many:
+            text = f"{name!r} takes {method.few} to {method.many} parameters, not {len(params)}"
+            self._answer_failed(peer, name, INVALID_PARAMS, text)
+        else:
+            _, error = self._attempt(self._run, method.function, peer, call, parts)
+            if error is not None:
+                self._answer_failed(peer, name, SERVER_ERROR, str(error))
+
+    def _run(self, function, peer, call, parts):
+        result = function(self, Request(peer, call[0], parts), *call[1:])
+        if result is not None and not _is_answer(call[0]):
+            self.send(peer, [f"{call[0]}_response", result])
+
+    def _attempt(self, function, *args):
+        """Call what a peer set off: the border where nothing may pass. Returns (result, Error or None)."""
+        try:
+            return function(*args), None
+        except components.Error as error:
+            return None, error
+        except Exception as crash:
+            self.counts["crashes"] += 1
+            log.exception("what a peer set off failed")
+            return None, components.Error(f"{type(crash).__name__}: {crash}")
+
+    def _answer_failed(self, peer, name, code, text):
+        self.counts["failed calls"] += 1
+        if _is_answer(name):
+            self._complain("unwanted answers", "%r sent %.80r, which nobody waits for: %s", peer, name, text)
+        else:
+            self.send(peer, [f"{name[:80]}_failed", {"c": code, "m": text, "t": ""}])
+
+    def _complain(self, kind, text, *args):
+        """Count a trouble that a peer can cause, and log it, but not faster than the log can be read."""
+        self.counts[kind] += 1
+        now = self.clock()
+        last, before = self._complained.get(kind, (-math.inf, 0))
+        if now - last >= COMPLAIN:
+            log.warning(text + " (%d more since the last line)", *args, self.counts[kind] - before - 1)
+            self._complained[kind] = (now, self.counts[kind])
+
+    def _read(self):
+        """The frames of the next message and the first one as ZeroMQ gave it; ([], None) when there is
+        none."""
+        try:
+            first = frame = self.socket.recv(NOBLOCK, copy=False)
+        except self._zmq.Again:
+            return [], None
+        frames = [first.bytes]
+        while frame.more:
+            frame = self.socket.recv(NOBLOCK, copy=False)
+            if len(frames) <= MAX_PARTS + 1:  # more than a message can have: unpack will say so
+                frames.append(frame.bytes if len(frame) < INLINE else frame.buffer)
+        return frames, first
+
+    def _post(self, frames):
+        """Give a message to ZeroMQ without waiting. False: there is no connection or no room, the session
+        keeps it."""
+        try:
+            for frame in frames[:-1]:
+                self.socket.send(frame, SNDMORE | NOBLOCK, copy=len(frame) < INLINE)
+            self.socket.send(frames[-1], NOBLOCK, copy=len(frames[-1]) < INLINE)
+        except self._zmq.ZMQError as error:
+            if error.errno not in (errno.EAGAIN, errno.EHOSTUNREACH):
+                raise
+            return False
+        return True
+
+    def _take(self, peer, message, now):
+        """A DATA or BEAT of a known session. Raises ProtocolError."""
+        session = peer.session
+        if message.kind == DATA:
+            if session.accept(message.number, message.ack, now):
+                self.dispatch(peer, message.call, message.parts)
+        else:
+            session.heard(message.ack, now)
+            session.beaten(message.number, message.call, now)
+        if session.waiting or session.unsaid >= ACK_EVERY:
+            self._care(peer, now)
+        self._wake = min(self._wake, now + self.timing.ack)
+
+    def _care(self, peer, now):
+        """Send what is due in a session; returns when to look again."""
+        session = peer.session
+        while (frames := session.due()) is not None and self._transmit(peer, frames):
+            session.sent(now)
+        if (frames := session.beat(now)) is not None and self._transmit(peer, frames):
+            session.beat_sent(now)
+        return max(
+            session.deadline(now), now + self.timing.held
+        )  # a socket that takes nothing is no reason to spin
+
+    def _slept(self, now):
+        """How long this loop was suspended since its last turn, 0 for a normal turn."""
+        pause, self._turned = now - self._turned, now
+        return pause if pause > self.timing.asleep else 0.0
+
+    def _tune(self, socket, **options):
+        """The options of every socket of ours. No ZMTP heartbeats: they prove that an I/O thread lives, ours
+        prove that the node's loop does; and where they cut a slow line they lose messages."""
+        keys = {
+            "LINGER": 0,
+            "HANDSHAKE_IVL": 3000,  # ms; the default of 30 s leaves a node deaf after a short partition
+            "SNDHWM": HIGH_WATER,
+            "RCVHWM": HIGH_WATER,
+            "MAXMSGSIZE": MAX_MESSAGE + INLINE,
+            "TCP_KEEPALIVE": 1,  # frees the descriptor of a machine that vanished
+            "TCP_KEEPALIVE_IDLE": 60,
+            "IPV6": 1,
+            **options,
+        }
+        for key, value in keys.items():
+            socket.set(getattr(self._zmq, key), value)
+
+    def close(self) -> None:
+        """Close the sockets, giving the last messages a moment to leave. The endpoint is of no use
+        afterwards."""
+        if self.socket is not None:
+            self.socket.close(linger=200)
+            self.socket = None
+        self._context.term()
+
+
+def _is_answer(name):
+    return name.endswith(("_response", "_failed"))
+
+
+class Channel(Endpoint):
+    """The master's end: one ROUTER, bound to a socket file and to TCP ports, that admits the keys of a
+    keyring.
+
+    Assign the hooks: `on_hello(peer, info)` returns what the node is told in its welcome, or raises Error to
+    refuse it; `on_lost(peer, reason)` says that a session is over and what was sent in it may be lost.
+    """
+
+    def __init__(
+        self, keyring: "Keyring", clock: Callable[[], float] = time.monotonic, timing: Timing = TIMING
+    ) -> None:
+        super().__init__(clock, timing)
+        self.keyring = keyring
+        self.peers: dict[bytes, Peer] = {}
+        self.on_hello: Callable[[Peer, dict], dict] = lambda peer, info: {}
+        self.on_lost: Callable[[Peer, str], None] = lambda peer, reason: None
+        self._start_doorkeeper()  # before any bind: without it nobody is refused
+        self.socket = self._context.socket(self._zmq.ROUTER)
+        self._tune(self.socket, ROUTER_MANDATORY=1, ZAP_ENFORCE_DOMAIN=1)
+        self.socket.zap_domain = b"compute"
+
+    def _start_doorkeeper(self):
+        door = self._context.socket(self._zmq.REP)
+        door.bind("inproc://zeromq.zap.01")
+        threading.Thread(target=self._keep_door, args=(door,), name="zap", daemon=True).start()
+
+    def _keep_door(self, door):
+        """Answer ZeroMQ, for each handshake, whose key it is; ends with the context."""
+        with door:
+            while True:
+                try:
+                    version, request, _domain, address, _identity, mechanism, *secret = door.recv_multipart()
+                    key, _ = self._attempt(self.keyring.admit, mechanism, secret)
+                    if key is None:
+                        self._complain("unknown keys", "an unknown key from %r was turned away", address)
+                    verdict = [b"200", b"", key.encode()] if key else [b"400", b"unknown key", b""]
+                    door.send_multipart([version, request, *verdict, b""])
+                except self._zmq.ContextTerminated:
+                    return
+
+    def bind_ipc(self, path: str) -> None:
+        """Listen on a socket file for nodes of this user. Its folder must be private. Raises Error."""
+        _check_private(os.path.dirname(os.path.abspath(path)), 0o700)
+        self.socket.plain_server = 1  # options are copied at bind: each address keeps its own mechanism
+        self._bind(f"ipc://{path}")
+
+    def bind_tcp(self, host: str, port: int = 0) -> int:
+        """Listen on a TCP port, any free one for 0; returns it. Raises Error, also if the keys are not in
+        order."""
+        require_keys(host, self.keyring)
+        self.socket.plain_server = 0
+        self.socket.curve_server = 1
+        self.socket.curve_secretkey = self.keyring.secret_key.encode()
+        self._bind(f"tcp://{_bracketed(host)}:{port or '*'}")
+        return int(self.socket.last_endpoint.decode().rpartition(":")[2])
+
+    def _bind(self, address):
+        try:
+            self.socket.bind(address)
+        except self._zmq.ZMQError as error:
+            raise components.Error(
+                f"cannot listen on {address} ({error})",
+                "another program has it, it is not an address of this machine, or the path is too long",
+                "stop that program, or choose another address",
+            ) from error
+
+    def receive(self, limit: int = 256) -> int:
+        """Read and dispatch up to `limit` messages without waiting; returns how many there were."""
+        for count in range(limit):
+            frames, first = self._read()
+            if first is None:
+                return count
+            self._arrived(frames[0], frames[1:], first, self.clock())
+        return limit
+
+    def _arrived(self, route, frames, first, now):
+        try:
+            message = unpack(frames)
+            peer = self.peers.get(message.session)
+            user = peer.key if peer and route == peer.route else first.get("User-Id")
+            if message.kind == HELLO:
+                self._hello(route, user, message, now)
+            elif peer is None:
+                self._refuse(route, message.session, "unknown session")
+            elif user != peer.key:
+                self._complain("forged", "%.40r used the session of %r", user, peer)
+                self._refuse(route, message.session, "session of another node")
+            elif message.kind == REFUSE:
+                self.drop(peer, "it left")
+            elif message.kind == WELCOME:
+                raise ProtocolError("a node sent a welcome")
+            else:
+                self._take(peer, message, now)
+        except VersionMismatch as error:
+            self._complain("other versions", "a node was refused: %s", error)
+            self._refuse(route, error.session, "version", error)
+        except ProtocolError as error:
+            self._garbage(route, error)
+
+    def _garbage(self, route, error):
+        self._complain("garbage", "a message was dropped: %s", error)
+        for peer in [peer for peer in self.peers.values() if peer.route == route]:
+            self.drop(peer, "it sent garbage")
+        self._refuse(route, bytes(8), "garbage", error)
+
+    def _hello(self, route, key, message, now):
+        peer = self.peers.get(message.session)
+        info, known = message.call[1:] if len(message.call) == 3 else (None, None)
+        if not isinstance(info, dict):
+            raise ProtocolError("a HELLO without information")
+        if peer is None:
+            if known:
+                return self._refuse(route, message.session, "unknown session")
+            peer = self._newcomer(key, info, message.session, now)
+            _, error = self._attempt(self._admit, peer)
+            if error is not None:
+                self._complain("refused", "%r was refused: %s", peer, error)
+                return self._refuse(route, message.session, "not admitted", error)
+        elif peer.key != key:
+            self._complain("forged", "%.40r said hello with the session of %r", key, peer)
+            return self._refuse(route, message.session, "session of another node")
+        if message.number <= peer.attempt:
+            return None  # from a connection before this one
+        peer.session.heard(message.ack, now)
+        peer.session.rewind()
+        peer.route, peer.attempt = route, message.number
+        self._post([route, *pack(WELCOME, peer.id, 0, peer.session.received, ["welcome", peer.welcome])])
+        self._wake = min(self._wake, self._care(peer, now))
+
+    def _newcomer(self, key, info, session, now):
+        role, name = self.keyring.entry(key) or ("", "")
+        return Peer(Session(session, self.timing, now), role, key, name, info)
+
+    def _admit(self, peer):
+        """Take a newcomer in. Raises Error."""
+        wanted = peer.info.get("role")
+        if not peer.role:
+            raise _removed_key()
+        if wanted != peer.role:
+            raise components.Unreachable(
+                f"the master refused {peer.name!r}: it has a {peer.role} key and wants to be {str(wanted)[:20]!r}",
+                "each role has an access file of its own",
+                "take the access file of that role, and an environment made for it (--env DIR)",
+            )
+        if sum(other.key == peer.key for other in self.peers.values()) >= MAX_SESSIONS:
+            raise components.Error(f"{peer.name!r} has {MAX_SESSIONS} sessions already")
+        peer.welcome = self.on_hello(peer, peer.info) or {}
+        self.peers[peer.id] = peer
+
+    def _refuse(self, route, session, reason, error=None):
+        about = {"reason": reason}
+        if error is not None:
+            about |= {"what": error.what, "why": error.why, "fix": error.fix}
+        self.counts["refusals"] += 1
+        self._post([route, *pack(REFUSE, session, 0, 0, ["refuse", about])])
+
+    def drop(self, peer: Peer, reason: str, error: components.Error | None = None) -> None:
+        """End the session of a peer: tell it, and the owner by `on_lost`."""
+        if self.peers.pop(peer.id, None) is not None:
+            peer.lost = True
+            self._refuse(peer.route, peer.id, "session over" if error else "unknown session", error)
+            self._attempt(self.on_lost, peer, reason)
+
+    def _transmit(self, peer, frames):
+        return self._post([peer.route, *frames])
+
+    def tick(self, now: float) -> float:
+        """Send what is due, notice who is lost or whose key was removed; returns when to call again at the
+        latest."""
+        slept = self._slept(now)
+        for peer in self.peers.values() if slept else ():
+            peer.session.heard_at += slept
+        if now < self._wake and not slept:
+            return self._wake
+        removed = self.keyring.drop_removed()
+        wake = now + self.timing.beat
+        for peer in list(self.peers.values()):
+            if peer.key in removed:
+                self.drop(peer, "its key was removed", _removed_key())
+            elif peer.session.silent(now):
+                self.drop(peer, f"no word for {now - peer.last_seen:.0f} s")
+            else:
+                wake = min(wake, self._care(peer, now))
+        self._wake = wake
+        return wake
+
+
+def _removed_key():
+    return components.Unreachable(
+        "the master does not know this node's key",
+        "the key was removed or revoked there, or this node never enrolled",
+        "ask the master's owner for access, then start this node again with the master's access file",
+    )
+
+
+def _other_mechanism():
+    return components.Unreachable(
+        "the master and this node do not secure the connection in the same way",
+        "one of them has no key, or something else than a master listens there",
+        "start this node with the access file that the master wrote (--key-file FILE)",
+    )
+
+
+def _other_key():
+    return components.Unreachable(
+        "the master has another key than this node expects",
+        "the key file here belongs to another master, or the master made new keys",
+        "copy the master's access file again and pass --key-file FILE",
+    )
+
+
+class Link(Endpoint):
+    """A node's end: one DEALER, a session that survives reconnects, and clear words when the master says no.
+
+    `state` is "connecting", "ready" or "lost". Assign the hooks: `on_welcome(info, fresh)`: calls go through,
+    and if `fresh` this is a new session, nothing of an older one will arrive any more, so submit again;
+    `on_lost(reason)`; `on_refused(error)`: why the master does not let this node in. The link keeps trying:
+    the owner gives up, or not.
+    """
+
+    def __init__(
+        self,
+        credentials: "Credentials",
+        info: dict,
+        clock: Callable[[], float] = time.monotonic,
+        timing: Timing = TIMING,
+    ) -> None:
+        super().__init__(clock, timing)
+        self.credentials = credentials
+        self.info = {**info, "role": credentials.role}
+        self.state = "connecting"
+        self.monitor = None
+        self.on_welcome: Callable[[dict, bool], None] = lambda info, fresh: None
+        self.on_lost: Callable[[str], None] = lambda reason: None
+        self.on_refused: Callable[[components.Error], None] = lambda error: None
+        self._addresses: dict = {}
+        self._retired: list = []  # closed sockets that a poller may still know
+        self._wait, self._open_at, self._welcomed_at = timing.retry, math.inf, -math.inf
+        self._attempt_number = self._bad_handshakes = 0
+        self._said = ""
+        self._new_session()
+
+    def _new_session(self):
+        """Leave the old session behind, with everything queued in it."""
+        self.master = Peer(
+            Session(secrets.token_bytes(8), self.timing, self.clock()), "master", name="master"
+        )
+        self._known = False  # whether the master welcomed this session
+        self._greeted = False  # ... on this connection
+        self._hello_at = -math.inf
+
+    @property
+    def session(self) -> Session:
+        """The session with the master. A new object when the old one is over."""
+        return self.master.session
+
+    def connect(self, addresses: dict) -> None:
+        """Begin to connect to a master with these addresses: {"ipc": path, "tcp": "HOST:PORT"}, see
+        `Access`."""
+        self._addresses = addresses
+        self._open(self.clock())
+
+    def _open(self, now):
+        zmq = self._zmq
+        address = preferred_address(self._addresses)
+        self.socket = self._context.socket(zmq.DEALER)
+        # IMMEDIATE: without a connection a message waits in the session, so HELLO is the first on a new one
+        self._tune(self.socket, IMMEDIATE=1, RECONNECT_IVL=100, RECONNECT_IVL_MAX=2000)
+        self.credentials.dress(self.socket, address)
+        self.monitor = self.socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        )
+        self.socket.connect(address)
+        self._greeted, self._hello_at, self._open_at = False, now, math.inf
+        self.session.heard_at = self._wake = now
+
+    def _shut(self, linger):
+        if self.socket is not None:
+            self.socket.disable_monitor()
+            self.monitor.close()
+            self.socket.close(linger=linger)
+            self._retired += (self.socket, self.monitor)
+            self.socket = self.monitor = None
+
+    def _reopen(self, now):
+        """Close the socket and open a fresh one later: later each time, unless the last session was a long
+        one."""
+        if now - self._welcomed_at > self.timing.retry_max:
+            self._wait = self.timing.retry
+        self._shut(0)
+        self._greeted = False
+        self._open_at = self._wake = now + self._wait
+        self._wait = min(2 * self._wait, self.timing.retry_max)
+
+    def watch(self, poller: Any) -> None:
+        """Keep a `zmq.Poller` on the sockets in use, which change when the link reopens. Call it before each
+        poll."""
+        for socket in self._retired:
+            if socket in poller:
+                poller.unregister(socket)
+        self._retired.clear()
+        for socket in (self.socket, self.monitor):
+            if socket is not None and socket not in poller:
+                poller.register(socket, self._zmq.POLLIN)
+
+    def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
+        """Call a method of the master without waiting. Before the welcome it waits its turn. Raises as
+        `send`."""
+        self.send(self.master, [method, *params], parts)
+
+    def proxy(self, peer: Peer | None = None) -> Any:
+        """An object whose methods are calls of the master, in the session of the moment."""
+        return _Proxy(self, None)
+
+    def send(self, peer: Peer | None, call: list, parts: Iterable = ()) -> None:
+        """Send a call to the master; what answers a session that is over goes nowhere."""
+        super().send(peer or self.master, call, parts)
+
+    def _transmit(self, peer, frames):
+        return self._greeted and self.socket is not None and self._post(frames)
+
+    def receive(self, limit: int = 256) -> int:
+        """Read and dispatch up to `limit` messages without waiting; returns how many there were."""
+        now = self.clock()
+        self._read_monitor(now)
+        for count in range(limit):
+            frames, first = self._read() if self.socket is not None else ([], None)
+            if first is None:
+                return count
+            try:
+                self._arrived(unpack(frames), self.clock())
+            except VersionMismatch as error:
+                self._refused(components.Unreachable(error.what, error.why, error.fix), now)
+            except ProtocolError as error:
+                self._complain("garbage", "a message of the master was dropped: %s", error)
+                self._over("the master sent garbage", now)
+        return limit
+
+    def _arrived(self, message, now):
+        about = message.call[1] if len(message.call) > 1 and isinstance(message.call[1], dict) else {}
+        if message.kind == REFUSE and message.session in (self.session.id, bytes(8)):
+            self._refusal(about, now)
+        elif message.session != self.session.id:
+            self.counts["old session"] += 1
+        elif message.kind == WELCOME:
+            self._welcomed(message, about, now)
+        elif message.kind in (DATA, BEAT) and self._known:
+            self._take(self.master, message, now)
+        else:
+            raise ProtocolError(f"a message of kind {message.kind} at the wrong time")
+
+    def _welcomed(self, message, info, now):
+        session, fresh = self.session, not self._known
+        session.heard(message.ack, now)
+        session.rewind()
+        self._known = self._greeted = True
+        self._said, self._bad_handshakes = "", 0
+        if fresh:
+            self._welcomed_at = now
+        self.state = "ready"
+        self._attempt(self.on_welcome, info, fresh)
+        self._care(self.master, now)
+
+    def _refusal(self, about, now):
+        if "what" in about:
+            texts = [str(about.get(key, "")) for key in ("what", "why", "fix")]
+            self._refused(components.Unreachable(*texts), now)
+        else:
+            self._over("the master does not know this session any more", now)
+
+    def _refused(self, error, now):
+        """The master does not want us: say why, once, and try again later."""
+        self._over(error.what, now)
+        if self._said != error.what:
+            self._said = error.what
+            self._attempt(self.on_refused, error)
+
+    def _over(self, reason, now):
+        """The session is over: begin a new one on a fresh socket."""
+        self.master.lost = True
+        self._new_session()
+        self._reopen(now)
+        self._lose(reason)
+
+    def _lose(self, reason):
+        if self.state == "ready":
+            self.state = "lost"
+            self._attempt(self.on_lost, reason)
+
+    def _read_monitor(self, now):
+        from zmq.utils.monitor import parse_monitor_message
+
+        while self.monitor is not None and self.monitor.poll(0):
+            event = parse_monitor_message(self.monitor.recv_multipart())
+            if event["event"] == self._zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._greeted, self._hello_at, self._wake, self._bad_handshakes = False, now, now, 0
+            else:
+                self._handshake_failed(event["event"], now)
+
+    def _handshake_failed(self, event, now):
+        zmq = self._zmq
+        self._bad_handshakes += 1
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # ZeroMQ never tries again on this socket
+            self._refused(_removed_key(), now)
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+            self._refused(_other_mechanism(), now)
+        elif self._bad_handshakes >= 3:  # one alone may be a connection that broke
+            self._refused(_other_key() if self.socket.mechanism == zmq.CURVE else _other_mechanism(), now)
+
+    def tick(self, now: float) -> float:
+        """Send what is due, say HELLO, notice a lost master; returns when to call again at the latest."""
+        slept = self._slept(now)
+        self.session.heard_at += slept
+        if now < self._wake and not slept:
+            return self._wake
+        if self.socket is None:
+            if now >= self._open_at and self._attempt(self._open, now)[1] is not None:
+                self._reopen(now)  # no address to try yet: the master's socket file is gone
+        elif self.session.silent(now):
+            self._lose(f"no word from the master for {now - self.session.heard_at:.0f} s")
+            self._reopen(now)
+        if self.socket is not None and not self._greeted:
+            self._say_hello(now)
+        if self._greeted:
+            self._wake = self._care(self.master, now)
+        else:
+            self._wake = (
+                min(self._open_at, max(now, self._hello_at)) if self.socket is not None else self._open_at
+            )
+        return self._wake
+
+    def _say_hello(self, now):
+        if now < self._hello_at:
+            return
+        self._attempt_number += 1
+        call = ["hello", self.info, self._known]
+        sent = self._post(pack(HELLO, self.session.id, self._attempt_number, self.session.received, call))
+        self._hello_at = now + (self.timing.hello if sent else self.timing.held)
+
+    def close(self) -> None:
+        """Tell the master that this node leaves, and close."""
+        if self._greeted:
+            self._post(
+                pack(REFUSE, self.session.id, 0, self.session.received, ["refuse", {"reason": "left"}])
+            )
+        self._shut(200)
+        super().close()
+
+
+class Pulse:
+    """Signs of life for one session from a thread of its own, for an owner whose callbacks keep its loop
+    busy.
+
+    It has its own connection; the master accepts a BEAT of a session from any connection with the same key.
+    Make a new one for each fresh session.
+    """
+
+    def __init__(self, credentials: "Credentials", addresses: dict, session: Session) -> None:
+        self._credentials, self._timing = credentials, session.timing
+        self._address = preferred_address(addresses)
+        self._beat = pack(BEAT, session.id, 0, 0, ["beat"])
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop beating and wait for the thread."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self):
+        heart = Endpoint(time.monotonic, self._timing)
+        heart.socket = heart._context.socket(heart._zmq.DEALER)
+        heart._tune(heart.socket, IMMEDIATE=1, RECONNECT_IVL=100, RECONNECT_IVL_MAX=2000)
+        self._credentials.dress(heart.socket, self._address)
+        heart.socket.connect(self._address)
+        while not self._stop.wait(self._timing.beat if heart._post(self._beat) else self._timing.held):
+            while heart._read()[1] is not None:  # a refusal also reaches the link
+                heart.counts["dropped"] += 1
+        heart.close()
+
+
+def preferred_address(addresses: dict) -> str:
+    """The ZeroMQ address to use: the socket file if it is here and its folder is this user's own, else
+    TCP."""
+    path = addresses.get("ipc")
+    if path and os.path.exists(path):
+        folder = os.stat(os.path.dirname(path))
+        if folder.st_uid == os.getuid() and not folder.st_mode & 0o077:
+            return f"ipc://{path}"
+    if not addresses.get("tcp"):
+        raise components.Unreachable(
+            f"the master's socket file {path} is not here",
+            "no master runs on this machine, or it runs as another user, and it offers no TCP port",
+            "start it: python master.py",
+        )
+    return f"tcp://{addresses['tcp']}"
+
+
+def _bracketed(host):
+    return f"[{host}]" if ":" in host else host
+
+
+def raise_open_files() -> int:
+    """Allow this process as many open files as the system lets it; returns how many.
+
+    Without descriptors ZeroMQ's accept spins. Call it when a node starts.
+    """
+    import resource
+
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+# -- keys ----------------------------------------------------------------------------------------------------
+
+ROLES = ("slave", "client", "admin")
+ACCESS_VERSION = 1
+CLOCK_SKEW = 300.0  # seconds that the clocks of two machines may differ at an enrolment
+
+_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")  # a CURVE key in Z85
+_NAME = re.compile(r"[\w.\-]{1,64}")
+
+
+def _sign(secret, *fields):
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+
+def _signed(mac, secret, *fields):
+    return isinstance(mac, str) and hmac.compare_digest(
+        mac.encode(errors="replace"), _sign(secret, *fields).encode()
+    )
+
+
+def _check_private(path, mode, status=None):
+    """Raise Error unless `path` belongs to this user and nobody else can reach it; `mode` is what it should
+    be."""
+    status = status or os.stat(path)
+    if os.name == "posix" and status.st_uid != os.getuid():
+        raise components.Error(
+            f"{path} belongs to another user (uid {status.st_uid})",
+            "keys are only safe in files of the user who runs the node",
+            "run the node as that user, or choose another environment with --env DIR",
+        )
+    if os.name == "posix" and status.st_mode & 0o077:
+        raise components.Error(
+            f"{path} can be reached by others (mode {stat.S_IMODE(status.st_mode):04o})",
+            "who reads a key file can act as this node",
+            f"chmod {mode:o} {path}",
+        )
+
+
+def _private_folder(folder):
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    _check_private(folder, 0o700)
+    return os.path.abspath(folder)
+
+
+def _read_private(path):
+    """The text of a private file, checked on the open file. Raises Error, FileNotFoundError."""
+    with open(path, encoding="utf-8") as file:
+        _check_private(path, 0o600, os.fstat(file.fileno()))
+        return file.read(1 << 24)
+
+
+def _write_private(path, text):
+    """Write a private file in one step: readers see the old or the new text."""
+    fresh = f"{path}.{secrets.token_hex(4)}"
+    with open(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(fresh, path)
+
+
+def _load_or_make(path, make):
+    """The JSON object in a private file, made and written on the first call. Raises Error."""
+    try:
+        return _json_object(_read_private(path), path)
+    except FileNotFoundError:
+        fresh = make()
+        _write_private(path, json.dumps(fresh, indent=1))
+        return fresh
+
+
+def _json_object(text, path):
+    try:
+        value = json.loads(text)
+        if isinstance(value, dict):
+            return value
+        reason = "it holds no JSON object"
+    except ValueError as error:
+        reason = str(error)
+    raise components.Error(
+        f"{path} is damaged ({reason})", "it was cut or edited", "restore it from a backup, or copy it again"
+    )
+
+
+def _key_pair():
+    import zmq
+
+    public, secret = zmq.curve_keypair()
+    return {"public_key": public.decode(), "secret_key": secret.decode()}
+
+
+class Keyring:
+    """The master's keys: its own pair, one join secret per role, and the nodes that are authorized.
+
+    `folder`/master.json   its key pair and the join secrets
+    `folder`/authorized    a line per node: public key, role, name, since; read again when it changes
+    `folder`/revoked       a public key per line: these may not enrol again
+    `folder`/ROLE.access   what a node of this role needs, see `Access`
+
+    A deleted line of `authorized` ends that node's session; `revoke` also keeps it from enrolling again. Safe
+    to use from several threads. Raises Error when the folder or a file in it can be reached by others, or is
+    damaged.
+    """
+
+    def __init__(self, folder: str, clock: Callable[[], float] = time.time) -> None:
+        self.folder = _private_folder(folder)
+        self._clock = clock
+        self._lock = threading.RLock()  # guards the tables below and the files they mirror
+        own = _load_or_make(self._path("master.json"), self._make)
+        self.public_key, self.secret_key, self._join = own["public_key"], own["secret_key"], own["join"]
+        self._nodes: dict[str, tuple[str, str]] = {}
+        self._revoked: set[str] = set()
+        self._read_at = None
+        self._reload()
+        self._reported = set(self._nodes)
+
+    def __repr__(self) -> str:
+        return f"<keyring {self.folder}: {len(self._nodes)} nodes>"
+
+    @staticmethod
+    def _make():
+        return {**_key_pair(), "join": {role: secrets.token_urlsafe(32) for role in ROLES}}
+
+    def _path(self, name):
+        return os.path.join(self.folder, name)
+
+    def check(self) -> None:
+        """Raise Error unless the folder and all files in it are this user's own."""
+        _check_private(self.folder, 0o700)
+        for name in os.listdir(self.folder):
+            _check_private(self._path(name), 0o600)
+
+    def _lines(self, name):
+        try:
+            return [line.split() for line in _read_private(self._path(name)).splitlines() if line.strip()]
+        except FileNotFoundError:
+            return []
+
+    def _reload(self):
+        """Read `authorized` and `revoked` if they changed. Called with the lock held, or before there are
+        threads."""
+        stamp = [_stamp(self._path(name)) for name in ("authorized", "revoked")]
+        if stamp == self._read_at:
+            return
+        self._read_at = stamp
+        nodes, lines = {}, self._lines("authorized")
+        for number, line in enumerate(lines, 1):
+            if len(line) < 3 or not _KEY.fullmatch(line[0]) or line[1] not in ROLES:
+                log.error(
+                    "%s line %d is no 'key role name since', left out", self._path("authorized"), number
+                )
+            else:
+                nodes[line[0]] = (line[1], line[2])
+        self._revoked = {line[0] for line in self._lines("revoked")}
+        self._nodes = {key: node for key, node in nodes.items() if key not in self._revoked}
+
+    def entry(self, public_key: str) -> tuple[str, str] | None:
+        """Role and name of an authorized node, None if it is not authorized."""
+        with self._lock:
+            try:
+                self._reload()
+            except (
+                components.Error
+            ) as error:  # it was fine at the start: keep what we have, say so once per change
+                log.error("the authorized nodes were not read again: %s", error)
+            return self._nodes.get(public_key)
+
+    def role_of(self, public_key: str) -> str | None:
+        """The role of an authorized key, None for any other."""
+        node = self.entry(public_key)
+        return node and node[0]
+
+    def admit(self, mechanism: bytes, secret: list) -> str | None:
+        """The public key of a node whose handshake is right, else None: the answer to ZeroMQ's question."""
+        from zmq.utils import z85
+
+        if mechanism == b"CURVE":
+            key = z85.encode(secret[0]).decode()
+            return key if self.entry(key) else None
+        key, password = secret[0].decode("ascii", "replace"), secret[1]
+        role = self.role_of(key)
+        right = role and hmac.compare_digest(password, _ipc_password(self._join[role], key))
+        return key if right else None
+
+    def token(self) -> str:
+        """What lets a person administer the master over HTTP; kept in `folder`/token.json."""
+        return _load_or_make(self._path("token.json"), lambda: {"token": secrets.token_urlsafe(24)})["token"]
+
+    def access(self, role: str, addresses: dict) -> dict:
+        """The content of an access file."""
+        return {
+            "version": ACCESS_VERSION,
+            "addresses": addresses,
+            "public_key": self.public_key,
+            "role": role,
+            "secret": self._join[role],
+        }
+
+    def write_access(self, addresses: dict) -> None:
+        """Write the access file of each role. `addresses`: {"http": "HOST:PORT", "tcp": "HOST:PORT", "ipc":
+        path}."""
+        for role in ROLES:
+            _write_private(self._path(f"{role}.access"), json.dumps(self.access(role, addresses), indent=1))
+
+    def enrol(self, request: dict, addresses: dict | None = None) -> dict:
+        """Authorize the key in a node's request and answer it, both signed with the join secret of its role.
+
+        Asking again gives the same answer. Raises Error with what is wrong.
+        """
+        request = request if isinstance(request, dict) else {}
+        role, key, name, nonce, at = (request.get(k) for k in ("role", "public_key", "name", "nonce", "time"))
+        file = self._path(f"{role if role in ROLES else ROLES[0]}.access")
+        if role not in ROLES or not _signed(
+            request.get("mac"), self._join[role], "enrol", role, key, name, nonce, at
+        ):
+            raise components.Error(
+                f"the master refused {role if role in ROLES else 'node'} {str(name)[:64]!r}: wrong key",
+                "the access file there differs from the master's",
+                f"copy the master's file {file} to that machine",
+            )
+        now = self._clock()
+        if not isinstance(at, (int, float)) or abs(at - now) > CLOCK_SKEW:
+            raise components.Error(
+                f"the clock of {str(name)[:64]!r} is wrong: the master's says {_date(now)}",
+                f"the two may differ by {CLOCK_SKEW:.0f} s",
+                "set the clock there, for example with an NTP service",
+            )
+        self._authorize(key, role, name)
+        about = {"name": name, "public_key": self.public_key, "addresses": addresses or {}}
+        return {**about, "mac": _sign(self._join[role], "enrolled", nonce, about)}
+
+    def _authorize(self, key, role, name):
+        if not isinstance(key, str) or not _KEY.fullmatch(key) or not _NAME.fullmatch(str(name)):
+            raise components.Error(
+                f"{str(key)[:50]!r} is no key, or {str(name)[:64]!r} is no name for a node"
+            )
+        with self._lock:
+            known = self.entry(key)
+            if key in self._revoked:
+                raise components.Error(
+                    f"the key of {name!r} was revoked on the master",
+                    "its owner removed this node",
+                    "ask the master's owner; then delete the node's keys folder and start it again",
+                )
+            if known and known[0] != role:
+                raise components.Error(
+                    f"the key of {name!r} is a {known[0]} key, it cannot be a {role} key too"
+                )
+            if not known:
+                self._rewrite("authorized", [f"{key} {role} {name} {_date(self._clock())}"])
+
+    def _rewrite(self, name, more, without=""):
+        kept = [" ".join(line) for line in self._lines(name) if line[0] != without]
+        _write_private(self._path(name), "".join(f"{line}\n" for line in [*kept, *more]))
+        self._reload()
+
+    def revoke(self, public_key: str) -> None:
+        """Take a key out for good: its session ends, and it may not enrol again."""
+        with self._lock:
+            self._rewrite("revoked", [public_key], without=public_key)
+            self._rewrite("authorized", [], without=public_key)
+
+    def drop_removed(self) -> set[str]:
+        """The keys whose line went away since the last call."""
+        with self._lock:
+            self.entry("")
+            gone, self._reported = self._reported - self._nodes.keys(), set(self._nodes)
+            return gone
+
+
+def _stamp(path):
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_ctime_ns, status.st_size, status.st_ino
+
+
+def _date(at):
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+
+
+def _ipc_password(join_secret, public_key):
+    return hmac.new(join_secret.encode(), b"ipc" + public_key.encode(), hashlib.sha256).hexdigest().encode()
+
+
+class Access:
+    """An access file: where the master is, its public key, and the secret that lets one role join."""
+
+    def __init__(self, addresses: dict, public_key: str, role: str, secret: str) -> None:
+        self.addresses, self.public_key, self.role, self.secret = addresses, public_key, role, secret
+
+    def __repr__(self) -> str:
+        return f"<{self.role} access to {self.addresses}>"
+
+    @classmethod
+    def load(cls, path: str) -> "Access":
+        """Read an access file. Raises Error when it is missing, damaged, readable by others or of another
+        version."""
+        try:
+            content = _json_object(_read_private(path), path)
+        except FileNotFoundError as error:
+            raise components.Error(
+                f"there is no access file {path}",
+                "the master writes it at its start: no master has run here, or the file was not copied",
+                "start a master (python master.py), or copy its keys/<role>.access and pass --key-file FILE",
+            ) from error
+        if content.get("version") != ACCESS_VERSION:
+            raise components.Error(
+                f"{path} has version {content.get('version')!r}, this node reads version {ACCESS_VERSION}",
+                "another version of concurrent_swarm wrote it",
+                "install the same version on both machines and copy the file again",
+            )
+        found = [content.get(key) for key in ("addresses", "public_key", "role", "secret")]
+        kinds = zip(found, (dict, str, str, str), strict=True)
+        if (
+            not all(isinstance(*pair) for pair in kinds)
+            or found[2] not in ROLES
+            or not _KEY.fullmatch(found[1])
+        ):
+            raise components.Error(
+                f"{path} is no access file", "a field is missing or wrong", "copy it again"
+            )
+        return cls(*found)
+
+
+class Credentials:
+    """How a node shows who it is: its key pair and the master's key on TCP, a password on a socket file."""
+
+    def __init__(self, role: str, pair: dict, access: Access) -> None:
+        self.role, self.public_key = role, pair["public_key"]
+        self._secret_key, self._server_key, self._join = pair["secret_key"], access.public_key, access.secret
+
+    def __repr__(self) -> str:
+        return f"<{self.role} credentials {self.public_key[:8]}…>"
+
+    def dress(self, socket: Any, address: str) -> None:
+        """Set up a ZeroMQ socket that is about to connect to `address`."""
+        if address.startswith("ipc://"):
+            socket.plain_username = self.public_key.encode()
+            socket.plain_password = _ipc_password(self._join, self.public_key)
+        else:
+            socket.curve_publickey, socket.curve_secretkey = (
+                self.public_key.encode(),
+                self._secret_key.encode(),
+            )
+            socket.curve_serverkey = self._server_key.encode()
+
+
+class NodeKeys:
+    """A node's own key pair, made once in `folder`/node.json, and its side of the enrolment."""
+
+    def __init__(self, folder: str, clock: Callable[[], float] = time.time) -> None:
+        self._pair = _load_or_make(os.path.join(_private_folder(folder), "node.json"), _key_pair)
+        self._clock = clock
+        self._nonce = ""
+
+    def __repr__(self) -> str:
+        return f"<node keys {self.public_key[:8]}…>"
+
+    @property
+    def public_key(self) -> str:
+        """The public half, in Z85."""
+        return self._pair["public_key"]
+
+    def enrolment(self, access: Access, name: str) -> dict:
+        """The signed request to send to the master's `enrol`."""
+        self._nonce = secrets.token_urlsafe(16)
+        about = {"role": access.role, "public_key": self.public_key, "name": name, "nonce": self._nonce}
+        about["time"] = round(self._clock(), 3)
+        return {**about, "mac": _sign(access.secret, "enrol", *about.values())}
+
+    def accept(self, access: Access, answer: dict) -> dict:
+        """Check the master's answer to the last enrolment; returns its addresses. Raises Unreachable if it is
+        forged."""
+        about = {key: value for key, value in answer.items() if key != "mac"}
+        right = _signed(answer.get("mac"), access.secret, "enrolled", self._nonce, about)
+        if not right or about.get("public_key") != access.public_key:
+            raise components.Unreachable(
+                "the answer to the enrolment is not signed by this master",
+                "another master answered, or somebody between changed it",
+                "copy the master's access file again and pass --key-file FILE",
+            )
+        return about["addresses"] or access.addresses
+
+    def credentials(self, access: Access) -> Credentials:
+        """What a `Link` needs to connect to the master of `access`."""
+        return Credentials(access.role, self._pair, access)
+
+
+def require_keys(host: str, keyring: Keyring) -> None:
+    """Raise Error if `host` is beyond this machine and the keys are not in order."""
+    if is_loopback(host):
+        return
+    try:
+        keyring.check()
+    except components.Error as error:
+        raise components.Error(
+            f"the master does not listen on {host}: its keys are not in order ({error.what})",
+            error.why,
+            error.fix,
+        ) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+# -- sealed pickles ------------------------------------------------------------------------------------------------
+
+
+def seal(obj: Any, what: str) -> bytes:
+    """Pickles an object of the user's for the journey. `what` names it in the error if that cannot be done."""
+    try:
+        return pickle.dumps(obj, PICKLE_PROTOCOL)
+    except Exception as error:  # pickle runs user code, which may raise anything
+        raise explain_unpicklable(obj, error, what) from None
+
+
+def open_sealed(data: Any) -> Any:
+    """The object of a sealed pickle. Only for processes that run the user's code: workers, hosts, clients."""
+    return pickle.loads(data)
+
+
+def explain_unpicklable(obj: Any, error: Exception, what: str = "") -> components.UsageError:
+    """Says which attribute keeps an object from being pickled."""
+    what = what or f"task {getattr(obj, 'name', None) or type(obj).__name__}"
+    path, culprit = _find_unpicklable(obj, "", 0)
+    kind = "a lambda" if getattr(culprit, "__name__", "") == "<lambda>" else f"of type {type(culprit).__name__}"
+    where = f'attribute "{path}" is {kind}' if path else f"it is {kind} ({error})"
+    return components.UsageError(
+        f"{what} cannot be sent: {where}",
+        "tasks and results travel as pickles; lambdas, open files, locks, generators and local classes cannot",
+        "use a function or class at the top of its module, or keep the value out of the object",
+    )
+
+
+def _find_unpicklable(obj: Any, path: str, depth: int) -> tuple[str, Any]:
+    """The path to the innermost value that cannot be pickled by itself."""
+    for name, value in _values_of(obj):
+        try:
+            pickle.dumps(value, PICKLE_PROTOCOL)
+        except Exception:  # as above; this is the one that we look for
+            inner = f"{path}.{name}" if path and not name.startswith("[") else f"{path}{name}"
+            return _find_unpicklable(value, inner, depth + 1) if depth < 8 else (inner, value)
+    return path, obj
+
+
+def _values_of(obj: Any) -> list[tuple[str, Any]]:
+    if isinstance(obj, dict):
+        return [(f"[{key!r}]", value) for key, value in obj.items()]
+    if isinstance(obj, (list, tuple)):
+        return [(f"[{i}]", value) for i, value in enumerate(obj)]
+    return [] if isinstance(obj, (type, types.FunctionType)) else list(getattr(obj, "__dict__", {}).items())
+
+
+# -- bundles: what is sent -----------------------------------------------------------------------------------
+
+FRAMEWORK = __name__.rpartition(".")[0]  # the package under which this process knows the framework
+PUBLIC_NAME = "concurrent_swarm"  # the name that every application may import it by
+BUNDLE_FORMAT = 1
+BUNDLE_LIMIT = 64 << 20  # bytes of source that a client sends
+UNPACKED_LIMIT = 256 << 20  # bytes that a node unpacks, whoever sends it
+UNPACKED_RATIO = 100  # unpacked bytes for each byte of zip, above 1 MiB
+FILES_LIMIT = 10_000
+
+_MANIFEST = {"format": int, "kind": str, "entry": str, "module": str, "modules": list,
+             "framework": str, "requirements": list}
+_ZIP_METHODS = zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED
+_MANIFEST_FILE = ".bundle.json"  # cannot meet a file of the application: hidden ones are not shipped
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An application as it travels.
+
+    `digest` is the SHA-256 (hex) of the content and of the manifest's facts, never of the place it came from:
+    the same source in two folders is one bundle, an edited file is another. `manifest` is a table for JSON:
+    `format`, `kind` (file or package), `entry` (the entry file's name in the zip), `module` (what to import),
+    `modules` (the other top-level names the bundle answers), `framework` (the package under which the client
+    knows us), `requirements`. `root` is the folder of the source on the client; it is not sent.
+    """
+
+    digest: str
+    manifest: dict[str, Any]
+    zip: bytes
+    root: str
+
+
+def make_bundle(path: str | os.PathLike | None = None, module: str | None = None,
+                framework: str = FRAMEWORK) -> Bundle:
+    """The bundle of the application in `path` (a .py file or package folder) or of `module` (as after `-m`).
+
+    A file takes along the modules and packages next to it that its imports name, also inside functions and
+    through other siblings, but for names that the standard library has. A package takes all its files but
+    hidden and compiled ones. Raises UsageError for source that cannot be found, read, parsed or sent.
+    """
+    root, entry = _locate_module(module) if module is not None else _locate_path(Path(path))
+    if "/" in entry:
+        _parse(root / entry)
+        names, modules = _package_files(root, entry.partition("/")[0], framework), {entry.partition("/")[0]}
+    else:
+        names, modules = _with_siblings(root, entry, framework)
+    files = _read_files(root, names)
+    manifest = {"format": BUNDLE_FORMAT, "kind": "package" if "/" in entry else "file", "entry": entry,
+                "modules": sorted(modules), "framework": framework, "requirements": []}
+    digest = _digest(manifest, files)
+    manifest["module"] = _module_name(manifest, digest)
+    return Bundle(digest, manifest, _zip(files), str(root))
+
+
+def _digest(manifest, files):
+    facts = {key: value for key, value in manifest.items() if key != "module"}  # made from the digest
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, data in sorted(files.items()):
+        digest.update(struct.pack("<IQ", len(name.encode()), len(data)) + name.encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _module_name(manifest, digest):
+    stem = manifest["entry"].removesuffix(".py")
+    if manifest["kind"] == "file":
+        return re.sub(r"\W", "_", stem) + "_" + digest[:12]
+    return stem.removesuffix("/__init__").replace("/", ".")
+
+
+def _zip(files):
+    """The same bytes for the same files; stored as they are if they shrink so much as a bomb."""
+    for method in _ZIP_METHODS:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", method) as archive:
+            for name, data in sorted(files.items()):
+                entry = zipfile.ZipInfo(name)  # 1980, whenever it is made
+                entry.compress_type, entry.create_system, entry.external_attr = method, 3, 0o100644 << 16
+                archive.writestr(entry, data)
+        packed = buffer.getvalue()
+        if sum(map(len, files.values())) <= _unpacked_limit(packed):
+            break
+    return packed
+
+
+def _unpacked_limit(packed):
+    return min(UNPACKED_LIMIT, max(1 << 20, UNPACKED_RATIO * len(packed)))
+
+
+# -- bundles: finding the source -----------------------------------------------------------------------------
+
+
+def _shown(path):
+    """A path as the user would type it."""
+    full, here = Path(os.path.abspath(path)), Path.cwd()
+    return str(full.relative_to(here) if full.is_relative_to(here) else path)
+
+
+def _no_application(path, why):
+    return UsageError(f"no application in {_shown(path)}", why, "give the .py file with the class")
+
+
+def _locate_path(path):
+    """Where a path's application is, as (root folder, name of the entry file below it)."""
+    path = path.parent if path.name == "__init__.py" else path
+    if path.is_dir():
+        if not (path / "__init__.py").is_file():
+            raise _no_application(path, "this folder has no __init__.py, so it is no package")
+        top = path = path.resolve()
+        while (top.parent / "__init__.py").is_file():
+            top = top.parent
+        return top.parent, (path / "__init__.py").relative_to(top.parent).as_posix()
+    if not path.is_file() or path.suffix != ".py":
+        raise _no_application(path, _why_not_a_file(path))
+    path = path.resolve()
+    return path.parent, path.name
+
+
+def _why_not_a_file(path):
+    folder, pattern = (path.parent, "*.py") if path.parent.is_dir() else (path.parent.parent, "*/*.py")
+    near = get_close_matches(str(path), [str(other) for other in folder.glob(pattern)], 1)
+    guess = f" (did you mean {near[0]}?)" if near else ""
+    return ("it is not a .py file" if path.exists() else "the file does not exist") + guess
+
+
+def _locate_module(module):
+    """Where the application of `-m module` is: the current folder is searched first, as by Python's `-m`."""
+    parts = module.split(".")
+    for root in map(Path, [os.getcwd(), *sys.path]):
+        for entry in "/".join([*parts, "__init__.py"]), "/".join(parts) + ".py":
+            if all(parts) and (root / entry).is_file():
+                return root.resolve(), entry
+    raise UsageError(f"no application in module {module}", "neither this folder nor Python's path has it",
+                     "start in the folder that holds the package, or give the .py file")
+
+
+def _parse(path):
+    """The syntax tree of a source file; UsageError with file and line if it has none or is of Python 2."""
+    try:
+        source = importlib.util.decode_source(path.read_bytes())
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise UsageError(f"{_shown(path)} cannot be read", str(error), "save it as UTF-8") from error
+    if old := explain_old_imports(source, path):
+        raise old
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError) as error:  # ValueError: a NUL byte, before Python 3.12
+        line = getattr(error, "lineno", None) or 1
+        why = "Python {}.{} cannot parse this file".format(*sys.version_info)
+        what = f"{_shown(path)}:{line}: {getattr(error, 'msg', error)}"
+        raise UsageError(what, why, f"correct line {line}") from error
+
+
+def _imports(tree) -> Iterator[tuple[int, int, str, list[str]]]:
+    """All imports in a file, those inside functions too, as (line, level, module, names)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, 0, alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, node.level, node.module or "", [alias.name for alias in node.names]
+
+
+def _with_siblings(root, entry, framework):
+    """The entry file and what its imports reach next to it, as (names of files, names of modules)."""
+    names, modules, todo = {entry}, set(), [entry]
+    while todo:
+        file = todo.pop()
+        for line, level, module, _ in _imports(_parse(root / file)):
+            if level and "/" not in file:
+                raise _relative_import(root, file, line)
+            top = module.partition(".")[0]
+            if level or top in modules or top in sys.stdlib_module_names or top in (framework, PUBLIC_NAME):
+                continue
+            found = _sibling_files(root, top, framework)
+            if found and (file, found) != (entry, {entry}):  # an import of its own name means another module
+                modules.add(top)
+                todo += sorted(name for name in found - names if name.endswith(".py"))
+                names |= found
+    return names, modules
+
+
+def _relative_import(root, file, line):
+    fix = "drop the dot: modules next to the file are sent with it"
+    if (root / "__init__.py").is_file():
+        fix = f"in the folder above {root.name}: client.py -m {root.name}.{file.removesuffix('.py')}"
+    return UsageError(f"{_shown(root / file)} line {line} has a relative import",
+                      "a file that is started by its path belongs to no package", fix)
+
+
+def _sibling_files(root, name, framework):
+    if (root / name / "__init__.py").is_file():
+        return _package_files(root, name, framework)
+    return {f"{name}.py"} if (root / f"{name}.py").is_file() else set()
+
+
+def _package_files(root, package, framework):
+    """The names of a package's files, but for hidden and compiled ones and a copy of the framework."""
+    names, copy = set(), tuple(framework.split("."))
+    for folder, folders, files in os.walk(root / package):
+        inside = Path(folder).relative_to(root)
+        folders[:] = [name for name in filter(_shipped, folders) if (inside / name).parts != copy]
+        files = [name for name in filter(_shipped, files) if Path(folder, name).is_file()]
+        names |= {(inside / name).as_posix() for name in files}
+    return names
+
+
+def _shipped(name):
+    return not name.startswith(".") and name != "__pycache__" and not name.endswith(".pyc")
+
+
+def _read_files(root, names):
+    _check_names(names)
+    try:
+        size = sum((root / name).stat().st_size for name in names)
+        if size <= BUNDLE_LIMIT and len(names) <= FILES_LIMIT:
+            return {name: (root / name).read_bytes() for name in names}
+    except OSError as error:
+        raise UsageError(f"{error.filename} cannot be read", str(error.strerror), "allow it") from error
+    limit = f"at most {FILES_LIMIT:,} files and {BUNDLE_LIMIT >> 20} MiB can be sent"
+    raise UsageError(f"the application has {len(names):,} files and {size / 2**20:.1f} MiB; {limit}",
+                     "all files of a package travel with it", "move large data out of the package")
+
+
+# -- bundles: opening them -----------------------------------------------------------------------------------
+
+
+def open_bundle(digest: str, manifest: dict[str, Any], data: bytes, folder: str | os.PathLike) -> str:
+    """Unpack a bundle into `folder/<digest>/`, all of it or nothing, and return that path; once is enough.
+
+    Raises Error for a bundle that is not what its digest says, or whose files would land elsewhere.
+    """
+    if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
+        raise _refused("its digest is not 64 hexadecimal digits")
+    target = Path(folder, digest)
+    if target.is_dir():
+        return str(target)
+    files = _unzip(data)
+    _check_bundle(digest, manifest, files)
+    try:
+        _unpack({_MANIFEST_FILE: json.dumps(manifest).encode(), **files}, target)
+    except OSError as error:
+        raise Error(f"no application can be unpacked into {folder}", str(error), "make room there") from error
+    return str(target)
+
+
+def known_bundles(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """The bundles that lie intact in `folder`, as {digest: manifest}; what a crash has damaged is removed."""
+    known = {}
+    for path in Path(folder).glob(f"*/{_MANIFEST_FILE}"):
+        root = path.parent
+        try:
+            manifest = json.loads(path.read_bytes())
+            files = [file for file in root.rglob("*") if file.is_file() and file != path]
+            contents = {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
+            _check_bundle(root.name, manifest, contents)
+            known[root.name] = manifest
+        except (Error, OSError, ValueError) as error:
+            log.warning("the application in %s is damaged and is removed: %s", root, error)
+            shutil.rmtree(root, ignore_errors=True)
+    return known
+
+
+def _refused(why, fix="start the client again, in the same version as this node"):
+    return Error("an application was refused", why, fix)
+
+
+def _check_names(names: Iterable[str]):
+    """Raise Error unless these files can lie side by side below one folder on every system."""
+    seen = {}
+    for name in names:
+        parts = name.split("/")
+        if not name.isprintable() or set(name) & set("\\:") or not all(map(_portable, parts)):
+            raise _refused(f"the file name {name!r} cannot be used on every node", "rename the file")
+        for depth in range(1, len(parts) + 1):
+            spelled, leaf = "/".join(parts[:depth]), depth == len(parts)
+            key = unicodedata.normalize("NFC", spelled).casefold()
+            if key in seen and (leaf or seen[key] != (spelled, leaf)):
+                why = f"{name!r} and {seen[key][0]!r} are one file where case does not count"
+                raise _refused(why, "rename one of them")
+            seen[key] = spelled, leaf
+
+
+def _portable(part):
+    return part != "" and part[0] != "." and part[-1] not in ". "
+
+
+def _unzip(data):
+    """The files of a zip, of which no more is read than it declares, and nothing if it declares too much."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            size = sum(entry.file_size for entry in entries)
+            if len(entries) > FILES_LIMIT or size > _unpacked_limit(data):
+                raise _refused(f"its zip of {len(data)} bytes unpacks to {size} in {len(entries)} files")
+            if any(stat.S_ISLNK(entry.external_attr >> 16) for entry in entries):
+                raise _refused("its zip holds a link")
+            if any(entry.compress_type not in _ZIP_METHODS for entry in entries):
+                raise _refused("its zip is compressed by another method than deflate")
+            _check_names(entry.orig_filename for entry in entries)
+            return {entry.filename: archive.read(entry) for entry in entries}
+    except (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, ValueError) as error:
+        raise _refused(f"its zip is damaged ({error})") from error
+
+
+def _check_bundle(digest, manifest, files):
+    """Raise Error unless manifest and files have the form that make_bundle gives and this digest."""
+    if type(manifest) is not dict or {key: type(manifest[key]) for key in manifest} != _MANIFEST:
+        raise _refused("its manifest has not the fields " + ", ".join(_MANIFEST))
+    names = [manifest["framework"], *manifest["modules"]]
+    if manifest["format"] != BUNDLE_FORMAT:
+        raise _refused(f"its format is {manifest['format']}, this node knows {BUNDLE_FORMAT}")
+    if not all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) for name in names):
+        raise _refused("its manifest names modules that cannot be")
+    if manifest["entry"] not in files or manifest["kind"] not in ("file", "package"):
+        raise _refused(f"it is a {manifest['kind']!r} without its entry file {manifest['entry']!r}")
+    if _digest(manifest, files) != digest or _module_name(manifest, digest) != manifest["module"]:
+        raise _refused(f"its content is not what its digest {digest[:12]}… says")
+
+
+def _unpack(files, target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+    try:
+        for name, data in files.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).write_bytes(data)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():  # else somebody was faster, with the same content
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# -- bundles: importing them ---------------------------------------------------------------------------------
+
+
+def _below(module, package):
+    return f"{module}.".startswith(f"{package}.")
+
+
+class _FreshSource(importlib.machinery.SourceFileLoader):
+    """Loads source, never a .pyc: after an edit within a second it would be old code under a new name."""
+
+    def get_code(self, fullname):
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+class _SameModule(importlib.abc.Loader):
+    """Makes an import give a module that has another name, untouched: it replaces the one being made."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        sys.modules[module.__spec__.name] = importlib.import_module(self.name)
+
+
+class BundleFinder(importlib.abc.MetaPathFinder):
+    """Answers the modules of one bundle from the folder `root`, and no others.
+
+    Neighbours that were not sent are not there; a single file, with its digest in its name, hides nothing and
+    is hidden by nothing.
+    """
+
+    def __init__(self, root: str | os.PathLike, manifest: dict[str, Any]):
+        self.root, self.manifest = Path(root), manifest
+
+    def owns(self, fullname: str) -> bool:
+        """Whether a module of this name would come from the bundle."""
+        names = [self.manifest["module"], *self.manifest["modules"]]
+        return fullname.partition(".")[0] in names and not _below(fullname, self.manifest["framework"])
+
+    def find_spec(self, fullname, path=None, target=None):
+        """The spec of a module of the bundle; None for all others."""
+        entry, module = self.manifest["entry"], self.manifest["module"]
+        if not self.owns(fullname):
+            return None
+        if f"{fullname}.py" == entry:  # a sibling imports the entry file by its plain name
+            return importlib.util.spec_from_loader(fullname, _SameModule(module))
+        folder = self.root.joinpath(*fullname.split("."))
+        module_file = self.root / entry if fullname == module else folder.with_name(f"{folder.name}.py")
+        for file in folder / "__init__.py", module_file:
+            if file.is_file():
+                return importlib.util.spec_from_loader(fullname, _FreshSource(fullname, str(file)))
+        spec = importlib.machinery.ModuleSpec(fullname, None, is_package=True)
+        spec.submodule_search_locations.append(str(folder))
+        return spec if folder.is_dir() else None
+
+    def forget(self) -> None:
+        """Take the finder and all that it has loaded out of this process again."""
+        for name in filter(self.owns, list(sys.modules)):
+            del sys.modules[name]
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
+
+
+def install_bundle(root: str | os.PathLike, manifest: dict[str, Any]) -> BundleFinder:
+    """Make the bundle's modules importable in this process, which belongs to it; once is enough."""
+    for finder in sys.meta_path:
+        if isinstance(finder, BundleFinder) and (finder.root, finder.manifest) == (Path(root), manifest):
+            return finder
+    sys.meta_path.insert(0, BundleFinder(root, manifest))
+    return sys.meta_path[0]
+
+
+def load_app(root: str | os.PathLike, manifest: dict[str, Any]) -> ModuleType:
+    """Import the entry module of the bundle in `root`; if it fails, raise Error and leave nothing behind."""
+    finder = install_bundle(root, manifest)
+    try:
+        return importlib.import_module(manifest["module"])
+    except (Exception, SystemExit) as error:  # whatever the user's module does while it is loaded
+        finder.forget()
+        raise _load_error(error, Path(root), manifest) from error
+
+
+def _load_error(error, root, manifest):
+    """What the user is told: the last line of their own source that took part, and what it met."""
+    file, line = root / manifest["entry"], 1
+    own = [file, *(root / f"{name}{end}" for name in manifest["modules"] for end in ("", ".py"))]
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno or 1))
+    for name, number in places:
+        if any(Path(name).is_relative_to(path) for path in own):  # an environment may lie in the same folder
+            file, line = name, number
+    text = Path(file).read_bytes().decode(errors="replace") if Path(file).is_file() else ""
+    if old := explain_old_imports(text, file):
+        return old
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return Error(f'{_shown(file)} line {line} cannot import "{error.name}"', said,
+                     f"{sys.executable} -m pip install {error.name.partition('.')[0]}")
+    return Error(f"{_shown(file)} line {line} failed while the application was loaded", said,
+                 f"correct line {line}; code outside functions runs on every node that loads the file")
+
+
+def find_application(module: ModuleType, base_class: type, name: str | None = None) -> type:
+    """The one subclass of `base_class` that `module` (or, of a package, a module in it) defines.
+
+    `name` chooses among several. Raises UsageError that lists what is there.
+    """
+    home, shown = module.__name__, _shown(module.__file__)
+    classes = [one for one in vars(module).values() if isinstance(one, type) and _below(one.__module__, home)]
+    own = {one.__name__: one for one in classes if issubclass(one, base_class) and one is not base_class}
+    if not own:
+        raise _no_application(module.__file__, f"it defines no {base_class.__name__} subclass")
+    if name in own or (name is None and len(own) == 1):
+        return own[name or min(own)]
+    problem = f"no application {name}" if name else "no single application"
+    raise UsageError(f"{problem} in {shown}", f"it defines {len(own)}: {', '.join(sorted(own))}",
+                     f"choose one, as with --app {min(own)}")
+
+
+# -- bundles: one framework under every name -----------------------------------------------------------------
+
+
+class FrameworkAlias(importlib.abc.MetaPathFinder):
+    """Answers the `names` of packages and their submodules with the framework that this process runs.
+
+    Parents of a name ("a" and "a.b" of "a.b.c") are made, empty, only where no real one can be found.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        self.names = set(names)
+
+    def find_spec(self, fullname, path=None, target=None):
+        """The spec of one of our modules under another name, or of a parent of that name; else None."""
+        for name in self.names:
+            if _below(fullname, name):
+                own = FRAMEWORK + fullname[len(name) :]
+                known = own in sys.modules or importlib.util.find_spec(own)
+                return importlib.util.spec_from_loader(fullname, _SameModule(own)) if known else None
+        if not any(_below(name, fullname) for name in self.names):
+            return None
+        real = any(finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        return None if real else importlib.machinery.ModuleSpec(fullname, None, is_package=True)
+
+
+def answer_framework(names: Iterable[str]) -> FrameworkAlias:
+    """Let applications of this process import the framework by these package names too; more may follow."""
+    for alias in sys.meta_path:
+        if isinstance(alias, FrameworkAlias):
+            break
+    else:
+        alias = FrameworkAlias(())
+        sys.meta_path.insert(0, alias)
+    alias.names |= set(names) - {FRAMEWORK}
+    return alias
+
+
+# -- bundles: applications of the first Concurrent -----------------------------------------------------------
+
+_OLD_HOMES = {"concurrent.framework": "client", "concurrent.core.application": "client",
+              "concurrent.core.async": "tasks", "concurrent.core": "components"}
+_OLD_MODULES = {"md5": "from hashlib import md5", "cPickle": "import pickle", "Queue": "import queue",
+                "StringIO": "from io import StringIO", "ConfigParser": "import configparser"}
+_IMPORT_LINE = re.compile(r"[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]+([\w, \t]+)|import[ \t]+([\w.]+))")
+_OLD_STATEMENT = re.compile(r"(?:print|exec)\s+[\w'\"`]|(?:except|raise)\s+[\w.]+\s*,")
+
+
+def explain_old_imports(source: str, path: str | os.PathLike) -> UsageError | None:
+    """What to change first in an application of Concurrent 0.1 or of Python 2; None if it is neither."""
+    broken = 0
+    try:
+        tree = ast.parse(source)
+        for attempt in [node for node in ast.walk(tree) if isinstance(node, ast.Try)]:
+            attempt.body, attempt.handlers = [], []  # code for both has its own answer
+        imports = _imports(tree)
+    except (SyntaxError, ValueError) as error:
+        imports, broken = _imports_by_line(source), getattr(error, "lineno", None) or 1
+    for line, level, module, names in sorted(imports):
+        if not level and (old := _old_import(line, module, names, Path(path))):
+            return old
+    text = ["", *source.splitlines(), ""][broken].strip()
+    if not _OLD_STATEMENT.match(text):
+        return None
+    return UsageError(f"{_shown(path)} line {broken} is Python 2: {text}", "the framework runs on Python 3",
+                      "change it, as in print(x) and `except E as error:`; see docs/porting.md")
+
+
+def _imports_by_line(source):
+    """The imports of a file that Python 3 cannot parse (`async` in a module's name is enough)."""
+    for line, text in enumerate(source.splitlines(), 1):
+        if found := _IMPORT_LINE.match(text):
+            yield line, 0, found[1] or found[3], (found[2] or "").replace(",", " ").split()
+
+
+def _old_import(line, module, names, path):
+    sibling = path.with_name(f"{module}.py")
+    if module in _OLD_MODULES and (sibling == path or not sibling.exists()):
+        return UsageError(f"{_shown(path)} line {line} imports {module}, a module of Python 2",
+                          "the framework runs on Python 3",
+                          f"first change: `{_OLD_MODULES[module]}`; see docs/porting.md")
+    for prefix, home in _OLD_HOMES.items():
+        if _below(module, prefix):
+            fix = f"from {PUBLIC_NAME}.{home} import {', '.join(names) or '…'}"
+            layout = "the module layout of Concurrent 0.1 for Python 2"
+            return UsageError(f"{_shown(path)} line {line} imports {module}, {layout}",
+                              "`async` is a keyword and `concurrent` a standard package in Python 3",
+                              f"first change: `{fix}`; see docs/porting.md")
+    return None
+
+
+# -- the loop of a node --------------------------------------------------------------------------------------------
+
+
+class Loop:
+    """One thread that waits for everything a node listens to: sockets, timers' deadlines, calls from other threads.
+
+    `add(source, handler)` calls `handler()` when the source is readable. `post(function)` from any thread runs it here;
+    `ask(function)` also waits for what it returns. `run` goes on until `stop`.
+    """
+
+    def __init__(self, tick: Callable[[float], float | None]):
+        import zmq
+
+        self._poller = zmq.Poller()
+        self._in, self._out = zmq.POLLIN, zmq.POLLOUT
+        self._handlers: dict[Any, Callable] = {}
+        self._writers: dict[Any, Callable] = {}
+        self._posted: collections.deque = collections.deque()
+        self._tick = tick
+        self.link: Link | None = None  # whose sockets come and go
+        self._woken, self._wake = socket.socketpair()
+        self._woken.setblocking(False)
+        self._wake.setblocking(False)
+        self.stopped = False
+        self.thread = threading.get_ident()
+        self.add(self._woken, self._run_posted)
+
+    def add(self, source: Any, handler: Callable[[], None]) -> None:
+        """Calls handler whenever the source (ZeroMQ socket, or anything with fileno) is readable."""
+        self._handlers[_fd(source)] = handler
+        self._poller.register(source, self._in)
+
+    def write_when_ready(self, source: Any, handler: Callable[[], None] | None) -> None:
+        """Calls handler while the source is writable; None ends that."""
+        if handler is None:
+            self._writers.pop(_fd(source), None)
+            self._poller.register(source, self._in)
+        else:
+            self._writers[_fd(source)] = handler
+            self._poller.register(source, self._in | self._out)
+
+    def remove(self, source: Any) -> None:
+        """Listens to it no more."""
+        if self._handlers.pop(_fd(source), None):
+            self._writers.pop(_fd(source), None)
+            self._poller.unregister(source)
+
+    def post(self, function: Callable[[], Any]) -> None:
+        """Runs function in the loop's thread, soon; from any thread or signal handler."""
+        self._posted.append(function)
+        try:
+            self._wake.send(b"x")
+        except (BlockingIOError, OSError) as error:
+            log.debug("the loop is awake already, or ended: %s", error)
+
+    def ask(self, function: Callable[[], Any], timeout: float = 10.0) -> Any:
+        """Runs function in the loop's thread and returns what it returns; for other threads only."""
+        future: concurrent.futures.Future = concurrent.futures.Future()
+        self.post(lambda: _fulfil(future, function))
+        return future.result(timeout)
+
+    def stop(self) -> None:
+        """Lets `run` return; from any thread or signal handler."""
+        self.stopped = True
+        self.post(lambda: None)
+
+    def run(self) -> None:
+        """Waits and dispatches until `stop`."""
+        self.thread = threading.get_ident()
+        while not self.stopped:
+            self.step()
+
+    def step(self, limit: float = 3600.0) -> None:
+        """Waits once, at most `limit` seconds, and dispatches what came."""
+        now = time.monotonic()
+        deadline = self._tick(now)
+        if self.link:
+            self.link.watch(self._poller)
+        wait = limit if deadline is None else min(limit, max(0.0, deadline - now))
+        for source, event in self._poller.poll(0 if self._posted else math.ceil(wait * 1000)):
+            if event & self._out and source in self._writers:
+                self._writers[source]()
+            if event & ~self._out:
+                self._handlers.get(source, self._link_readable)()
+
+    def _link_readable(self) -> None:
+        if self.link:
+            self.link.receive()
+
+    def forget_link(self) -> None:
+        """The link is about to close."""
+        if self.link and self.link.socket is not None:
+            for one in (self.link.socket, self.link.monitor):
+                if one in self._poller:
+                    self._poller.unregister(one)
+        self.link = None
+
+    def close(self) -> None:
+        """Frees the loop's own sockets."""
+        self._woken.close()
+        self._wake.close()
+
+    def _run_posted(self) -> None:
+        self._woken.recv(4096)
+        while self._posted:
+            self._posted.popleft()()
+
+
+def _fd(source: Any) -> Any:
+    """What a poll names this source by: a ZeroMQ socket is named by itself, all else by its descriptor."""
+    return source if hasattr(source, "getsockopt") and not hasattr(source, "family") else source.fileno()
+
+
+def _fulfil(future: concurrent.futures.Future, function: Callable[[], Any]) -> None:
+    try:
+        future.set_result(function())
+    except Exception as error:  # handed to the thread that asked
+        future.set_exception(error)
+
+
+class Pipe:
+    """A node's end of a child's socketpair: calls in and out, never waiting.
+
+    `on_call(pipe, call, parts)` gets each call of the child, `on_end(pipe)` is told once that the child has closed.
+    """
+
+    def __init__(self, loop: Loop, sock: socket.socket, on_call: Callable, on_end: Callable):
+        self._loop = loop
+        self._sock = sock
+        self._on_call = on_call
+        self._on_end = on_end
+        self._parser = StreamParser()
+        self._unsent: collections.deque = collections.deque()
+        self.open = True
+        loop.add(sock, self._read)
+
+    def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
+        """Sends a call as far as the child reads; the rest waits here."""
+        if not self.open:
+            return
+        buffers = pack_stream([method, *params], list(parts))
+        if not self._unsent:
+            buffers = self._send(buffers)
+        if buffers:
+            first = not self._unsent
+            self._unsent.extend(buffers)
+            if first:
+                self._loop.write_when_ready(self._sock, self._write)
+
+    def close(self) -> None:
+        """Ends it; the child reads an end of file."""
+        if self.open:
+            self.open = False
+            self._loop.remove(self._sock)
+            self._sock.close()
+
+    def _send(self, buffers: list) -> list:
+        """What could not be sent."""
+        try:
+            sent = self._sock.sendmsg(buffers[:64])
+        except BlockingIOError:
+            return buffers
+        except OSError as error:
+            log.debug("a child does not read any more: %s", error)
+            return []
+        while buffers and sent >= len(buffers[0]):
+            sent -= len(buffers.pop(0))
+        if buffers and sent:
+            buffers[0] = memoryview(buffers[0])[sent:]
+        return buffers
+
+    def _write(self) -> None:
+        self._unsent = collections.deque(self._send(list(self._unsent)))
+        if not self._unsent:
+            self._loop.write_when_ready(self._sock, None)
+
+    def drain(self) -> None:
+        """Reads all that a child left behind when it ended."""
+        while self.open and self._read():
+            pass
+
+    def _read(self) -> bool:
+        try:
+            data = self._sock.recv(1024 * 1024)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            log.debug("a child broke its connection: %s", error)
+            data = b""
+        try:
+            for call, parts in self._parser.feed(data):
+                self._on_call(self, call, parts)
+        except ProtocolError as error:
+            log.warning("a child sent what is no message (%s); it is dropped", error)
+            data = b""
+        if not data:
+            self.close()
+            self._on_end(self)
+        return bool(data)
+
+
+# -- nodes ---------------------------------------------------------------------------------------------------------
+
+
+class BaseNode(components.ComponentManager):
+    """What every node has: an environment, a configuration that reloads itself, a loop, and a server for people.
+
+    Subclasses give `role`, override `status`, and add methods to `service` with `jsonremote`. Everything here belongs
+    to the loop's thread, but for the methods of the server, which ask the loop.
+    """
+
+    role = ""
+    log_level = components.ChoiceItem("node", "log_level", "info", ("debug", "info", "warning", "error"), "what to log")
+    log_format = components.ChoiceItem("node", "log_format", "text", ("text", "json"), "how to log")
+
+    def __init__(self, environment: components.Environment, config: components.Config):
+        super().__init__(config)
+        self.environment = environment
+        self.node_id = uuid.uuid4().hex
+        self.started = time.monotonic()
+        self.loop = Loop(self.tick)
+        self.plugins = components.load_plugins(environment / "plugins")
+        self.stats = components.Stats()
+        self.service = Service()
+        self.server: ControlServer | None = None
+        self.closing = ExitStack()  # what is to be ended, the last opened first
+        self.closing.callback(self.loop.close)
+        self._expose()
+
+    @property
+    def node_id_str(self) -> str:
+        """The node's id, made anew at each start."""
+        return self.node_id
+
+    def serve(self, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> None:
+        """Opens the control channel."""
+        self.server = ControlServer(self.service, host, port, token)
+        self.server.start()
+        self.closing.callback(self.server.stop)
+
+    def tick(self, now: float) -> float | None:
+        """Does what time asks for; returns when to be called again, None for only when something happens."""
+        self.stats.add_avg("turns", 1)
+        changes = self.config.poll(now)
+        if changes:
+            log.info("configuration: changed %s", ", ".join(f"{s}.{k}" for s, k in sorted(changes)))
+            self.config_changed(changes)
+        for name in self.plugins.poll(now):
+            log.info("plug-in %s loaded", name)
+        return now + 1.0
+
+    def status(self) -> dict:
+        """What a person wants to know first."""
+        return {
+            "role": self.role, "version": components.__version__, "python": platform.python_version(), "pid": os.getpid(),
+            "host": socket.gethostname(), "uptime": round(time.monotonic() - self.started, 1),
+            "environment": str(self.environment.path), "plugins_failed": self.plugins.failed,
+        }
+
+    def close(self) -> None:
+        """Ends everything that was opened, the last first."""
+        self.closing.close()
+
+    def _expose(self) -> None:
+        service = self.service
+
+        @jsonremote(service)
+        def ping(request):
+            """Answers "pong": the node's loop is alive."""
+            return self.loop.ask(lambda: "pong")
+
+        @jsonremote(service)
+        def status(request):
+            """What the node is and does."""
+            return self.loop.ask(self.status)
+
+        @jsonremote(service)
+        def stats(request):
+            """Count, average, smallest, largest and last value of everything the node measures."""
+            return self.stats.dump_all()
+
+        @jsonremote(service)
+        def config(request):
+            """Every configuration item: section, key, value, and where the value comes from."""
+            return self.loop.ask(lambda: [list(row) for row in self.config.show()])
+
+        @jsonremote(service, name="config.set", roles=("admin",))
+        def set_config(request, section: str, key: str, value: str):
+            """Sets an item until the node ends; returns the value in force."""
+            return self.loop.ask(lambda: self.change(section, key, value))
+
+    def change(self, section: str, key: str, value: str) -> str:
+        """Sets a configuration item and tells the components. Raises UsageError for a value that does not fit."""
+        self.config.set(section, key, value)
+        self.config_changed({(section.lower(), key.lower())})
+        return value
+
+
+class Node(BaseNode):
+    """A node with a master: finds the way in, enrols, holds the link, and comes back after the master went away.
+
+    `master` is HOST:PORT or empty, `access` the path of an access file or empty. Subclasses override `info` (what is
+    said in the hello), `welcomed(info, fresh)` and `lost(reason)`.
+    """
+
+    RETRY = 1.0  # seconds between two attempts to reach a master
+    busy_loop = False  # whether code of the user's may keep the loop from giving signs of life
+
+    def __init__(self, environment: components.Environment, config: components.Config, master: str = "", access: str = ""):
+        super().__init__(environment, config)
+        self.keys = NodeKeys(str(environment / "keys"))
+        self.master, self._access_file = master, access
+        self.link: Link | None = None
+        self.name = ""
+        self.refusal: components.Error | None = None
+        self._pulse: Pulse | None = None
+        self._retry_at = math.inf
+        self._addresses: dict = {}
+        self.closing.callback(self._close_link)
+
+    def info(self) -> dict:
+        """What this node tells of itself when it says hello."""
+        return {"node_id": self.node_id, "version": components.__version__, "python": platform.python_version(),
+                "host": socket.gethostname(), "pid": os.getpid()}
+
+    def find_access(self) -> Access:
+        """The access file: the one given, or that of a master of this user on this machine. Raises Unreachable."""
+        path = self._access_file or os.environ.get("CONCURRENT_SWARM_ACCESS", "")
+        if not path:
+            host, port = parse_address(self.master or DEFAULT_MASTER)
+            path = _access_of_local_master(host, port, self.role)
+        try:
+            return Access.load(path)
+        except components.Error as error:
+            raise components.Unreachable(error.what, error.why, error.fix) from None
+
+    def enrol(self) -> None:
+        """Asks the master in by HTTP, once. Sets the addresses of the compute channel. Raises Unreachable."""
+        given = self.master or os.environ.get("CONCURRENT_SWARM_MASTER", "")
+        access = None if not (self._access_file and not given) else self.find_access()
+        address = given or (access.addresses["http"] if access else DEFAULT_MASTER)
+        host, port = parse_address(address)
+        proxy = Proxy(format_address(host, port), timeout=5.0)
+        try:
+            _ping(proxy)
+            access = access or self.find_access()
+            answer = proxy.enrol(**self.keys.enrolment(access, _node_name()))
+            addresses = self.keys.accept(access, answer)
+        except RpcError as error:
+            raise components.Unreachable(error.what, error.why, error.fix) from None
+        finally:
+            proxy.close()
+        tcp = addresses.get("tcp", "").rpartition(":")[2]
+        self.address = format_address(host, port)
+        self._credentials = self.keys.credentials(access)
+        self._addresses = {**addresses, "tcp": format_address(host, int(tcp))} if tcp else addresses
+
+    def open_link(self, expose: Callable[[Link], None]) -> None:
+        """Connects to the compute channel; `expose` adds the methods that the master may call."""
+        self._close_link()
+        self.refusal = None
+        self.link = self.loop.link = Link(self._credentials, self.info())
+        self.link.on_welcome = self._on_welcome
+        self.link.on_lost = self._on_lost
+        self.link.on_refused = self._on_refused
+        self._expose_to_master = expose
+        expose(self.link)
+        self.link.connect(self._addresses)
+
+    def welcomed(self, info: dict, fresh: bool) -> None:
+        """The master has let this node in; `fresh`: nothing that was sent before will be answered."""
+
+    def lost(self, reason: str) -> None:
+        """The master is silent, or does not know this node any more. The node keeps trying."""
+
+    def _on_welcome(self, info: dict, fresh: bool) -> None:
+        self.name = info["name"]
+        self.refusal = None
+        self._retry_at = math.inf
+        if fresh and self.busy_loop:
+            self._stop_pulse()
+            self._pulse = Pulse(self._credentials, self._addresses, self.link.session)
+            self._pulse.start()
+        self.welcomed(info, fresh)
+
+    def _on_lost(self, reason: str) -> None:
+        self._retry_at = time.monotonic() + self.RETRY
+        self.lost(reason)
+
+    def _on_refused(self, error: components.Error) -> None:
+        self.refusal = error
+        self.loop.stop()
+
+    def tick(self, now: float) -> float:
+        deadline = super().tick(now)
+        if now >= self._retry_at:
+            self._retry_at = now + self.RETRY
+            self._look_for_master()
+        return min(deadline, self._retry_at, self.link.tick(now)) if self.link else deadline
+
+    def _look_for_master(self) -> None:
+        """A master that was started again may listen elsewhere."""
+        before = self._addresses
+        try:
+            self.enrol()
+        except components.Error as error:
+            log.debug("the master is still away: %s", error)
+            return
+        if self._addresses != before:
+            self.open_link(self._expose_to_master)
+
+    def _stop_pulse(self) -> None:
+        if self._pulse:
+            self._pulse.stop()
+            self._pulse = None
+
+    def _close_link(self) -> None:
+        self._stop_pulse()
+        if self.link:
+            self.loop.forget_link()
+            self.link.close()
+            self.link = None
+
+
+DEFAULT_MASTER = "127.0.0.1:8080"
+
+
+class MasterAway(components.Unreachable):
+    """Nobody answers at the master's address; that may change."""
+
+
+def _ping(proxy: Proxy) -> None:
+    try:
+        proxy.ping()
+    except RpcError as error:
+        raise components.Unreachable(error.what, error.why, error.fix) from None
+    except components.Unreachable as error:
+        raise MasterAway(error.what, error.why, error.fix) from None
+
+
+def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -> bool:
+    """Enrols, trying again while nobody answers. False if the node was stopped. Raises Unreachable in the end."""
+    began = time.monotonic()
+    while not node.loop.stopped:
+        try:
+            node.enrol()
+        except MasterAway as error:
+            waited = time.monotonic() - began
+            if waited >= seconds:
+                raise
+            terminal.status([f"waiting for the master: {error.what}", f"{waited:.0f} s of {seconds:.0f}"])
+            node.loop.step(node.RETRY)
+        else:
+            terminal.status("") if terminal.live else None
+            return True
+    return False
+
+
+def masters_folder() -> Path:
+    """Where masters of this user note, by port, which environment is theirs."""
+    return components.state_root() / "masters"
+
+
+def _access_of_local_master(host: str, port: int, role: str) -> str:
+    note = masters_folder() / str(port)
+    if is_loopback(host) and note.exists():
+        return os.path.join(note.read_text().strip(), "keys", f"{role}.access")
+    raise components.Unreachable(
+        f"no access file for the master at {format_address(host, port)}",
+        "it runs on another machine, or as another user: this node needs a file that lets it in",
+        f"copy keys/{role}.access from the master's environment and pass --access FILE",
+    )
+
+
+def _node_name() -> str:
+    """The machine's name, as far as it can be part of an authorized line."""
+    return re.sub(r"[^\w.\-]", "-", socket.gethostname())[:64] or "node"
+
+
+# -- command line of nodes -----------------------------------------------------------------------------------------
+
+
+def common_options(parser: components.ArgumentParser) -> None:
+    """The options that every node has."""
+    group = parser.add_argument_group("this node")
+    group.add_argument("--env", metavar="DIR", help="its folder (default: one under the state folder)")
+    group.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="set a configuration item")
+    group.add_argument("--access", "--key-file", metavar="FILE", default="", help="the access file that lets it in")
+    group.add_argument("-q", "--quiet", action="store_true", help="only warnings and errors")
+    group.add_argument("--color", choices=("auto", "always", "never"), default="auto", help=argparse.SUPPRESS)
+    group.add_argument("--log-format", choices=("text", "json"), help="how to log")
+    group.add_argument("--debug", action="store_true", help="show tracebacks of the framework")
+    group.add_argument("--parent", type=int, metavar="FD", help=argparse.SUPPRESS)
+
+
+def open_environment(role: str, options: argparse.Namespace, settings: Iterable[str] = ()) -> tuple:
+    """The environment and the configuration of a node that starts. `settings` are further section.key=value."""
+    environment = components.Environment.claim(role, options.env)
+    arguments = [*settings, *options.set]
+    if options.log_format:
+        arguments.append(f"node.log_format={options.log_format}")
+    if options.quiet or options.debug:
+        arguments.append(f"node.log_level={'warning' if options.quiet else 'debug'}")
+    config = components.Config(environment.config_path, arguments, folder=environment.path)
+    return environment, config
+
+
+def start_logging(node: BaseNode, terminal: components.Terminal) -> Any:
+    """Logs into the node's environment and to the terminal; close what it returns."""
+    return components.configure_logging(node.environment, node.log_format, node.log_level, terminal)
+
+
+def administer(role: str, argv: list[str]) -> int | None:
+    """The commands that every role has beside running: config show, create, backup. None if argv is none of them.
+
+    create DIR · backup [--env DIR] [FILE] · config show [--origin] [--env DIR] [--set section.key=value]
+    """
+    if not argv or argv[0] not in ("config", "create", "backup"):
+        return None
+    parser = components.ArgumentParser(prog=f"{role}.py {argv[0]}")
+    parser.add_argument("--env", metavar="DIR", help="the node's folder")
+    if argv[0] == "config":
+        return _show_config(role, parser, argv[1:])
+    parser.add_argument("target", nargs="?", help="a folder to create, or the file to write the backup to")
+    options = parser.parse_args(argv[1:])
+    folder = (options.target if argv[0] == "create" else None) or options.env or components.state_root() / role
+    environment = components.Environment(folder, role)
+    print(environment.create().path if argv[0] == "create" else environment.backup(options.target))
+    return components.EXIT_OK
+
+
+def _show_config(role: str, parser: components.ArgumentParser, argv: list[str]) -> int:
+    parser.add_argument("what", choices=("show",))
+    parser.add_argument("--origin", action="store_true", help="also say where each value comes from")
+    parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[])
+    options = parser.parse_args(argv)
+    environment = components.Environment(options.env or components.state_root() / role, role)
+    config = components.Config(environment.config_path, options.set, folder=environment.path)
+    config.check_unknown()
+    for section, key, value, origin in config.show():
+        print(f"{section}.{key} = {value}" + (f"    # {origin}" if options.origin else ""))
+    return components.EXIT_OK
+
+
+def with_local_names(text: str, bundle: Bundle) -> str:
+    """A text from a node with the names of the application's files as they are seen from the current folder."""
+
+    def local(match: re.Match) -> str:
+        path = Path(bundle.root) / match[2]
+        return match[1] + (os.path.relpath(path) if path.is_file() else match[2])
+
+    return re.sub(r'(File "|^)((?:[^/\s":]+/)*[^/\s":]+\.py)(?=[":])', local, text, flags=re.MULTILINE)
+
+
+def socket_path(folder: Path) -> str:
+    """Where the socket file of the compute channel goes: `folder`, or a private temporary one if that name is too long."""
+    path = str(folder / "compute.sock")
+    if len(os.fsencode(path)) > 100:  # the system's limit is 107 bytes
+        path = os.path.join(tempfile.mkdtemp(prefix="swarm-"), "compute.sock")
+    return path
+
+
+def forget_socket(path: str) -> None:
+    """Removes a socket file, and its folder if `socket_path` made one."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    if os.path.basename(os.path.dirname(path)).startswith("swarm-"):
+        shutil.rmtree(os.path.dirname(path), ignore_errors=True)
+
+
+class Parent:
+    """The process that started this node, if it passed a socket: told when the node is ready, followed when it ends."""
+
+    def __init__(self, fd: int | None, loop: Loop, ended: Callable[[], None]):
+        self._sock = None if fd is None else socket.socket(fileno=fd)
+        self._loop = loop
+        self._ended = ended
+        if self._sock:
+            loop.add(self._sock, self._gone)
+
+    def ready(self, about: dict) -> None:
+        """Says that the node is ready."""
+        if self._sock:
+            self._sock.sendall(json.dumps(about).encode() + b"\n")
+
+    def _gone(self) -> None:
+        self._loop.remove(self._sock)
+        self._ended()
+
+
+def stop_on_signals(interrupt: Callable[[int], None]) -> None:
+    """SIGINT and SIGTERM call `interrupt(signal number)` and do nothing else. For main() only."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _frame: interrupt(received))

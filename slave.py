@@ -1,0 +1,547 @@
+"""A slave: offers this machine's processors to a master.
+
+                       lease, revoke, steal, bundle                    run, drop
+    master  ------------------------------------------>  SlaveNode  --------------->  worker (one bundle, one lease)
+            <------------------------------------------             <---------------
+              result, given_back, worker_lost, fetch                   result, ended
+
+The slave opens nothing of what it passes on. `ProcessTaskManager` grants each lease its resources when it starts, runs
+it in a warm worker of the lease's bundle or forks one, and replaces workers that die. Leases beyond the free slots wait
+here so that a worker never idles for the length of a round trip; the master may take them back.
+"""
+
+if __name__ == "__main__":  # hand over to the one copy of this module, under its real name
+    if __spec__ is None:  # python slave.py
+        from concurrent_swarm import run
+
+        run(__file__)
+    from importlib import import_module  # python -m concurrent_swarm.slave
+
+    raise SystemExit(import_module(__spec__.name).main())
+
+import argparse
+import collections
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from . import components, rpc, tasks
+
+log = logging.getLogger(__spec__.name)
+
+IDLE_KEPT = 2  # workers that stay warm beyond the number of slots
+RESPAWN_LIMIT = 5  # workers that may die within RESPAWN_PERIOD seconds before new ones wait a second
+RESPAWN_PERIOD = 10.0
+
+
+# -- workers -------------------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """One worker process as its slave sees it."""
+
+    def __init__(self, token: int, digest: str, now: float):
+        self.token = token
+        self.digest = digest
+        self.pipe: rpc.Pipe | None = None
+        self.pid = 0
+        self.envelope: tasks.Envelope | None = None  # what it runs
+        self.grant: dict = {}
+        self.lo = 0  # the first task of the lease that was not reported
+        self.forgotten = False  # the lease belongs to a master that is gone
+        self.used = now
+
+
+class ProcessTaskManager(components.Component):
+    """Runs leases in worker processes, one lease a worker at a time.
+
+    Reports through `node`: result, given_back, worker_lost, fetch. `free` is what of the pools no lease has been granted.
+    """
+
+    components.implements(tasks.ITaskManager)
+
+    def __init__(self):
+        self.waiting: collections.deque[tasks.Envelope] = collections.deque()
+        self.workers: dict[int, Worker] = {}
+        self.pool: dict[str, float] = {}
+        self.free: dict[str, float] = {}
+        self.units: list[int] = []  # numbers of the GPUs that are free
+        self.done = collections.Counter(tasks=0, failed=0, leases=0)
+        self._fetching: set[str] = set()
+        self._deaths: collections.deque[float] = collections.deque(maxlen=RESPAWN_LIMIT)
+
+    # ITaskManager
+
+    def init(self, identity: str, address: str) -> None:
+        """The slave has joined as `identity`; whatever ran for an earlier master is not wanted any more."""
+        self.drop_everything()
+
+    def start(self) -> None:
+        """Takes the pools from the node; workers are forked when the first lease of a bundle comes."""
+        self.pool = dict(self.node.resources)
+        self.free = dict(self.pool)
+        self.units = list(range(int(self.pool.get("gpu", 0))))
+
+    def stop(self) -> None:
+        """Closes every worker's socket, upon which it ends."""
+        self.drop_everything()
+        for worker in list(self.workers.values()):
+            self._end(worker)
+
+    def get_num_workers(self) -> int:
+        """How many leases of one processor may run at once."""
+        return int(self.pool.get("cpus", 0))
+
+    def update_pool(self, workers: int) -> None:
+        """Sets the number of processors on offer; what runs goes on, what does not fit any more waits."""
+        self.free["cpus"] += workers - self.pool["cpus"]
+        self.pool["cpus"] = workers
+        self.schedule()
+
+    def push_task(self, envelope: tasks.Envelope) -> None:
+        """Takes a lease; starts it as soon as its bundle is here and its resources are free."""
+        self.waiting.append(envelope)
+        self.schedule()
+
+    # the life of a lease
+
+    @property
+    def node(self) -> "SlaveNode":
+        """The slave this manager belongs to."""
+        return self.manager
+
+    @property
+    def running(self) -> list[Worker]:
+        """Workers that have a lease."""
+        return [worker for worker in self.workers.values() if worker.envelope]
+
+    def schedule(self) -> None:
+        """Starts every waiting lease that can start, oldest first."""
+        for _ in range(len(self.waiting)):
+            envelope = self.waiting.popleft()
+            if not (self._has_bundle(envelope) and self._fits(envelope) and self._start(envelope)):
+                self.waiting.append(envelope)
+
+    def revoke(self, lease: int, kill: bool) -> None:
+        """The master does not want it any more; a running task ends first unless it is to be killed."""
+        self.steal(lease)
+        worker = self._worker_of(lease)
+        if worker and kill:
+            self.node.zygote.kill(worker.token)
+
+    def steal(self, lease: int) -> None:
+        """The master has a free slot elsewhere: give back what has not begun."""
+        envelope = self._forget_waiting(lease)
+        worker = self._worker_of(lease)
+        if envelope:
+            self.node.report("given_back", lease, envelope.lo, envelope.hi)
+        elif worker:
+            worker.pipe.call("drop", lease)
+
+    def drop_everything(self) -> None:
+        """Forgets all leases and kills the workers that run one."""
+        self.waiting.clear()
+        for worker in self.running:
+            worker.forgotten = True
+            self.node.zygote.kill(worker.token)
+
+    def bundle_here(self, digest: str) -> None:
+        """A bundle has been unpacked: what waited for it may start."""
+        self._fetching.discard(digest)
+        self.schedule()
+
+    def bundle_failed(self, digest: str, error: components.Error) -> None:
+        """A bundle cannot be used here: its leases fail, each task with the reason."""
+        self._fetching.discard(digest)
+        for envelope in [e for e in self.waiting if e.options["bundle"] == digest]:
+            self.waiting.remove(envelope)
+            failure = tasks.describe_failure(error, kind="setup")
+            failures = {str(i): failure for i in range(envelope.lo, envelope.hi)}
+            self.node.report("result", envelope.lease, envelope.lo, envelope.hi, 0.0, failures)
+
+    def _has_bundle(self, envelope: tasks.Envelope) -> bool:
+        digest = envelope.options["bundle"]
+        if digest in self.node.bundles:
+            return True
+        if digest not in self._fetching:
+            self._fetching.add(digest)
+            self.node.report("fetch", digest)
+        return False
+
+    def _fits(self, envelope: tasks.Envelope) -> bool:
+        return all(self.free.get(name, 0) >= amount for name, amount in demand_of(envelope).items())
+
+    def _start(self, envelope: tasks.Envelope) -> bool:
+        worker = self._idle_worker(envelope.options["bundle"])
+        if worker is None or worker.pipe is None:
+            return False
+        worker.grant = demand_of(envelope)
+        for name, amount in worker.grant.items():
+            self.free[name] -= amount
+        worker.envelope, worker.lo, worker.forgotten = envelope, envelope.lo, False
+        options = {**envelope.options, "granted": self._granted(worker)}
+        worker.pipe.call("run", *envelope[:7], options, parts=envelope.parts)
+        return True
+
+    def _granted(self, worker: Worker) -> dict[str, str]:
+        """What the grant means to libraries, as environment variables."""
+        threads = str(max(1, int(worker.grant.get("cpus", 1))))
+        variables = {name: threads for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        if worker.grant.get("gpu"):
+            taken, self.units = self.units[: int(worker.grant["gpu"])], self.units[int(worker.grant["gpu"]) :]
+            worker.grant["units"] = taken
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, taken))
+        return variables
+
+    def _release(self, worker: Worker) -> None:
+        self.units += worker.grant.pop("units", [])
+        for name, amount in worker.grant.items():
+            self.free[name] += amount
+        worker.envelope, worker.grant, worker.used = None, {}, time.monotonic()
+
+    def _idle_worker(self, digest: str) -> Worker | None:
+        idle = [worker for worker in self.workers.values() if not worker.envelope and worker.pipe and worker.pipe.open]
+        for worker in idle:
+            if worker.digest == digest:
+                return worker
+        if len(self.workers) >= self.get_num_workers() + IDLE_KEPT and idle:
+            self._end(min(idle, key=lambda worker: worker.used))
+        return self._fork(digest)
+
+    def _fork(self, digest: str) -> Worker | None:
+        now = time.monotonic()
+        if len(self._deaths) == RESPAWN_LIMIT and now - self._deaths[0] < RESPAWN_PERIOD and now - self._deaths[-1] < 1:
+            self.node.later(1.0, self.schedule)
+            return None
+        root, manifest = self.node.bundles[digest]
+        token, sock = self.node.zygote.fork("worker", {"root": str(root), "manifest": manifest})
+        worker = self.workers[token] = Worker(token, digest, now)
+        worker.pipe = rpc.Pipe(
+            self.node.loop, sock, lambda pipe, call, parts: self._heard(worker, call, parts), lambda pipe: None
+        )
+        return worker
+
+    def _end(self, worker: Worker) -> None:
+        worker.pipe.close()
+        self.workers.pop(worker.token, None)
+
+    # what workers and the zygote say
+
+    def _heard(self, worker: Worker, call: list, parts: list) -> None:
+        envelope = worker.envelope
+        if envelope is None or call[1] != envelope.lease:
+            return
+        if call[0] == "result":
+            _, lease, lo, hi, seconds, failures = call
+            self.done["tasks"] += hi - lo
+            self.done["failed"] += len(failures)
+            worker.lo = hi
+            if not worker.forgotten:
+                self.node.report("result", lease, lo, hi, seconds, failures, parts=parts)
+        elif call[0] == "ended":
+            self.done["leases"] += 1
+            if call[2] < envelope.hi and not worker.forgotten:
+                self.node.report("given_back", envelope.lease, call[2], envelope.hi)
+            self._release(worker)
+            self.schedule()
+
+    def died(self, token: int, how: str) -> None:
+        """A worker ended: its lease, if it had one, is reported lost, and its slot is free again."""
+        worker = self.workers.get(token)
+        if worker is None:
+            return
+        worker.pipe.drain()
+        worker.pipe.close()
+        del self.workers[token]
+        envelope, lo = worker.envelope, worker.lo
+        if envelope:
+            self._release(worker)
+            if not worker.forgotten:
+                self._deaths.append(time.monotonic())
+                log.warning("worker %s ended (%s) while it ran tasks of %s", worker.pid, how, envelope.owner)
+                self.node.report("worker_lost", envelope.lease, lo, envelope.hi, f"worker {how}")
+        self.schedule()
+
+    def all_died(self) -> None:
+        """The zygote is gone and with it every worker."""
+        for token in list(self.workers):
+            self.died(token, "ended with the zygote")
+
+    def _worker_of(self, lease: int) -> Worker | None:
+        return next((w for w in self.workers.values() if w.envelope and w.envelope.lease == lease), None)
+
+    def _forget_waiting(self, lease: int) -> tasks.Envelope | None:
+        for envelope in self.waiting:
+            if envelope.lease == lease:
+                self.waiting.remove(envelope)
+                return envelope
+        return None
+
+
+def demand_of(envelope: tasks.Envelope) -> dict[str, float]:
+    """What a lease takes of the pools: one processor unless its tasks say otherwise."""
+    resources = envelope.options.get("resources") or {}
+    return {"cpus": 1, **{name: amount for name, amount in resources.items() if name != "tags"}}
+
+
+def usable_cpus() -> int:
+    """Processors this process may use: its affinity mask, and the quota of its control group."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(count, int(quota) // int(period))) if quota != "max" else count
+    except (OSError, ValueError) as error:
+        log.debug("no control group limits the processors: %s", error)
+        return count
+
+
+# -- the slave -----------------------------------------------------------------------------------------------------
+
+GRACE = 10.0  # seconds that a leaving slave lets tasks run on
+
+
+class SlaveNode(rpc.Node):
+    """Joins a master, runs its leases, and comes back when the master does."""
+
+    role = "slave"
+    master_address = components.ConfigItem("slave", "master", "", "HOST:PORT of the master")
+    workers = components.IntItem("slave", "workers", -1, "leases that run at once; -1: one per processor", minimum=-1)
+    amounts = components.ListItem("slave", "resources", "", "named amounts on offer, such as gpu=2, memory=16")
+    tags = components.ListItem("slave", "tags", "", "words that tasks may ask for")
+    manager = components.ExtensionPointItem(
+        "slave", "task_manager", "ProcessTaskManager", tasks.ITaskManager, "what runs leases"
+    )
+
+    def setup(self) -> None:
+        """Starts the zygote and the task manager; needs no master yet."""
+        self.bundles: dict[str, tuple[Path, dict]] = {}
+        self.leaving_at = 0.0
+        self._alarms: list[tuple[float, object]] = []
+        self.joined_at = 0.0
+        self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
+        self.start_zygote()
+        self.closing.callback(lambda: self.zygote.stop())
+        for digest, manifest in rpc.known_bundles(self.environment / "apps").items():
+            self.bundles[digest] = (self.environment / "apps" / digest, manifest)
+        self.manager.start()
+        self.closing.callback(self.manager.stop)
+
+    def start_zygote(self) -> None:
+        """Makes the process from which workers are forked."""
+        self.zygote = tasks.Zygote()
+        self.loop.add(self.zygote, self._zygote_speaks)
+
+    def _named_amounts(self) -> dict[str, float]:
+        found = {}
+        for text in self.amounts:
+            name, equals, amount = text.partition("=")
+            try:
+                found[name.strip()] = float(amount) if "." in amount else int(amount)
+            except ValueError:
+                raise components.UsageError(
+                    f"[slave] resources: {text!r} is no amount", "the form is name=number", "for example gpu=2, memory=16"
+                ) from None
+        return found
+
+    def info(self) -> dict:
+        return {**super().info(), "resources": self.manager.pool, "tags": self.tags,
+                "workers": self.manager.get_num_workers()}
+
+    def report(self, method: str, *params, parts=()) -> None:
+        """Sends a call to the master."""
+        if self.link:
+            self.link.call(method, *params, parts=parts)
+
+    def later(self, seconds: float, function) -> None:
+        """Calls a function once, in so many seconds."""
+        self._alarms.append((time.monotonic() + seconds, function))
+
+    def expose(self, link: rpc.Link) -> None:
+        """The methods that the master may call."""
+
+        @rpc.tcpremote(link)
+        def lease(handler, request, *details):
+            self.manager.push_task(tasks.Envelope(*details, list(request.parts)))
+
+        @rpc.tcpremote(link)
+        def revoke(handler, request, lease, kill):
+            self.manager.revoke(lease, kill)
+
+        @rpc.tcpremote(link)
+        def steal(handler, request, lease):
+            self.manager.steal(lease)
+
+        @rpc.tcpremote(link)
+        def bundle(handler, request, digest, manifest):
+            self.take_bundle(digest, manifest, bytes(request.parts[0]))
+
+        @rpc.tcpremote(link)
+        def workers(handler, request, count):
+            self.set_workers(count)
+
+        @rpc.tcpremote(link)
+        def drain(handler, request):
+            self.leave()
+
+    def take_bundle(self, digest: str, manifest: dict, data: bytes) -> None:
+        """Unpacks an application; what waited for it starts, or fails with the reason."""
+        try:
+            root = rpc.open_bundle(digest, manifest, data, self.environment / "apps")
+        except components.Error as error:
+            log.error("application %s cannot be unpacked: %s", digest[:12], error)
+            self.manager.bundle_failed(digest, error)
+            return
+        self.bundles[digest] = (Path(root), manifest)
+        self.manager.bundle_here(digest)
+
+    def set_workers(self, count: int) -> None:
+        """Sets how many leases run at once, and tells the master."""
+        self.manager.update_pool(count)
+        self.report("resources", self.manager.pool, self.manager.get_num_workers())
+        log.info("%s workers now", count)
+
+    def welcomed(self, info: dict, fresh: bool) -> None:
+        if fresh:
+            self.manager.init(info["name"], self.address)
+            self.joined_at = self.joined_at or time.monotonic()
+            log.info("joined as %s: %s workers", info["name"], self.manager.get_num_workers())
+
+    def lost(self, reason: str) -> None:
+        log.warning("lost the master at %s (%s); looking for it", self.address, reason)
+
+    def leave(self) -> None:
+        """Gives back what has not begun, lets the rest run for GRACE seconds, and ends; the second time at once."""
+        if self.leaving_at or not self.manager.running:
+            self.loop.stop()
+            return
+        self.leaving_at = time.monotonic() + GRACE
+        running, waiting = len(self.manager.running), len(self.manager.waiting)
+        log.warning("leaving: %s running leases may finish (%.0f s), %s waiting ones go back", running, GRACE, waiting)
+        self.report("leaving")
+        for envelope in list(self.manager.waiting):
+            self.manager.steal(envelope.lease)
+
+    def tick(self, now: float) -> float:
+        deadline = super().tick(now)
+        if self.leaving_at and (now >= self.leaving_at or not self.manager.running):
+            self.loop.stop()
+        for alarm in [alarm for alarm in self._alarms if alarm[0] <= now]:
+            self._alarms.remove(alarm)
+            alarm[1]()
+        return min([deadline, *(at for at, _ in self._alarms)])
+
+    def config_changed(self, changes: set) -> None:
+        super().config_changed(changes)
+        if ("slave", "workers") in changes:
+            self.set_workers(self.workers if self.workers >= 0 else usable_cpus())
+
+    def status(self) -> dict:
+        manager = self.manager
+        return {
+            **super().status(), "name": self.name, "master": self.address if self.link else "", "pool": manager.pool,
+            "free": manager.free, "workers": len(manager.workers), "running": len(manager.running),
+            "waiting": len(manager.waiting), "done": dict(manager.done), "fastpath": tasks.FASTPATH,
+            "link": self.link.state if self.link else "none", "applications": len(self.bundles),
+        }
+
+    def _zygote_speaks(self) -> None:
+        try:
+            events = self.zygote.receive()
+        except components.Error as error:
+            log.error("%s; starting another", error)
+            self.loop.remove(self.zygote)
+            self.zygote.stop()
+            self.start_zygote()
+            self.manager.all_died()
+            return
+        for event, token, detail in events:
+            if event == "died":
+                self.manager.died(token, detail)
+            elif token in self.manager.workers:
+                self.manager.workers[token].pid = detail
+
+
+# -- command line --------------------------------------------------------------------------------------------------
+
+EXAMPLES = """examples:
+  slave.py                               join the master of this machine and user
+  slave.py --master node01 --access slave.access
+  slave.py --workers 4 --resources gpu=1 --tags ssd,fast
+
+exit: 0 stopped, 1 internal error, 2 wrong use, 3 no master or not admitted, 143 SIGTERM
+"""
+
+
+def parser() -> components.ArgumentParser:
+    """The options of `slave.py`."""
+    made = components.ArgumentParser(
+        prog="slave.py", usage="slave.py [--master HOST[:PORT]] [options]    offer this machine's processors",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--master", metavar="HOST[:PORT]", help="where the master is (127.0.0.1:8080)")
+    made.add_argument("--workers", metavar="N", help="leases that run at once (one per processor)")
+    made.add_argument("--resources", metavar="NAME=N,...", help="named amounts on offer")
+    made.add_argument("--tags", metavar="WORD,...", help="words that tasks may ask for")
+    made.add_argument("--wait", metavar="S", type=float, default=30.0, help="seconds to wait for the master (30)")
+    rpc.common_options(made)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a slave; returns its exit code."""
+    return components.run_main(_main, argv)
+
+
+def _main(argv: list[str]) -> int:
+    code = rpc.administer("slave", argv)
+    if code is not None:
+        return code
+    options = parser().parse_args(argv)
+    chosen = {key: getattr(options, key) for key in ("master", "workers", "resources", "tags")}
+    settings = [f"slave.{key}={value}" for key, value in chosen.items() if value is not None]
+    environment, config = rpc.open_environment("slave", options, settings)
+    terminal = components.Terminal(color=options.color)
+    with environment:
+        node = SlaveNode(environment, config, config.get(SlaveNode.master_address), options.access)
+        with rpc.start_logging(node, terminal):
+            return _run(node, options, terminal)
+
+
+def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
+    code = components.EXIT_OK
+    rpc.raise_open_files()
+
+    def interrupt(number: int) -> None:
+        nonlocal code
+        if number == signal.SIGTERM:
+            code = components.EXIT_TERMINATED
+        node.loop.post(node.leave)
+
+    rpc.stop_on_signals(interrupt)
+    if not options.quiet:
+        print(f"Concurrent {components.__version__} slave (Python {sys.version.split()[0]}, pid {os.getpid()})", file=sys.stderr)
+    try:
+        node.setup()
+        node.config.check_unknown()
+        parent = rpc.Parent(options.parent, node.loop, node.loop.stop)
+        node.serve()
+        if rpc.wait_for_master(node, options.wait, terminal):
+            node.open_link(node.expose)
+            parent.ready({"address": node.server.address})
+            node.loop.run()
+        if node.refusal:
+            raise node.refusal
+        _farewell(node, options)
+        return code
+    finally:
+        node.close()
+
+
+def _farewell(node: SlaveNode, options) -> None:
+    if node.joined_at and not options.quiet:
+        done = node.manager.done
+        minutes, seconds = divmod(int(time.monotonic() - node.joined_at), 60)
+        print(f"left: {done['tasks']:,} tasks, {done['failed']:,} failed, {minutes} m {seconds} s", file=sys.stderr)

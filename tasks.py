@@ -1,0 +1,1427 @@
+"""What runs: tasks, task systems, the schedulers that place them and the processes that run them.
+
+    owner (client, or the host of a task system)                  slave
+    ------------------------------------------------              -----------------------------------------
+    Task objects --pack_tasks--> classes + record groups  ......>  zygote --fork--> worker
+       ^                                                             LeaseRunner: open a group, call each task,
+       |  Owner: keeps each task until its outcome,                  clean_up, pack results and failures
+       +-- finished, task_finished <-- results, failures  <......
+
+A *batch* is what an owner submits in one message: a table of classes, one byte per task that names its class (none if
+there is only one class) and *groups*, each the pickle of up to 64 task states. Nobody between the owner and the worker
+opens a group. A *lease* is a range of a batch; the worker opens the groups that the range touches and runs its part.
+
+A *task system* is an owner that lives on the master: its host process is forked like a worker, holds an `Owner` and
+drives `ITaskSystem`. User code runs in workers, hosts and clients; never in a master or a slave.
+
+A task's states travel as plain dictionaries and results as the values themselves, so no class of this package is ever
+part of a pickle: nodes that know the package under different names understand each other.
+"""
+
+from __future__ import annotations
+
+import base64
+import builtins
+import collections
+import copyreg
+import gc
+import itertools
+import json
+import linecache
+import logging
+import multiprocessing
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import md5
+from typing import Any, NamedTuple
+
+from . import components, rpc
+from .components import Component, ExtensionPointItem, Interface, implements
+
+log = logging.getLogger(__name__)
+
+GROUP = 64  # tasks in one pickle, at most
+GROUP_BYTES = 16 * 1024  # a group of larger tasks holds fewer: a lease of one task opens a whole group
+CHUNK = 1024  # tasks in one batch, at most
+CHUNK_BYTES = 1024 * 1024  # a batch is closed once its records weigh this much
+WINDOW = 16 * 1024  # tasks an owner has out without an outcome; more are drawn as these end
+WINDOW_BYTES = 64 * 1024 * 1024
+REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
+LOOK_EVERY = 0.02  # seconds after which a worker looks for a revoke or steal between two tasks
+TRACEBACK_LIMIT = 64 * 1024  # characters of a remote traceback that travel
+
+# Values that are copied, not shared, by a pickle: tasks whose attributes are all of these may share one pickle.
+ATOMS = frozenset({int, float, str, bytes, bool, complex, type(None)})
+
+
+# -- tasks ---------------------------------------------------------------------------------------------------------
+
+
+class Task:
+    """One piece of work: subclass it, keep the arguments as attributes, compute in `__call__`.
+
+    `name` is for people. `system_id` names the task system it belongs to and `client_id` the client; both may be left
+    out, the owner that pushes the task fills them in. Further keyword arguments become attributes. What `__call__`
+    returns, or the exception it raises, goes home as `result` or `error`.
+
+    >>> class Square(Task):
+    ...     def __call__(self):
+    ...         return self.number ** 2
+    >>> Square("nine", number=3)()
+    9
+    """
+
+    _owner = ""
+    _ordinal = -1
+
+    def __init__(self, name: str, system_id: str | None = None, client_id: str | None = None, **kwargs: Any):
+        self.name = name
+        self.system_id = system_id
+        self.client_id = client_id
+        self.__dict__.update(kwargs)
+
+    @property
+    def task_id(self) -> str | None:
+        """`owner.ordinal`, such as `c1.17`; None until the task was pushed."""
+        return f"{self._owner}.{self._ordinal}" if self._ordinal >= 0 else None
+
+    def __call__(self) -> Any:
+        """Computes the result. Runs once per attempt in a worker process of some slave."""
+        raise components.UsageError(
+            f"{type(self).__name__} has no __call__", "a task computes there", f"define {type(self).__name__}.__call__(self)"
+        )
+
+    def clean_up(self) -> None:
+        """Called in the worker right after `__call__`, whether it returned or raised."""
+
+    def finished(self, result: Any, error: BaseException | None) -> None:
+        """Called once with the outcome where the owner lives: on the client for plain tasks, in its host for a system's."""
+
+
+class Handle(str):
+    """A name that carries what it names: equal to the plain text of the id, with further attributes."""
+
+    name: str = ""
+    task: Task | None = None
+    stats: dict = {}
+
+    @property
+    def task_id(self) -> str:
+        """The id itself."""
+        return str(self)
+
+    system_id = task_id
+
+    def __reduce__(self):
+        return str, (str(self),)  # our classes never travel; the id does
+
+
+class TaskError(components.Error):
+    """A task failed with an exception that does not exist here, or for a reason that is no exception (a lost worker).
+
+    `type`, `where` (file:line) and `remote_traceback` tell what happened there; `kind` is "error" for the task's own
+    exception, else what went wrong ("poisoned", "result", "setup", ...).
+    """
+
+    def __init__(self, failure: dict):
+        super().__init__(f"{failure.get('type', 'Error')}: {failure.get('message', '')}")
+        self.failure = failure
+        self.type = failure.get("type", "Error")
+        self.where = failure.get("where", "")
+        self.kind = failure.get("kind", "error")
+        self.remote_traceback = failure.get("traceback", "")
+
+    def __reduce__(self):
+        return RuntimeError, (str(self),)
+
+
+class RemoteTraceback(Exception):
+    """The traceback of the process in which a task failed; the `__cause__` of the error that came home."""
+
+    def __str__(self):
+        return "\n" + self.args[0]
+
+    def __reduce__(self):
+        return Exception, self.args
+
+
+# -- task systems --------------------------------------------------------------------------------------------------
+
+
+class ITaskSystem:
+    """An application's brain on the master: it makes tasks, is told of every outcome, and says when it is complete.
+
+    The instance is created on the client, travels to the master as a pickle and runs there in a process of its own.
+    All hooks of one system are called by one thread, one after the other. `lockstep = True` holds tasks that are
+    pushed during a step back until every task of the step has its outcome.
+    """
+
+    lockstep = False
+
+    def __init__(self):
+        self._system_id = str(uuid.uuid1())
+
+    @property
+    def system_id(self) -> str:
+        """The system's own id, made on the client."""
+        if "_system_id" not in self.__dict__:  # a subclass did not call our __init__
+            self._system_id = str(uuid.uuid1())
+        return self._system_id
+
+    def get_system_id(self) -> str:
+        """The same as `system_id`."""
+        return self.system_id
+
+    def init_system(self, master: SystemMaster) -> None:
+        """Called once, before anything else, in the process that hosts the system."""
+
+    def generate_tasks(self, master: SystemMaster) -> Iterable[Task] | None:
+        """Returns the tasks of the next step, as a list or a generator that is drawn as the swarm has room.
+
+        Called again whenever all tasks have their outcomes and `is_complete` is false.
+        """
+        raise components.UsageError(
+            f"{type(self).__name__} has no generate_tasks", "a task system makes its tasks there", "define it"
+        )
+
+    def task_finished(self, master: SystemMaster, task: Task, result: Any, error: BaseException | None) -> None:
+        """Called once per task with its outcome, after `task.finished`."""
+
+    def is_complete(self, master: SystemMaster) -> Any:
+        """Asked after every outcome; true ends the system and drops what is still queued. Default: all tasks are done."""
+        return master.outstanding == 0
+
+    def gather_result(self, master: SystemMaster) -> Any:
+        """Returns what the client gets in `work_finished`, as it is. To signal an error, raise."""
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if key != "log"}
+
+
+class IApp(Interface):
+    """What a client runs: `ApplicationNode` is one, and so is every application."""
+
+    def app_init(self) -> None:
+        """Called once before anything else."""
+
+    def app_main(self) -> int:
+        """Does the work. Returns the exit code."""
+
+
+class ITaskManager(Interface):
+    """What runs leases on a slave: the processes of `ProcessTaskManager`, or any other engine that takes envelopes."""
+
+    def init(self, identity: str, address: str) -> None:
+        """Called once the slave has joined as `identity` at the master at `address`."""
+
+    def start(self) -> None:
+        """Starts the workers."""
+
+    def stop(self) -> None:
+        """Ends every worker; returns when all are gone."""
+
+    def get_num_workers(self) -> int:
+        """How many leases may run at once."""
+
+    def update_pool(self, workers: int) -> None:
+        """Sets how many leases may run at once, now."""
+
+    def push_task(self, envelope: Envelope) -> None:
+        """Takes a sealed lease to run; what comes of it is reported through `envelope.report`."""
+
+
+class Envelope(NamedTuple):
+    """A lease as a slave sees it: who, what range, under which conditions, and the sealed parts."""
+
+    lease: int
+    owner: str
+    number: int
+    lo: int
+    hi: int
+    group: int
+    attempt: int
+    options: dict
+    parts: list
+
+
+# -- sealed records ------------------------------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """Packed tasks: `parts` are the class table (JSON), the class of each task (bytes) and the groups (pickles)."""
+
+    count: int
+    group: int
+    parts: list[bytes]
+    size: int
+
+
+def class_form(cls: type) -> list:
+    """[module, qualified name, whole] of a task class; `whole` if its instances pickle themselves in their own way.
+
+    Raises Error if a worker could not find the class by that name.
+    """
+    found = sys.modules.get(cls.__module__)
+    for step in cls.__qualname__.split("."):
+        found = getattr(found, step, None)
+    if found is not cls:
+        raise components.UsageError(
+            f"tasks of class {cls.__qualname__} cannot be sent",
+            "a worker finds a class by its name in its module, and this one is not there (made inside a function?)",
+            f"move class {cls.__name__} to the top of its module",
+        )
+    own = object.__reduce_ex__, object.__reduce__, object.__new__
+    whole = (
+        (cls.__reduce_ex__, cls.__reduce__, cls.__new__) != own
+        or bool(copyreg._slotnames(cls))
+        or any(hasattr(cls, name) for name in ("__setstate__", "__getnewargs__", "__getnewargs_ex__"))
+        or getattr(cls, "__getstate__", None) is not getattr(object, "__getstate__", None)
+    )
+    return [cls.__module__, cls.__qualname__, whole]
+
+
+def pack_tasks(tasks: list[Task], forms: dict[type, list]) -> Batch:
+    """Packs tasks for one batch. `forms` remembers `class_form` between calls.
+
+    Raises Error naming the task and the attribute if one cannot be pickled, with its index as `index`.
+    """
+    kinds = list(dict.fromkeys(map(type, tasks)))
+    for cls in kinds:
+        if cls not in forms:
+            forms[cls] = class_form(cls)
+    table = [forms[cls] for cls in kinds]
+    index = b"" if len(kinds) == 1 else bytes(map({cls: i for i, cls in enumerate(kinds)}.__getitem__, map(type, tasks)))
+    states = [task if forms[type(task)][2] else task.__dict__ for task in tasks] if _any_whole(table) else [
+        task.__dict__ for task in tasks
+    ]
+    group, groups = _pack_states(states, not _any_whole(table))
+    parts = [json.dumps(table).encode(), index, *groups]
+    return Batch(len(tasks), group, parts, sum(map(len, groups)))
+
+
+def _any_whole(table: list) -> bool:
+    return any(form[2] for form in table)
+
+
+def _pack_states(states: list, plain: bool) -> tuple[int, list[bytes]]:
+    """Groups where no state holds anything that siblings could share, else one pickle a task."""
+    first = _dumps(states, 0)
+    group = 1
+    if plain and ATOMS.issuperset(map(type, itertools.chain.from_iterable(map(dict.values, states)))):
+        group = max(1, min(GROUP, GROUP_BYTES // len(first)))
+    if group > 1:
+        return group, [pickle.dumps(states[i : i + group], 5) for i in range(0, len(states), group)]
+    return 1, [first, *(_dumps(states, i) for i in range(1, len(states)))]
+
+
+def _dumps(states: list, i: int) -> bytes:
+    try:
+        return pickle.dumps([states[i]], 5)
+    except Exception as error:  # pickle runs user code, which may raise anything
+        problem = rpc.explain_unpicklable(states[i], error)
+        problem.index = i
+        raise problem from None
+
+
+def open_group(data: bytes) -> list:
+    """The states (or whole tasks) of one group."""
+    return pickle.loads(data)
+
+
+def find_class(module: str, qualname: str) -> type:
+    """The class of that name, importing its module; what pickle does, for our class tables."""
+    __import__(module)
+    found = sys.modules[module]
+    for step in qualname.split("."):
+        found = getattr(found, step)
+    return found
+
+
+class Records:
+    """The sealed tasks of a lease, opened one by one: `task(i)` for i in lo..hi-1 of the batch."""
+
+    def __init__(self, envelope: Envelope):
+        self._classes = [(find_class(m, q), whole) for m, q, whole in json.loads(bytes(envelope.parts[0]))]
+        self._index = envelope.parts[1]
+        self._groups = envelope.parts[2:]
+        self._first = envelope.lo // envelope.group  # the groups of a lease begin here
+        self._group = envelope.group
+        self._owner = envelope.owner
+        self._number = envelope.number
+        self._opened = -1
+        self._states: list = []
+
+    def task(self, i: int) -> Task:
+        """Makes task i; a new object at each call."""
+        group, place = divmod(i, self._group)
+        if group != self._opened:
+            self._states = open_group(self._groups[group - self._first])
+            self._opened = group
+        cls, whole = self._classes[self._index[i] if self._index else 0]
+        task = self._states[place]
+        if not whole:
+            state, task = task, cls.__new__(cls)
+            task.__dict__ = state
+        task._owner = self._owner
+        task._ordinal = self._number + i
+        return task
+
+
+# -- failures ------------------------------------------------------------------------------------------------------
+
+
+def describe_failure(error: BaseException, root: str = "", kind: str = "error") -> dict:
+    """An exception as a JSON object that every node can read.
+
+    `root` is cut from file names, so that they read as in the user's own folder; frames of this package are left out.
+    """
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_ours(f.filename)]
+    text = "".join(_format(error, frames, root))[-TRACEBACK_LIMIT:]
+    where = f"{_shorten(frames[-1].filename, root)}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+    cls = type(error)
+    name = cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
+    failure = {"type": name, "message": _text_of(error), "traceback": text, "where": where, "kind": kind}
+    sealed = _seal_exception(error)
+    return {**failure, "pickle": sealed} if sealed else failure
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)[:4096]
+    except Exception:  # a user's __str__ may raise; the type still tells something
+        return "(its text cannot be made)"
+
+
+def _is_ours(filename: str) -> bool:
+    return os.path.dirname(filename) == os.path.dirname(__file__) and os.path.basename(filename) in (
+        "tasks.py", "rpc.py", "client.py", "slave.py", "master.py", "components.py",
+    )
+
+
+def _shorten(filename: str, root: str) -> str:
+    return filename[len(root) + 1 :] if root and filename.startswith(root + os.sep) else filename
+
+
+def _format(error: BaseException, frames: list, root: str) -> Iterator[str]:
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None and cause is not error:
+        inner = [f for f in traceback.extract_tb(cause.__traceback__) if not _is_ours(f.filename)]
+        yield from itertools.islice(_format(cause, inner, root), 200)
+        yield "\nThe above exception led to this one:\n\n" if error.__cause__ else "\nWhile handling it, another came:\n\n"
+    yield "Traceback (most recent call last):\n"
+    for frame in frames:
+        yield f'  File "{_shorten(frame.filename, root)}", line {frame.lineno}, in {frame.name}\n'
+        if frame.line:
+            yield f"    {frame.line}\n"
+    yield from traceback.format_exception_only(type(error), error)
+
+
+def _seal_exception(error: BaseException) -> str:
+    """The exception itself, if it survives the journey and names nothing of ours; else an empty text."""
+    if isinstance(error, components.Error) or type(error).__module__.startswith(__package__ or "?"):
+        return ""
+    try:
+        data = pickle.dumps(error, 5)
+        if type(pickle.loads(data)) is not type(error) or len(data) > TRACEBACK_LIMIT:
+            return ""
+    except Exception:  # pickle runs user code, which may raise anything; the description remains
+        return ""
+    return base64.b64encode(data).decode()
+
+
+def cancelled_failure() -> dict:
+    """The failure of what was stopped on request."""
+    return {"type": "Cancelled", "message": "it was cancelled", "traceback": "", "where": "", "kind": "cancelled"}
+
+
+def open_failure(failure: dict) -> BaseException:
+    """The exception to hand to callbacks: the original one where it can be made, else a `TaskError`.
+
+    Its `__cause__` shows the remote traceback; `failure` holds the description.
+    """
+    error: BaseException = TaskError(failure)
+    if failure.get("pickle"):
+        try:
+            error = pickle.loads(base64.b64decode(failure["pickle"]))
+        except Exception as problem:  # the class may not exist here: the description stands in for it
+            log.debug("exception %s cannot be made here: %s", failure.get("type"), problem)
+    if failure.get("traceback"):
+        error.__cause__ = RemoteTraceback(failure["traceback"])
+    try:
+        error.failure = failure
+    except AttributeError:
+        log.debug("exceptions of type %s take no attributes", type(error).__name__)
+    return error
+
+
+# -- the owner's half ----------------------------------------------------------------------------------------------
+
+
+class Flight:
+    """A batch that is out: its tasks, what is still open, and the message to repeat until it is accepted."""
+
+    __slots__ = ("accepted", "message", "number", "open", "size", "source", "tasks")
+
+    def __init__(self, number: int, tasks: list[Task], source: Source, size: int, message: tuple):
+        self.number = number
+        self.tasks: list[Task | None] = tasks
+        self.source = source
+        self.size = size
+        self.message: tuple | None = message
+        self.open = len(tasks)
+        self.accepted = False
+
+
+class Source:
+    """Where tasks come from: an iterable that is drawn by credit. `response` and `refused` are called at most once.
+
+    `step` is the step of the system that made it (0 for plain tasks).
+    """
+
+    def __init__(self, tasks: Iterable[Task], response: Callable[[int], None], refused: Callable[[dict], None]):
+        self.tasks = iter(tasks)
+        self.response = response
+        self.refused = refused
+        self.unaccepted = 0
+        self.count = 0
+        self.drawn = False
+
+    def settle(self) -> None:
+        """Calls `response` once all of it was drawn and accepted."""
+        if self.drawn and not self.unaccepted and self.response:
+            response, self.response = self.response, None
+            response(self.count)
+
+
+class Owner:
+    """Keeps tasks from the push to the outcome: draws by credit, packs, submits, opens results, calls back.
+
+    `call(method, *params, parts=())` sends to the master. `callback(task, result, error)` gets every outcome, after
+    `task.finished`. `options` go with every batch (the bundle's digest). All methods belong to one thread.
+    """
+
+    def __init__(self, call: Callable, callback: Callable, options: dict, name: str = ""):
+        self.call = call
+        self.callback = callback
+        self.options = options
+        self.name = name
+        self.flights: dict[int, Flight] = {}
+        self.outstanding = 0  # tasks pushed or drawn without an outcome
+        self.weight = 0  # bytes of the records that are out
+        self.counts = collections.Counter(done=0, failed=0)
+        self.failures: list[tuple[str, dict]] = []  # the first thousand, for the report
+        self.seconds = 0.0
+        self.slaves: set[str] = set()
+        self._sources: collections.deque[Source] = collections.deque()
+        self._loose: list[Task] = []
+        self._loose_source: Source | None = None
+        self._forms: dict[type, list] = {}
+        self.drawn = 0  # tasks sent so far; the ordinal of the next one
+        self._settled: list[int] = []
+        self._ready: collections.deque[tuple] = collections.deque()  # outcomes that were made here
+        self._chunk = 16
+        self.closed = False
+
+    # what the application gives
+
+    def push(self, task: Task, response: Callable | None = None, refused: Callable | None = None) -> None:
+        """Takes one task. Tasks pushed in a row travel together."""
+        if self._loose_source is None:
+            self._loose_source = Source((), response, refused)
+            self._loose_source.drawn = True
+        self._loose.append(task)
+        self.outstanding += 1
+        if len(self._loose) >= CHUNK:
+            self._flush()
+
+    def draw(self, tasks: Iterable[Task], response: Callable | None = None, refused: Callable | None = None) -> Source:
+        """Takes an iterable, which is drawn as the swarm has room."""
+        source = Source(tasks, response, refused)
+        self._sources.append(source)
+        return source
+
+    def pump(self) -> None:
+        """Sends what can be sent: loose tasks first, then as much of the sources as the window lets through."""
+        if self._loose:
+            self._flush()
+        while self._sources and not self.closed and self._room():
+            source = self._sources[0]
+            tasks = self._take(source, min(self._chunk, WINDOW - self.outstanding))
+            if tasks:
+                self._submit(tasks, source)
+            if source.drawn:
+                self._sources.popleft()
+                source.settle()
+        while self._ready:
+            self._outcome(*self._ready.popleft())
+        if self._settled:
+            settled, self._settled = self._settled, []
+            self.call("settled", settled)
+
+    @property
+    def idle(self) -> bool:
+        """True if nothing is out and nothing is left to draw."""
+        return not self.outstanding and not self._sources and not self._loose
+
+    def close(self) -> None:
+        """Draws no more and forgets what is out."""
+        self.closed = True
+        self._sources.clear()
+        self._loose.clear()
+        self.flights.clear()
+        self.outstanding = 0
+
+    # what the master says
+
+    def accepted(self, numbers: list[int]) -> None:
+        """These batches are safe with the master."""
+        for number in numbers:
+            flight = self.flights.get(number)
+            if flight and not flight.accepted:
+                flight.accepted = True
+                flight.message = None
+                flight.source.unaccepted -= 1
+                flight.source.settle()
+                self._forget_if_done(flight)
+
+    def refused(self, number: int, reason: str) -> None:
+        """The master takes this batch not; its tasks end as failed."""
+        flight = self.flights.get(number)
+        if flight is None:
+            return
+        failure = {"type": "Refused", "message": reason, "traceback": "", "where": "", "kind": "refused"}
+        if flight.source.refused:
+            flight.source.refused({"c": -32000, "m": reason, "t": ""})
+        self.accepted([number])
+        everyone = range(len(flight.tasks))
+        self.outcome(number, 0, len(flight.tasks), 0.0, {str(i): failure for i in everyone}, "", [])
+
+    def resubmit(self) -> None:
+        """Sends again what was never accepted: the master may be a new one."""
+        for flight in self.flights.values():
+            if flight.message:
+                params, parts = flight.message
+                self.call("submit", *params, parts=parts)
+
+    def outcome(self, number: int, lo: int, hi: int, seconds: float, failures: dict, slave: str, parts: list) -> None:
+        """Outcomes of tasks lo..hi-1 of a batch; a repeated one changes nothing."""
+        flight = self.flights.get(number)
+        if flight is None:
+            return
+        results = itertools.chain.from_iterable(map(self._open, parts)) if parts else itertools.repeat(None)
+        self.seconds += seconds
+        self.slaves.add(slave)
+        for i, result in zip(range(lo, hi), results, strict=False):
+            task = flight.tasks[i]
+            if task is not None and not self.closed:
+                flight.tasks[i] = None
+                flight.open -= 1
+                failure = (failures.get(str(i)) or failures.get("*")) if failures else None
+                self._outcome(task, result, failure)
+        self._forget_if_done(flight)
+
+    # inside
+
+    def _room(self) -> bool:
+        return self.outstanding < WINDOW and self.weight < WINDOW_BYTES
+
+    def _take(self, source: Source, count: int) -> list[Task]:
+        tasks = list(itertools.islice(source.tasks, count))
+        source.drawn = len(tasks) < count
+        source.count += len(tasks)
+        self.outstanding += len(tasks)
+        return tasks
+
+    def _flush(self) -> None:
+        tasks, self._loose = self._loose, []
+        source, self._loose_source = self._loose_source, None
+        source.count = len(tasks)
+        self._submit(tasks, source)
+        source.settle()
+
+    def _submit(self, tasks: list[Task], source: Source) -> None:
+        """Packs and sends a batch; a task that cannot be packed fails here, the others go."""
+        try:
+            batch = pack_tasks(tasks, self._forms)
+        except components.Error as error:
+            source.refused and source.refused({"c": -32602, "m": str(error), "t": "", "e": error})
+            self._fail_here(tasks, source, error)
+            return
+        number, self.drawn = self.drawn, self.drawn + batch.count
+        resources = getattr(tasks[0], "resources", None)
+        options = {**self.options, "resources": resources} if resources else self.options
+        params = (number, batch.count, batch.group, {**options, "name": type(tasks[0]).__name__})
+        for i, task in enumerate(tasks):
+            task._owner = self.name
+            task._ordinal = number + i
+        self.flights[number] = Flight(number, tasks, source, batch.size, (params, batch.parts))
+        source.unaccepted += 1
+        self.weight += batch.size
+        if batch.size < CHUNK_BYTES // 4:
+            self._chunk = min(self._chunk * 2, CHUNK)
+        elif batch.size > CHUNK_BYTES:
+            self._chunk = max(1, self._chunk // 4)
+        self.call("submit", *params, parts=batch.parts)
+
+    def _fail_here(self, tasks: list[Task], source: Source, error: components.Error) -> None:
+        index = getattr(error, "index", None)
+        failure = describe_failure(error, kind="unsendable")
+        doomed = range(len(tasks)) if index is None else [index]
+        for i in doomed:
+            self._ready.append((tasks[i], None, failure))
+        rest = [] if index is None else tasks[:index] + tasks[index + 1 :]
+        if rest:
+            self._submit(rest, source)
+
+    def _open(self, part: Any) -> list:
+        return pickle.loads(part)
+
+    def _outcome(self, task: Task, result: Any, failure: dict | None) -> None:
+        self.outstanding -= 1
+        error = None
+        if failure:
+            self.counts["failed"] += 1
+            error = open_failure(failure)
+            if len(self.failures) < 1000:
+                self.failures.append((task.task_id or task.name, failure))
+        else:
+            self.counts["done"] += 1
+        if type(task).finished is not Task.finished:
+            task.finished(result, error)
+        self.callback(task, result, error)
+
+    def _forget_if_done(self, flight: Flight) -> None:
+        if not flight.open and flight.accepted and self.flights.pop(flight.number, None):
+            self.weight -= flight.size
+            self._settled.append(flight.number)
+
+
+class SystemMaster:
+    """What a task system sees of its master: push more tasks, know the step, read the clock.
+
+    Passed as `master` to every hook. `task_scheduler` is the same object, for applications that push through it.
+    """
+
+    def __init__(self, run: SystemRun):
+        self._run = run
+        self.log = logging.getLogger(f"{__name__}.system")
+
+    @property
+    def task_scheduler(self) -> SystemMaster:
+        """This object."""
+        return self
+
+    def push_task(self, task: Task) -> None:
+        """Adds a task, at any time."""
+        self.push_tasks([task])
+
+    def push_tasks(self, tasks: Iterable[Task]) -> None:
+        """Adds tasks from any iterable, drawn as the swarm has room."""
+        self._run.push(tasks)
+
+    @property
+    def outstanding(self) -> int:
+        """How many tasks have no outcome yet, those not drawn from a generator left out."""
+        return self._run.outstanding
+
+    @property
+    def step(self) -> int:
+        """The number of the current step, from 1."""
+        return self._run.step
+
+
+class SystemRun:
+    """Drives one task system: steps, outcomes, completion. The owner lives in this process; nothing here waits.
+
+    `call(method, *params, parts=())` speaks to the master as `Owner` does.
+    """
+
+    def __init__(self, system: ITaskSystem, call: Callable, options: dict, name: str, root: str = ""):
+        self.system = system
+        self.call = call
+        self.root = root
+        self.step = 0
+        self.done = False
+        self.waiting = False  # for a person to allow the next step
+        self.by_hand = bool(options.pop("by_hand", False))
+        self.lockstep = bool(options.pop("lockstep", False) or system.lockstep or self.by_hand)
+        self.owner = Owner(call, self._task_finished, options, name)
+        self.master = SystemMaster(self)
+        self._held: list[Iterable[Task]] = []
+        self._began_at = 0
+
+    @property
+    def outstanding(self) -> int:
+        return self.owner.outstanding or int(not self.owner.idle)
+
+    def start(self) -> None:
+        """Calls `init_system` and begins the first step."""
+        self.system.log = logging.getLogger(f"{__name__}.{type(self.system).__name__}")
+        self._guarded("init_system", self.system.init_system, self.master)
+        self.next_step()
+
+    def push(self, tasks: Iterable[Task]) -> None:
+        """Tasks from a hook: they join the current step, or wait for the next in lock-step."""
+        if self.lockstep and self.step and not self.owner.idle:
+            self._held.append(tasks)
+        else:
+            self.owner.draw(tasks)
+
+    def next_step(self) -> None:
+        """Begins a step, what was held back and a round of `generate_tasks`, and sends what can be sent."""
+        if self.done:
+            return
+        self.waiting = False
+        self.step += 1
+        self._began_at = self.owner.drawn
+        held, self._held = self._held, []
+        for tasks in held:
+            self.owner.draw(tasks)
+        tasks = self._guarded("generate_tasks", self.system.generate_tasks, self.master)
+        if not self.done:
+            self._guarded("generate_tasks", self.owner.draw, tasks or ())
+            self.call("system_step", self.step, self.waiting)
+            self.pump()
+
+    def outcome(self, *params: Any) -> None:
+        """The master's message of that name."""
+        self._guarded("finished", self.owner.outcome, *params)
+        self.pump()
+
+    def pump(self) -> None:
+        """Sends what can be sent, and passes the barrier once nothing is out."""
+        if not self.done:
+            self._guarded("generate_tasks", self.owner.pump)
+        if not self.done and not self.waiting and self.owner.idle:
+            self._at_barrier()
+
+    def _at_barrier(self) -> None:
+        if self._guarded("is_complete", self.system.is_complete, self.master):
+            self.complete()
+        elif self.done:
+            return
+        elif self.owner.drawn == self._began_at and not self._held:
+            self.fail(components.Error(
+                f"task system {type(self.system).__name__} would wait for ever",
+                "generate_tasks gave no tasks, none is out, and is_complete is false",
+                "return tasks, or let is_complete return true",
+            ), "generate_tasks")
+        elif self.by_hand:
+            self.waiting = True
+            self.call("system_step", self.step, True)
+        else:
+            self.next_step()
+
+    def _task_finished(self, task: Task, result: Any, error: BaseException | None) -> None:
+        if self.done:
+            return
+        self._guarded("task_finished", self.system.task_finished, self.master, task, result, error)
+        if not self.done and self._guarded("is_complete", self.system.is_complete, self.master):
+            self.complete()
+
+    def complete(self) -> None:
+        """Gathers the result and sends it home; nothing of the system runs after that."""
+        result = self._guarded("gather_result", self.system.gather_result, self.master)
+        if self.done:
+            return
+        try:
+            sealed = rpc.seal(result, "the result of gather_result")
+        except components.Error as error:
+            self.fail(error, "gather_result")
+            return
+        self.done = True
+        self._report(None, [sealed])
+
+    def fail(self, error: BaseException, hook: str) -> None:
+        """Ends the system with an error."""
+        if self.done:
+            return
+        failure = describe_failure(error, self.root, "system")
+        failure["hook"] = hook
+        self.done = True
+        self._report(failure, [])
+
+    def _report(self, failure: dict | None, parts: list) -> None:
+        owner = self.owner
+        stats = {"tasks": owner.drawn, "done": owner.counts["done"], "failed": owner.counts["failed"],
+                 "steps": self.step, "seconds": owner.seconds, "slaves": sorted(owner.slaves - {""}),
+                 "failures": owner.failures[:200]}
+        owner.close()
+        self.call("system_done", failure, stats, parts=parts)
+
+    def _guarded(self, hook: str, function: Callable, *args: Any) -> Any:
+        """Calls a hook of the user's; whatever it raises ends this system, and only it."""
+        try:
+            return function(*args)
+        except BaseException as error:  # user code may raise SystemExit or worse
+            self.fail(error, hook)
+            return None
+
+
+# -- schedulers ----------------------------------------------------------------------------------------------
+
+
+class ITaskScheduler(Interface):
+    """Chooses the slave for each lease. A slave, here, has the attributes `id name workers resources
+    tags open_tasks open_leases open_seconds credit done_tasks seconds pace last`, only to be read.
+
+    The original's `start_system`, `push_task`, `push_tasks` and `handle_task` are gone: what is submitted,
+    and that nothing of it is lost, is the Board's affair.
+    """
+
+    def setup(self, master):
+        """Called once, before the first lease. `master.board.slaves` maps ids to the slaves that are here."""
+
+    def place(self, slaves, lease):
+        """Return the one of `slaves` that gets the lease, or None to be asked again later.
+
+        slaves -- at least one, at most eight: in a large swarm those that were not served for longest.
+        lease -- has `batch`, `lo`, `hi`, `attempt` and `estimate` (seconds).
+        """
+
+    def task_pushed(self, slave, count):
+        """So many tasks went to the slave."""
+
+    def task_finished(self, slave, count):
+        """So many tasks are off the slave's hands, whatever became of them."""
+
+    def rate_slaves(self):
+        """(rating, slave) of every slave, the next to be chosen first; for people."""
+
+    def stop(self):
+        """Called once, after the last lease."""
+
+
+class ITaskScheduleStrategy(Interface):
+    """How a GenericTaskScheduler compares slaves."""
+
+    def setup(self, scheduler, master):
+        """Called once, before the first rating."""
+
+    def rate(self, slave):
+        """A number; the lower, the sooner it is chosen."""
+
+    def get_next_slave(self, slaves):
+        """The best of these slaves, or None."""
+
+
+class _TaskScheduler(Component):
+    """What all schedulers here have in common: they need no books of their own."""
+
+    abstract = True
+    master = None
+
+    def setup(self, master):
+        self.master = master
+
+    def task_pushed(self, slave, count):
+        pass
+
+    def task_finished(self, slave, count):
+        pass
+
+    def stop(self):
+        self.master = None
+
+
+class GenericTaskScheduleStrategy(Component):
+    """The slave whose tasks are likely to be done first: (open tasks + 1) / workers, times its pace, which is
+    above 1 where tasks take longer than elsewhere. Without workers it is the worst."""
+
+    implements(ITaskScheduleStrategy)
+
+    def setup(self, scheduler, master):
+        pass
+
+    def rate(self, slave):
+        return (slave.open_tasks + 1) * slave.pace / slave.workers if slave.workers else float("inf")
+
+    def get_next_slave(self, slaves):
+        return min(slaves, key=self.rate, default=None)
+
+
+class GenericTaskScheduler(_TaskScheduler):
+    """Push: the slave with the best rating gets the work; how slaves are rated is a strategy of its own."""
+
+    implements(ITaskScheduler)
+
+    strategy = ExtensionPointItem(
+        "GenericTaskScheduler",
+        "strategy",
+        "GenericTaskScheduleStrategy",
+        ITaskScheduleStrategy,
+        "how slaves are compared: the one with the lowest rating gets the next lease",
+    )
+
+    def setup(self, master):
+        super().setup(master)
+        self._use(self.strategy)
+
+    def _use(self, strategy):
+        self._strategy = strategy
+        strategy.setup(self, self.master)
+
+    def config_changed(self, changes):
+        """Another strategy takes over from the next lease on."""
+        if self.master is not None and ("GenericTaskScheduler", "strategy") in changes:
+            self._use(self.strategy)
+
+    def place(self, slaves, lease):
+        return slaves[0] if len(slaves) == 1 else self._strategy.get_next_slave(slaves)
+
+    def rate_slaves(self):
+        rated = ((self._strategy.rate(slave), slave) for slave in self.master.board.slaves.values())
+        return sorted(rated, key=lambda pair: pair[0])
+
+
+class ZMQTaskScheduler(_TaskScheduler):
+    """Pull: slaves announce credit, and those that have some are served in turn."""
+
+    implements(ITaskScheduler)
+
+    def place(self, slaves, lease):
+        return min(slaves, key=_turn)
+
+    def rate_slaves(self):
+        slaves = sorted(self.master.board.slaves.values(), key=lambda slave: (not slave.credit, slave.last))
+        return list(enumerate(slaves))
+
+
+def _turn(slave):
+    return slave.last
+
+
+# -- the zygote ----------------------------------------------------------------------------------------------------
+
+# Variables that reach workers and hosts; everything else in a node's environment stays with the node.
+KEPT_VARIABLES = frozenset("PATH HOME LANG LANGUAGE TZ TMPDIR TEMP TMP USER LOGNAME SYSTEMROOT LD_LIBRARY_PATH".split())
+KEPT_PREFIXES = ("LC_", "PYTHON", "OMP_", "OPENBLAS_", "MKL_")
+PR_SET_PDEATHSIG = 1
+
+
+class Zygote:
+    """The node's handle on the one child that forks all others.
+
+    Start it before any key is read. `fork` gives the parent's end of a new child's socket; `receive` tells births and
+    deaths. Where there is no fork, each child is spawned instead.
+    """
+
+    def __init__(self):
+        self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        context = multiprocessing.get_context("spawn")
+        self._process = context.Process(target=zygote_main, args=(theirs,), name="zygote", daemon=True)
+        self._process.start()
+        theirs.close()
+        self._tokens = itertools.count(1)
+
+    def fileno(self) -> int:
+        """For a poller: readable when a child was born or died."""
+        return self.sock.fileno()
+
+    def fork(self, kind: str, setup: dict) -> tuple[int, socket.socket]:
+        """Makes a child, kind "worker" or "host". Returns its token and a socket to it, non-blocking."""
+        ours, theirs = socket.socketpair()
+        token = next(self._tokens)
+        message = json.dumps(["fork", token, kind, setup]).encode()
+        with theirs:
+            socket.send_fds(self.sock, [message], [theirs.fileno()])
+        ours.setblocking(False)
+        return token, ours
+
+    def kill(self, token: int) -> None:
+        """Kills a child and all that it started."""
+        self.sock.send(json.dumps(["kill", token]).encode())
+
+    def receive(self) -> list[list]:
+        """What happened: ["born", token, pid], ["died", token, how]. Raises Error if the zygote itself is gone."""
+        events = []
+        while select.select([self.sock], [], [], 0)[0]:
+            message = self.sock.recv(65536)
+            if not message:
+                raise components.Error("the zygote ended", "it was killed from outside", "the node starts a new one")
+            events.append(json.loads(message))
+        return events
+
+    def stop(self) -> None:
+        """Ends the zygote, which ends its children first."""
+        self.sock.close()
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def zygote_main(sock: socket.socket) -> None:
+    """Forks on demand, reaps, reports; ends with its node. Single-threaded, and imports nothing of the user's."""
+    os.setsid()  # a Ctrl-C in the terminal is the node's business
+    _scrub_environment()
+    _quiet_stdio()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    woken, wake = socket.socketpair()
+    for end in (woken, wake):
+        end.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    gc.freeze()
+    children: dict[int, int] = {}  # pid -> token
+    try:
+        _serve_forks(sock, woken, children)
+    finally:
+        for pid in children:
+            _kill_tree(pid)
+
+
+def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, int]) -> None:
+    while True:
+        ready, _, _ = select.select([sock, woken], [], [])
+        if woken in ready:
+            woken.recv(4096)
+            _reap(sock, children)
+        if sock in ready:
+            message, fds, _, _ = socket.recv_fds(sock, 65536, 1)
+            if not message:
+                return
+            order, token, *rest = json.loads(message)
+            if order == "fork":
+                pid = _fork_child(fds[0], rest[0], rest[1])
+                children[pid] = token
+                _tell(sock, ["born", token, pid])
+            else:
+                for pid in [pid for pid, known in children.items() if known == token]:
+                    _kill_tree(pid)
+
+
+def _fork_child(fd: int, kind: str, setup: dict) -> int:
+    pid = os.fork()
+    if pid:
+        os.close(fd)
+        return pid
+    code = 1
+    try:
+        _become_child(fd)
+        run = worker_main if kind == "worker" else host_main
+        run(socket.socket(fileno=fd), setup)
+        code = 0
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        code = 0  # the node is gone, or wants us gone
+    except BaseException:  # nothing is left to report to but stderr
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _become_child(fd: int) -> None:
+    """A session of its own, no descriptor but 0-2 and the socket, and death with the zygote.
+
+    Runs before any byte of the user's is read: the place where a child confines itself.
+    """
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.closerange(3, fd)
+    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _reap(sock: socket.socket, children: dict[int, int]) -> None:
+    while children:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        token = children.pop(pid, None)
+        if token is not None:
+            _tell(sock, ["died", token, describe_exit(os.waitstatus_to_exitcode(status))])
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words: "killed by SIGKILL", "exit code 3"."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def _tell(sock: socket.socket, event: list) -> None:
+    sock.send(json.dumps(event).encode())
+
+
+def _kill_tree(pid: int) -> None:
+    for kill in (os.killpg, os.kill):  # the group may not exist yet if the child was just born
+        try:
+            kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            log.debug("process %s is gone already", pid)
+
+
+def _scrub_environment() -> None:
+    for name in list(os.environ):
+        if name not in KEPT_VARIABLES and not name.startswith(KEPT_PREFIXES):
+            del os.environ[name]
+
+
+def _quiet_stdio() -> None:
+    """Nothing to read on 0, and what tasks print goes to stderr: stdout belongs to the node's own result."""
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)
+
+
+# -- the worker process --------------------------------------------------------------------------------------------
+
+
+class Wire:
+    """A blocking end of a socketpair, for the process that has only this one thing to listen to."""
+
+    def __init__(self, sock: socket.socket):
+        sock.setblocking(True)
+        self._sock = sock
+        self._parser = rpc.StreamParser()
+        self._calls: collections.deque = collections.deque()
+
+    def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
+        """Sends a call; returns when the kernel has it."""
+        buffers = rpc.pack_stream([method, *params], list(parts))
+        sent = self._sock.sendmsg(buffers)
+        total = sum(map(len, buffers))
+        if sent < total:
+            self._sock.sendall(memoryview(b"".join(buffers))[sent:])
+
+    def next(self) -> tuple[list, list]:
+        """Waits for a call. Raises EOFError when the node has closed its end."""
+        while not self._calls:
+            self._read()
+        return self._calls.popleft()
+
+    def waiting(self) -> bool:
+        """True if a call is there; does not wait."""
+        while not self._calls and select.select([self._sock], [], [], 0)[0]:
+            self._read()
+        return bool(self._calls)
+
+    def _read(self) -> None:
+        data = self._sock.recv(256 * 1024)
+        if not data:
+            raise EOFError
+        self._calls.extend(self._parser.feed(data))
+
+
+class LeaseRunner:
+    """Runs the tasks of a lease one after the other and reports in pieces.
+
+    `report(lo, hi, seconds, failures, parts)` sends outcomes; `look()` says from time to time, between two tasks,
+    whether the rest is not wanted any more. `on_error(task)` is called while an exception of a task is being handled.
+    """
+
+    def __init__(self, report: Callable, look: Callable[[], bool], root: str = "", on_error: Callable | None = None):
+        self.report = report
+        self.look = look
+        self.root = root
+        self.on_error = on_error
+        self._plain: list = []  # results that may share a pickle
+        self._parts: list[bytes] = []
+        self._failures: dict[str, dict] = {}
+
+    def run(self, envelope: Envelope) -> int:
+        """Runs lo..hi-1 of the envelope. Returns where it stopped: hi, or less if the rest was not wanted."""
+        records = Records(envelope)
+        lo, began = envelope.lo, time.perf_counter()
+        looked = reported = began
+        for i in range(envelope.lo, envelope.hi):
+            self._one(records, i)
+            now = time.perf_counter()
+            if now - looked > LOOK_EVERY and i + 1 < envelope.hi:
+                looked = now
+                if now - reported > REPORT_EVERY:
+                    self._send(lo, i + 1, now - began)
+                    lo, began, reported = i + 1, now, now
+                if self.look():
+                    self._send(lo, i + 1, now - began)
+                    return i + 1
+        self._send(lo, envelope.hi, time.perf_counter() - began)
+        return envelope.hi
+
+    def _one(self, records: Records, i: int) -> None:
+        try:
+            task = records.task(i)
+        except BaseException as error:  # unpickling runs user code
+            self._fail(i, error, "setup")
+            return
+        result = None
+        try:
+            result = task()
+        except BaseException as error:  # the task's own, SystemExit and KeyboardInterrupt included
+            if self.on_error:
+                self.on_error(task)
+            self._fail(i, error, "error")
+        else:
+            self._keep(i, result)
+        if type(task).clean_up is not Task.clean_up:
+            self._clean_up(i, task)
+
+    def _clean_up(self, i: int, task: Task) -> None:
+        try:
+            task.clean_up()
+        except BaseException as error:  # as above
+            if str(i) not in self._failures:
+                self._failures[str(i)] = describe_failure(error, self.root, "clean_up")
+
+    def _keep(self, i: int, result: Any) -> None:
+        if type(result) in ATOMS:
+            self._plain.append(result)
+            if len(self._plain) >= GROUP:
+                self._flush()
+            return
+        try:
+            data = pickle.dumps([result], 5)
+        except Exception as error:  # pickle runs user code, which may raise anything
+            self._fail(i, rpc.explain_unpicklable(result, error, "the result"), "result")
+            return
+        self._flush()
+        self._parts.append(data)
+
+    def _fail(self, i: int, error: BaseException, kind: str) -> None:
+        self._failures[str(i)] = describe_failure(error, self.root, kind)
+        self._plain.append(None)
+
+    def _flush(self) -> None:
+        if self._plain:
+            self._parts.append(pickle.dumps(self._plain, 5))
+            self._plain = []
+
+    def _send(self, lo: int, hi: int, seconds: float) -> None:
+        self._flush()
+        parts, self._parts = self._parts, []
+        failures, self._failures = self._failures, {}
+        if hi > lo:
+            self.report(lo, hi, seconds, failures, parts)
+
+
+def worker_main(sock: socket.socket, setup: dict) -> None:
+    """The life of a worker: one bundle, one lease after the other, until the slave closes the socket."""
+    wire = Wire(sock)
+    dropped: set[int] = set()
+    problem = _open_application(setup)
+    while True:
+        call, parts = wire.next()
+        if call[0] == "run":
+            _run_lease(wire, Envelope(*call[1:], parts), setup["root"], dropped, problem)
+        elif call[0] == "drop":
+            dropped.add(call[1])
+
+
+def _open_application(setup: dict) -> dict | None:
+    """Imports the application's bundle; a failure to do so becomes the failure of each task."""
+    try:
+        rpc.install_bundle(setup["root"], setup["manifest"])
+    except BaseException as error:  # user code runs on import
+        return describe_failure(error, setup["root"], "setup")
+    return None
+
+
+def _run_lease(wire: Wire, envelope: Envelope, root: str, dropped: set[int], problem: dict | None) -> None:
+    lease = envelope.lease
+
+    def report(lo: int, hi: int, seconds: float, failures: dict, parts: list) -> None:
+        wire.call("result", lease, lo, hi, seconds, failures, parts=parts)
+
+    def unwanted() -> bool:
+        while wire.waiting() and wire._calls[0][0][0] == "drop":
+            dropped.add(wire.next()[0][1])
+        return lease in dropped
+
+    os.environ["CONCURRENT_SWARM_ATTEMPT"] = str(envelope.attempt)
+    for name, value in envelope.options.get("granted", {}).items():
+        os.environ[name] = value
+    stopped = envelope.lo
+    if problem:
+        everyone = range(envelope.lo, envelope.hi)
+        report(envelope.lo, envelope.hi, 0.0, {str(i): problem for i in everyone}, [pickle.dumps([None] * len(everyone))])
+        stopped = envelope.hi
+    elif lease not in dropped:
+        stopped = LeaseRunner(report, unwanted, root).run(envelope)
+    dropped.discard(lease)
+    wire.call("ended", lease, stopped)
+
+
+# -- the process that hosts a task system --------------------------------------------------------------------------
+
+
+def host_main(sock: socket.socket, setup: dict) -> None:
+    """The life of a system host: takes the sealed system, runs it until it is done or the master closes the socket."""
+    wire = Wire(sock)
+    (_, name, options), parts = wire.next()
+    run = None
+    try:
+        rpc.install_bundle(setup["root"], setup["manifest"])
+        system = rpc.open_sealed(parts[0])
+        run = SystemRun(system, wire.call, options, name, setup["root"])
+    except BaseException as error:  # user code runs on import and on unpickling
+        wire.call("system_done", describe_failure(error, setup["root"], "system"), {}, parts=[])
+    if run:
+        run.start()
+    handlers = {"outcome": _host_outcome, "accepted": _host_accepted, "refused": _host_refused, "step": _host_step}
+    while True:
+        call, parts = wire.next()
+        if run:
+            handlers[call[0]](run, call[1:], parts)
+
+
+def _host_outcome(run: SystemRun, params: list, parts: list) -> None:
+    run.outcome(*params, parts)
+
+
+def _host_accepted(run: SystemRun, params: list, parts: list) -> None:
+    run.owner.accepted(*params)
+    run.pump()
+
+
+def _host_refused(run: SystemRun, params: list, parts: list) -> None:
+    run.owner.refused(*params)
+    run.pump()
+
+
+def _host_step(run: SystemRun, params: list, parts: list) -> None:
+    run.next_step()
+
+
+# -- pure twins ----------------------------------------------------------------------------------------------
+
+
+def pure_md5_search(digest: bytes, start: int, stop: int) -> int | None:
+    """The first number in start..stop-1 whose decimal text has this MD5 digest (16 bytes); None if none has.
+
+    The numbers lie in 0..2**63-1. Raises ValueError for a digest that is not 16 bytes and for other numbers.
+    """
+    if not isinstance(digest, bytes) or len(digest) != 16:
+        raise ValueError(f"an MD5 digest is 16 bytes, not {digest!r}")
+    if not range(start, stop):
+        return None
+    if start < 0 or stop > 2**63:
+        raise ValueError(f"md5_search knows the numbers 0..2**63-1, not {start}..{stop - 1}")
+    for number in range(start, stop):
+        if md5(b"%d" % number, usedforsecurity=False).digest() == digest:
+            return number
+    return None
+
+
+try:  # only a missing build is in order: a broken one raises ImportError and must be heard
+    from .fastpath import md5_search
+except ModuleNotFoundError:
+    md5_search = pure_md5_search
+
+FASTPATH = md5_search is not pure_md5_search

@@ -1,0 +1,607 @@
+"""What the board does, event by event."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "drafts"), str(Path(__file__).resolve().parents[1])]
+from board import MAX_LEASE, MAX_LOSSES, STEAL_AGE, Board, Demand, Slave, depth  # noqa: E402
+
+
+class Told:
+    """A board whose every event is checked, with what it sent lately by kind."""
+
+    def __init__(self, slaves=1, workers=2, owners=("c1",), **named):
+        self.board = Board(**named)
+        self.now = 0.0
+        self.records, self.messages, self.after = [], [], []
+        for owner in owners:
+            self("owner_joined", owner, "client")
+        for number in range(slaves):
+            self("slave_joined", f"s{number + 1}", {"cpus": workers}, [], workers)
+
+    def __call__(self, verb, *params, **named):
+        effects = getattr(self.board, verb)(*params, now=self.now, **named)
+        self.board.check()
+        self.records += effects.records
+        self.messages += effects.messages
+        self.after += effects.after
+        return effects
+
+    def sent(self, kind):
+        """The messages of that kind that were not looked at before."""
+        found = [message for message in self.messages if message[0] == kind]
+        self.messages = [message for message in self.messages if message[0] != kind]
+        return found
+
+    def leases(self):
+        return [message[2] for message in self.sent("lease")]
+
+    def ended(self, lease, lo=None, hi=None, seconds=0.001, **named):
+        """The slave of a lease reports it, or a part of it."""
+        lo, hi = lease.lo if lo is None else lo, lease.hi if hi is None else hi
+        return self("result", lease.slave.id, lease.id, lo, hi, seconds * (hi - lo), "results", named or {})
+
+    def flow(self, seconds=0.001, until=10**9):
+        """Report every lease at once, until none is left; returns their sizes."""
+        sizes, waiting = [], self.leases()
+        while waiting and len(sizes) < until:
+            lease = waiting.pop(0)
+            sizes.append(lease.hi - lease.lo)
+            self.ended(lease, seconds=seconds)
+            waiting += self.leases()
+        return sizes
+
+
+@pytest.fixture
+def told():
+    return Told()
+
+
+def span(lease):
+    return lease.lo, lease.hi
+
+
+# -- owners and batches --------------------------------------------------------------------------------------------
+
+
+def test_a_lone_task_leaves_at_once_and_is_accepted_after_the_commit(told):
+    effects = told("submit", "c1", 1, 1, options={"name": "n"}, payload="bytes")
+    assert effects.records == [("batch", "c1", 1, 1, 1, {"name": "n"}, "bytes")]
+    assert effects.after == [("accepted", "c1", 1)]
+    ((kind, slave, lease),) = effects.messages
+    assert (kind, slave, span(lease), lease.attempt) == ("lease", "s1", (0, 1), 1)
+    assert lease.batch.payload == "bytes"
+
+
+def test_a_result_goes_to_the_attached_owner_at_once_and_to_the_journal(told):
+    told("submit", "c1", 1, 1)
+    (lease,) = told.leases()
+    effects = told("result", "s1", lease.id, 0, 1, 0.5, "results", {"0": {"kind": "task"}})
+    assert effects.messages == [("outcome", "c1", 1, 0, 1, 0.5, {"0": {"kind": "task"}}, "results", "s1")]
+    assert effects.records == [("outcome", "c1", 1, 0, 1, 0.5, {"0": {"kind": "task"}}, "results")]
+
+
+def test_a_repeated_submit_is_accepted_again_and_runs_once(told):
+    told("submit", "c1", 1, 1)
+    again = told("submit", "c1", 1, 1)
+    assert (again.records, again.messages, again.after) == ([], [], [("accepted", "c1", 1)])
+    told.flow()
+    told("settled", "c1", [1])
+    again = told("submit", "c1", 1, 1)
+    assert (again.records, again.messages, again.after) == ([], [], [("accepted", "c1", 1)])
+
+
+@pytest.mark.parametrize(
+    ("count", "group", "resources", "why"),
+    [
+        (0, 1, {}, "at least 1"),
+        (1, 0, {}, "at least 1"),
+        (1, 1, {"cpus": -1}, "cpus is -1"),
+        (1, 1, {"cpus": True}, "cpus is True"),
+        (1, 1, {"gpu": "two"}, "gpu is 'two'"),
+        (1, 1, {"gpu": float("nan")}, "gpu is nan"),
+        (1, 1, {"tags": "big"}, "tags is 'big'"),
+        (1, 1, [1], "resources is"),
+        (101, 1, {}, "passes 100"),
+    ],
+)
+def test_a_batch_that_cannot_be_taken_is_refused_with_the_reason(count, group, resources, why):
+    told = Told(limit=100)
+    effects = told("submit", "c1", 1, count, group=group, options={"resources": resources})
+    ((kind, owner, number, reason),) = effects.messages
+    assert (kind, owner, number) == ("refused", "c1", 1) and why in reason
+    assert not effects.records and not effects.after
+
+
+def test_an_unknown_owner_is_refused(told):
+    ((kind, *_),) = told("submit", "c9", 1, 1).messages
+    assert kind == "refused"
+
+
+def test_outcomes_of_a_detached_owner_wait_and_are_sent_when_it_is_back(told):
+    told("submit", "c1", 1, 1)
+    (lease,) = told.leases()
+    told("owner_detached", "c1")
+    assert told.ended(lease).messages == []
+    effects = told("owner_attached", "c1")
+    assert effects.messages == []
+    assert effects.after == [("accepted", "c1", 1), ("outcome", "c1", 1, 0, 1, 0.001, {}, "results", "s1")]
+
+
+def test_a_settled_batch_is_forgotten_with_its_payload(told):
+    told("submit", "c1", 1, 1)
+    told.flow()
+    assert told("settled", "c1", [1, 7]).records == [("settled", "c1", 1)]
+    assert not told.board.owners["c1"].batches
+    assert told("owner_attached", "c1").after == []
+
+
+def test_cancel_ends_what_waits_and_revokes_what_runs_whose_results_then_count_for_nothing(told):
+    told("submit", "c1", 1, 10)
+    leases = told.leases()
+    effects = told("cancel", "c1", 1)
+    revoked = [message for message in effects.messages if message[0] == "revoke"]
+    assert revoked == [("revoke", "s1", lease.id, False) for lease in leases]
+    outcomes = [message[3:5] for message in effects.messages if message[0] == "outcome"]
+    assert sum(hi - lo for lo, hi in outcomes) == 10
+    assert all(message[6]["*"]["kind"] == "cancelled" for message in effects.messages if message[0] == "outcome")
+    assert told.ended(leases[0]).messages == []
+    assert told.board.counters["revoked result"] == 1
+
+
+def test_a_revoked_lease_keeps_its_slot_until_the_slave_is_rid_of_it():
+    told = Told(workers=1)
+    told("submit", "c1", 1, 2, options={"name": "long"})
+    told.flow(seconds=1.0)
+    told("submit", "c1", 2, 1, options={"name": "long"})
+    (lease,) = told.leases()
+    told("cancel", "c1", 2)
+    told("submit", "c1", 3, 1, options={"name": "long"})
+    assert told.leases() == []
+    told("given_back", "s1", lease.id, 0, 1)
+    assert [lease.batch.number for lease in told.leases()] == [3]
+
+
+def test_a_second_cancel_may_kill(told):
+    told("submit", "c1", 1, 1)
+    (lease,) = told.leases()
+    told("cancel", "c1", None)
+    assert told("cancel", "c1", 1, kill=True).messages == [("revoke", "s1", lease.id, True)]
+    assert told("cancel", "c1", 1, kill=True).messages == []
+
+
+def test_the_tasks_of_an_owner_that_is_gone_never_run(told):
+    told("submit", "c1", 1, 100)
+    effects = told("owner_gone", "c1")
+    assert effects.records == [("gone", "c1")]
+    assert {message[0] for message in effects.messages} == {"revoke"}
+    told("slave_joined", "s2", {"cpus": 8}, [], 8)
+    for lease in told.leases():
+        told.ended(lease)
+    assert told.leases() == []
+
+
+# -- leases ------------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_grows_from_one_at_most_doubling_to_what_takes_five_milliseconds(told):
+    told("submit", "c1", 1, 100_000)
+    sizes = told.flow(seconds=0.00005, until=200)
+    assert sizes[0] == 1
+    assert max(sizes) == 100
+    steps = [b / a for a, b in zip(sizes, sizes[1:], strict=False) if b > a]
+    assert max(steps) <= 2
+
+
+def test_a_lease_never_holds_more_than_512_tasks_and_ends_between_groups():
+    told = Told()
+    told("submit", "c1", 1, 100_000, group=64)
+    leases, waiting = [], told.leases()
+    while waiting and len(leases) < 100:
+        leases.append(waiting.pop(0))
+        told.ended(leases[-1], seconds=0.0)
+        waiting += told.leases()
+    assert max(lease.hi - lease.lo for lease in leases) == MAX_LEASE
+    assert all(lease.hi % 64 == 0 for lease in leases if lease.hi - lease.lo > 64)
+
+
+def test_long_tasks_stay_alone_in_their_leases_and_none_is_sent_ahead(told):
+    told("submit", "c1", 1, 10)
+    first = told.leases()
+    assert len(first) == 4  # two a slot while nothing is known
+    for lease in first:
+        told.ended(lease, seconds=0.5)
+    assert [span(lease) for lease in told.leases()] == [(4, 5), (5, 6)]
+
+
+def test_the_last_tasks_are_spread_over_all_slots():
+    told = Told(slaves=2)
+    told("submit", "c1", 1, 3000)
+    told.flow(seconds=0.000001)
+    told("submit", "c1", 2, 80)
+    assert [lease.hi - lease.lo for lease in told.leases()][:3] == [10, 9, 8]
+
+
+def test_depth_follows_the_time_of_a_lease():
+    assert [depth(t) for t in (0.0, 0.0009, 0.001, 0.004, 0.005, 0.02, 0.09, 0.1, 9)] == [16, 16, 16, 6, 5, 2, 2, 1, 1]
+
+
+def test_short_leases_are_not_sent_to_wait_behind_long_ones():
+    told = Told(workers=2)
+    for name, seconds in (("long", 1.0), ("short", 0.0001)):
+        told("submit", "c1", name, 40, options={"name": name})
+        told.flow(seconds=seconds)
+    told("submit", "c1", "l", 1, options={"name": "long"})
+    told("submit", "c1", "s", 40, options={"name": "short"})
+    assert len(told.leases()) == 2
+
+
+def test_the_tasks_of_a_lease_may_be_reported_in_parts_and_any_order(told):
+    told("submit", "c1", 1, 100)
+    told.flow(seconds=0.0001, until=8)
+    told.board.check()
+    lease = max(told.board.leases.values(), key=lambda lease: lease.tasks)
+    middle = (lease.lo + lease.hi) // 2
+    told.ended(lease, middle, lease.hi)
+    assert lease.open == [(lease.lo, middle)]
+    told.ended(lease, lease.lo, middle)
+    assert lease.id not in told.board.leases
+
+
+def test_a_result_counts_once_and_only_from_the_slave_that_holds_the_lease():
+    told = Told(slaves=2)
+    told("submit", "c1", 1, 1)
+    (lease,) = told.leases()
+    other = {"s1": "s2", "s2": "s1"}[lease.slave.id]
+    assert told("result", other, lease.id, 0, 1, 0.1, None, {}).messages == []
+    assert len(told.ended(lease).messages) == 1
+    assert told.ended(lease).messages == []
+    assert told.board.counters["foreign report"] == told.board.counters["late report"] == 1
+
+
+def test_a_result_over_tasks_already_reported_is_dropped_and_its_open_part_runs_again(told):
+    told("submit", "c1", 1, 64)
+    told.flow(seconds=0.0001, until=6)
+    lease = max(told.board.leases.values(), key=lambda lease: lease.tasks)
+    assert lease.tasks >= 4
+    told.ended(lease, lease.lo, lease.lo + 2)
+    told.messages.clear()
+    effects = told.ended(lease)
+    assert "outcome" not in {message[0] for message in effects.messages}
+    assert told.board.counters["repeated result"] == 1
+
+
+# -- losses ------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_lost_slave_held_goes_first_with_the_next_attempt():
+    told = Told()
+    told("submit", "c1", 1, 6)
+    first = told.leases()
+    effects = told("slave_lost", "s1", reason="silence")
+    assert effects.records == [("retry", "c1", 1, lease.lo, lease.hi, 0, 1) for lease in reversed(first)]
+    told("slave_joined", "s2", {"cpus": 2}, [], 2)
+    again = told.leases()
+    assert [(span(lease), lease.attempt) for lease in again] == [(span(lease), 2) for lease in first]
+    assert told("result", "s1", first[0].id, 0, 1, 0.1, None, {}).messages == []
+
+
+def test_what_is_given_back_runs_again_under_another_lease_without_blame(told):
+    told("submit", "c1", 1, 1)
+    (lease,) = told.leases()
+    effects = told("given_back", "s1", lease.id, 0, 1)
+    assert effects.records == []
+    (again,) = told.leases()
+    assert (span(again), again.attempt) == ((0, 1), 1) and again.id != lease.id
+
+
+def test_after_a_worker_died_its_tasks_run_one_by_one():
+    told = Told(workers=4)
+    told("submit", "c1", 1, 200)
+    told.flow(seconds=0.0001, until=8)
+    lease = max(told.board.leases.values(), key=lambda lease: lease.tasks)
+    lo, hi = span(lease)
+    assert hi - lo > 4
+    told.leases()
+    told("worker_lost", lease.slave.id, lease.id, lo, hi, "signal 9")
+    seen, waiting = [], told.leases()
+    while waiting:
+        one = waiting.pop(0)
+        if lo <= one.lo < hi:
+            seen.append((span(one), one.attempt))
+        told.ended(one)
+        waiting += told.leases()
+    assert sorted(seen) == [((task, task + 1), 2) for task in range(lo, hi)]
+
+
+def test_a_task_that_kills_its_workers_is_poisoned_at_the_third(told):
+    told("submit", "c1", 1, 1)
+    for attempt in (1, 2, 3):
+        (lease,) = told.leases()
+        assert lease.attempt == attempt
+        told("worker_lost", "s1", lease.id, 0, 1, "signal 11")
+    ((*_, lo, hi, _, failures, payload, slave),) = told.sent("outcome")
+    assert (lo, hi, payload, slave) == (0, 1, None, "s1")
+    assert failures["*"]["type"] == "WorkerLost" and failures["*"]["kind"] == "poisoned"
+    assert "signal 11" in failures["*"]["message"]
+    assert told.leases() == []
+
+
+def test_lost_slaves_do_not_poison_but_have_a_budget_of_their_own(told):
+    told("submit", "c1", 1, 1)
+    for _ in range(MAX_LOSSES):
+        assert len(told.leases()) == 1
+        told("slave_lost", "s1", reason="silence")
+        told("slave_joined", "s1", {"cpus": 1}, [], 1)
+    ((*_, failures, _, _),) = told.sent("outcome")
+    assert failures["*"]["kind"] == "lost"
+
+
+def test_a_draining_slave_gets_nothing_more_and_ends_what_it_has(told):
+    told("submit", "c1", 1, 6)
+    first = told.leases()
+    told("slave_draining", "s1")
+    for lease in first:
+        told.ended(lease)
+    assert told.leases() == []
+    assert told.board.slots == 0
+
+
+def test_a_slave_that_joins_again_without_a_word_starts_with_empty_hands(told):
+    told("submit", "c1", 1, 1)
+    (lease,) = told.leases()
+    told("slave_joined", "s1", {"cpus": 1}, [], 1)
+    (again,) = told.leases()
+    assert again.attempt == 2
+    told.ended(lease)
+    assert told.board.counters["late report"] == 1
+
+
+# -- resources and turns -------------------------------------------------------------------------------------------
+
+
+def test_a_task_goes_only_where_its_amounts_and_tags_are():
+    told = Told(slaves=1)
+    told("slave_joined", "g", {"cpus": 2, "gpu": 1}, ["big"], 2)
+    told("submit", "c1", 1, 3, options={"resources": {"gpu": 1}})
+    told("submit", "c1", 2, 3, options={"resources": {"tags": ["big"]}})
+    told("submit", "c1", 3, 1, options={"resources": {"cpus": 3}})
+    assert {lease.slave.id for lease in told.leases()} == {"g"}
+    (waiting,) = told.board.unplaced(told.now + 5)
+    assert waiting["owner"] == "c1" and waiting["number"] == 3 and waiting["waits"] == 5
+    assert waiting["slaves"] == {"s1": "has 2 cpus, 3 needed", "g": "has 2 cpus, 3 needed"}
+
+
+def test_promised_amounts_stay_within_depth_times_the_pool():
+    told = Told(workers=4)
+    told("submit", "c1", 1, 10, options={"resources": {"cpus": 2}})
+    assert len(told.leases()) == 4  # 2 x 4 cpus: two run, two wait on the slave
+    told = Told(workers=4)
+    told("submit", "c1", 1, 4, options={"resources": {"cpus": 2}, "name": "x"})
+    told.flow(seconds=1.0)
+    told("submit", "c1", 2, 10, options={"resources": {"cpus": 2}, "name": "x"})
+    assert len(told.leases()) == 2
+
+
+def test_a_batch_that_fits_nowhere_holds_up_nothing_else(told):
+    for number in range(1, 50):
+        told("submit", "c1", number, 1, options={"resources": {"gpu": 1}})
+    told("submit", "c1", 99, 1)
+    assert [lease.batch.number for lease in told.leases()] == [99]
+    told("slave_joined", "g", {"cpus": 1, "gpu": 1}, [], 1)
+    assert told.leases()[0].batch.number == 1
+
+
+def test_more_workers_and_amounts_let_waiting_tasks_leave(told):
+    told("submit", "c1", 1, 1, options={"resources": {"cpus": 3}})
+    assert told.leases() == []
+    told("slave_changed", "s1", {"cpus": 4}, 4)
+    assert len(told.leases()) == 1
+    assert told.board.unplaced(told.now) == []
+
+
+def test_owners_take_turns_whatever_each_has_queued():
+    told = Told(slaves=0, owners=("c1", "c2", "c3"))
+    told("submit", "c1", 1, 1000)
+    told("submit", "c2", 1, 1000)
+    told("submit", "c3", 1, 1000)
+    told("slave_joined", "s1", {"cpus": 30}, [], 30)
+    order = [lease.batch.owner.id for lease in told.leases()]
+    assert order == ["c1", "c2", "c3"] * 20
+
+
+def test_owners_with_different_demands_take_turns_too():
+    told = Told(slaves=0, owners=("c1", "c2", "c3"))
+    told("submit", "c1", 1, 1000)
+    told("submit", "c2", 1, 1000)
+    told("submit", "c2", 2, 1000, options={"resources": {"gpu": 0.01}})
+    told("submit", "c3", 1, 1000, options={"resources": {"gpu": 0.01}})
+    told("slave_joined", "s1", {"cpus": 30, "gpu": 30}, [], 30)
+    order = [lease.batch.owner.id for lease in told.leases()]
+    assert {owner: order[:30].count(owner) for owner in set(order)} == {"c1": 10, "c2": 10, "c3": 10}
+
+
+def test_batches_of_an_owner_go_in_order(told):
+    for number in (3, 1, 2):
+        told("submit", "c1", number, 4)
+    order, waiting = [], told.leases()
+    while waiting:
+        lease = waiting.pop(0)
+        order.append((lease.batch.number, lease.lo))
+        told.ended(lease, seconds=1.0)
+        waiting += told.leases()
+    assert order == [(number, task) for number in (3, 1, 2) for task in range(4)]
+
+
+# -- stealing and schedulers ---------------------------------------------------------------------------------------
+
+
+def busy_and_idle():
+    """s1 holds a lease of many tasks that turn out long; s2 comes with empty hands."""
+    told = Told(workers=1)
+    told("submit", "c1", 1, 60)
+    told.flow(seconds=0.0001, until=6)
+    for _ in range(40):
+        lease = min(told.board.leases.values(), key=lambda lease: lease.tasks, default=None)
+        if lease is None or lease.tasks == max(lease.tasks for lease in told.board.leases.values()):
+            break
+        told.ended(lease)
+    told("slave_joined", "s2", {"cpus": 1}, [], 1)
+    return told
+
+
+def test_a_slave_without_work_gets_a_part_of_the_biggest_lease_after_50_milliseconds():
+    told = busy_and_idle()
+    while told.board.slaves["s2"].leases:
+        told.ended(next(iter(told.board.slaves["s2"].leases.values())))
+    assert told.board.deadline is not None
+    told("tick")
+    assert told.sent("steal") == []
+    told.now = told.board.deadline
+    assert told.now <= STEAL_AGE
+    biggest = max(lease.tasks for lease in told.board.leases.values())
+    told("tick")
+    ((_, slave, number),) = told.sent("steal")
+    lease = told.board.leases[number]
+    assert slave == "s1" and lease.tasks == biggest
+    told.leases()
+    told("given_back", "s1", number, lease.lo + 1, lease.hi)
+    assert {lease.slave.id for lease in told.leases()} == {"s2"}
+
+
+def test_an_idle_board_asks_for_no_time(told):
+    assert told.board.deadline is None
+    told("submit", "c1", 1, 1)
+    told("slave_joined", "s2", {"cpus": 1}, [], 1)
+    told.now = told.board.deadline
+    told("tick")  # one long task runs and nothing can be stolen
+    assert told.board.deadline is None
+
+
+class Odd:
+    """A scheduler that misbehaves in the way it is told."""
+
+    def __init__(self, way):
+        self.way = way
+
+    def place(self, slaves, lease):
+        return self.way(slaves)
+
+    def task_pushed(self, slave, count):
+        raise RuntimeError("pushed")
+
+    task_finished = task_pushed
+
+
+def test_a_scheduler_that_raises_or_invents_slaves_stops_nothing():
+    for way in (lambda slaves: 1 / 0, lambda slaves: "s9"):
+        told = Told(scheduler=Odd(way))
+        told("submit", "c1", 1, 3)
+        told.flow()
+        assert told.board.counters["ended"] == 3
+        assert told.board.scheduler_error is not None
+
+
+def test_a_scheduler_that_declines_is_asked_again_in_time():
+    told = Told(scheduler=Odd(lambda slaves: None))
+    told("submit", "c1", 1, 1)
+    assert told.leases() == []
+    told.board.scheduler = None
+    told.now = told.board.deadline
+    told("tick")
+    assert len(told.leases()) == 1
+
+
+# -- size and restart ----------------------------------------------------------------------------------------------
+
+
+def test_leases_of_two_lives_never_share_an_id():
+    first, second = Board(), Board()
+    records = first.restore([], 0.0).records
+    assert records == [("life", 1)]
+    assert second.restore(records, 0.0).records == [("life", 2)]
+    ids = []
+    for board in (first, second):
+        board.owner_joined("c1", "client", 0.0)
+        board.slave_joined("s1", {"cpus": 1}, [], 1, 0.0)
+        ids += [message[2].id for message in board.submit("c1", 1, 1, 0.0).messages]
+    assert ids[0] != ids[1] and max(ids) < 2**53
+
+
+def test_a_restored_board_knows_deaths_and_goes_on():
+    told = Told()
+    told("submit", "c1", 1, 3)
+    lease = told.leases()[0]
+    told("worker_lost", "s1", lease.id, 0, 1, "signal 9")
+    board = Board()
+    board.restore(told.records, 0.0)
+    board.check()
+    assert not board.owners["c1"].attached
+    messages = board.slave_joined("s2", {"cpus": 4}, [], 4, 0.0).messages
+    assert sorted((span(lease), lease.attempt) for _, _, lease in messages) == [((0, 1), 2), ((1, 2), 1), ((2, 3), 1)]
+
+
+def test_a_settled_batch_that_a_restart_made_incomplete_is_dropped():
+    told = Told()
+    told("submit", "c1", 1, 10)
+    board = Board()
+    board.restore(told.records, 0.0)
+    board.owner_attached("c1", 0.0)
+    board.settled("c1", [1], 0.0)
+    board.check()
+    assert board.slave_joined("s1", {"cpus": 1}, [], 1, 0.0).messages == []
+
+
+def test_a_million_tasks_cost_as_much_to_submit_and_cancel_as_ten(told):
+    told.board.limit = 10**9
+    told("submit", "c1", 1, 10**8)
+    assert len(told.board.owners["c1"].batches[1].queue) == 1
+    assert len([message for message in told("cancel", "c1", 1).messages if message[0] == "outcome"]) <= 5
+
+
+def test_demands_and_names_that_nobody_uses_any_more_do_not_pile_up(told):
+    for number in range(2000):
+        told.board.submit("c1", number, 1, 0.0, options={"resources": {"cpus": 1, "x": number + 1}, "name": str(number)})
+        told.board.cancel("c1", number, 0.0)
+        told.board.settled("c1", [number], 0.0)
+    told.board.check()
+    assert len(told.board.demands) <= 64
+    assert len(told.board.owners["c1"].kinds) <= 1001
+    assert len(told.board.owners["c1"].forgotten) == 1
+
+
+def test_a_slave_tells_why_it_can_never_take_a_lease():
+    slave = Slave("s1", "", {"cpus": 2}, ["a"], 2)
+    assert slave.lacks(Demand((("cpus", 2),), frozenset("a"))) == ""
+    assert slave.lacks(Demand((("gpu", 1),), frozenset())) == "has 0 gpu, 1 needed"
+    assert slave.lacks(Demand((), frozenset("b"))) == "lacks the tag b"
+
+
+# -- cost --------------------------------------------------------------------------------------------------------
+
+
+def bench(size, leases=30_000, slaves=1):
+    """Microseconds from submit to result per lease of `size` tasks: `python tests/test_board.py`."""
+    board = Board(limit=10**9)
+    board.owner_joined("c1", "client", 0.0)
+    for number in range(slaves):
+        board.slave_joined(f"s{number}", {"cpus": 2}, [], 2, 0.0)
+    seconds = 0.0049 / size if size > 1 else 0.004
+    begun, ended = time.perf_counter(), 0
+    waiting = [message[2] for message in board.submit("c1", 1, size * leases, 0.0, 64).messages]
+    while waiting:
+        lease = waiting.pop()
+        ended += 1
+        effects = board.result(lease.slave.id, lease.id, lease.lo, lease.hi, seconds * lease.tasks, None, {}, 0.0)
+        waiting += [message[2] for message in effects.messages if message[0] == "lease"]
+    spent = time.perf_counter() - begun
+    print(f"{slaves} slaves, {size} tasks a lease: {spent / ended * 1e6:.1f} us a lease, {ended / spent:,.0f} leases/s")
+
+
+if __name__ == "__main__":
+    for number in (1, 2, 1000):
+        bench(1, slaves=number)
+        bench(512, slaves=number)

@@ -1,0 +1,563 @@
+"""The board under faults: a stress of random events, and a simulated swarm in which everything may go wrong.
+
+A schedule is one run of `Swarm`: owners, slaves and a master on a virtual clock, all chance from one seed. Faults rain
+until at least 50 events have passed; then they stop, and every task of every owner that is still there must reach
+exactly one outcome. `check()` runs after every event. A failing run names its seed:
+
+    SEED=4711 python -m pytest tests/test_board_faults.py -k one_schedule
+    SCHEDULES=100000 python -m pytest tests/test_board_faults.py -k many
+"""
+
+import heapq
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "drafts"), str(Path(__file__).resolve().parents[1])]
+from board import Board, Error, split  # noqa: E402
+
+SEED = int(os.environ.get("SEED", 0))
+SCHEDULES = int(os.environ.get("SCHEDULES", 10_000))
+MIN_EVENTS = 50  # events under faults per schedule
+END = 1000.0  # virtual seconds after which a schedule hangs
+
+
+# -- a simulated owner -------------------------------------------------------------------------------------------
+
+
+class SimOwner:
+    """A client: sends again what was not acknowledged, drops repeated outcomes, settles what is complete."""
+
+    def __init__(self, swarm, name):
+        self.swarm, self.name = swarm, name
+        self.there, self.attached, self.joined = True, False, False
+        self.batches = {}  # number -> (count, group, options)
+        self.accepted = set()
+        self.outcomes = {}  # number -> {task: kind of outcome}
+        self.settled = set()
+        self.cancelled = set()
+
+    def attach(self):
+        """Connect; say again what may have got lost."""
+        if not self.there or self.attached:
+            return
+        self.attached = True
+        board = self.swarm.board
+        known = self.name in board.owners
+        self.swarm.event(board.owner_attached if known else board.owner_joined, self.name, *([] if known else ["client"]))
+        for number in self.batches:
+            if number not in self.accepted and number not in self.settled:
+                self.send(number)
+
+    def submit(self, number, count, group, options):
+        self.batches[number] = (count, group, options)
+        self.outcomes[number] = {}
+        if self.attached:
+            self.send(number)
+
+    def send(self, number):
+        count, group, options = self.batches[number]
+        payload = (self.name, number)
+        self.swarm.post(lambda: self.call("submit", number, count, group=group, options=options, payload=payload))
+
+    def call(self, verb, *params, **named):
+        """A message that has arrived at the master, if the owner is still connected by then."""
+        if self.there and self.attached and self.name in self.swarm.board.owners:
+            self.swarm.event(getattr(self.swarm.board, verb), self.name, *params, **named)
+
+    def hear(self, kind, number, *rest):
+        if not (self.there and self.attached):
+            return
+        if kind == "accepted":
+            self.accepted.add(number)
+            return
+        assert kind == "outcome", f"{kind} {number} {rest}"
+        lo, hi, _, failures, payload, _ = rest
+        reason = failures["*"]["kind"] if failures else ""
+        assert reason or payload == ("ran", self.name, number, lo, hi), "results of other tasks"
+        assert reason != "cancelled" or number in self.cancelled
+        assert 0 <= lo < hi <= self.batches[number][0]
+        for task in range(lo, hi):
+            self.outcomes[number].setdefault(task, reason)
+        if len(self.outcomes[number]) == self.batches[number][0]:
+            self.settled.add(number)
+            self.swarm.post(lambda: self.call("settled", [number]))
+
+    def unfinished(self):
+        return self.there and len(self.settled) < len(self.batches)
+
+
+# -- a simulated slave -------------------------------------------------------------------------------------------
+
+
+class SimSlave:
+    """Runs leases on its slots in order. What it sends arrives in order, late, and sometimes twice."""
+
+    def __init__(self, swarm, name):
+        self.swarm, self.name = swarm, name
+        self.connected = False
+        self.life = 0
+        self.leases = {}  # id -> Lease
+        self.open = {}  # id -> (lo, hi) not reported yet
+        self.running = set()
+
+    def join(self):
+        if self.connected:
+            return
+        rng = self.swarm.random
+        self.clear()
+        self.connected = True
+        self.life += 1
+        self.workers, self.draining = rng.choice((1, 2, 2, 3)), False
+        pools = {"cpus": self.workers, **({"gpu": 1} if rng.random() < 0.3 else {})}
+        tags = ["big"] if rng.random() < 0.3 else []
+        if self.swarm.calm:
+            self.workers, pools, tags = 4, {"cpus": 4, "gpu": 2}, ["big"]
+        self.swarm.event(self.swarm.board.slave_joined, self.name, pools, tags, self.workers)
+
+    def leave(self, forget):
+        """The connection breaks; the slave may be dead, or just cut off and full of late results."""
+        self.connected = False
+        if forget:
+            self.clear()
+
+    def clear(self):
+        self.leases, self.open, self.running = {}, {}, set()
+
+    def hear(self, kind, *rest):
+        if not self.connected:
+            return
+        if kind == "lease":
+            lease = rest[0]
+            assert lease.id not in self.leases
+            self.leases[lease.id], self.open[lease.id] = lease, (lease.lo, lease.hi)
+            self.start()
+        elif rest[0] in self.leases:
+            getattr(self, kind)(*rest)
+
+    def start(self):
+        waiting = [number for number in self.leases if number not in self.running]
+        for number in waiting[: max(0, self.workers - len(self.running))]:
+            self.running.add(number)
+            self.swarm.later(self.swarm.work(), lambda number=number: self.step(number))
+
+    def step(self, number):
+        """A running lease gets somewhere: it ends, reports a part, or loses its worker."""
+        if number not in self.running:
+            return
+        rng, swarm, lease = self.swarm.random, self.swarm, self.leases[number]
+        lo, hi = self.open[number]
+        fate = 1.0 if swarm.calm else rng.random()
+        if fate < 0.08:
+            at = rng.randrange(lo, hi)
+            if rng.random() < 0.5 and at > lo:
+                self.result(lease, lo, at)
+                lo = at
+            self.send("worker_lost", number, lo, hi, "signal 9")
+            self.done(number)
+        elif fate < 0.3 and hi - lo > 1:
+            at = rng.randrange(lo + 1, hi)
+            self.result(lease, lo, at)
+            self.open[number] = (at, hi)
+            swarm.later(swarm.work(), lambda: self.step(number))
+        else:
+            self.result(lease, lo, hi)
+            self.done(number)
+
+    def result(self, lease, lo, hi):
+        payload = ("ran", lease.batch.owner.id, lease.batch.number, lo, hi)
+        self.send("result", lease.id, lo, hi, self.swarm.work() * (hi - lo), payload, {})
+
+    def done(self, number):
+        del self.leases[number], self.open[number]
+        self.running.discard(number)
+        self.start()
+
+    def revoke(self, number, kill):
+        if number not in self.running or kill:
+            self.send("given_back", number, *self.open[number])
+            self.done(number)
+
+    def steal(self, number):
+        lo, hi = self.open[number]
+        if number not in self.running:
+            self.send("given_back", number, lo, hi)
+            self.done(number)
+        elif hi - lo > 1:
+            middle = (lo + hi) // 2
+            self.send("given_back", number, middle, hi)
+            self.open[number] = (lo, middle)
+
+    def drain(self):
+        self.draining = True
+        for number in [number for number in self.leases if number not in self.running]:
+            self.send("given_back", number, *self.open[number])
+            self.done(number)
+
+    def send(self, verb, *params):
+        """To the master: lost with the connection, unless it comes late under the next one; sometimes doubled."""
+        rng, swarm, life, master = self.swarm.random, self.swarm, self.life, self.swarm.lives
+        copies = 2 if not swarm.calm and rng.random() < 0.05 else 1
+
+        def arrive():
+            late = rng.random() < 0.5
+            if (self.connected and (life, master) == (self.life, swarm.lives)) or (late and not swarm.calm):
+                swarm.event(getattr(swarm.board, verb), self.name, *params)
+
+        for _ in range(copies):
+            swarm.post(arrive, link=self.name)
+
+
+# -- the simulated swarm ------------------------------------------------------------------------------------------
+
+
+class Swarm:
+    """Master, slaves and owners on one clock, and a nemesis. `run()` is one schedule."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+        self.now, self.heap, self.count = 0.0, [], 0
+        self.events = self.lives = 0
+        self.calm = False
+        self.links = {}  # peer -> when its last message arrives: order is kept
+        self.journal, self.pending = [], []  # records committed; (records, messages after) not yet
+        self.start_master()
+        self.owners = [SimOwner(self, f"c{i}") for i in range(self.random.randint(1, 3))]
+        self.slaves = [SimSlave(self, f"s{i}") for i in range(self.random.randint(3, 5))]
+        self.numbers = 0
+        self.pace = self.random.choice((0.00001, 0.001, 0.01, 0.3))
+
+    # time
+
+    def later(self, delay, action):
+        self.count += 1
+        heapq.heappush(self.heap, (self.now + delay, self.count, action))
+
+    def post(self, action, link=None):
+        """Deliver a message after the delay of the network, in order on its link."""
+        delay = self.random.choice((0.0001, 0.0005, 0.002)) if self.random.random() < 0.9 else 0.2
+        at = max(self.now + delay, self.links.get(link, 0.0))
+        if link is not None:
+            self.links[link] = at
+        self.later(at - self.now, action)
+
+    def work(self):
+        return self.pace * self.random.uniform(0.5, 2.0)
+
+    # the master
+
+    def start_master(self):
+        self.lives += 1
+        self.board = Board(limit=100_000)
+        self.pending = []
+        self.apply(self.board.restore(self.journal, self.now))
+        self.board.check()
+
+    def event(self, verb, *params, **named):
+        effects = verb(*params, now=self.now, **named)
+        self.board.check()
+        self.events += not self.calm
+        self.apply(effects)
+
+    def apply(self, effects):
+        for message in effects.messages:
+            self.tell(message)
+        if effects.records or effects.after:
+            self.pending.append(effects)
+            if len(self.pending) == 1:
+                self.later(self.random.choice((0.0, 0.001, 0.02)), lambda life=self.lives: self.commit(life))
+
+    def commit(self, life):
+        if life == self.lives:
+            pending, self.pending = self.pending, []
+            for effects in pending:
+                self.journal += effects.records
+            for effects in pending:
+                for message in effects.after:
+                    self.tell(message)
+
+    def tell(self, message):
+        kind, name, *rest = message
+        peers = self.slaves if kind in ("lease", "revoke", "steal") else self.owners
+        peer = next(peer for peer in peers if peer.name == name)
+        life, master = getattr(peer, "life", 0), self.lives
+
+        def arrive():
+            if (life, master) == (getattr(peer, "life", 0), self.lives):
+                peer.hear(kind, *rest)
+
+        self.post(arrive, link=("to", name))
+
+    # the nemesis
+
+    def crash(self):
+        """The master dies: what was not committed is gone, and so are all connections."""
+        committed = self.random.randrange(len(self.pending) + 1)
+        for effects in self.pending[:committed]:
+            self.journal += effects.records
+        if committed < len(self.pending):  # a crash may part the records of one event
+            records = self.pending[committed].records
+            self.journal += records[: self.random.randrange(len(records) + 1)]
+        for slave in self.slaves:
+            slave.leave(forget=self.random.random() < 0.5)
+            self.later(self.random.uniform(0, 0.1), slave.join)
+        for owner in self.owners:
+            owner.attached = False
+            self.later(self.random.uniform(0, 0.1), owner.attach)
+        self.start_master()
+
+    def lose(self, slave):
+        if slave.connected:
+            slave.leave(forget=self.random.random() < 0.5)
+            self.event(self.board.slave_lost, slave.name, reason="silence")
+            self.later(self.random.uniform(0, 0.5), slave.join)
+
+    def change(self, slave):
+        if slave.connected:
+            slave.workers = self.random.randint(0, 3)
+            self.event(self.board.slave_changed, slave.name, {"cpus": slave.workers}, slave.workers)
+            slave.start()
+
+    def drain(self, slave):
+        if slave.connected:
+            slave.drain()
+            self.event(self.board.slave_draining, slave.name)
+            self.later(0.3, lambda: self.lose(slave))
+
+    def detach(self, owner):
+        if owner.attached:
+            owner.attached = False
+            self.event(self.board.owner_detached, owner.name)
+            self.later(self.random.uniform(0, 0.3), owner.attach)
+
+    def submit(self, owner):
+        rng = self.random
+        needs = rng.choice(({}, {}, {}, {"cpus": 2}, {"cpus": 0.5}, {"gpu": 1}, {"tags": ["big"]}))
+        options = {"name": rng.choice("ab"), "resources": needs}
+        self.numbers += 1
+        owner.submit(self.numbers, rng.choice((1, 1, 2, 4, 9, 24)), rng.choice((1, 8)), options)
+
+    def cancel(self, owner):
+        numbers = [number for number in owner.accepted if number not in owner.settled]
+        number = self.random.choice([None, *numbers])
+        if owner.attached and owner.there:
+            owner.cancelled.update(owner.batches if number is None else [number])
+            owner.call("cancel", number, kill=self.random.random() < 0.5)
+
+    def fault(self):
+        """One thing that may happen, by the weights of the table."""
+        slave, owner = self.random.choice(self.slaves), self.random.choice(self.owners)
+        action = self.random.choices(
+            (self.submit, self.cancel, self.lose, self.drain, self.change, self.detach, self.gone, self.crash),
+            (24, 6, 10, 4, 6, 8, 1, 4),
+        )[0]
+        target = {self.crash: (), self.submit: (owner,), self.cancel: (owner,)}.get(action)
+        if target is None:
+            target = (owner,) if action in (self.detach, self.gone) else (slave,)
+        action(*target)
+        if self.events < MIN_EVENTS:
+            self.later(self.random.expovariate(100), self.fault)
+        elif not self.calm:
+            self.heal()
+
+    def gone(self, owner):
+        if owner.there and len(self.owners) > 1 and owner.name in self.board.owners:
+            owner.there = owner.attached = False
+            self.event(self.board.owner_gone, owner.name)
+
+    def heal(self):
+        """No more faults: everybody comes back, with slaves that can take anything."""
+        self.calm = True
+        self.pace = min(self.pace, 0.001)
+        for slave in self.slaves:
+            if slave.connected:
+                slave.leave(forget=True)
+                self.event(self.board.slave_lost, slave.name)
+            slave.join()
+        for owner in self.owners:
+            owner.attached = False
+            owner.attach()
+
+    # one schedule
+
+    def run(self):
+        for peer in (*self.slaves, *self.owners):
+            self.later(self.random.uniform(0, 0.05), getattr(peer, "join", None) or peer.attach)
+        self.later(0.0, self.fault)
+        while self.heap and (not self.calm or any(owner.unfinished() for owner in self.owners)):
+            deadline = self.board.deadline
+            if deadline is not None and deadline <= self.heap[0][0]:
+                self.now = max(self.now, deadline)
+                self.event(self.board.tick)
+                continue
+            self.now, _, action = heapq.heappop(self.heap)
+            assert self.now < END, "hangs"
+            action()
+        assert not any(owner.unfinished() for owner in self.owners), "tasks without outcome"
+        assert self.events >= MIN_EVENTS
+        return self
+
+
+def play(seeds):
+    """Run a schedule per seed; a failure names its seed. Returns how many events there were."""
+    events = 0
+    for seed in seeds:
+        try:
+            events += Swarm(seed).run().events
+        except Exception as error:
+            raise AssertionError(f"SEED={seed}: {error!r}") from error
+    return events
+
+
+def test_every_task_reaches_one_outcome_in_300_schedules_of_faults():
+    play(range(300))
+
+
+def test_every_task_reaches_one_outcome_in_one_schedule():
+    play([SEED])
+
+
+@pytest.mark.slow
+def test_every_task_reaches_one_outcome_in_many_schedules():
+    play(range(SEED, SEED + SCHEDULES))
+
+
+# -- restarts ----------------------------------------------------------------------------------------------------
+
+
+def fingerprint(board):
+    """The state that must survive a restart: batches, outcomes, what waits and how often it failed."""
+    owners = {}
+    for owner in board.owners.values():
+        batches = {}
+        for number, batch in owner.batches.items():
+            waiting = list(batch.queue)
+            for lease in batch.leases.values():
+                waiting += [] if lease.revoked else [(*open, lease.deaths, lease.losses) for open in lease.open]
+            merged = []
+            for piece in sorted(waiting):
+                if merged and merged[-1][1] == piece[0] and merged[-1][2:] == piece[2:]:
+                    piece = (merged.pop()[0], *piece[1:])
+                merged.append(piece)
+            outcomes = sorted(outcome[:5] for outcome in batch.outcomes)
+            batches[number] = (batch.count, batch.group, batch.options, batch.payload, merged, outcomes)
+        owners[owner.id] = (owner.kind, owner.key, owner.name, owner.tasks, str(owner.forgotten), batches)
+    return owners
+
+
+def restored(records):
+    board = Board(limit=100_000)
+    board.restore(records, 0.0)
+    board.check()
+    return board
+
+
+class Recorded(Swarm):
+    """A swarm whose journal commits at once; keeps a fingerprint for every length of the journal."""
+
+    def apply(self, effects):
+        self.journal += effects.records
+        for message in (*effects.messages, *effects.after):
+            self.tell(message)
+        self.prints[len(self.journal)] = fingerprint(self.board)
+
+    prints: dict = {}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_board_restored_from_all_records_equals_the_one_that_wrote_them(seed):
+    Recorded.prints = {}
+    swarm = Recorded(seed)
+    swarm.run()
+    assert len(Recorded.prints) > 20
+    for length, print_ in Recorded.prints.items():
+        assert fingerprint(restored(swarm.journal[:length])) == print_
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_crash_after_any_record_loses_no_accepted_task(seed):
+    Recorded.prints = {}
+    swarm = Recorded(seed)
+    swarm.run()
+    for length in range(len(swarm.journal) + 1):
+        board = restored(swarm.journal[:length])
+        effects = board.slave_joined("s", {"cpus": 4, "gpu": 2}, ["big"], 4, 0.0)
+        leases = [message[2] for message in effects.messages]
+        while leases:
+            lease = leases.pop()
+            effects = board.result("s", lease.id, lease.lo, lease.hi, 0.01, None, {}, 0.0)
+            leases += [message[2] for message in effects.messages]
+        board.check()
+        assert all(not batch.remaining for owner in board.owners.values() for batch in owner.batches.values())
+
+
+def test_a_damaged_journal_is_refused_with_the_record_that_does_not_fit():
+    for records in (
+        [("batch", "c9", 1, 1, 1, {}, None)],
+        [("owner", "c1", "client", "", ""), ("outcome", "c1", 1, 0, 1, 0.0, {}, None)],
+        [("owner", "c1", "client", "", ""), ("what", "c1", 1)],
+        [()],
+    ):
+        with pytest.raises(Error, match="record"):
+            Board().restore(records, 0.0)
+
+
+# -- stress ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nonsense_in_any_order_never_breaks_the_books(seed):
+    """Any event with any plausible or wrong argument at any time: thousands on one board."""
+    rng, board, now = random.Random(seed), Board(limit=2000), 0.0
+    owner, slave = lambda: f"c{rng.randrange(4)}", lambda: f"s{rng.randrange(5)}"
+
+    def report():
+        if not board.leases or rng.random() < 0.05:
+            return slave(), rng.randrange(10**6), 0, 1
+        lease = rng.choice(list(board.leases.values()))
+        lo = rng.randrange(-1, lease.hi + 1)
+        who = lease.slave.id if rng.random() < 0.95 else slave()
+        return rng.choice(((who, lease.id, lease.lo, lease.hi), (who, lease.id, lo, lo + rng.randrange(9))))
+
+    def submit():
+        needs = rng.choice(({}, {"cpus": 2}, {"gpu": 1}, {"tags": ["x"]}, {"cpus": -1}, {"cpus": "2"}))
+        options = {"resources": needs, "name": rng.choice("abc")}
+        return board.submit(owner(), rng.randrange(60), rng.choice((0, 1, 3, 100)), now, rng.choice((1, 7)), options)
+
+    def join():
+        pools = {"cpus": rng.randrange(4), "gpu": rng.randrange(2)}
+        return board.slave_joined(slave(), pools, rng.choice(([], ["x"])), rng.randrange(4), now)
+
+    verbs = [
+        *[submit] * 6,
+        *[lambda: board.result(*report(), rng.choice((0.0, 1e-5, 0.2, float("nan"))), None, {}, now)] * 12,
+        *[lambda: board.given_back(*report(), now), lambda: board.worker_lost(*report(), "signal 11", now)] * 2,
+        *[join, lambda: board.owner_joined(owner(), "client", now), lambda: board.tick(now)] * 2,
+        lambda: board.slave_lost(slave(), now),
+        lambda: board.slave_draining(slave(), now),
+        lambda: board.slave_changed(slave(), {"cpus": 2}, rng.randrange(4), now),
+        lambda: board.cancel(owner(), rng.choice((None, rng.randrange(60))), now, rng.random() < 0.5),
+        lambda: board.settled(owner(), [rng.randrange(60), rng.randrange(60)], now),
+        lambda: board.owner_detached(owner(), now),
+        lambda: board.owner_gone(owner(), now) if rng.random() < 0.1 else board.owner_attached(owner(), now),
+    ]
+    for _ in range(3000):
+        now += rng.expovariate(100)
+        rng.choice(verbs)()
+        board.check()
+    assert board.counters["ended"] > 500
+
+
+def test_cutting_ranges_keeps_every_task_once():
+    rng = random.Random(1)
+    for _ in range(500):
+        edges = sorted(rng.sample(range(60), 8))
+        ranges = [(a, b, "x") for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        lo, hi = sorted(rng.sample(range(60), 2))
+        inside, outside = split(ranges, lo, hi)
+        every = {task for a, b, _ in ranges for task in range(a, b)}
+        assert {task for a, b, _ in inside for task in range(a, b)} == {task for task in every if lo <= task < hi}
+        assert {task for a, b, _ in outside for task in range(a, b)} == {t for t in every if not lo <= t < hi}

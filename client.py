@@ -72,6 +72,14 @@ class ApplicationNode(components.Component):
     progress: dict = {}  # number of a system -> [step, tasks done, tasks known]
     components.implements(tasks.IApp)
 
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        if cls.__module__ == "__main__":
+            file = getattr(sys.modules["__main__"], "__file__", "FILE")
+            raise SystemExit(components.UsageError(
+                f"{file} is an application", "it runs inside a client", f"python client.py {file} --local"
+            ).text())
+
     def app_init(self) -> None:
         """Called once before anything else; the place to set attributes up."""
 
@@ -126,6 +134,11 @@ class ApplicationNode(components.Component):
     def push_tasks_failed(self, result: dict) -> None:
         """A task of a `push_tasks` could not be sent; it also ends as failed. `m` says why."""
 
+    def step_reached(self, number: int, step: int) -> None:
+        """With `--step`: a system has ended a step and waits. By default, Enter in the terminal begins the next one."""
+        input(f"step {step} of system {number} is done; Enter begins the next ")
+        self.next_step(number)
+
     def master_disconnected(self, gracefully: bool) -> None:
         """The master went away; work goes on when it comes back."""
 
@@ -149,6 +162,10 @@ class ApplicationNode(components.Component):
     def push_tasksystem(self, system: tasks.ITaskSystem) -> None:
         """Sends a task system to the master, where it runs. Several may run at once."""
         self._on_loop(lambda: self._push_system(system))
+
+    def next_step(self, number: int) -> None:
+        """Lets a task system that waits at its barrier go on."""
+        self._on_loop(lambda: self.call("step", number))
 
     def cancel_tasksystem(self, system: tasks.ITaskSystem) -> None:
         """Ends a task system: what is queued never runs."""
@@ -275,6 +292,11 @@ class ApplicationNode(components.Component):
         self._sealed.pop(number, None)
         self.push_tasksystem_failed(failure)
 
+    def _hear_step(self, params: list, parts: list) -> None:
+        number, step, waiting = params
+        if waiting:
+            self.step_reached(number, step)
+
     def _hear_swarm(self, params: list, parts: list) -> None:
         self.slaves, self.workers, self.busy, self.progress = params
 
@@ -311,7 +333,7 @@ class ApplicationNode(components.Component):
     HEARD = {
         "accepted": _hear_accepted, "outcome": _hear_outcome, "refused": _hear_refused, "swarm": _hear_swarm,
         "push_tasksystem_response": _hear_system_taken, "push_tasksystem_failed": _hear_system_refused,
-        "work_finished": _hear_work_finished,
+        "system_step": _hear_step, "work_finished": _hear_work_finished,
     }
 
 
@@ -387,8 +409,8 @@ class ClientNode(rpc.Node):
             self.app.hear(*self._todo.popleft())
 
     def tick(self, now: float) -> float:
-        deadline = super().tick(now)
-        return min(deadline, self.watch.tick(now)) if self.watch else deadline
+        deadlines = [super().tick(now), self.app.owner.deadline, self.watch and self.watch.tick(now)]
+        return min(deadline for deadline in deadlines if deadline is not None)
 
     def close(self) -> None:
         """Tells the master that nobody waits here any more, and leaves."""
@@ -410,6 +432,7 @@ class Inline(components.ComponentManager):
     def __init__(self, config: components.Config, on_error: Callable | None = None):
         super().__init__(config)
         self._on_error = on_error
+        self._runs: dict[int, tasks.SystemRun] = {}
         self._todo: collections.deque = collections.deque()
 
     def join(self, node: ApplicationNode) -> None:
@@ -438,6 +461,8 @@ class Inline(components.ComponentManager):
             self._run_batch(owner, hear, params, parts)
         elif method == "push_tasksystem":
             self._run_system(params, parts)
+        elif method == "step":
+            self._runs[params[0]].next_step()
 
     def close(self) -> None:
         """Nothing to end."""
@@ -446,7 +471,7 @@ class Inline(components.ComponentManager):
         number, count, group, options = params
         hear("accepted", [[number]], [])
 
-        def report(lo: int, hi: int, seconds: float, failures: dict, results: list) -> None:
+        def report(lo: int, hi: int, seconds: float, failures: dict, results: list, last: bool) -> None:
             hear("outcome", [number, lo, hi, seconds, failures, "here"], results)
 
         envelope = tasks.Envelope(0, owner.name, number, 0, count, group, 1, options, parts)
@@ -458,6 +483,8 @@ class Inline(components.ComponentManager):
         def call(method: str, *details: Any, parts: Iterable = ()) -> None:
             if method == "submit":
                 self._todo.append((run.owner, hear, method, details, list(parts)))
+            elif method == "system_step" and details[1]:
+                self._node.hear("system_step", [number, *details], [])
             elif method == "system_done":
                 self._node.hear("work_finished", [number, *details], list(parts))
 
@@ -470,6 +497,7 @@ class Inline(components.ComponentManager):
         system = rpc.open_sealed(parts[0])
         options = {**options, "bundle": self._node.bundle.digest}
         run = tasks.SystemRun(system, call, options, str(number), str(self._node.bundle.root))
+        self._runs[number] = run
         self._node.hear("push_tasksystem_response", [number, str(number)], [])
         run.start()
 
@@ -602,7 +630,8 @@ def print_end(about: dict, terminal: components.Terminal, app_file: str, full: b
 
 
 def _print_group(group: dict, full: bool, say: Callable) -> None:
-    say(f"\n{group['count']} x {group['type']}: {group['message']}    {group['where']}")
+    message = components.printable(group["message"].splitlines()[0][:200]) if group["message"] else ""
+    say(f"\n{group['count']} x {group['type']}: {message}    {group['where']}".rstrip())
     say(f"    tasks {', '.join(group['tasks'][:5])}{' …' if len(group['tasks']) > 5 else ''}")
     lines = group["traceback"].rstrip().splitlines()
     say(_indent("\n".join(lines if full or len(lines) <= 12 else [*lines[:1], "  …", *lines[-9:]])))
@@ -756,9 +785,11 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, stack: contextlib.Exit
 def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: components.Terminal) -> int:
     """Runs the application and reports. Returns the exit code."""
     interrupted = Interrupts(app, options)
+    quiet_stdout = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
     try:
-        app.app_init()
-        code = app.app_main() or 0
+        with quiet_stdout:
+            app.app_init()
+            code = app.app_main() or 0
     except (components.Unreachable, components.GaveUp, components.UsageError):
         app.swarm.watch.end()
         if not interrupted.code:

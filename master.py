@@ -213,8 +213,7 @@ class Owner:
     """Whoever submits: a client or the host of a task system. `attached`: its connection is there."""
 
     __slots__ = (
-        *("attached", "batches", "forgotten", "id", "key", "kind", "kinds", "lines", "name", "served"),
-        "tasks",
+        *("attached", "batches", "forgotten", "id", "key", "kind", "kinds", "lines", "name", "served", "tasks"),
     )
 
     def __init__(self, owner: str, kind: str, key: str, name: str):
@@ -598,9 +597,7 @@ class Board:
         owner = batch.owner
         effects.records.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload))
         if owner.attached:
-            effects.messages.append(
-                ("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload, slave)
-            )
+            effects.messages.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload, slave))
         if not batch.remaining:
             batch.payload = None
 
@@ -882,9 +879,7 @@ class Board:
     def _candidates(self, demand, estimate):
         """Up to WIDTH slaves that may take such a lease now: those with a free slot, else those with
         credit."""
-        return self._with_room(demand.idle, demand.needs, None) or self._with_room(
-            demand.free, demand.needs, estimate
-        )
+        return self._with_room(demand.idle, demand.needs, None) or self._with_room(demand.free, demand.needs, estimate)
 
     @staticmethod
     def _with_room(slaves, needs, estimate):
@@ -921,7 +916,8 @@ class Board:
                 self.scheduler_error = error
 
     def _steal(self, effects, now):
-        """Ask the holders of the biggest leases to give a part back, one for each slave with a free slot."""
+        """Ask the holders of the biggest leases to give a part back, one for each slave with a free slot (which
+        may be the holder itself)."""
         idle = [slave for slave in self.slaves.values() if slave.room((), 1)]
         ripe = []
         for lease in self.leases.values() if idle else ():
@@ -935,7 +931,7 @@ class Board:
         for slave in idle[:STEAL_WIDTH]:
             for lease in ripe:
                 demand = lease.batch.demand
-                if lease.slave is not slave and slave in demand.able and slave.room(demand.needs, 1):
+                if slave in demand.able and slave.room(demand.needs, 1):
                     lease.asked = True
                     ripe.remove(lease)
                     self.counters["steals"] += 1
@@ -1070,7 +1066,7 @@ class Board:
             batch = lease.batch
             assert self.leases[number] is lease is batch.leases[number] and lease.slave is slave
             assert lease.tasks == total(lease.open) > 0
-            live = batch.owner.batches.get(batch.number) is batch and self.owners.get(batch.owner.id) is batch.owner
+            live = self.owners.get(batch.owner.id) is batch.owner and batch.number in batch.owner.batches
             assert live or lease.revoked, "a lease of a batch that is forgotten"
             tasks += lease.tasks
             seconds += lease.estimate
@@ -1213,6 +1209,7 @@ def unpack_payload(blob: bytes | None) -> list | None:
 # -- the master ----------------------------------------------------------------------------------------------------
 
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
+ACCEPT_EVERY = 0.01  # seconds that the news of accepted batches may wait for more of its kind
 GRACE = 10.0  # seconds that a stopping master lets tasks run on
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
 
@@ -1283,7 +1280,8 @@ class MasterNode(rpc.BaseNode):
         self._tallies: dict[str, list[int]] = {}  # owner -> tasks with an outcome, tasks submitted
         self._counts: collections.Counter = collections.Counter()
         self._failures: collections.Counter = collections.Counter()
-        self._look_at = self._tell_at = 0.0
+        self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
+        self._sweep_at = self._tell_at = self._accept_at = 0.0
         self.zygote = tasks.Zygote()
         self.closing.callback(self.zygote.stop)
         self.loop.add(self.zygote, self._zygote_speaks)
@@ -1356,7 +1354,15 @@ class MasterNode(rpc.BaseNode):
         self._send(slave, ["steal", lease])
 
     def _send_accepted(self, owner: str, number: int) -> None:
-        self._send(owner, ["accepted", [number]])
+        """Soon, with others: nobody waits for it."""
+        if not self._accepted:
+            self._accept_at = time.monotonic() + ACCEPT_EVERY
+        self._accepted[owner].append(number)
+
+    def _flush_accepted(self) -> None:
+        accepted, self._accepted = self._accepted, collections.defaultdict(list)
+        for owner, numbers in accepted.items():
+            self._send(owner, ["accepted", numbers])
 
     def _send_refused(self, owner: str, number: int, reason: str) -> None:
         self._send(owner, ["refused", number, reason])
@@ -1523,6 +1529,8 @@ class MasterNode(rpc.BaseNode):
             held = self.board.slaves[name].open_tasks if name in self.board.slaves else 0
             log.info("slave %s left (%s): %s tasks back in the queue", name, reason, held)
             self.apply(self.board.slave_lost(name, now, reason))
+        elif reason == rpc.LEFT:
+            self.forget_client(name)
         elif name in self.board.owners:
             log.info("client %s is away (%s); its work goes on", name, reason)
             self._gone_at[name] = now
@@ -1649,15 +1657,19 @@ class MasterNode(rpc.BaseNode):
         deadline = min(super().tick(now), self.channel.tick(now))
         if self.board.deadline is not None and now >= self.board.deadline:
             self.apply(self.board.tick(now))
+        if self._accepted and now >= self._accept_at:
+            self._flush_accepted()
         if now >= self._tell_at:
             self._tell_at = now + TELL_EVERY
             self._tell_clients()
         if self.stopping and (now >= self._stop_at or not self.board.leases):
             self.loop.stop()
-        if now >= self._look_at:
-            self._look_at = now + SWEEP_EVERY
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_EVERY
             self._sweep(now)
-        return min(deadline, self._look_at, self.board.deadline or math.inf, self._tell_at if self._busy() else math.inf)
+        accept_at = self._accept_at if self._accepted else math.inf
+        tell_at = self._tell_at if self._busy() else math.inf
+        return min(deadline, self._sweep_at, self.board.deadline or math.inf, accept_at, tell_at)
 
     def _busy(self) -> bool:
         return bool(self.board.leases or self.systems)

@@ -1037,9 +1037,7 @@ MAGIC = b"CS"
 PROTOCOL = 1
 HELLO, WELCOME, REFUSE, DATA, BEAT = range(5)
 OWN_FRAME = 0xFFFFFFFF  # a length that says: this part is the next ZeroMQ frame
-INLINE = (
-    64 * 1024
-)  # bytes; a part from this size on is sent uncopied: below it the copy is cheaper than the frame
+INLINE = 64 * 1024  # bytes; a part from this size on is sent uncopied: below it the copy is cheaper than the frame
 MAX_PARTS = 4096
 MAX_MESSAGE = 256 * 1024 * 1024  # bytes, all parts together
 
@@ -1364,10 +1362,9 @@ class Session:
 # -- endpoints -----------------------------------------------------------------------------------------------
 
 NOBLOCK, SNDMORE = 1, 2  # ZeroMQ's numbers: pyzmq's enums cost a tenth of a busy loop
-HIGH_WATER = (
-    1000  # messages in a ZeroMQ queue: credits keep far below, this stops what credits did not foresee
-)
+HIGH_WATER = 1000  # messages in a ZeroMQ queue: credits keep far below, this stops what credits did not foresee
 MAX_SESSIONS = 16  # of one key at the same time
+LEFT = "it left"  # the reason of `on_lost` when a node said goodbye
 COMPLAIN = 10.0  # seconds between two log lines about the same kind of trouble
 
 
@@ -1399,11 +1396,7 @@ class _Method(NamedTuple):
 def _arity(function):
     """How few and how many parameters may follow endpoint and request."""
     kinds = [(p.kind, p.default is Parameter.empty) for p in signature(function).parameters.values()]
-    plain = [
-        needed
-        for kind, needed in kinds
-        if kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    ]
+    plain = [needed for kind, needed in kinds if kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
     open_end = any(kind is Parameter.VAR_POSITIONAL for kind, _ in kinds)
     return sum(plain) - 2, math.inf if open_end else len(plain) - 2
 
@@ -1421,9 +1414,7 @@ class Peer:
     authenticated key, `info` is what it said of itself, `route` where ZeroMQ finds it. `lost` once the
     session is over."""
 
-    def __init__(
-        self, session: Session, role: str, key: str = "", name: str = "", info: dict | None = None
-    ) -> None:
+    def __init__(self, session: Session, role: str, key: str = "", name: str = "", info: dict | None = None) -> None:
         self.session, self.role, self.key, self.name, self.info = session, role, key, name, info or {}
         self.route, self.attempt, self.welcome, self.lost = b"", 0, {}, False
 
@@ -1588,9 +1579,7 @@ class Endpoint:
             session.sent(now)
         if (frames := session.beat(now)) is not None and self._transmit(peer, frames):
             session.beat_sent(now)
-        return max(
-            session.deadline(now), now + self.timing.held
-        )  # a socket that takes nothing is no reason to spin
+        return max(session.deadline(now), now + self.timing.held)  # a socket that takes nothing is no reason to spin
 
     def _slept(self, now):
         """How long this loop was suspended since its last turn, 0 for a normal turn."""
@@ -1715,7 +1704,7 @@ class Channel(Endpoint):
                 self._complain("forged", "%.40r used the session of %r", user, peer)
                 self._refuse(route, message.session, "session of another node")
             elif message.kind == REFUSE:
-                self.drop(peer, "it left")
+                self.drop(peer, LEFT)
             elif message.kind == WELCOME:
                 raise ProtocolError("a node sent a welcome")
             else:
@@ -1767,7 +1756,7 @@ class Channel(Endpoint):
             raise _removed_key()
         if wanted != peer.role:
             raise components.Unreachable(
-                f"the master refused {peer.name!r}: it has a {peer.role} key and wants to be {str(wanted)[:20]!r}",
+                f"the master refused {peer.name}: it has a {peer.role} key and wants to be {str(wanted)[:20]!r}",
                 "each role has an access file of its own",
                 "take the access file of that role, and an environment made for it (--env DIR)",
             )
@@ -1871,12 +1860,10 @@ class Link(Endpoint):
 
     def _new_session(self):
         """Leave the old session behind, with everything queued in it."""
-        self.master = Peer(
-            Session(secrets.token_bytes(8), self.timing, self.clock()), "master", name="master"
-        )
+        self.master = Peer(Session(secrets.token_bytes(8), self.timing, self.clock()), "master", name="master")
         self._known = False  # whether the master welcomed this session
         self._greeted = False  # ... on this connection
-        self._hello_at = -math.inf
+        self._hello_at = math.inf  # the connection is not there yet
 
     @property
     def session(self) -> Session:
@@ -1903,7 +1890,7 @@ class Link(Endpoint):
             | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         )
         self.socket.connect(address)
-        self._greeted, self._hello_at, self._open_at = False, now, math.inf
+        self._greeted, self._hello_at, self._open_at = False, math.inf, math.inf
         self.session.heard_at = self._wake = now
 
     def _shut(self, linger):
@@ -1920,13 +1907,16 @@ class Link(Endpoint):
         if now - self._welcomed_at > self.timing.retry_max:
             self._wait = self.timing.retry
         self._shut(0)
-        self._greeted = False
+        self._greeted, self._hello_at = False, math.inf
         self._open_at = self._wake = now + self._wait
         self._wait = min(2 * self._wait, self.timing.retry_max)
 
     def watch(self, poller: Any) -> None:
-        """Keep a `zmq.Poller` on the sockets in use, which change when the link reopens. Call it before each
-        poll."""
+        """Keep a `zmq.Poller` on the sockets in use, which change when the link reopens.
+
+        Call it before each poll. Between two attempts there are none, and ZeroMQ does not wait on an empty
+        poller: keep something of the node's own in it, such as the socket that wakes its loop.
+        """
         for socket in self._retired:
             if socket in poller:
                 poller.unregister(socket)
@@ -2020,14 +2010,16 @@ class Link(Endpoint):
             self._attempt(self.on_lost, reason)
 
     def _read_monitor(self, now):
-        from zmq.utils.monitor import parse_monitor_message
-
-        while self.monitor is not None and self.monitor.poll(0):
-            event = parse_monitor_message(self.monitor.recv_multipart())
-            if event["event"] == self._zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        while self.monitor is not None:
+            try:
+                frames = self.monitor.recv_multipart(NOBLOCK)
+            except self._zmq.Again:
+                return
+            event = struct.unpack_from("=H", frames[0])[0]
+            if event == self._zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._greeted, self._hello_at, self._wake, self._bad_handshakes = False, now, now, 0
             else:
-                self._handshake_failed(event["event"], now)
+                self._handshake_failed(event, now)
 
     def _handshake_failed(self, event, now):
         zmq = self._zmq
@@ -2051,19 +2043,17 @@ class Link(Endpoint):
         elif self.session.silent(now):
             self._lose(f"no word from the master for {now - self.session.heard_at:.0f} s")
             self._reopen(now)
-        if self.socket is not None and not self._greeted:
+        if now >= self._hello_at and not self._greeted:
             self._say_hello(now)
         if self._greeted:
             self._wake = self._care(self.master, now)
+        elif self.socket is not None:
+            self._wake = min(self._hello_at, self.session.heard_at + self.timing.dead)
         else:
-            self._wake = (
-                min(self._open_at, max(now, self._hello_at)) if self.socket is not None else self._open_at
-            )
+            self._wake = self._open_at
         return self._wake
 
     def _say_hello(self, now):
-        if now < self._hello_at:
-            return
         self._attempt_number += 1
         call = ["hello", self.info, self._known]
         sent = self._post(pack(HELLO, self.session.id, self._attempt_number, self.session.received, call))
@@ -2072,9 +2062,7 @@ class Link(Endpoint):
     def close(self) -> None:
         """Tell the master that this node leaves, and close."""
         if self._greeted:
-            self._post(
-                pack(REFUSE, self.session.id, 0, self.session.received, ["refuse", {"reason": "left"}])
-            )
+            self._post(pack(REFUSE, self.session.id, 0, self.session.received, ["refuse", {"reason": "left"}]))
         self._shut(200)
         super().close()
 
@@ -2164,9 +2152,7 @@ def _sign(secret, *fields):
 
 
 def _signed(mac, secret, *fields):
-    return isinstance(mac, str) and hmac.compare_digest(
-        mac.encode(errors="replace"), _sign(secret, *fields).encode()
-    )
+    return isinstance(mac, str) and hmac.compare_digest(mac.encode(errors="replace"), _sign(secret, *fields).encode())
 
 
 def _check_private(path, mode, status=None):
@@ -2295,9 +2281,7 @@ class Keyring:
         nodes, lines = {}, self._lines("authorized")
         for number, line in enumerate(lines, 1):
             if len(line) < 3 or not _KEY.fullmatch(line[0]) or line[1] not in ROLES:
-                log.error(
-                    "%s line %d is no 'key role name since', left out", self._path("authorized"), number
-                )
+                log.error("%s line %d is no 'key role name since', left out", self._path("authorized"), number)
             else:
                 nodes[line[0]] = (line[1], line[2])
         self._revoked = {line[0] for line in self._lines("revoked")}
@@ -2308,9 +2292,7 @@ class Keyring:
         with self._lock:
             try:
                 self._reload()
-            except (
-                components.Error
-            ) as error:  # it was fine at the start: keep what we have, say so once per change
+            except components.Error as error:  # it was fine at the start: keep what we have, say so once per change
                 log.error("the authorized nodes were not read again: %s", error)
             return self._nodes.get(public_key)
 
@@ -2359,9 +2341,7 @@ class Keyring:
         request = request if isinstance(request, dict) else {}
         role, key, name, nonce, at = (request.get(k) for k in ("role", "public_key", "name", "nonce", "time"))
         file = self._path(f"{role if role in ROLES else ROLES[0]}.access")
-        if role not in ROLES or not _signed(
-            request.get("mac"), self._join[role], "enrol", role, key, name, nonce, at
-        ):
+        if role not in ROLES or not _signed(request.get("mac"), self._join[role], "enrol", role, key, name, nonce, at):
             raise components.Error(
                 f"the master refused {role if role in ROLES else 'node'} {str(name)[:64]!r}: wrong key",
                 "the access file there differs from the master's",
@@ -2380,9 +2360,7 @@ class Keyring:
 
     def _authorize(self, key, role, name):
         if not isinstance(key, str) or not _KEY.fullmatch(key) or not _NAME.fullmatch(str(name)):
-            raise components.Error(
-                f"{str(key)[:50]!r} is no key, or {str(name)[:64]!r} is no name for a node"
-            )
+            raise components.Error(f"{str(key)[:50]!r} is no key, or {str(name)[:64]!r} is no name for a node")
         with self._lock:
             known = self.entry(key)
             if key in self._revoked:
@@ -2392,9 +2370,7 @@ class Keyring:
                     "ask the master's owner; then delete the node's keys folder and start it again",
                 )
             if known and known[0] != role:
-                raise components.Error(
-                    f"the key of {name!r} is a {known[0]} key, it cannot be a {role} key too"
-                )
+                raise components.Error(f"the key of {name!r} is a {known[0]} key, it cannot be a {role} key too")
             if not known:
                 self._rewrite("authorized", [f"{key} {role} {name} {_date(self._clock())}"])
 
@@ -2462,14 +2438,8 @@ class Access:
             )
         found = [content.get(key) for key in ("addresses", "public_key", "role", "secret")]
         kinds = zip(found, (dict, str, str, str), strict=True)
-        if (
-            not all(isinstance(*pair) for pair in kinds)
-            or found[2] not in ROLES
-            or not _KEY.fullmatch(found[1])
-        ):
-            raise components.Error(
-                f"{path} is no access file", "a field is missing or wrong", "copy it again"
-            )
+        if not all(isinstance(*pair) for pair in kinds) or found[2] not in ROLES or not _KEY.fullmatch(found[1]):
+            raise components.Error(f"{path} is no access file", "a field is missing or wrong", "copy it again")
         return cls(*found)
 
 
@@ -2575,9 +2545,11 @@ def open_sealed(data: Any) -> Any:
     return pickle.loads(data)
 
 
-def explain_unpicklable(obj: Any, error: Exception, what: str = "") -> components.UsageError:
-    """Says which attribute keeps an object from being pickled."""
-    what = what or f"task {getattr(obj, 'name', None) or type(obj).__name__}"
+def explain_unpicklable(obj: Any, error: Exception, what: str) -> components.UsageError:
+    """Says which attribute keeps an object from being pickled; `what` is "task" for a task or its state."""
+    if what == "task":  # given as its attributes
+        what, obj = f"task {_name_of(obj)}", obj if isinstance(obj, dict) else vars(obj)
+        obj = types.SimpleNamespace(**{str(name): value for name, value in obj.items()})
     path, culprit = _find_unpicklable(obj, "", 0)
     kind = "a lambda" if getattr(culprit, "__name__", "") == "<lambda>" else f"of type {type(culprit).__name__}"
     where = f'attribute "{path}" is {kind}' if path else f"it is {kind} ({error})"
@@ -2586,6 +2558,11 @@ def explain_unpicklable(obj: Any, error: Exception, what: str = "") -> component
         "tasks and results travel as pickles; lambdas, open files, locks, generators and local classes cannot",
         "use a function or class at the top of its module, or keep the value out of the object",
     )
+
+
+def _name_of(task: Any) -> str:
+    name = task.get("name") if isinstance(task, dict) else getattr(task, "name", "")
+    return str(name or type(task).__name__)
 
 
 def _find_unpicklable(obj: Any, path: str, depth: int) -> tuple[str, Any]:
@@ -3359,6 +3336,9 @@ class Pipe:
 # -- nodes ---------------------------------------------------------------------------------------------------------
 
 
+LOOK_EVERY = 1.0  # seconds between two looks at the configuration file and the plug-in folder
+
+
 class BaseNode(components.ComponentManager):
     """What every node has: an environment, a configuration that reloads itself, a loop, and a server for people.
 
@@ -3378,6 +3358,7 @@ class BaseNode(components.ComponentManager):
         self.loop = Loop(self.tick)
         self.plugins = components.load_plugins(environment / "plugins")
         self.stats = components.Stats()
+        self._look_at = 0.0
         self.service = Service()
         self.server: ControlServer | None = None
         self.closing = ExitStack()  # what is to be ended, the last opened first
@@ -3397,14 +3378,16 @@ class BaseNode(components.ComponentManager):
 
     def tick(self, now: float) -> float | None:
         """Does what time asks for; returns when to be called again, None for only when something happens."""
-        self.stats.add_avg("turns", 1)
+        if now < self._look_at:
+            return self._look_at
+        self._look_at = now + LOOK_EVERY
         changes = self.config.poll(now)
         if changes:
             log.info("configuration: changed %s", ", ".join(f"{s}.{k}" for s, k in sorted(changes)))
             self.config_changed(changes)
         for name in self.plugins.poll(now):
             log.info("plug-in %s loaded", name)
-        return now + 1.0
+        return self._look_at
 
     def status(self) -> dict:
         """What a person wants to know first."""

@@ -158,8 +158,7 @@ class ProcessTaskManager(components.Component):
         self._fetching.discard(digest)
         for envelope in [e for e in self.waiting if e.options["bundle"] == digest]:
             self.waiting.remove(envelope)
-            failure = tasks.describe_failure(error, kind="setup")
-            failures = {str(i): failure for i in range(envelope.lo, envelope.hi)}
+            failures = {"*": tasks.describe_failure(error, kind="setup")}
             self.node.report("result", envelope.lease, envelope.lo, envelope.hi, 0.0, failures)
 
     def _has_bundle(self, envelope: tasks.Envelope) -> bool:
@@ -234,17 +233,16 @@ class ProcessTaskManager(components.Component):
         envelope = worker.envelope
         if envelope is None or call[1] != envelope.lease:
             return
-        if call[0] == "result":
-            _, lease, lo, hi, seconds, failures = call
-            self.done["tasks"] += hi - lo
-            self.done["failed"] += len(failures)
-            worker.lo = hi
-            if not worker.forgotten:
-                self.node.report("result", lease, lo, hi, seconds, failures, parts=parts)
-        elif call[0] == "ended":
+        _, lease, lo, hi, seconds, failures, last = call
+        self.done["tasks"] += hi - lo
+        self.done["failed"] += hi - lo if "*" in failures else len(failures)
+        worker.lo = hi
+        if hi > lo and not worker.forgotten:
+            self.node.report("result", lease, lo, hi, seconds, failures, parts=parts)
+        if last:
             self.done["leases"] += 1
-            if call[2] < envelope.hi and not worker.forgotten:
-                self.node.report("given_back", envelope.lease, call[2], envelope.hi)
+            if hi < envelope.hi and not worker.forgotten:
+                self.node.report("given_back", lease, hi, envelope.hi)
             self._release(worker)
             self.schedule()
 

@@ -54,6 +54,7 @@ CHUNK = 1024  # tasks in one batch, at most
 CHUNK_BYTES = 1024 * 1024  # a batch is closed once its records weigh this much
 WINDOW = 16 * 1024  # tasks an owner has out without an outcome; more are drawn as these end
 WINDOW_BYTES = 64 * 1024 * 1024
+SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the master hears that they may be forgotten
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
 LOOK_EVERY = 0.02  # seconds after which a worker looks for a revoke or steal between two tasks
 TRACEBACK_LIMIT = 64 * 1024  # characters of a remote traceback that travel
@@ -326,7 +327,7 @@ def _dumps(states: list, i: int) -> bytes:
     try:
         return pickle.dumps([states[i]], 5)
     except Exception as error:  # pickle runs user code, which may raise anything
-        problem = rpc.explain_unpicklable(states[i], error)
+        problem = rpc.explain_unpicklable(states[i], error, "task")
         problem.index = i
         raise problem from None
 
@@ -384,6 +385,8 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error") 
     `root` is cut from file names, so that they read as in the user's own folder; frames of this package are left out.
     """
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_ours(f.filename)]
+    if isinstance(error, components.Error) and not frames:  # ours, about something of the user's
+        return {"type": type(error).__name__, "message": error.what, "traceback": error.text(), "where": "", "kind": kind}
     text = "".join(_format(error, frames, root))[-TRACEBACK_LIMIT:]
     where = f"{_shorten(frames[-1].filename, root)}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     cls = type(error)
@@ -525,7 +528,8 @@ class Owner:
         self._loose_source: Source | None = None
         self._forms: dict[type, list] = {}
         self.drawn = 0  # tasks sent so far; the ordinal of the next one
-        self._settled: list[int] = []
+        self._settled: list[int] = []  # batches whose callbacks ran, not yet told
+        self._settle_at = 0.0
         self._ready: collections.deque[tuple] = collections.deque()  # outcomes that were made here
         self._chunk = 16
         self.closed = False
@@ -562,7 +566,7 @@ class Owner:
                 source.settle()
         while self._ready:
             self._outcome(*self._ready.popleft())
-        if self._settled:
+        if self._settled and (len(self._settled) >= SETTLE_MANY or time.monotonic() >= self._settle_at):
             settled, self._settled = self._settled, []
             self.call("settled", settled)
 
@@ -627,6 +631,11 @@ class Owner:
                 failure = (failures.get(str(i)) or failures.get("*")) if failures else None
                 self._outcome(task, result, failure)
         self._forget_if_done(flight)
+
+    @property
+    def deadline(self) -> float | None:
+        """When to call `pump` again though nothing happens."""
+        return self._settle_at if self._settled else None
 
     # inside
 
@@ -701,6 +710,8 @@ class Owner:
     def _forget_if_done(self, flight: Flight) -> None:
         if not flight.open and flight.accepted and self.flights.pop(flight.number, None):
             self.weight -= flight.size
+            if not self._settled:
+                self._settle_at = time.monotonic() + SETTLE_EVERY
             self._settled.append(flight.number)
 
 
@@ -1075,6 +1086,8 @@ def zygote_main(sock: socket.socket) -> None:
     children: dict[int, int] = {}  # pid -> token
     try:
         _serve_forks(sock, woken, children)
+    except (BrokenPipeError, ConnectionResetError):
+        log.debug("the node closed its end")
     finally:
         for pid in children:
             _kill_tree(pid)
@@ -1213,6 +1226,10 @@ class Wire:
             self._read()
         return bool(self._calls)
 
+    def peek(self) -> str:
+        """The method of the call that is next."""
+        return self._calls[0][0][0]
+
     def _read(self) -> None:
         data = self._sock.recv(256 * 1024)
         if not data:
@@ -1223,7 +1240,7 @@ class Wire:
 class LeaseRunner:
     """Runs the tasks of a lease one after the other and reports in pieces.
 
-    `report(lo, hi, seconds, failures, parts)` sends outcomes; `look()` says from time to time, between two tasks,
+    `report(lo, hi, seconds, failures, parts, last)` sends outcomes; `look()` says from time to time, between two tasks,
     whether the rest is not wanted any more. `on_error(task)` is called while an exception of a task is being handled.
     """
 
@@ -1246,13 +1263,13 @@ class LeaseRunner:
             now = time.perf_counter()
             if now - looked > LOOK_EVERY and i + 1 < envelope.hi:
                 looked = now
-                if now - reported > REPORT_EVERY:
-                    self._send(lo, i + 1, now - began)
-                    lo, began, reported = i + 1, now, now
                 if self.look():
-                    self._send(lo, i + 1, now - began)
+                    self._send(lo, i + 1, now - began, True)
                     return i + 1
-        self._send(lo, envelope.hi, time.perf_counter() - began)
+                if now - reported > REPORT_EVERY:
+                    self._send(lo, i + 1, now - began, False)
+                    lo, began, reported = i + 1, now, now
+        self._send(lo, envelope.hi, time.perf_counter() - began, True)
         return envelope.hi
 
     def _one(self, records: Records, i: int) -> None:
@@ -1303,12 +1320,11 @@ class LeaseRunner:
             self._parts.append(pickle.dumps(self._plain, 5))
             self._plain = []
 
-    def _send(self, lo: int, hi: int, seconds: float) -> None:
+    def _send(self, lo: int, hi: int, seconds: float, last: bool) -> None:
         self._flush()
         parts, self._parts = self._parts, []
         failures, self._failures = self._failures, {}
-        if hi > lo:
-            self.report(lo, hi, seconds, failures, parts)
+        self.report(lo, hi, seconds, failures, parts, last)
 
 
 def worker_main(sock: socket.socket, setup: dict) -> None:
@@ -1336,26 +1352,23 @@ def _open_application(setup: dict) -> dict | None:
 def _run_lease(wire: Wire, envelope: Envelope, root: str, dropped: set[int], problem: dict | None) -> None:
     lease = envelope.lease
 
-    def report(lo: int, hi: int, seconds: float, failures: dict, parts: list) -> None:
-        wire.call("result", lease, lo, hi, seconds, failures, parts=parts)
+    def report(lo: int, hi: int, seconds: float, failures: dict, parts: list, last: bool) -> None:
+        wire.call("result", lease, lo, hi, seconds, failures, last, parts=parts)
 
     def unwanted() -> bool:
-        while wire.waiting() and wire._calls[0][0][0] == "drop":
+        while wire.waiting() and wire.peek() == "drop":
             dropped.add(wire.next()[0][1])
         return lease in dropped
 
     os.environ["CONCURRENT_SWARM_ATTEMPT"] = str(envelope.attempt)
-    for name, value in envelope.options.get("granted", {}).items():
-        os.environ[name] = value
-    stopped = envelope.lo
+    os.environ.update(envelope.options["granted"])
     if problem:
-        everyone = range(envelope.lo, envelope.hi)
-        report(envelope.lo, envelope.hi, 0.0, {str(i): problem for i in everyone}, [pickle.dumps([None] * len(everyone))])
-        stopped = envelope.hi
-    elif lease not in dropped:
-        stopped = LeaseRunner(report, unwanted, root).run(envelope)
+        report(envelope.lo, envelope.hi, 0.0, {"*": problem}, [], True)
+    elif unwanted():
+        report(envelope.lo, envelope.lo, 0.0, {}, [], True)
+    else:
+        LeaseRunner(report, unwanted, root).run(envelope)
     dropped.discard(lease)
-    wire.call("ended", lease, stopped)
 
 
 # -- the process that hosts a task system --------------------------------------------------------------------------

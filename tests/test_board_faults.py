@@ -8,6 +8,7 @@ exactly one outcome. `check()` runs after every event. A failing run names its s
     SCHEDULES=100000 python -m pytest tests/test_board_faults.py -k many
 """
 
+import functools
 import heapq
 import os
 import random
@@ -23,6 +24,7 @@ SEED = int(os.environ.get("SEED", 0))
 SCHEDULES = int(os.environ.get("SCHEDULES", 10_000))
 MIN_EVENTS = 50  # events under faults per schedule
 END = 1000.0  # virtual seconds after which a schedule hangs
+DEADLY = 9  # task 0 of every so manyth batch kills its worker
 
 
 # -- a simulated owner -------------------------------------------------------------------------------------------
@@ -47,7 +49,9 @@ class SimOwner:
         self.attached = True
         board = self.swarm.board
         known = self.name in board.owners
-        self.swarm.event(board.owner_attached if known else board.owner_joined, self.name, *([] if known else ["client"]))
+        self.swarm.event(
+            board.owner_attached if known else board.owner_joined, self.name, *([] if known else ["client"])
+        )
         for number in self.batches:
             if number not in self.accepted and number not in self.settled:
                 self.send(number)
@@ -79,6 +83,7 @@ class SimOwner:
         reason = failures["*"]["kind"] if failures else ""
         assert reason or payload == ("ran", self.name, number, lo, hi), "results of other tasks"
         assert reason != "cancelled" or number in self.cancelled
+        assert reason or lo or number % DEADLY, "a task that kills its worker has a result"
         assert 0 <= lo < hi <= self.batches[number][0]
         for task in range(lo, hi):
             self.outcomes[number].setdefault(task, reason)
@@ -108,7 +113,6 @@ class SimSlave:
         if self.connected:
             return
         rng = self.swarm.random
-        self.clear()
         self.connected = True
         self.life += 1
         self.workers, self.draining = rng.choice((1, 2, 2, 3)), False
@@ -118,11 +122,18 @@ class SimSlave:
             self.workers, pools, tags = 4, {"cpus": 4, "gpu": 2}, ["big"]
         self.swarm.event(self.swarm.board.slave_joined, self.name, pools, tags, self.workers)
 
-    def leave(self, forget):
-        """The connection breaks; the slave may be dead, or just cut off and full of late results."""
+    def leave(self, dead):
+        """The connection breaks. A slave that is not dead goes on, and its results come when nobody waits for them,
+        perhaps at the next master."""
         self.connected = False
-        if forget:
-            self.clear()
+        for number, (lo, hi) in () if dead else self.open.items():
+            batch = self.leases[number].batch
+            payload = ("ran", batch.owner.id, batch.number, lo, hi)
+            self.swarm.later(self.swarm.random.uniform(0, 0.3), functools.partial(self.late, number, lo, hi, payload))
+        self.clear()
+
+    def late(self, number, lo, hi, payload):
+        self.swarm.event(self.swarm.board.result, self.name, number, lo, hi, 0.1, payload, {})
 
     def clear(self):
         self.leases, self.open, self.running = {}, {}, set()
@@ -151,7 +162,10 @@ class SimSlave:
         rng, swarm, lease = self.swarm.random, self.swarm, self.leases[number]
         lo, hi = self.open[number]
         fate = 1.0 if swarm.calm else rng.random()
-        if fate < 0.08:
+        if lo == 0 and lease.batch.number % DEADLY == 0:
+            self.send("worker_lost", number, lo, hi, "signal 11")
+            self.done(number)
+        elif fate < 0.05:
             at = rng.randrange(lo, hi)
             if rng.random() < 0.5 and at > lo:
                 self.result(lease, lo, at)
@@ -302,7 +316,7 @@ class Swarm:
             records = self.pending[committed].records
             self.journal += records[: self.random.randrange(len(records) + 1)]
         for slave in self.slaves:
-            slave.leave(forget=self.random.random() < 0.5)
+            slave.leave(dead=self.random.random() < 0.5)
             self.later(self.random.uniform(0, 0.1), slave.join)
         for owner in self.owners:
             owner.attached = False
@@ -311,7 +325,7 @@ class Swarm:
 
     def lose(self, slave):
         if slave.connected:
-            slave.leave(forget=self.random.random() < 0.5)
+            slave.leave(dead=self.random.random() < 0.5)
             self.event(self.board.slave_lost, slave.name, reason="silence")
             self.later(self.random.uniform(0, 0.5), slave.join)
 
@@ -338,7 +352,7 @@ class Swarm:
         needs = rng.choice(({}, {}, {}, {"cpus": 2}, {"cpus": 0.5}, {"gpu": 1}, {"tags": ["big"]}))
         options = {"name": rng.choice("ab"), "resources": needs}
         self.numbers += 1
-        owner.submit(self.numbers, rng.choice((1, 1, 2, 4, 9, 24)), rng.choice((1, 8)), options)
+        owner.submit(self.numbers, rng.choice((1, 1, 2, 3, 8, 20)), rng.choice((1, 8)), options)
 
     def cancel(self, owner):
         numbers = [number for number in owner.accepted if number not in owner.settled]
@@ -351,7 +365,16 @@ class Swarm:
         """One thing that may happen, by the weights of the table."""
         slave, owner = self.random.choice(self.slaves), self.random.choice(self.owners)
         action = self.random.choices(
-            (self.submit, self.cancel, self.lose, self.drain, self.change, self.detach, self.gone, self.crash),
+            (
+                self.submit,
+                self.cancel,
+                self.lose,
+                self.drain,
+                self.change,
+                self.detach,
+                self.gone,
+                self.crash,
+            ),
             (24, 6, 10, 4, 6, 8, 1, 4),
         )[0]
         target = {self.crash: (), self.submit: (owner,), self.cancel: (owner,)}.get(action)
@@ -374,7 +397,7 @@ class Swarm:
         self.pace = min(self.pace, 0.001)
         for slave in self.slaves:
             if slave.connected:
-                slave.leave(forget=True)
+                slave.leave(dead=True)
                 self.event(self.board.slave_lost, slave.name)
             slave.join()
         for owner in self.owners:

@@ -9,11 +9,11 @@ import time
 from contextlib import contextmanager, suppress
 
 import pytest
-from concurrent_swarm import components
+from concurrent_swarm import rpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import rpc_compute as rpc
+from concurrent_swarm import components
 
 SID = b"sessions"
 FAST = rpc.Timing(
@@ -507,11 +507,12 @@ class Proxy(threading.Thread):
                 if not self.eating:
                     sink.sendall(data)
         except OSError:
-            self.cuts += 1
+            sink.close()
         for end in (source, sink):
             end.close()
 
     def cut(self):
+        self.cuts += 1
         for pair in self.pairs:
             for end in pair:
                 with_reset(end)

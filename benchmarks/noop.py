@@ -1,0 +1,97 @@
+"""Measures what the framework costs: tasks that do nothing.
+
+    python client.py benchmarks/noop.py --set noop.mode=batch --set noop.tasks=100000
+    python client.py benchmarks/noop.py --set noop.mode=system
+    python client.py benchmarks/noop.py --set noop.mode=loop
+    python client.py benchmarks/noop.py --set noop.mode=lone --set noop.tasks=2000
+
+`batch` is one `push_tasks`, `loop` is one `push_task` per task, `system` an `ITaskSystem`; the result is tasks per
+second, from the first push to the last callback. `lone` sends one task at a time and gives round trips in µs.
+"""
+
+from time import perf_counter
+
+from concurrent_swarm.client import ApplicationNode
+from concurrent_swarm.components import ChoiceItem, IntItem
+from concurrent_swarm.tasks import ITaskSystem, Task
+
+
+class Noop(Task):
+    """Returns its number."""
+
+    def __call__(self):
+        return self.number
+
+
+class NoopSystem(ITaskSystem):
+    """Makes all tasks in one step and checks each result."""
+
+    def __init__(self, count):
+        ITaskSystem.__init__(self)
+        self.left = self.count = count
+
+    def generate_tasks(self, master):
+        self.began = perf_counter()
+        return (Noop("noop", number=number) for number in range(self.count))
+
+    def task_finished(self, master, task, result, error):
+        if error or result != task.number:
+            raise error or ValueError(result)
+        self.left -= 1
+
+    def is_complete(self, master):
+        return not self.left
+
+    def gather_result(self, master):
+        return self.count / (perf_counter() - self.began)
+
+
+class NoopBench(ApplicationNode):
+    """Pushes the tasks in the chosen way and measures."""
+
+    count = IntItem("noop", "tasks", 100_000, "how many tasks", minimum=1)
+    mode = ChoiceItem("noop", "mode", "batch", ("batch", "loop", "system", "lone"), "how they are pushed")
+
+    def get_task_system(self):
+        return NoopSystem(self.count) if self.mode == "system" else None
+
+    def start_processing(self):
+        self.left = self.total = self.count
+        self.trips = []
+        self.lone = self.mode == "lone"
+        tasks = [Noop("noop", number=number) for number in range(self.total)]
+        self.began = perf_counter()
+        if self.lone:
+            self.waiting = iter(tasks)
+            self.push_task(next(self.waiting))
+        elif self.mode == "batch":
+            self.push_tasks(tasks)
+        else:
+            for task in tasks:
+                self.push_task(task)
+
+    def task_finished(self, task, result, error):
+        if error or result != task.task.number:
+            self.fail(error or ValueError(result))
+        self.left -= 1
+        now = perf_counter()
+        if self.lone:
+            self.trips.append(now - self.began)
+            self.began = now
+            if self.left:
+                self.push_task(next(self.waiting))
+        if not self.left:
+            self.report(now)
+
+    def report(self, now):
+        """Leaves the figures in the result."""
+        if self.lone:
+            trips = sorted(self.trips)
+            self.result = {f"p{p}_us": round(trips[int(len(trips) * p / 100)] * 1e6) for p in (50, 90, 99)}
+        else:
+            self.result = round(self.total / (now - self.began))
+        self.shutdown_main_loop()
+
+    def work_finished(self, result, task_system):
+        self.result = round(result)
+        self.shutdown_main_loop()

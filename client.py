@@ -40,7 +40,6 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from . import components, rpc, tasks
@@ -105,11 +104,11 @@ class ApplicationNode(components.Component):
         """The outcome of a plain task. `task` is its id as text, with `name` and the `task` itself."""
 
     def work_finished(self, result: Any, task_system: tasks.Handle) -> None:
-        """A task system is complete; `result` is what its `gather_result` returned. By default, that ends the application."""
+        """A task system is complete; `result` is what `gather_result` returned. By default, the application ends."""
         self.shutdown_main_loop()
 
     def task_system_finished(self, result: Any, error: BaseException | None, stats: dict) -> None:
-        """A task system has ended, with a result or an error. By default calls `work_finished`, or ends with exit code 1."""
+        """A task system has ended. By default calls `work_finished`, or ends the application with exit code 1."""
         if error is None:
             self.work_finished(result, self._system_handle)
         else:
@@ -608,7 +607,8 @@ def print_end(about: dict, terminal: components.Terminal, app_file: str, full: b
     """The lines at the end of a run, to stderr: what was done, or what failed and why."""
     say = functools.partial(print, file=sys.stderr)
     if about["errors"]:
-        head = f"FAILED   {about['failed']} of {about['tasks']} tasks failed, {about['done']} done, {about['elapsed_s']} s"
+        head = f"FAILED   {about['failed']} of {about['tasks']} tasks failed, {about['done']} done, "
+        head += f"{about['elapsed_s']:.1f} s"
         say(terminal.paint(head, "31"))
         for group in about["errors"]:
             _print_group(group, full, say)
@@ -622,7 +622,8 @@ def print_end(about: dict, terminal: components.Terminal, app_file: str, full: b
     elif about["tasks"]:
         steps = f" in {about['steps']} steps" if about["steps"] > 1 else ""
         plural = "" if about["tasks"] == 1 else "s"
-        say(f"done     {about['tasks']:,} task{plural}{steps}, {about['elapsed_s']:.1f} s, {about['rate']:,.0f} tasks/s, 0 failed")
+        rate = f"{about['elapsed_s']:.1f} s, {about['rate']:,.0f} tasks/s"
+        say(f"done     {about['tasks']:,} task{plural}{steps}, {rate}, 0 failed")
         if about["task_seconds"] > 1 and about["workers"]:
             value = about["speedup"]["value"]
             say(f"speedup  {value:.1f}x on {about['workers']} workers ({100 * value / about['workers']:.0f} %), "
@@ -745,12 +746,13 @@ def _main(argv: list[str]) -> int:
         raise components.UsageError("which application?", "give one file, or one module with -m",
                                     "client.py samples/md5.py --local")
     if options.pdb and options.workers != "0":
-        raise components.UsageError("--pdb needs --workers 0", "only then do tasks run in this process", "add --workers 0")
+        raise components.UsageError("--pdb needs --workers 0", "only then do tasks run here", "add --workers 0")
     bundle = rpc.make_bundle(options.app, options.module)
     rpc.answer_framework([rpc.FRAMEWORK, rpc.PUBLIC_NAME])
     with contextlib.ExitStack() as stack:
         if options.local and options.workers != "0":
-            swarm = stack.enter_context(LocalSwarm(options.workers, [s for s in options.set if s.startswith("master.")]))
+            settings = [setting for setting in options.set if setting.startswith("master.")]
+            swarm = stack.enter_context(LocalSwarm(options.workers, settings))
             options.access, options.env = swarm.access, os.path.join(swarm.folder, "client")
         return _run(options, bundle, stack)
 
@@ -805,7 +807,9 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
         print(json.dumps(about, default=str), flush=True)
     elif app.result is not None:
         print(f"result   {app.result}", flush=True)
-    if not options.quiet or about["exit"]:
+    if interrupted.code:
+        print(f"stopped  {about['done']:,} tasks done, {about['elapsed_s']:.1f} s", file=sys.stderr)
+    elif not options.quiet or about["exit"]:
         print_end(about, terminal, options.app or f"-m {options.module}", options.full_traceback)
     return about["exit"]
 
@@ -818,11 +822,14 @@ class Interrupts:
         self._app = app
         rpc.stop_on_signals(self._signal)
         if options.timeout:
-            signal.signal(signal.SIGALRM, lambda *_: self._end(components.EXIT_GAVE_UP, f"--timeout {options.timeout:g} s passed"))
+            why = f"--timeout {options.timeout:g} s passed"
+            signal.signal(signal.SIGALRM, lambda *_: self._end(components.EXIT_GAVE_UP, why))
             signal.setitimer(signal.ITIMER_REAL, options.timeout)
 
     def _signal(self, number: int) -> None:
-        self._end(128 + number, "stopping: cancelling; Ctrl-C again to leave at once" if number == signal.SIGINT else "stopping")
+        _, done, known, _ = self._app.tally()
+        again = "; Ctrl-C again to leave at once" if number == signal.SIGINT else ""
+        self._end(128 + number, f"stopping: cancelling {known - done:,} tasks{again}")
 
     def _end(self, code: int, why: str) -> None:
         if self.code or isinstance(self._app.swarm, Inline):

@@ -10,9 +10,8 @@
 `Board` decides and does no I/O; `MasterNode` moves messages, in one thread, and decides nothing. The journal's thread
 commits. User code runs in hosts, one process per task system, and never here: payloads pass through unopened.
 
-The Board holds ranges. A *batch* is (owner, number, count), its tasks are 0..count-1, and `number` is the ordinal of
-its first task; a *lease* is a part lo..hi of a batch in the hands of one slave; nothing on the healthy path costs per
-task. `now` (seconds, monotonic) is an argument of every event, and `check()` states what always holds.
+The Board holds ranges. A *batch* is (owner, number, count), numbers count up from 0, its tasks are 0..count-1; a
+*lease* is a part lo..hi of a batch in the hands of one slave; nothing on the healthy path costs per task. `now` (seconds, monotonic) is an argument of every event, and `check()` states what always holds.
 
     owner --submit--> batch ----> queue --assign--> lease --result--> outcome --settled--> forgotten
                                     ^                 |
@@ -52,7 +51,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import queue
 import signal
 import sqlite3
@@ -177,12 +175,12 @@ class Demand:
         self.idle = OrderedDict()
         self.free = OrderedDict()
 
-    def offer(self, slave: "Slave"):
+    def offer(self, slave: Slave):
         """The slave may have room (again)."""
         if slave in self.able:
             self.idle[slave] = self.free[slave] = None
 
-    def fit(self, slave: "Slave", here: bool = True):
+    def fit(self, slave: Slave, here: bool = True):
         """Look anew whether the slave could ever take this; it could not when it is not here any more."""
         if here and not slave.draining and not slave.lacks(self):
             self.able.add(slave)
@@ -192,7 +190,7 @@ class Demand:
             self.idle.pop(slave, None)
             self.free.pop(slave, None)
 
-    def served(self, slave: "Slave"):
+    def served(self, slave: Slave):
         """The slave took a lease: the others come first now."""
         for slaves in (self.idle, self.free):
             if slave in slaves:
@@ -1031,10 +1029,10 @@ class Board:
                     line = lines.setdefault((owner, batch.demand), [0, 0])
                     line[0] += batch.queued
                     line[1] += 1
-        for (owner, demand), (tasks, batches) in lines.items():
+        for (owner, demand), (queued, batches) in lines.items():
             line = owner.lines[demand]
             assert demand.ring[owner] is line and self.demands[demand.needs, demand.tags] is demand
-            assert line.tasks == tasks and len(line.batches) == batches, "a queue holds what does not wait"
+            assert line.tasks == queued and len(line.batches) == batches, "a queue holds what does not wait"
         assert len(lines) == sum(len(owner.lines) for owner in self.owners.values())
         assert len(lines) == sum(len(demand.ring) for demand in self.demands.values())
         for slave in self.slaves.values():
@@ -1095,7 +1093,8 @@ class Board:
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS format (version INTEGER);
-CREATE TABLE IF NOT EXISTS records (number INTEGER PRIMARY KEY, kind TEXT, owner, batch INTEGER, detail TEXT, payload BLOB);
+CREATE TABLE IF NOT EXISTS records (
+    number INTEGER PRIMARY KEY, kind TEXT, owner, batch INTEGER, detail TEXT, payload BLOB);
 CREATE INDEX IF NOT EXISTS by_batch ON records (owner, batch);
 """
 FORMAT = 1
@@ -1106,8 +1105,8 @@ WITH_PAYLOAD = ("batch", "outcome")
 class Journal(threading.Thread):
     """Keeps the Board's records in SQLite, from a thread of its own, as many as there are in one commit.
 
-    `put(records, after)` never waits; `committed(after)` is called, in this thread, once the records are safe. Payloads,
-    the last item of "batch" and "outcome" records, are lists of byte strings. What nobody needs any more is deleted.
+    `put(records, after)` never waits; `committed(after)` is called, in this thread, once the records are safe. The
+    last item of "batch" and "outcome" records, the payload, is a list of byte strings. What nobody needs is deleted.
     """
 
     def __init__(self, path: Path, committed: Callable[[list], None]):
@@ -1254,7 +1253,7 @@ class MasterNode(rpc.BaseNode):
     """Takes work from owners, gives leases to slaves, hosts task systems; decides everything through its Board."""
 
     role = "master"
-    host = components.ConfigItem("master", "host", "127.0.0.1", "address to listen on; beyond loopback nodes need a key")
+    host = components.ConfigItem("master", "host", "127.0.0.1", "address to listen on; beyond loopback with keys")
     port = components.IntItem("master", "port", 8080, "port of the control channel; 0 is any", minimum=0, maximum=65535)
     compute_port = components.IntItem(
         "master", "compute_port", 0, "port of the compute channel; 0 is any", minimum=0, maximum=65535
@@ -1274,7 +1273,7 @@ class MasterNode(rpc.BaseNode):
         self.systems: dict[str, System] = {}
         self._hosts: dict[int, System] = {}  # zygote token -> system
         self._peers: dict[str, rpc.Peer] = {}  # name of a client or slave -> its connection
-        self._finished: dict[tuple, tuple] = {}  # (client, number) -> how its system ended, until the client has heard it
+        self._finished: dict[tuple, tuple] = {}  # (client, number) -> how its system ended, until heard
         self._gone_at: dict[str, float] = {}  # clients that went away without a word
         self._told: dict[str, Any] = {}
         self._tallies: dict[str, list[int]] = {}  # owner -> tasks with an outcome, tasks submitted
@@ -1282,7 +1281,7 @@ class MasterNode(rpc.BaseNode):
         self._failures: collections.Counter = collections.Counter()
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
         self._sweep_at = self._tell_at = self._accept_at = 0.0
-        self.zygote = tasks.Zygote()
+        self.zygote = tasks.start_zygote()
         self.closing.callback(self.zygote.stop)
         self.loop.add(self.zygote, self._zygote_speaks)
         self.board = Board()
@@ -1291,6 +1290,8 @@ class MasterNode(rpc.BaseNode):
         self.keyring = rpc.Keyring(str(self.environment / "keys"))
         if self.journalled:
             self.open_journal()
+        else:
+            self.board.restore([], time.monotonic())
         self.bundles = rpc.known_bundles(self.environment / "apps")
         self.open_compute_channel()
         self.open_control_channel()
@@ -1498,7 +1499,8 @@ class MasterNode(rpc.BaseNode):
         self._drop_old_connection(name, peer)
         self._peers[name] = peer
         self.apply(self.board.slave_joined(name, amounts, info.get("tags", []), workers, now))
-        log.info("slave %s joined from %s: %s workers, Python %s", name, info.get("host", "?"), workers, info.get("python"))
+        host, python = info.get("host", "?"), info.get("python")
+        log.info("slave %s joined from %s: %s workers, Python %s", name, host, workers, python)
         return {"name": name, "page": self.server.address}
 
     def _admit_client(self, peer: rpc.Peer, info: dict, now: float) -> dict:
@@ -1508,7 +1510,7 @@ class MasterNode(rpc.BaseNode):
         self._gone_at.pop(name, None)
         self.apply(self.board.owner_joined(name, "client", now, key=info["node_id"]))
         self._told.pop(name, None)
-        slaves, workers, busy = self.swarm_size()
+        slaves, workers, _ = self.swarm_size()
         return {"name": name, "slaves": slaves, "workers": workers, "missing": info.get("bundle") not in self.bundles,
                 "page": self.server.address}
 
@@ -1616,7 +1618,7 @@ class MasterNode(rpc.BaseNode):
             self.end_system(system, *params, parts)
 
     def end_system(self, system: System, failure: dict | None, stats: dict, parts: Iterable) -> None:
-        """The system is done, failed or cancelled: nothing of it that is queued runs any more, and its client hears it."""
+        """The system is done, failed or cancelled: nothing of it that is queued runs, and its client hears of it."""
         if self.systems.pop(system.name, None) is None:
             return
         seconds = time.monotonic() - system.since
@@ -1793,7 +1795,8 @@ class MasterNode(rpc.BaseNode):
             **super().status(), "slaves": slaves, "workers": workers, "busy": busy, "queued": queued,
             "clients": sorted(name for name, peer in self._peers.items() if peer.role != "slave"),
             "systems": len(self.systems), "done": self._counts["tasks"], "failed": self._counts["failed"],
-            "scheduler": type(self.board.scheduler).__name__, "journal": bool(self.journal), "addresses": self.addresses,
+            "scheduler": type(self.board.scheduler).__name__, "journal": bool(self.journal),
+            "addresses": self.addresses,
             "counters": dict(self.board.counters), "refused": dict(self.channel.counts),
         }
 
@@ -1890,7 +1893,7 @@ def _greet(node: MasterNode, seconds: float) -> None:
     """The start lines."""
     address = node.server.address
     lines = [
-        f"Concurrent {components.__version__} master (Python {sys.version.split()[0]}, pid {os.getpid()})",
+        rpc.greeting("master"),
         f"  slaves   python slave.py --master {address}",
         f"  run      python client.py samples/md5.py --master {address}",
         f"  folder   {node.environment.path}",

@@ -57,7 +57,6 @@ import ast
 import collections
 import concurrent.futures
 import errno
-import functools
 import hashlib
 import hmac
 import http.client
@@ -464,7 +463,7 @@ def _split(address):
 class _Exchange(BaseHTTPRequestHandler):
     """One connection. The library parses a head only when it is whole, in time, small and well formed."""
 
-    server: "ControlServer"
+    server: ControlServer
     protocol_version = "HTTP/1.1"
 
     # .. reading ..
@@ -1369,7 +1368,7 @@ COMPLAIN = 10.0  # seconds between two log lines about the same kind of trouble
 
 
 
-def tcpremote(endpoint: "Endpoint", name: str | None = None, roles: Iterable[str] | None = None) -> Callable:
+def tcpremote(endpoint: Endpoint, name: str | None = None, roles: Iterable[str] | None = None) -> Callable:
     """Decorate a function as a method that the other side may call on `endpoint`.
 
     `name` is its name on the wire (the function's own by default); `roles` lists who may call it (everybody
@@ -1404,7 +1403,7 @@ def _arity(function):
 class Request(NamedTuple):
     """One call that came in: `peer` sent it, `parts` are its opaque bytes."""
 
-    peer: "Peer"
+    peer: Peer
     method: str
     parts: list
 
@@ -1625,7 +1624,7 @@ class Channel(Endpoint):
     """
 
     def __init__(
-        self, keyring: "Keyring", clock: Callable[[], float] = time.monotonic, timing: Timing = TIMING
+        self, keyring: Keyring, clock: Callable[[], float] = time.monotonic, timing: Timing = TIMING
     ) -> None:
         super().__init__(clock, timing)
         self.keyring = keyring
@@ -1838,7 +1837,7 @@ class Link(Endpoint):
 
     def __init__(
         self,
-        credentials: "Credentials",
+        credentials: Credentials,
         info: dict,
         clock: Callable[[], float] = time.monotonic,
         timing: Timing = TIMING,
@@ -1917,9 +1916,9 @@ class Link(Endpoint):
         Call it before each poll. Between two attempts there are none, and ZeroMQ does not wait on an empty
         poller: keep something of the node's own in it, such as the socket that wakes its loop.
         """
-        for socket in self._retired:
-            if socket in poller:
-                poller.unregister(socket)
+        for old in self._retired:
+            if old in poller:
+                poller.unregister(old)
         self._retired.clear()
         for socket in (self.socket, self.monitor):
             if socket is not None and socket not in poller:
@@ -2075,7 +2074,7 @@ class Pulse:
     Make a new one for each fresh session.
     """
 
-    def __init__(self, credentials: "Credentials", addresses: dict, session: Session) -> None:
+    def __init__(self, credentials: Credentials, addresses: dict, session: Session) -> None:
         self._credentials, self._timing = credentials, session.timing
         self._address = preferred_address(addresses)
         self._beat = pack(BEAT, session.id, 0, 0, ["beat"])
@@ -2419,7 +2418,7 @@ class Access:
         return f"<{self.role} access to {self.addresses}>"
 
     @classmethod
-    def load(cls, path: str) -> "Access":
+    def load(cls, path: str) -> Access:
         """Read an access file. Raises Error when it is missing, damaged, readable by others or of another
         version."""
         try:
@@ -3392,7 +3391,8 @@ class BaseNode(components.ComponentManager):
     def status(self) -> dict:
         """What a person wants to know first."""
         return {
-            "role": self.role, "version": components.__version__, "python": platform.python_version(), "pid": os.getpid(),
+            "role": self.role, "version": components.__version__, "python": platform.python_version(),
+            "pid": os.getpid(),
             "host": socket.gethostname(), "uptime": round(time.monotonic() - self.started, 1),
             "environment": str(self.environment.path), "plugins_failed": self.plugins.failed,
         }
@@ -3446,7 +3446,9 @@ class Node(BaseNode):
     RETRY = 1.0  # seconds between two attempts to reach a master
     busy_loop = False  # whether code of the user's may keep the loop from giving signs of life
 
-    def __init__(self, environment: components.Environment, config: components.Config, master: str = "", access: str = ""):
+    def __init__(
+        self, environment: components.Environment, config: components.Config, master: str = "", access: str = ""
+    ):
         super().__init__(environment, config)
         self.keys = NodeKeys(str(environment / "keys"))
         self.master, self._access_file = master, access
@@ -3624,7 +3626,7 @@ def common_options(parser: components.ArgumentParser) -> None:
     """The options that every node has."""
     group = parser.add_argument_group("this node")
     group.add_argument("--env", metavar="DIR", help="its folder (default: one under the state folder)")
-    group.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="set a configuration item")
+    group.add_argument("--set", metavar="S.KEY=VALUE", action="append", default=[], help="set a configuration item")
     group.add_argument("--access", "--key-file", metavar="FILE", default="", help="the access file that lets it in")
     group.add_argument("-q", "--quiet", action="store_true", help="only warnings and errors")
     group.add_argument("--color", choices=("auto", "always", "never"), default="auto", help=argparse.SUPPRESS)
@@ -3693,7 +3695,7 @@ def with_local_names(text: str, bundle: Bundle) -> str:
 
 
 def socket_path(folder: Path) -> str:
-    """Where the socket file of the compute channel goes: `folder`, or a private temporary one if that name is too long."""
+    """Where the socket file of the compute channel goes: `folder`, or a temporary one if that name is too long."""
     path = str(folder / "compute.sock")
     if len(os.fsencode(path)) > 100:  # the system's limit is 107 bytes
         path = os.path.join(tempfile.mkdtemp(prefix="swarm-"), "compute.sock")
@@ -3726,6 +3728,11 @@ class Parent:
     def _gone(self) -> None:
         self._loop.remove(self._sock)
         self._ended()
+
+
+def greeting(role: str) -> str:
+    """The first line that a node prints."""
+    return f"Concurrent {components.__version__} {role} (Python {platform.python_version()}, pid {os.getpid()})"
 
 
 def stop_on_signals(interrupt: Callable[[int], None]) -> None:

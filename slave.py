@@ -58,7 +58,7 @@ class Worker:
 class ProcessTaskManager(components.Component):
     """Runs leases in worker processes, one lease a worker at a time.
 
-    Reports through `node`: result, given_back, worker_lost, fetch. `free` is what of the pools no lease has been granted.
+    Reports through `node`: result, given_back, worker_lost, fetch. `free` is what of the pools is not granted.
     """
 
     components.implements(tasks.ITaskManager)
@@ -188,7 +188,7 @@ class ProcessTaskManager(components.Component):
     def _granted(self, worker: Worker) -> dict[str, str]:
         """What the grant means to libraries, as environment variables."""
         threads = str(max(1, int(worker.grant.get("cpus", 1))))
-        variables = {name: threads for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        variables = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
         if worker.grant.get("gpu"):
             taken, self.units = self.units[: int(worker.grant["gpu"])], self.units[int(worker.grant["gpu"]) :]
             worker.grant["units"] = taken
@@ -329,18 +329,18 @@ class SlaveNode(rpc.Node):
 
     def start_zygote(self) -> None:
         """Makes the process from which workers are forked."""
-        self.zygote = tasks.Zygote()
+        self.zygote = tasks.start_zygote()
         self.loop.add(self.zygote, self._zygote_speaks)
 
     def _named_amounts(self) -> dict[str, float]:
         found = {}
         for text in self.amounts:
-            name, equals, amount = text.partition("=")
+            name, _, amount = text.partition("=")
             try:
                 found[name.strip()] = float(amount) if "." in amount else int(amount)
             except ValueError:
                 raise components.UsageError(
-                    f"[slave] resources: {text!r} is no amount", "the form is name=number", "for example gpu=2, memory=16"
+                    f"[slave] resources: {text!r} is no amount", "the form is name=number", "for example gpu=2,memory=16"
                 ) from None
         return found
 
@@ -520,7 +520,7 @@ def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
 
     rpc.stop_on_signals(interrupt)
     if not options.quiet:
-        print(f"Concurrent {components.__version__} slave (Python {sys.version.split()[0]}, pid {os.getpid()})", file=sys.stderr)
+        print(rpc.greeting("slave"), file=sys.stderr)
     try:
         node.setup()
         node.config.check_unknown()

@@ -21,13 +21,11 @@ part of a pickle: nodes that know the package under different names understand e
 from __future__ import annotations
 
 import base64
-import builtins
 import collections
 import copyreg
 import gc
 import itertools
 import json
-import linecache
 import logging
 import multiprocessing
 import os
@@ -36,6 +34,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -97,14 +96,14 @@ class Task:
     def __call__(self) -> Any:
         """Computes the result. Runs once per attempt in a worker process of some slave."""
         raise components.UsageError(
-            f"{type(self).__name__} has no __call__", "a task computes there", f"define {type(self).__name__}.__call__(self)"
+            f"{type(self).__name__} has no __call__", "a task computes there", "define __call__(self)"
         )
 
     def clean_up(self) -> None:
         """Called in the worker right after `__call__`, whether it returned or raised."""
 
     def finished(self, result: Any, error: BaseException | None) -> None:
-        """Called once with the outcome where the owner lives: on the client for plain tasks, in its host for a system's."""
+        """Called once with the outcome: on the client for plain tasks, in the system's host for those of a system."""
 
 
 class Handle(str):
@@ -197,7 +196,7 @@ class ITaskSystem:
         """Called once per task with its outcome, after `task.finished`."""
 
     def is_complete(self, master: SystemMaster) -> Any:
-        """Asked after every outcome; true ends the system and drops what is still queued. Default: all tasks are done."""
+        """Asked after every outcome; true ends the system and drops what is queued. Default: all tasks are done."""
         return master.outstanding == 0
 
     def gather_result(self, master: SystemMaster) -> Any:
@@ -299,17 +298,12 @@ def pack_tasks(tasks: list[Task], forms: dict[type, list]) -> Batch:
         if cls not in forms:
             forms[cls] = class_form(cls)
     table = [forms[cls] for cls in kinds]
-    index = b"" if len(kinds) == 1 else bytes(map({cls: i for i, cls in enumerate(kinds)}.__getitem__, map(type, tasks)))
-    states = [task if forms[type(task)][2] else task.__dict__ for task in tasks] if _any_whole(table) else [
-        task.__dict__ for task in tasks
-    ]
-    group, groups = _pack_states(states, not _any_whole(table))
+    index = b"" if len(kinds) == 1 else bytes(map(kinds.index, map(type, tasks)))
+    plain = not any(whole for _, _, whole in table)
+    states = [task.__dict__ if plain or not forms[type(task)][2] else task for task in tasks]
+    group, groups = _pack_states(states, plain)
     parts = [json.dumps(table).encode(), index, *groups]
     return Batch(len(tasks), group, parts, sum(map(len, groups)))
-
-
-def _any_whole(table: list) -> bool:
-    return any(form[2] for form in table)
 
 
 def _pack_states(states: list, plain: bool) -> tuple[int, list[bytes]]:
@@ -356,7 +350,7 @@ class Records:
         self._first = envelope.lo // envelope.group  # the groups of a lease begin here
         self._group = envelope.group
         self._owner = envelope.owner
-        self._number = envelope.number
+        self._ordinal = envelope.options["first"]
         self._opened = -1
         self._states: list = []
 
@@ -372,7 +366,7 @@ class Records:
             state, task = task, cls.__new__(cls)
             task.__dict__ = state
         task._owner = self._owner
-        task._ordinal = self._number + i
+        task._ordinal = self._ordinal + i
         return task
 
 
@@ -386,7 +380,8 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error") 
     """
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_ours(f.filename)]
     if isinstance(error, components.Error) and not frames:  # ours, about something of the user's
-        return {"type": type(error).__name__, "message": error.what, "traceback": error.text(), "where": "", "kind": kind}
+        return {"type": type(error).__name__, "message": error.what, "traceback": error.text(), "where": "",
+                "kind": kind}
     text = "".join(_format(error, frames, root))[-TRACEBACK_LIMIT:]
     where = f"{_shorten(frames[-1].filename, root)}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     cls = type(error)
@@ -418,7 +413,7 @@ def _format(error: BaseException, frames: list, root: str) -> Iterator[str]:
     if cause is not None and cause is not error:
         inner = [f for f in traceback.extract_tb(cause.__traceback__) if not _is_ours(f.filename)]
         yield from itertools.islice(_format(cause, inner, root), 200)
-        yield "\nThe above exception led to this one:\n\n" if error.__cause__ else "\nWhile handling it, another came:\n\n"
+        yield "\nwhich led to this:\n\n" if error.__cause__ else "\nWhile this was handled, another came:\n\n"
     yield "Traceback (most recent call last):\n"
     for frame in frames:
         yield f'  File "{_shorten(frame.filename, root)}", line {frame.lineno}, in {frame.name}\n'
@@ -528,6 +523,7 @@ class Owner:
         self._loose_source: Source | None = None
         self._forms: dict[type, list] = {}
         self.drawn = 0  # tasks sent so far; the ordinal of the next one
+        self._batches = 0  # number of the next batch
         self._settled: list[int] = []  # batches whose callbacks ran, not yet told
         self._settle_at = 0.0
         self._ready: collections.deque[tuple] = collections.deque()  # outcomes that were made here
@@ -664,13 +660,15 @@ class Owner:
             source.refused and source.refused({"c": -32602, "m": str(error), "t": "", "e": error})
             self._fail_here(tasks, source, error)
             return
-        number, self.drawn = self.drawn, self.drawn + batch.count
+        number, first = self._batches, self.drawn
+        self._batches += 1
+        self.drawn += batch.count
         resources = getattr(tasks[0], "resources", None)
         options = {**self.options, "resources": resources} if resources else self.options
-        params = (number, batch.count, batch.group, {**options, "name": type(tasks[0]).__name__})
+        params = (number, batch.count, batch.group, {**options, "first": first, "name": type(tasks[0]).__name__})
         for i, task in enumerate(tasks):
             task._owner = self.name
-            task._ordinal = number + i
+            task._ordinal = first + i
         self.flights[number] = Flight(number, tasks, source, batch.size, (params, batch.parts))
         source.unaccepted += 1
         self.weight += batch.size
@@ -1013,7 +1011,9 @@ def _turn(slave):
 # -- the zygote ----------------------------------------------------------------------------------------------------
 
 # Variables that reach workers and hosts; everything else in a node's environment stays with the node.
-KEPT_VARIABLES = frozenset("PATH HOME LANG LANGUAGE TZ TMPDIR TEMP TMP USER LOGNAME SYSTEMROOT LD_LIBRARY_PATH".split())
+KEPT_VARIABLES = frozenset(
+    ("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "USER", "LOGNAME", "SYSTEMROOT", "LD_LIBRARY_PATH")
+)
 KEPT_PREFIXES = ("LC_", "PYTHON", "OMP_", "OPENBLAS_", "MKL_")
 PR_SET_PDEATHSIG = 1
 
@@ -1022,7 +1022,7 @@ class Zygote:
     """The node's handle on the one child that forks all others.
 
     Start it before any key is read. `fork` gives the parent's end of a new child's socket; `receive` tells births and
-    deaths. Where there is no fork, each child is spawned instead.
+    deaths.
     """
 
     def __init__(self):
@@ -1068,6 +1068,75 @@ class Zygote:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+
+class Spawner:
+    """Stands in for the zygote where there is no fork to rely on (macOS, Windows): each child is spawned by itself."""
+
+    def __init__(self):
+        self.sock, self._tell = socket.socketpair()
+        self._children: dict[int, Any] = {}
+        self._tokens = itertools.count(1)
+
+    def fileno(self) -> int:
+        """For a poller: readable when a child has died."""
+        return self.sock.fileno()
+
+    def fork(self, kind: str, setup: dict) -> tuple[int, socket.socket]:
+        """As `Zygote.fork`, in the time that it takes to start an interpreter."""
+        ours, theirs = socket.socketpair()
+        token = next(self._tokens)
+        context = multiprocessing.get_context("spawn")
+        child = context.Process(target=spawned_main, args=(theirs, kind, setup), name=kind, daemon=True)
+        child.start()
+        theirs.close()
+        self._children[token] = child
+        threading.Thread(target=self._wait_for, args=(token, child), name=f"{kind} {token}", daemon=True).start()
+        ours.setblocking(False)
+        return token, ours
+
+    def kill(self, token: int) -> None:
+        """Kills a child."""
+        if token in self._children:
+            self._children[token].kill()
+
+    def receive(self) -> list[list]:
+        """As `Zygote.receive`."""
+        events = []
+        while select.select([self.sock], [], [], 0)[0]:
+            token = int.from_bytes(self.sock.recv(8), "little")
+            events.append(["died", token, describe_exit(self._children.pop(token).exitcode)])
+        return events
+
+    def stop(self) -> None:
+        """Kills what still runs."""
+        for child in self._children.values():
+            child.kill()
+            child.join(5)
+        self.sock.close()
+
+    def _wait_for(self, token: int, child: Any) -> None:
+        child.join()
+        try:
+            self._tell.send(token.to_bytes(8, "little"))
+        except OSError as error:
+            log.debug("nobody listens any more: %s", error)
+
+
+def start_zygote() -> Zygote | Spawner:
+    """What makes this node's children, as the platform allows."""
+    return Zygote() if sys.platform == "linux" else Spawner()
+
+
+def spawned_main(sock: socket.socket, kind: str, setup: dict) -> None:
+    """A child of `Spawner`."""
+    _scrub_environment()
+    _quiet_stdio()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        (worker_main if kind == "worker" else host_main)(sock, setup)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        log.debug("the node is gone, or wants this process gone")
 
 
 def zygote_main(sock: socket.socket) -> None:

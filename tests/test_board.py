@@ -1,14 +1,10 @@
 """What the board does, event by event."""
 
 import itertools
-import sys
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "drafts"), str(Path(__file__).resolve().parents[1])]
-from board import MAX_LEASE, MAX_LOSSES, STEAL_AGE, Board, Demand, Slave, depth  # noqa: E402
+from concurrent_swarm.master import MAX_LEASE, MAX_LOSSES, STEAL_AGE, Board, Demand, Slave, depth
 
 
 class Told:

@@ -12,13 +12,10 @@ import functools
 import heapq
 import os
 import random
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "drafts"), str(Path(__file__).resolve().parents[1])]
-from board import Board, Error, split  # noqa: E402
+from concurrent_swarm.components import Error
+from concurrent_swarm.master import Board, split
 
 SEED = int(os.environ.get("SEED", 0))
 SCHEDULES = int(os.environ.get("SCHEDULES", 10_000))

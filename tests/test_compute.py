@@ -9,11 +9,10 @@ import time
 from contextlib import contextmanager, suppress
 
 import pytest
-from concurrent_swarm import rpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from concurrent_swarm import components
+from concurrent_swarm import components, rpc
 
 SID = b"sessions"
 FAST = rpc.Timing(

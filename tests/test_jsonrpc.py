@@ -11,7 +11,7 @@ import time
 import pytest
 
 from concurrent_swarm import components
-
+from concurrent_swarm import rpc as jsonrpc
 
 GUEST, ADMIN = jsonrpc.HttpRequest(), jsonrpc.HttpRequest("admin", "10.0.0.1", {})
 HEAD = "Host: localhost\r\nContent-Type: application/json\r\n"

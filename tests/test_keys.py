@@ -5,9 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-from concurrent_swarm import rpc
 
-from concurrent_swarm import components
+from concurrent_swarm import components, rpc
 
 ADDRESSES = {"http": "127.0.0.1:8080", "tcp": "127.0.0.1:5555", "ipc": "/nowhere/socket"}
 

@@ -1,16 +1,12 @@
 """One suite for every scheduler: what a board must be able to rely on, whichever it is given."""
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from concurrent_swarm.master import Board
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "drafts"), str(Path(__file__).resolve().parents[1])]
-import schedulers  # noqa: E402
-from board import Board  # noqa: E402
-
-from concurrent_swarm import components  # noqa: E402
+from concurrent_swarm import components, tasks
 
 PLUGINS = Path(__file__).resolve().parents[1] / "samples" / "plugins"
 NAMES = ("GenericTaskScheduler", "ZMQTaskScheduler", "LeastTimeScheduler")
@@ -19,7 +15,6 @@ NAMES = ("GenericTaskScheduler", "ZMQTaskScheduler", "LeastTimeScheduler")
 @pytest.fixture(autouse=True, scope="module")
 def plugin():
     """The third scheduler, loaded as the plug-in that it is."""
-    sys.modules.setdefault("concurrent_swarm.tasks", schedulers)
     source = (PLUGINS / "least_time.py").read_text()
     exec(compile(source, "least_time.py", "exec"), {"__name__": "plugins.least_time"})
 
@@ -37,7 +32,7 @@ class Swarm:
             self.take(self.board.slave_joined(f"s{number}", {"cpus": count}, [], count, 0.0))
 
     def scheduler(self, name):
-        found = self.manager.find_component(schedulers.ITaskScheduler, name)
+        found = self.manager.find_component(tasks.ITaskScheduler, name)
         found.setup(SimpleNamespace(board=self.board))
         return found
 
@@ -180,7 +175,7 @@ def test_least_time_counts_seconds_where_push_counts_tasks():
 class Backwards(components.Component):
     """A strategy that prefers the slave with the last name."""
 
-    components.implements(schedulers.ITaskScheduleStrategy)
+    components.implements(tasks.ITaskScheduleStrategy)
 
     def setup(self, scheduler, master):
         assert master.board is not None and hasattr(scheduler, "place")

@@ -1,0 +1,5 @@
+"""Helps the helper."""
+
+
+def one():
+    return 1

@@ -1,0 +1,290 @@
+"""Real swarms for tests: processes and sockets as a user has them, each in a folder of its own.
+
+    def test_something(swarm):
+        here = swarm(slaves=2, workers=1)          # master and slaves, ready when the call returns
+        run = here.run_client("plain.py", "--app", "Many", "--set", "plain.count=7")
+        assert run.code == 0 and run.about["result"] == 7
+
+`swarm_of_module` is one swarm that the tests of a module share. However a test ends, every process that it started is
+gone afterwards, with all that those have started, and so are their folders: the fixtures assert it.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from concurrent_swarm import rpc
+
+CHECKOUT = Path(__file__).parent.parent
+APPS = Path(__file__).parent / "apps"
+SAMPLES = CHECKOUT / "samples"
+PATIENCE = 30.0  # seconds after which something that must happen counts as never
+
+
+def wait_until(condition, what, seconds=PATIENCE):
+    """Waits for a condition to be true and returns its value; fails with `what` after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)  # between two looks at the condition
+
+
+def text_of(path):
+    """A file's text, empty if it is not there (yet)."""
+    try:
+        return Path(path).read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def processes_of(folder):
+    """Processes that have this state folder in their environment: a node's, and whatever these forked."""
+    mark = f"CONCURRENT_SWARM_STATE={folder}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with suppress(OSError):
+                words = (entry / "environ").read_bytes().split(b"\0")
+                if mark in words and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                    found.append(int(entry.name))
+    return found
+
+
+def children_of(pid):
+    """The processes whose parent this is."""
+    with suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def descriptors_of(pid):
+    """What the open descriptors of a process point to, by number."""
+    folder = Path(f"/proc/{pid}/fd")
+    return {int(name): os.readlink(folder / name) for name in os.listdir(folder)}
+
+
+class Running:
+    """A process of ours: its exit code, what it wrote, and how to end it."""
+
+    def __init__(self, command, environ, output, pass_fds=()):
+        self.out_file, self.err_file = f"{output}.out", f"{output}.err"
+        with open(self.out_file, "wb") as out, open(self.err_file, "wb") as err:
+            self.process = subprocess.Popen(
+                command, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=pass_fds,
+                start_new_session=True, cwd=CHECKOUT,
+            )
+        self.pid = self.process.pid
+        self.parent = None  # our end of the line that a node follows
+
+    @property
+    def out(self):
+        """What it has written to stdout so far."""
+        return text_of(self.out_file)
+
+    @property
+    def err(self):
+        """What it has written to stderr so far."""
+        return text_of(self.err_file)
+
+    @property
+    def code(self):
+        """Its exit code; None while it runs."""
+        return self.process.poll()
+
+    @property
+    def about(self):
+        """The object that `--json` printed."""
+        assert self.out, f"no output; exit code {self.code}, stderr:\n{self.err}"
+        return json.loads(self.out.splitlines()[-1])
+
+    def wait(self, seconds=PATIENCE):
+        """Waits for its end and returns itself."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {seconds} s: {self.process.args}\n{self.out}\n{self.err}") from None
+        return self
+
+    def send(self, number):
+        """Sends a signal to this process alone."""
+        self.process.send_signal(number)
+
+    def ends(self, number=signal.SIGTERM, seconds=PATIENCE):
+        """Sends a signal, waits for the end, returns the exit code."""
+        self.send(number)
+        return self.wait(seconds).code
+
+    def close(self):
+        """Ends it in the gentlest way that works."""
+        if self.parent:
+            self.parent.close()
+        elif self.code is None:
+            self.send(signal.SIGTERM)
+        with suppress(AssertionError):
+            self.wait(15)
+        if self.code is None:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"{self.process.args} did not end by itself\n{self.err}")
+
+
+class Swarm:
+    """Nodes in a folder of their own. `master` and `slaves` are `Running`; `address` is where the master is."""
+
+    def __init__(self):
+        self.folder = tempfile.mkdtemp(prefix="cs", dir="/tmp")
+        self.temporary = os.path.join(self.folder, "t")
+        os.mkdir(self.temporary)
+        self.running = []
+        self.slaves = []
+        self.master = None
+        self.address = ""
+
+    # processes
+
+    def environ(self, **more):
+        """The environment of every process here."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("CONCURRENT_")}
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        return {**kept, "PYTHONPATH": path, "CONCURRENT_SWARM_STATE": self.folder, "TMPDIR": self.temporary, **more}
+
+    def start(self, role, *args, ready=True, name=None, **environ):
+        """Starts `role`.py; with `ready`, returns when it says that it is."""
+        name = name or f"{role}{len(self.running)}"
+        command = [sys.executable, str(CHECKOUT / f"{role}.py"), *map(str, args)]
+        output = os.path.join(self.folder, f"{len(self.running)}-{name}")
+        if role == "client":
+            process = Running(command, self.environ(**environ), output)
+            self.running.append(process)
+            return process
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command += ["--env", os.path.join(self.folder, name), "--parent", str(theirs.fileno())]
+            process = Running(command, self.environ(**environ), output, [theirs.fileno()])
+        process.parent, process.folder, process.started = ours, Path(self.folder, name), None
+        self.running.append(process)
+        return self.until_ready(process) if ready else process
+
+    def until_ready(self, process):
+        """Waits for a node's word that it is ready, and keeps what it told."""
+        process.parent.settimeout(PATIENCE)
+        with process.parent.makefile("rb") as line:
+            told = line.readline()
+        assert told, f"did not start: {process.process.args}\nexit code {process.wait().code}\n{process.err}"
+        process.started = json.loads(told)
+        return process
+
+    def start_master(self, *args, port=0, journal=False, **environ):
+        """Starts the master in the folder `m`; again there if one was there before."""
+        words = [] if journal else ["--no-journal"]
+        self.master = self.start("master", "--port", port, *words, *args, name="m", **environ)
+        self.address = self.master.started["address"]
+        return self.master
+
+    def start_slave(self, *args, workers=2, ready=True, **environ):
+        """Starts one more slave, in the folder `s1`, `s2`, …"""
+        name = f"s{len(self.slaves) + 1}"
+        words = ["--workers", workers, "--master", self.address]
+        slave = self.start("slave", *words, *args, name=name, ready=ready, **environ)
+        self.slaves.append(slave)
+        if ready:
+            wait_until(lambda: self.known_to_master(slave), f"slave {name} is known to the master")
+        return slave
+
+    def known_to_master(self, slave):
+        """True once the master lists the slave."""
+        name = rpc.Proxy(slave.started["address"]).status()["name"]
+        return name and any(row["name"] == name for row in self.proxy.slaves())
+
+    def start_client(self, app, *args, **environ):
+        """Starts a client with an app of tests/apps or samples, and does not wait for it."""
+        path = next((str(folder / app) for folder in (APPS, SAMPLES) if (folder / app).exists()), app)
+        return self.start("client", path, "--master", self.address, *args, **environ)
+
+    def run_client(self, app, *args, seconds=PATIENCE, **environ):
+        """Runs an app with `--json` to its end. `run.code`, `run.about`, `run.err`."""
+        return self.start_client(app, "--json", *args, **environ).wait(seconds)
+
+    # looking in
+
+    @property
+    def proxy(self):
+        """The master's control channel, as its administrator."""
+        token = json.loads((self.master.folder / "keys" / "token.json").read_text())
+        return rpc.Proxy(self.address, token["token"] if isinstance(token, dict) else token)
+
+    def name_of(self, slave):
+        """The name that the master gave to a slave."""
+        return rpc.Proxy(slave.started["address"]).status()["name"]
+
+    def workers_of(self, slave):
+        """The worker processes of a slave."""
+        return [pid for zygote in children_of(slave.pid) for pid in children_of(zygote)]
+
+    # the end
+
+    def close(self):
+        """Ends everything; asserts that no process and no temporary file is left."""
+        problems = []
+        for process in [*[p for p in self.running if p is not self.master][::-1], self.master]:
+            if process:
+                try:
+                    process.close()
+                except AssertionError as error:
+                    problems.append(str(error))
+        try:
+            wait_until(lambda: not processes_of(self.folder), "all processes are gone", 5)
+        except AssertionError:
+            left = processes_of(self.folder)
+            problems += [f"left: {pid} {text_of(f'/proc/{pid}/cmdline')}" for pid in left]
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        problems += [f"left: {path}" for path in Path(self.temporary).iterdir()]
+        problems += [f"{p.err_file}:\n{p.err}" for p in self.running if "Exception ignored" in p.err]
+        shutil.rmtree(self.folder, ignore_errors=True)
+        assert not problems, "\n".join(problems)
+
+
+@pytest.fixture
+def swarm():
+    """A function that starts a swarm: `swarm(slaves=1, workers=2, journal=False, master=(), slave=())`."""
+    made = []
+
+    def start(slaves=1, workers=2, journal=False, master=(), slave=()):
+        one = Swarm()
+        made.append(one)
+        one.start_master(*master, journal=journal)
+        for _ in range(slaves):
+            one.start_slave(*slave, workers=workers)
+        return one
+
+    yield start
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def swarm_of_module():
+    """A master and two slaves with one worker each, for tests that leave them as they were."""
+    one = Swarm()
+    try:
+        one.start_master()
+        one.start_slave(workers=1)
+        one.start_slave(workers=1)
+        yield one
+    finally:
+        one.close()

@@ -648,7 +648,7 @@ def _indent(text: str) -> str:
 class LocalSwarm:
     """A master and a slave on free loopback addresses, in a temporary folder, for as long as the `with` block."""
 
-    def __init__(self, workers: str | None, settings: list[str]):
+    def __init__(self, workers: str | None, settings: dict[str, list[str]]):
         self._workers = workers
         self._settings = settings
         self._children: list[tuple[subprocess.Popen, socket.socket]] = []
@@ -656,12 +656,11 @@ class LocalSwarm:
     def __enter__(self) -> "LocalSwarm":
         self.folder = tempfile.mkdtemp(prefix="concurrent-")
         try:
-            quiet = ["-q", *(word for setting in self._settings for word in ("--set", setting))]
-            self._start("master", "--port", "0", "--no-journal", *quiet)
+            self._start("master", "--port", "0", "--no-journal")
             self.access = os.path.join(self.folder, "master", "keys", "client.access")
             access = os.path.join(self.folder, "master", "keys", "slave.access")
             workers = ["--workers", self._workers] if self._workers else []
-            self._start("slave", "--access", access, *workers, *quiet)
+            self._start("slave", "--access", access, *workers)
         except BaseException:
             self.__exit__()
             raise
@@ -680,7 +679,8 @@ class LocalSwarm:
     def _start(self, role: str, *arguments: str) -> None:
         """Starts a node and waits until it says that it is ready. Raises Error if it ends instead."""
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", f"{__package__}.{role}", "--env", os.path.join(self.folder, role)]
+        command = [sys.executable, "-m", f"{__package__}.{role}", "--env", os.path.join(self.folder, role), "-q"]
+        command += [word for setting in self._settings[role] for word in ("--set", setting)]
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         environ["CONCURRENT_SWARM_STATE"] = self.folder
         with theirs:
@@ -703,14 +703,14 @@ EXAMPLES = """examples:
   client.py samples/md5.py --master node01 --access client.access
   client.py samples/md5.py --workers 0 --pdb    run every task in this process
 
-exit: 0 ok, 1 failed, 2 usage, 3 no connection, 4 gave up waiting, 130 Ctrl-C, 143 SIGTERM
+exit: 0 ok, 1 failed, 2 usage, 3 no connection, 4 gave up, 130 Ctrl-C, 143 TERM
 """
 
 
 def parser() -> components.ArgumentParser:
     """The options of `client.py`."""
     made = components.ArgumentParser(
-        prog="client.py", usage="client.py APP [options]    run an application on a swarm",
+        prog="client.py", usage="client.py APP [options]   run an application on a swarm",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("app", nargs="?", metavar="APP", help="a .py file or a package folder")
@@ -749,23 +749,28 @@ def _main(argv: list[str]) -> int:
         raise components.UsageError("--pdb needs --workers 0", "only then do tasks run here", "add --workers 0")
     bundle = rpc.make_bundle(options.app, options.module)
     rpc.answer_framework([rpc.FRAMEWORK, rpc.PUBLIC_NAME])
+    module = rpc.load_app(bundle.root, bundle.manifest)
+    cls = rpc.find_application(module, ApplicationNode, options.chosen)
     with contextlib.ExitStack() as stack:
         if options.local and options.workers != "0":
-            settings = [setting for setting in options.set if setting.startswith("master.")]
-            swarm = stack.enter_context(LocalSwarm(options.workers, settings))
+            swarm = stack.enter_context(LocalSwarm(options.workers, _settings_of_nodes(options)))
             options.access, options.env = swarm.access, os.path.join(swarm.folder, "client")
-        return _run(options, bundle, stack)
+        return _run(options, bundle, cls, stack)
 
 
-def _run(options: argparse.Namespace, bundle: rpc.Bundle, stack: contextlib.ExitStack) -> int:
+def _settings_of_nodes(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Takes the settings of the local master and slave out of the client's, and checks the others."""
+    nodes = {role: [one for one in options.set if one.lower().startswith(f"{role}.")] for role in ("master", "slave")}
+    options.set = [one for one in options.set if one not in nodes["master"] + nodes["slave"]]
+    components.Config(arguments=options.set).check_unknown()
+    return nodes
+
+
+def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: contextlib.ExitStack) -> int:
     settings = [f"client.master={options.master}"] if options.master else []
-    if not options.log_format and not options.quiet:
-        settings.append("node.log_level=info")
     environment, config = rpc.open_environment("client", options, settings)
     stack.enter_context(environment)
     terminal = components.Terminal(color=options.color)
-    module = rpc.load_app(bundle.root, bundle.manifest)
-    cls = rpc.find_application(module, ApplicationNode, options.chosen)
     if options.workers == "0":
         swarm = Inline(config, _debugger if options.pdb else None)
     else:

@@ -11,7 +11,8 @@
 commits. User code runs in hosts, one process per task system, and never here: payloads pass through unopened.
 
 The Board holds ranges. A *batch* is (owner, number, count), numbers count up from 0, its tasks are 0..count-1; a
-*lease* is a part lo..hi of a batch in the hands of one slave; nothing on the healthy path costs per task. `now` (seconds, monotonic) is an argument of every event, and `check()` states what always holds.
+*lease* is a part lo..hi of a batch in the hands of one slave; nothing on the healthy path costs per task. `now`
+(seconds, monotonic) is an argument of every event, and `check()` states what always holds.
 
     owner --submit--> batch ----> queue --assign--> lease --result--> outcome --settled--> forgotten
                                     ^                 |
@@ -1817,24 +1818,24 @@ class MasterNode(rpc.BaseNode):
 # -- command line --------------------------------------------------------------------------------------------------
 
 EXAMPLES = """examples:
-  master.py                           slaves and clients of this machine and user
-  master.py --host 0.0.0.0            also others, with the access files in its environment's keys folder
-  master.py config show --origin      every configuration item and where its value comes from
+  master.py                        for slaves and clients of this machine and user
+  master.py --host 0.0.0.0         also others, with the files in its keys folder
+  master.py config show --origin   what is configured, and where that comes from
 
-exit: 0 stopped, 1 internal error, 2 wrong use or port taken, 130 second Ctrl-C, 143 SIGTERM
+exit: 0 stopped, 1 internal error, 2 usage or port taken, 130/143 signals
 """
 
 
 def parser() -> components.ArgumentParser:
     """The options of `master.py`."""
     made = components.ArgumentParser(
-        prog="master.py", usage="master.py [options]    coordinate slaves and run applications",
+        prog="master.py", usage="master.py [options]   coordinate slaves and run applications",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--host", metavar="ADDR", help="address to listen on (127.0.0.1)")
     made.add_argument("--port", metavar="N", help="port of the control channel (8080)")
     made.add_argument("--scheduler", metavar="NAME", help="push, pull, or the name of a component")
-    made.add_argument("--no-journal", action="store_true", help="forget accepted work when the master ends")
+    made.add_argument("--no-journal", action="store_true", help="forget what was accepted when it ends")
     rpc.common_options(made)
     return made
 

@@ -1920,9 +1920,9 @@ class Link(Endpoint):
             if old in poller:
                 poller.unregister(old)
         self._retired.clear()
-        for socket in (self.socket, self.monitor):
-            if socket is not None and socket not in poller:
-                poller.register(socket, self._zmq.POLLIN)
+        for current in (self.socket, self.monitor):
+            if current is not None and current not in poller:
+                poller.register(current, self._zmq.POLLIN)
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
         """Call a method of the master without waiting. Before the welcome it waits its turn. Raises as

@@ -340,7 +340,7 @@ class SlaveNode(rpc.Node):
                 found[name.strip()] = float(amount) if "." in amount else int(amount)
             except ValueError:
                 raise components.UsageError(
-                    f"[slave] resources: {text!r} is no amount", "the form is name=number", "for example gpu=2,memory=16"
+                    f"[slave] resources: {text!r} is no amount", "the form is name=number", "such as gpu=2,memory=16"
                 ) from None
         return found
 
@@ -465,18 +465,18 @@ class SlaveNode(rpc.Node):
 # -- command line --------------------------------------------------------------------------------------------------
 
 EXAMPLES = """examples:
-  slave.py                               join the master of this machine and user
+  slave.py                      join the master of this machine and user
   slave.py --master node01 --access slave.access
   slave.py --workers 4 --resources gpu=1 --tags ssd,fast
 
-exit: 0 stopped, 1 internal error, 2 wrong use, 3 no master or not admitted, 143 SIGTERM
+exit: 0 stopped, 1 internal error, 2 usage, 3 not admitted, 143 TERM
 """
 
 
 def parser() -> components.ArgumentParser:
     """The options of `slave.py`."""
     made = components.ArgumentParser(
-        prog="slave.py", usage="slave.py [--master HOST[:PORT]] [options]    offer this machine's processors",
+        prog="slave.py", usage="slave.py [options]   offer this machine's processors",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--master", metavar="HOST[:PORT]", help="where the master is (127.0.0.1:8080)")

@@ -7,9 +7,10 @@
        |  Owner: keeps each task until its outcome,                  clean_up, pack results and failures
        +-- finished, task_finished <-- results, failures  <......
 
-A *batch* is what an owner submits in one message: a table of classes, one byte per task that names its class (none if
-there is only one class) and *groups*, each the pickle of up to 64 task states. Nobody between the owner and the worker
-opens a group. A *lease* is a range of a batch; the worker opens the groups that the range touches and runs its part.
+A *batch* is what an owner submits in one message: a table of classes, an index that names the class of each task
+(empty if there is only one class) and *groups*, each the pickle of up to 64 task states. Nobody between the owner
+and the worker opens a group. A *lease* is a range of a batch; the worker opens the groups that the range touches and
+runs its part.
 
 A *task system* is an owner that lives on the master: its host process is forked like a worker, holds an `Owner` and
 drives `ITaskSystem`. User code runs in workers, hosts and clients; never in a master or a slave.
@@ -22,12 +23,14 @@ from __future__ import annotations
 
 import base64
 import collections
+import contextlib
 import copyreg
 import gc
 import itertools
 import json
 import logging
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import pickle
 import select
@@ -38,6 +41,7 @@ import threading
 import time
 import traceback
 import uuid
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import md5
 from typing import Any, NamedTuple
@@ -256,7 +260,7 @@ class Envelope(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Packed tasks: `parts` are the class table (JSON), the class of each task (bytes) and the groups (pickles)."""
+    """Packed tasks: `parts` are the class table (JSON), the class of each task (u16 each) and the groups (pickles)."""
 
     count: int
     group: int
@@ -298,7 +302,7 @@ def pack_tasks(tasks: list[Task], forms: dict[type, list]) -> Batch:
         if cls not in forms:
             forms[cls] = class_form(cls)
     table = [forms[cls] for cls in kinds]
-    index = b"" if len(kinds) == 1 else bytes(map(kinds.index, map(type, tasks)))
+    index = b"" if len(kinds) == 1 else array("H", map(kinds.index, map(type, tasks))).tobytes()
     plain = not any(whole for _, _, whole in table)
     states = [task.__dict__ if plain or not forms[type(task)][2] else task for task in tasks]
     group, groups = _pack_states(states, plain)
@@ -345,7 +349,7 @@ class Records:
 
     def __init__(self, envelope: Envelope):
         self._classes = [(find_class(m, q), whole) for m, q, whole in json.loads(bytes(envelope.parts[0]))]
-        self._index = envelope.parts[1]
+        self._index = array("H", bytes(envelope.parts[1]))
         self._groups = envelope.parts[2:]
         self._first = envelope.lo // envelope.group  # the groups of a lease begin here
         self._group = envelope.group
@@ -1012,7 +1016,8 @@ def _turn(slave):
 
 # Variables that reach workers and hosts; everything else in a node's environment stays with the node.
 KEPT_VARIABLES = frozenset(
-    ("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "USER", "LOGNAME", "SYSTEMROOT", "LD_LIBRARY_PATH")
+    ("PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "USER", "LOGNAME", "SYSTEMROOT",
+     "LD_LIBRARY_PATH")
 )
 KEPT_PREFIXES = ("LC_", "PYTHON", "OMP_", "OPENBLAS_", "MKL_")
 PR_SET_PDEATHSIG = 1
@@ -1029,7 +1034,8 @@ class Zygote:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         context = multiprocessing.get_context("spawn")
         self._process = context.Process(target=zygote_main, args=(theirs,), name="zygote", daemon=True)
-        self._process.start()
+        with _deaf_to_interrupts():
+            self._process.start()
         theirs.close()
         self._tokens = itertools.count(1)
 
@@ -1068,6 +1074,17 @@ class Zygote:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """A child started meanwhile hears no Ctrl-C until it has decided what that means to it."""
+    multiprocessing.resource_tracker.ensure_running()  # it would unblock what we block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Spawner:
@@ -1145,6 +1162,7 @@ def zygote_main(sock: socket.socket) -> None:
     _scrub_environment()
     _quiet_stdio()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     woken, wake = socket.socketpair()
     for end in (woken, wake):

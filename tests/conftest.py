@@ -70,6 +70,11 @@ def children_of(pid):
     return []
 
 
+def zygote_of(pid):
+    """The zygote of a node, or None; its other child is Python's resource tracker."""
+    return next((child for child in children_of(pid) if "spawn_main" in text_of(f"/proc/{child}/cmdline")), None)
+
+
 def descriptors_of(pid):
     """What the open descriptors of a process point to, by number."""
     folder = Path(f"/proc/{pid}/fd")
@@ -232,7 +237,7 @@ class Swarm:
 
     def workers_of(self, slave):
         """The worker processes of a slave."""
-        return [pid for zygote in children_of(slave.pid) for pid in children_of(zygote)]
+        return children_of(zygote_of(slave.pid))
 
     # the end
 

@@ -17,6 +17,7 @@ from conftest import (
     descriptors_of,
     text_of,
     wait_until,
+    zygote_of,
 )
 
 from concurrent_swarm import rpc
@@ -113,7 +114,7 @@ def test_two_versions_of_a_file_run_side_by_side(swarm, tmp_path):
     app, source = tmp_path / "app.py", (APPS / PLAIN).read_text()
     clients = []
     for version in ("one", "two"):
-        app.write_text(source.replace('"one"', f'"{version}"', 1) if version != "one" else source)
+        app.write_text(source.replace('VERSION = "one"', f'VERSION = "{version}"'))
         words = ["--json", "--app", "Versions", "--set", f"plain.folder={tmp_path}"]
         clients.append(here.start_client(str(app), *words))
         wait_until(lambda v=version: (tmp_path / f"started-{v}").exists(), f"version {version} has started")
@@ -264,7 +265,7 @@ def test_tasks_run_where_their_resources_are(swarm):
     here = swarm(slaves=0)
     here.start_slave(workers=1)
     special = here.start_slave("--resources", "gpu=1", "--tags", "fast,ssd", workers=2)
-    (zygote,) = [pid for pid in children_of(special.pid) if pid]
+    zygote = zygote_of(special.pid)
     for kind in ("gpu", "tag", "two"):
         rows = result_of(plain(here, "Resources", f"how={kind}", "count=20"))
         assert {row["parent"] for row in rows} == {zygote}, kind
@@ -367,9 +368,9 @@ def test_a_stopping_master_lets_what_runs_end(swarm, tmp_path):
 def test_a_node_whose_zygote_is_killed_starts_another(swarm, tmp_path, node):
     here = swarm(slaves=1, workers=1)
     victim = here.master if node == "master" else here.slaves[0]
-    (zygote,) = children_of(victim.pid)
+    zygote = zygote_of(victim.pid)
     os.kill(zygote, signal.SIGKILL)
-    wait_until(lambda: children_of(victim.pid) not in ([], [zygote]) or victim.code is not None, "another zygote")
+    wait_until(lambda: zygote_of(victim.pid) not in (None, zygote) or victim.code is not None, "another zygote")
     assert victim.code is None, victim.err
     assert result_of(here.run_client("md5.py", "--set", "md5.stop=2000", "--set", "md5.number=77")) == 77
 

@@ -234,6 +234,32 @@ def test_an_application_may_import_the_framework_by_every_name(places, way):
     """)
 
 
+# -- a whole application -------------------------------------------------------------------------------------
+
+
+def run_sample(start, way, sample):
+    """Run a sample with a swarm of its own; returns the last line of stdout."""
+    process = start(way, "client", str(CHECKOUT / "samples" / f"{sample}.py"), "--local")
+    try:
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    return output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("way", ALL_WAYS)
+def test_hello_runs_on_a_local_swarm_by_every_way_of_starting(start, way):
+    assert run_sample(start, way, "hello") == "result   Hello World"
+
+
+@pytest.mark.parametrize("way", ["path", "vendored", "zipped", *(pytest.param(way, marks=pytest.mark.slow)
+                                                                  for way in ("wheel", "no compiler"))])
+def test_md5_finds_its_number_on_a_local_swarm(start, way):
+    assert run_sample(start, way, "md5") == "result   1763965"
+
+
 # -- importing the client ------------------------------------------------------------------------------------
 
 

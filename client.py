@@ -189,6 +189,7 @@ class ApplicationNode(components.Component):
         self.names: dict[int, str] = {}  # number of a system -> its name at the master
         self.ended: dict[int, dict] = {}  # number of a system -> its stats
         self._sealed: dict[int, tuple] = {}
+        self._listens = type(self).task_finished is not ApplicationNode.task_finished
         self.owner = tasks.Owner(self.call, self._plain_finished, {"bundle": self.bundle.digest})
         self.started = time.monotonic()
         self.swarm.join(self)
@@ -225,10 +226,10 @@ class ApplicationNode(components.Component):
 
     def tally(self) -> tuple[int, int, int, int]:
         """Step, tasks with an outcome, all tasks known, failed ones; of plain tasks and running systems together."""
-        plain = self.owner.counts["done"] + self.owner.counts["failed"]
+        plain = self.owner.done + self.owner.failed
         rows = list(self.progress.values())
         done, known = plain + sum(row[1] for row in rows), plain + self.owner.outstanding + sum(row[2] for row in rows)
-        return max([row[0] for row in rows], default=0), done, known, self.owner.counts["failed"]
+        return max([row[0] for row in rows], default=0), done, known, self.owner.failed
 
     def shown(self, text: str) -> str:
         """Text in which the application's files have the names by which the user knows them."""
@@ -258,9 +259,9 @@ class ApplicationNode(components.Component):
         return next(number for number, known in self.systems.items() if known is system)
 
     def _plain_finished(self, task: tasks.Task, result: Any, error: BaseException | None) -> None:
-        if type(self).task_finished is not ApplicationNode.task_finished:
+        if self._listens:
             handle = tasks.Handle(task.task_id or "")
-            handle.name, handle.task = task.name, task
+            handle.task = task
             self.task_finished(handle, result, error)
         elif self.owner.idle:
             self.result = self.result if self.result is not None else result
@@ -308,7 +309,7 @@ class ApplicationNode(components.Component):
         self._sealed.pop(number, None)
         self.call("work_settled", number)
         handle = tasks.Handle(system.system_id)
-        handle.name, handle.stats = type(system).__name__, stats
+        handle.title, handle.stats = type(system).__name__, stats
         self._system_handle = handle
         result, error = None, tasks.open_failure(failure) if failure else None
         if not failure:
@@ -561,7 +562,8 @@ class Watch:
 def summary(app: ApplicationNode, code: int) -> dict:
     """How a run ended, as the object that `--json` prints."""
     elapsed = time.monotonic() - app.started if app.started else 0.0
-    counts, failures, seconds = Counter(app.owner.counts), list(app.owner.failures), app.owner.seconds
+    counts = Counter(done=app.owner.done, failed=app.owner.failed)
+    failures, seconds = list(app.owner.failures), app.owner.seconds
     steps = 0
     for stats in app.ended.values():
         counts += Counter(done=stats.get("done", 0), failed=stats.get("failed", 0))

@@ -1818,9 +1818,9 @@ class MasterNode(rpc.BaseNode):
 # -- command line --------------------------------------------------------------------------------------------------
 
 EXAMPLES = """examples:
-  master.py                        for slaves and clients of this machine and user
-  master.py --host 0.0.0.0         also others, with the files in its keys folder
-  master.py config show --origin   what is configured, and where that comes from
+  master.py                        for slaves and clients of this user
+  master.py --host 0.0.0.0         also others, with a file of its keys
+  master.py config show --origin   what is configured, and where
 
 exit: 0 stopped, 1 internal error, 2 usage or port taken, 130/143 signals
 """

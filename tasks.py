@@ -55,7 +55,7 @@ GROUP = 64  # tasks in one pickle, at most
 GROUP_BYTES = 16 * 1024  # a group of larger tasks holds fewer: a lease of one task opens a whole group
 CHUNK = 1024  # tasks in one batch, at most
 CHUNK_BYTES = 1024 * 1024  # a batch is closed once its records weigh this much
-WINDOW = 16 * 1024  # tasks an owner has out without an outcome; more are drawn as these end
+WINDOW = 64 * 1024  # tasks an owner has out without an outcome; more are drawn as these end
 WINDOW_BYTES = 64 * 1024 * 1024
 SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the master hears that they may be forgotten
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
@@ -113,9 +113,13 @@ class Task:
 class Handle(str):
     """A name that carries what it names: equal to the plain text of the id, with further attributes."""
 
-    name: str = ""
     task: Task | None = None
     stats: dict = {}
+
+    @property
+    def name(self) -> str:
+        """What it is called by the one who made it."""
+        return self.task.name if self.task else self.__dict__.get("title", "")
 
     @property
     def task_id(self) -> str:
@@ -518,7 +522,7 @@ class Owner:
         self.flights: dict[int, Flight] = {}
         self.outstanding = 0  # tasks pushed or drawn without an outcome
         self.weight = 0  # bytes of the records that are out
-        self.counts = collections.Counter(done=0, failed=0)
+        self.done = self.failed = 0  # tasks
         self.failures: list[tuple[str, dict]] = []  # the first thousand, for the report
         self.seconds = 0.0
         self.slaves: set[str] = set()
@@ -530,7 +534,7 @@ class Owner:
         self._batches = 0  # number of the next batch
         self._settled: list[int] = []  # batches whose callbacks ran, not yet told
         self._settle_at = 0.0
-        self._ready: collections.deque[tuple] = collections.deque()  # outcomes that were made here
+        self._unsendable: collections.deque[tuple] = collections.deque()  # tasks and why
         self._chunk = 16
         self.closed = False
 
@@ -564,8 +568,9 @@ class Owner:
             if source.drawn:
                 self._sources.popleft()
                 source.settle()
-        while self._ready:
-            self._outcome(*self._ready.popleft())
+        while self._unsendable:
+            self.outstanding -= 1
+            self._failed(*self._unsendable.popleft())
         if self._settled and (len(self._settled) >= SETTLE_MANY or time.monotonic() >= self._settle_at):
             settled, self._settled = self._settled, []
             self.call("settled", settled)
@@ -620,16 +625,24 @@ class Owner:
         flight = self.flights.get(number)
         if flight is None:
             return
-        results = itertools.chain.from_iterable(map(self._open, parts)) if parts else itertools.repeat(None)
+        results = itertools.chain.from_iterable(map(pickle.loads, parts)) if parts else itertools.repeat(None)
         self.seconds += seconds
         self.slaves.add(slave)
+        tasks, callback = flight.tasks, self.callback
         for i, result in zip(range(lo, hi), results, strict=False):
-            task = flight.tasks[i]
-            if task is not None and not self.closed:
-                flight.tasks[i] = None
-                flight.open -= 1
-                failure = (failures.get(str(i)) or failures.get("*")) if failures else None
-                self._outcome(task, result, failure)
+            task = tasks[i]
+            if task is None or self.closed:
+                continue
+            tasks[i] = None
+            flight.open -= 1
+            self.outstanding -= 1
+            if failures and (failure := failures.get(str(i)) or failures.get("*")):
+                self._failed(task, failure)
+                continue
+            self.done += 1
+            if type(task).finished is not Task.finished:
+                task.finished(result, None)
+            callback(task, result, None)
         self._forget_if_done(flight)
 
     @property
@@ -687,27 +700,19 @@ class Owner:
         failure = describe_failure(error, kind="unsendable")
         doomed = range(len(tasks)) if index is None else [index]
         for i in doomed:
-            self._ready.append((tasks[i], None, failure))
+            self._unsendable.append((tasks[i], failure))
         rest = [] if index is None else tasks[:index] + tasks[index + 1 :]
         if rest:
             self._submit(rest, source)
 
-    def _open(self, part: Any) -> list:
-        return pickle.loads(part)
-
-    def _outcome(self, task: Task, result: Any, failure: dict | None) -> None:
-        self.outstanding -= 1
-        error = None
-        if failure:
-            self.counts["failed"] += 1
-            error = open_failure(failure)
-            if len(self.failures) < 1000:
-                self.failures.append((task.task_id or task.name, failure))
-        else:
-            self.counts["done"] += 1
+    def _failed(self, task: Task, failure: dict) -> None:
+        self.failed += 1
+        if len(self.failures) < 1000:
+            self.failures.append((task.task_id or task.name, failure))
+        error = open_failure(failure)
         if type(task).finished is not Task.finished:
-            task.finished(result, error)
-        self.callback(task, result, error)
+            task.finished(None, error)
+        self.callback(task, None, error)
 
     def _forget_if_done(self, flight: Flight) -> None:
         if not flight.open and flight.accepted and self.flights.pop(flight.number, None):
@@ -836,8 +841,15 @@ class SystemRun:
     def _task_finished(self, task: Task, result: Any, error: BaseException | None) -> None:
         if self.done:
             return
-        self._guarded("task_finished", self.system.task_finished, self.master, task, result, error)
-        if not self.done and self._guarded("is_complete", self.system.is_complete, self.master):
+        hook = "task_finished"
+        try:
+            self.system.task_finished(self.master, task, result, error)
+            hook = "is_complete"
+            complete = self.system.is_complete(self.master)
+        except BaseException as problem:  # user code may raise SystemExit or worse
+            self.fail(problem, hook)
+            return
+        if complete:
             self.complete()
 
     def complete(self) -> None:
@@ -864,7 +876,7 @@ class SystemRun:
 
     def _report(self, failure: dict | None, parts: list) -> None:
         owner = self.owner
-        stats = {"tasks": owner.drawn, "done": owner.counts["done"], "failed": owner.counts["failed"],
+        stats = {"tasks": owner.drawn, "done": owner.done, "failed": owner.failed,
                  "steps": self.step, "seconds": owner.seconds, "slaves": sorted(owner.slaves - {""}),
                  "failures": owner.failures[:200]}
         owner.close()

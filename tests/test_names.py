@@ -145,6 +145,37 @@ TRAVELLERS = """
             self.push_task(Echo("last", parent=task_system))
 """
 
+# An application that refers to the framework itself, both ways; each pair is what arrives and what was meant.
+REFERRERS = """
+    from concurrent_swarm import components, tasks
+    from concurrent_swarm.client import ApplicationNode
+
+    THINGS = {"class": tasks.Task, "function": tasks.md5_search, "error": components.Error("what", "why", "fix")}
+
+    def same(thing, name):
+        return thing is THINGS[name] or type(thing) is components.Error and thing.fix == "fix"
+
+    class Refer(tasks.Task):
+        def __call__(self):
+            if not same(self.thing, self.name):
+                raise TypeError(f"{self.thing!r} arrived as {self.name}")
+            if self.fail:
+                raise ValueError(THINGS[self.name])
+            return THINGS[self.name]
+
+    class Referrers(ApplicationNode):
+        def start_processing(self):
+            self.heard = []
+            self.push_tasks(Refer(name, thing=thing, fail=fail) for name, thing in THINGS.items() for fail in (0, 1))
+
+        def task_finished(self, task, result, error):
+            thing = error.args[0] if error else result
+            self.heard.append(f"{type(error).__name__} {task.name} {same(thing, task.name)}")
+            if len(self.heard) == 2 * len(THINGS):
+                self.result = sorted(set(self.heard))
+                self.shutdown_main_loop()
+"""
+
 
 # -- processes -----------------------------------------------------------------------------------------------------
 
@@ -212,24 +243,7 @@ def swarm(request, tmp_path_factory):
         yield Swarm(folder, client)
 
 
-# -- running -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("app, result", [("hello", "Hello World"), ("md5", "1763965")])
-def test_a_sample_runs_where_client_and_nodes_know_us_by_other_names(swarm, app, result):
-    done = swarm.run(CHECKOUT / "samples" / f"{app}.py")
-    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, [f"result   {result}"]), done.stderr
-
-
-def test_an_application_may_import_us_by_the_name_that_its_client_has(swarm):
-    source = (CHECKOUT / "samples" / "hello.py").read_text()
-    app = swarm.folder / "named.py"
-    app.write_text(source.replace("from concurrent_swarm.", f"from {swarm.client}."))
-    done = swarm.run(app)
-    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["result   Hello World"]), done.stderr
-
-
-# -- what travels --------------------------------------------------------------------------------------------------
+# -- reading what travels ------------------------------------------------------------------------------------------
 
 
 def names_in(data):
@@ -262,27 +276,57 @@ def sorted_out(messages):
     return pickles, tables
 
 
+class Runs(NamedTuple):
+    """What came of a few applications, and what travelled for it."""
+
+    done: dict
+    pickles: dict
+    tables: list
+
+
 @pytest.fixture(scope="module")
-def travelled(swarm):
-    """The payload pickles and class tables of a run of TRAVELLERS."""
-    app = swarm.folder / "travellers.py"
-    app.write_text(textwrap.dedent(TRAVELLERS))
-    done = swarm.run(app)
+def runs(swarm):
+    """Runs hello, md5, hello with the client's own name in its imports, and TRAVELLERS."""
+    apps = {name: CHECKOUT / "samples" / f"{name}.py" for name in ("hello", "md5")}
+    named = apps["hello"].read_text().replace("from concurrent_swarm.", f"from {swarm.client}.")
+    apps["named"] = write(swarm, "named", named)
+    apps["travellers"] = write(swarm, "travellers", TRAVELLERS)
+    done = {name: swarm.run(app) for name, app in apps.items()}
+    return Runs(done, *sorted_out(swarm.messages()))
+
+
+def write(swarm, name, source):
+    path = swarm.folder / f"{name}.py"
+    path.write_text(textwrap.dedent(source))
+    return path
+
+
+# -- claims --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("app, result", [("hello", "Hello World"), ("md5", "1763965"), ("named", "Hello World")])
+def test_a_sample_runs_where_client_and_nodes_know_us_by_other_names(runs, app, result):
+    done = runs.done[app]
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, [f"result   {result}"]), done.stderr
+
+
+def test_handles_errors_and_systems_arrive_where_names_differ(runs):
+    done = runs.done["travellers"]
     assert done.returncode == 1, done.stderr  # some of its tasks are meant to fail
     heard = json.loads(done.stdout.partition("result   ")[2])
     assert heard["echo"] == heard["whole"] == ["str", heard["echo"][1]]
     assert (heard["mine"][0], heard["ours"]) == ("Trouble", ["TaskError", "Error: ours: why (fix)"])
-    return sorted_out(swarm.messages())
+    assert heard["last"][0] == "str"
 
 
-def test_no_payload_pickle_names_the_framework(travelled):
-    for method, pickles in travelled[0].items():
+def test_no_payload_pickle_names_the_framework(runs):
+    for method, pickles in runs.pickles.items():
         for data in pickles:
             assert not [text for text in names_in(data) if PLAIN in text], f"{method} carries our name"
 
 
-def test_every_kind_of_payload_was_read(travelled):
-    pickles, _ = travelled
+def test_every_kind_of_payload_was_read(runs):
+    pickles = runs.pickles
     for method in ("submit", "lease", "result", "outcome", "push_tasksystem", "system", "system_done", "work_finished"):
         assert pickles[method], f"no payload of {method} was recorded"
     found = {text for texts in pickles.values() for data in texts for text in names_in(data)}
@@ -290,9 +334,15 @@ def test_every_kind_of_payload_was_read(travelled):
     assert {"Trouble", "Point"} <= {text for data in pickles["failure"] for text in names_in(data)}
 
 
-def test_class_tables_name_classes_of_the_application_alone(travelled):
-    modules = {module for table in travelled[1] for module, _, _ in table}
+def test_class_tables_name_classes_of_the_application_alone(runs):
+    modules = {module for table in runs.tables for module, _, _ in table}
     assert modules and not [module for module in modules if PLAIN in module]
+
+
+def test_what_an_application_refers_to_of_ours_is_the_receiver_s_own(swarm, runs):
+    done = swarm.run(write(swarm, "referrers", REFERRERS))
+    answers = [f"{kind} {name} True" for kind in ("NoneType", "ValueError") for name in ("class", "error", "function")]
+    assert done.stdout.splitlines()[-1:] == [f"result   {answers}"], done.stderr
 
 
 @pytest.mark.parametrize("of_ours", [components.Error("x"), tasks.Task("x"), tasks.md5_search, tasks.Handle])

@@ -46,6 +46,7 @@ from . import components, rpc, tasks
 
 log = logging.getLogger(__spec__.name)
 
+WELCOME_WITHIN = 15.0  # seconds until the compute channel must have answered
 PROGRESS_EVERY = 0.2  # seconds between two drawings of the progress line
 GIVE_UP_CANCELLING = 5.0  # seconds that a first Ctrl-C waits for what runs
 
@@ -362,8 +363,11 @@ class ClientNode(rpc.Node):
         self.enrol()
         self.serve()
         self.open_link(self.expose)
+        limit = time.monotonic() + WELCOME_WITHIN
         while not app.welcomed and not self.loop.stopped:
             self.loop.step(1.0)
+            if time.monotonic() > limit:
+                raise self.no_compute_channel(WELCOME_WITHIN)
         if self.refusal:
             raise self.refusal
 
@@ -658,11 +662,11 @@ class LocalSwarm:
     def __enter__(self) -> "LocalSwarm":
         self.folder = tempfile.mkdtemp(prefix="concurrent-")
         try:
-            self._start("master", "--port", "0", "--no-journal")
+            self.address = self._start("master", "--port", "0", "--no-journal")["address"]
             self.access = os.path.join(self.folder, "master", "keys", "client.access")
             access = os.path.join(self.folder, "master", "keys", "slave.access")
             workers = ["--workers", self._workers] if self._workers else []
-            self._start("slave", "--access", access, *workers)
+            self._start("slave", "--master", self.address, "--access", access, *workers)
         except BaseException:
             self.__exit__()
             raise
@@ -678,8 +682,8 @@ class LocalSwarm:
                 process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _start(self, role: str, *arguments: str) -> None:
-        """Starts a node and waits until it says that it is ready. Raises Error if it ends instead."""
+    def _start(self, role: str, *arguments: str) -> dict:
+        """Starts a node and waits for what it says when it is ready. Raises Error if it ends instead."""
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", f"{__package__}.{role}", "--env", os.path.join(self.folder, role), "-q"]
         command += [word for setting in self._settings[role] for word in ("--set", setting)]
@@ -692,10 +696,12 @@ class LocalSwarm:
             )
         self._children.append((process, ours))
         ours.settimeout(30)
-        with ours.makefile("rb") as line:
-            if not line.readline():
+        with ours.makefile("rb") as lines:
+            line = lines.readline()
+            if not line:
                 raise components.Error(f"the local {role} did not start", f"it ended with exit code {process.wait(5)}",
-                                       f"its reason stands above; try python {role}.py --env {self.folder}/{role}")
+                                       f"its reason stands above; try it alone: python {role}.py")
+        return json.loads(line)
 
 
 # -- command line --------------------------------------------------------------------------------------------------
@@ -757,6 +763,7 @@ def _main(argv: list[str]) -> int:
         if options.local and options.workers != "0":
             swarm = stack.enter_context(LocalSwarm(options.workers, _settings_of_nodes(options)))
             options.access, options.env = swarm.access, os.path.join(swarm.folder, "client")
+            options.master = swarm.address
         return _run(options, bundle, cls, stack)
 
 

@@ -1214,6 +1214,19 @@ GRACE = 10.0  # seconds that a stopping master lets tasks run on
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
 
 
+def check_version(role: str, info: dict) -> None:
+    """Raises Error for a node of another version, and logs one that runs another Python."""
+    theirs, ours = str(info.get("version")), components.__version__
+    if theirs.split(".")[:2] != ours.split(".")[:2]:
+        raise components.Error(
+            f"this {role} has concurrent_swarm {theirs}; the master has {ours}",
+            "nodes of a swarm need the same version", f"python -m pip install concurrent-swarm=={ours}",
+        )
+    python, here = str(info.get("python")), ".".join(map(str, sys.version_info[:2]))
+    if not python.startswith(f"{here}."):
+        log.warning("a %s runs Python %s, the master %s: tasks must suit both", role, python, here)
+
+
 class Names:
     """Short names for people: c1, s1, 1; the same again for the same identity."""
 
@@ -1464,6 +1477,8 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=slaves)
         def result(handler, request, lease, lo, hi, seconds, failures):
             name, parts = request.peer.label, request.parts
+            self.stats.add_avg("seconds per task", seconds / max(1, hi - lo))
+            self.stats.add_avg("tasks per result", hi - lo)
             self.apply(self.board.result(name, lease, lo, hi, seconds, parts, failures, time.monotonic()))
 
         @rpc.tcpremote(channel, roles=slaves)
@@ -1490,6 +1505,7 @@ class MasterNode(rpc.BaseNode):
     def _hello(self, peer: rpc.Peer, info: dict) -> dict:
         """Admits a node: gives it a name, and tells it what it needs to know."""
         now = time.monotonic()
+        check_version(peer.role, info)
         if peer.role == "slave":
             return self._admit_slave(peer, info, now)
         return self._admit_client(peer, info, now)
@@ -1627,6 +1643,7 @@ class MasterNode(rpc.BaseNode):
         what = f"failed ({failure['type']}: {failure['message']})" if failure else "done"
         log.info("system %s %s: %s, %s tasks in %.1f s", system.name, system.app, what, stats.get("tasks", 0), seconds)
         system.pipe.close()
+        self.zygote.kill(system.token)  # a hook that never returns would not notice the end of its pipe
         self._tallies.pop(system.name, None)
         self.apply(self.board.owner_gone(system.name, time.monotonic()))
         self._finished[system.client, system.number] = (failure, stats, list(parts))
@@ -1797,7 +1814,7 @@ class MasterNode(rpc.BaseNode):
             "clients": sorted(name for name, peer in self._peers.items() if peer.role != "slave"),
             "systems": len(self.systems), "done": self._counts["tasks"], "failed": self._counts["failed"],
             "scheduler": type(self.board.scheduler).__name__, "journal": bool(self.journal),
-            "addresses": self.addresses,
+            "addresses": self.addresses, "unplaced": self.board.unplaced(time.monotonic()),
             "counters": dict(self.board.counters), "refused": dict(self.channel.counts),
         }
 

@@ -3540,6 +3540,15 @@ class Node(BaseNode):
             self._look_for_master()
         return min(deadline, self._retry_at, self.link.tick(now)) if self.link else deadline
 
+    def no_compute_channel(self, seconds: float) -> components.Unreachable:
+        """The error for a master that answers by HTTP only."""
+        address = preferred_address(self._addresses)
+        return components.Unreachable(
+            f"the master at {self.address} lets this node in, but {address} did not answer within {seconds:.0f} s",
+            "a firewall lets only the port of the control channel through",
+            "start the master with --set master.compute_port=N, and open that port too",
+        )
+
     def _look_for_master(self) -> None:
         """A master that was started again may listen elsewhere."""
         before = self._addresses

@@ -37,7 +37,6 @@ import tempfile
 import threading
 import time
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -322,7 +321,7 @@ class ApplicationNode(components.Component):
         if old is None:
             self.task_system_finished(result, error, stats)
             return
-        warnings.warn("task_system_finsihed is now task_system_finished", DeprecationWarning, stacklevel=2)
+        self.log.warning("task_system_finsihed is now task_system_finished")
         old(result, error, stats)
         if len(self.ended) == len(self.systems):
             self.shutdown_main_loop()
@@ -632,7 +631,8 @@ def print_end(about: dict, terminal: components.Terminal, app_file: str, full: b
         say(f"done     {about['tasks']:,} task{plural}{steps}, {rate}, 0 failed")
         if about["task_seconds"] > 1 and about["workers"]:
             value = about["speedup"]["value"]
-            say(f"speedup  {value:.1f}x on {about['workers']} workers ({100 * value / about['workers']:.0f} %), "
+            workers = f"{about['workers']} worker{'s' * (about['workers'] != 1)}"
+            say(f"speedup  {value:.1f}x on {workers} ({100 * value / about['workers']:.0f} %), "
                 f"against {about['task_seconds']:.1f} s of task time one after the other")
 
 
@@ -697,7 +697,10 @@ class LocalSwarm:
         self._children.append((process, ours))
         ours.settimeout(30)
         with ours.makefile("rb") as lines:
-            line = lines.readline()
+            try:
+                line = lines.readline()
+            except TimeoutError:
+                raise components.GaveUp(f"the local {role} did not start within 30 s", "this machine is very busy") from None
             if not line:
                 raise components.Error(f"the local {role} did not start", f"it ended with exit code {process.wait(5)}",
                                        f"its reason stands above; try it alone: python {role}.py")

@@ -157,7 +157,7 @@ def run_foreign(what: str, function: Callable, *args) -> BaseException | None:
     """Call code that is not ours. What it raises becomes one log line and is returned: it cannot break us."""
     try:
         function(*args)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # the one border to code of plug-ins
         log.error("%s: %s", what, describe(error), exc_info=log.isEnabledFor(logging.DEBUG))
         return error
     return None
@@ -576,10 +576,12 @@ class ExtensionPointItem(ConfigItem):
 
     @property
     def choices(self):
+        """The names that a value may have."""
         return [cls.__name__ for cls in implementations(self.interface)]
 
     @property
     def expected(self):
+        """What a value should be, for messages."""
         return f"the name of {self.interface.__name__}: {', '.join(self.choices) or 'none is known yet'}"
 
 
@@ -739,6 +741,9 @@ def _mistakes(lines):
     return UsageError(f"{len(lines)} mistakes in the configuration", "\n".join(lines))
 
 
+Changes = set[tuple[str, str]]  # (section, key) of configuration items
+
+
 class Config:
     """The values of the configuration items: argument over environment variable over file over default.
 
@@ -826,7 +831,7 @@ class Config:
             raise UsageError(f"--set {text} sets nothing", "the form is section.key=value")
         self._arguments[section.lower(), key.lower()] = value.strip()
 
-    def reload(self) -> set[tuple[str, str]]:
+    def reload(self) -> Changes:
         """Read the file again. Returns the (section, key) whose values changed.
 
         All or nothing: when anything is wrong the old values stay, and one log line per version says why.
@@ -851,7 +856,7 @@ class Config:
             self._warn()
         return {id for id in ids if self._lookup(id)[0] != before[id]}
 
-    def poll(self, now: float) -> set[tuple[str, str]]:
+    def poll(self, now: float) -> Changes:
         """Reload if a file changed; looks at most once a second. `now`: monotonic seconds."""
         if now - self._polled < POLL_SECONDS:
             return set()
@@ -1391,6 +1396,7 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UsageError(message, fix=f"{self.prog} --help")
 
     def parse_args(self, args=None, namespace=None):
+        """As in argparse, but raises UsageError."""
         found, extra = self.parse_known_args(args, namespace)
         if extra:
             unknown = next((word for word in extra if word.startswith("-")), extra[0]).partition("=")[0]
@@ -1408,7 +1414,7 @@ def run_main(function: Callable[[list[str]], int | None], argv: list[str] | None
         return EXIT_INTERRUPTED
     except SystemExit as end:  # argparse after --help
         return end.code if isinstance(end.code, int) else EXIT_OK if end.code is None else EXIT_FAILED
-    except Exception as error:
+    except Exception as error:  # the last border: a person reads what is left
         if "--debug" in argv:
             import traceback
 
@@ -1487,4 +1493,5 @@ class Terminal:
         return self.stream.write(text)
 
     def flush(self) -> None:
+        """Hand on what was written."""
         self.stream.flush()

@@ -1426,6 +1426,7 @@ class MasterNode(rpc.BaseNode):
         self.tcp_port = self.channel.bind_tcp(self.host, self.compute_port)
         self.loop.add(self.channel.socket, self.channel.receive)
         self._expose_to_owners(self.channel)
+        self._expose_systems_to_owners(self.channel)
         self._expose_to_slaves(self.channel)
 
     def _expose_to_owners(self, channel: rpc.Channel) -> None:
@@ -1446,6 +1447,9 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=owners)
         def cancel(handler, request, number, kill=False):
             self.apply(self.board.cancel(request.peer.label, number, time.monotonic(), kill))
+
+    def _expose_systems_to_owners(self, channel: rpc.Channel) -> None:
+        owners = ("client", "admin")
 
         @rpc.tcpremote(channel, roles=owners)
         def push_tasksystem(handler, request, number, digest, options):

@@ -279,6 +279,7 @@ class Method:
 
     @property
     def usage(self) -> str:
+        """How it is called: its name and parameters."""
         plain = [each.replace(annotation=each.empty) for each in self.parameters]
         return f"{self.name}{inspect.Signature(plain)}"
 
@@ -710,6 +711,7 @@ class ControlServer(ThreadingHTTPServer):
 
     @property
     def port(self) -> int:
+        """The port it listens on."""
         return self.server_port
 
     @property
@@ -1400,7 +1402,8 @@ def _arity(function):
     return sum(plain) - 2, math.inf if open_end else len(plain) - 2
 
 
-class Request(NamedTuple):
+@dataclass
+class Request:
     """One call that came in: `peer` sent it, `parts` are its opaque bytes."""
 
     peer: Peer
@@ -1510,7 +1513,7 @@ class Endpoint:
             return function(*args), None
         except components.Error as error:
             return None, error
-        except Exception as crash:
+        except Exception as crash:  # whatever a handler raises is its caller's answer
             self.counts["crashes"] += 1
             log.exception("what a peer set off failed")
             return None, components.Error(f"{type(crash).__name__}: {crash}")
@@ -2369,7 +2372,11 @@ class Keyring:
                     "ask the master's owner; then delete the node's keys folder and start it again",
                 )
             if known and known[0] != role:
-                raise components.Error(f"the key of {name!r} is a {known[0]} key, it cannot be a {role} key too")
+                raise components.Error(
+                    f"the key of {name!r} is a {known[0]} key, it cannot be a {role} key too",
+                    "each node has a key of one role",
+                    f"start it with the access file of a {known[0]}, or with another --env DIR",
+                )
             if not known:
                 self._rewrite("authorized", [f"{key} {role} {name} {_date(self._clock())}"])
 
@@ -3080,7 +3087,7 @@ def answer_framework(names: Iterable[str]) -> FrameworkAlias:
 
 # -- bundles: applications of the first Concurrent -----------------------------------------------------------
 
-_OLD_HOMES = {"concurrent.framework": "client", "concurrent.core.application": "client",
+_OLD_HOMES = {"concurrent.framework": "client", "concurrent.core.application": "tasks",
               "concurrent.core.async": "tasks", "concurrent.core": "components"}
 _OLD_MODULES = {"md5": "from hashlib import md5", "cPickle": "import pickle", "Queue": "import queue",
                 "StringIO": "from io import StringIO", "ConfigParser": "import configparser"}
@@ -3355,6 +3362,7 @@ class BaseNode(components.ComponentManager):
         self.node_id = uuid.uuid4().hex
         self.started = time.monotonic()
         self.loop = Loop(self.tick)
+        components.load_entry_points()
         self.plugins = components.load_plugins(environment / "plugins")
         self.stats = components.Stats()
         self._look_at = 0.0
@@ -3428,6 +3436,11 @@ class BaseNode(components.ComponentManager):
         def set_config(request, section: str, key: str, value: str):
             """Sets an item until the node ends; returns the value in force."""
             return self.loop.ask(lambda: self.change(section, key, value))
+
+    def config_changed(self, changes: set) -> None:
+        super().config_changed(changes)
+        if ("node", "log_level") in changes:
+            logging.getLogger().setLevel(self.log_level.upper())
 
     def change(self, section: str, key: str, value: str) -> str:
         """Sets a configuration item and tells the components. Raises UsageError for a value that does not fit."""

@@ -28,7 +28,8 @@ setup(
     python_requires=">=3.10",
     install_requires=["pyzmq>=25"],
     extras_require={
-        "test": ["cython>=3", "hypothesis", "pytest", "setuptools>=68"],
+        "docs": ["pdoc>=15"],
+        "test": ["cython>=3", "hypothesis", "pdoc>=15", "pytest", "setuptools>=68"],
         "samples": ["matplotlib", "numpy"],
     },
 )

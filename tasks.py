@@ -61,6 +61,7 @@ SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the maste
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
 LOOK_EVERY = 0.02  # seconds after which a worker looks for a revoke or steal between two tasks
 TRACEBACK_LIMIT = 64 * 1024  # characters of a remote traceback that travel
+CHAIN_LIMIT = 20  # exceptions of a chain of causes that are told
 
 # Values that are copied, not shared, by a pickle: tasks whose attributes are all of these may share one pickle.
 ATOMS = frozenset({int, float, str, bytes, bool, complex, type(None)})
@@ -83,6 +84,7 @@ class Task:
     9
     """
 
+    resources: dict | None = None  # what a slave must have for it: {"cpus": 2, "gpu": 1, "tags": ["ssd"]}
     _owner = ""
     _ordinal = -1
 
@@ -277,6 +279,11 @@ def class_form(cls: type) -> list:
 
     Raises Error if a worker could not find the class by that name.
     """
+    if not issubclass(cls, Task):
+        raise components.UsageError(
+            f"an object of type {cls.__qualname__} is not a task", "only tasks can be pushed",
+            f"derive {cls.__name__} from Task",
+        )
     found = sys.modules.get(cls.__module__)
     for step in cls.__qualname__.split("."):
         found = getattr(found, step, None)
@@ -304,7 +311,11 @@ def pack_tasks(tasks: list[Task], forms: dict[type, list]) -> Batch:
     kinds = list(dict.fromkeys(map(type, tasks)))
     for cls in kinds:
         if cls not in forms:
-            forms[cls] = class_form(cls)
+            try:
+                forms[cls] = class_form(cls)
+            except components.Error as error:
+                error.index = next(i for i, task in enumerate(tasks) if type(task) is cls)
+                raise
     table = [forms[cls] for cls in kinds]
     index = b"" if len(kinds) == 1 else array("H", map(kinds.index, map(type, tasks))).tobytes()
     plain = not any(whole for _, _, whole in table)
@@ -320,8 +331,12 @@ def _pack_states(states: list, plain: bool) -> tuple[int, list[bytes]]:
     group = 1
     if plain and ATOMS.issuperset(map(type, itertools.chain.from_iterable(map(dict.values, states)))):
         group = max(1, min(GROUP, GROUP_BYTES // len(first)))
-    if group > 1:
-        return group, [pickle.dumps(states[i : i + group], 5) for i in range(0, len(states), group)]
+    while group > 1:
+        groups = [pickle.dumps(states[i : i + group], 5) for i in range(0, len(states), group)]
+        largest = max(map(len, groups))
+        if largest <= 4 * GROUP_BYTES:
+            return group, groups
+        group = max(1, group * GROUP_BYTES // largest)  # the first task was a small one
     return 1, [first, *(_dumps(states, i) for i in range(1, len(states)))]
 
 
@@ -352,7 +367,8 @@ class Records:
     """The sealed tasks of a lease, opened one by one: `task(i)` for i in lo..hi-1 of the batch."""
 
     def __init__(self, envelope: Envelope):
-        self._classes = [(find_class(m, q), whole) for m, q, whole in json.loads(bytes(envelope.parts[0]))]
+        self._table = json.loads(bytes(envelope.parts[0]))
+        self._classes: dict[int, type] = {}
         self._index = array("H", bytes(envelope.parts[1]))
         self._groups = envelope.parts[2:]
         self._first = envelope.lo // envelope.group  # the groups of a lease begin here
@@ -368,14 +384,19 @@ class Records:
         if group != self._opened:
             self._states = open_group(self._groups[group - self._first])
             self._opened = group
-        cls, whole = self._classes[self._index[i] if self._index else 0]
+        kind = self._index[i] if self._index else 0
         task = self._states[place]
-        if not whole:
+        if not self._table[kind][2]:
+            cls = self._classes.get(kind) or self._find(kind)
             state, task = task, cls.__new__(cls)
-            task.__dict__ = state
+            task.__dict__ = state.copy()  # one task may have been pushed many times
         task._owner = self._owner
         task._ordinal = self._ordinal + i
         return task
+
+    def _find(self, kind: int) -> type:
+        cls = self._classes[kind] = find_class(*self._table[kind][:2])
+        return cls
 
 
 # -- failures ------------------------------------------------------------------------------------------------------
@@ -386,15 +407,13 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error") 
 
     `root` is cut from file names, so that they read as in the user's own folder; frames of this package are left out.
     """
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_ours(f.filename)]
+    frames = _frames(error)
     if isinstance(error, components.Error) and not frames:  # ours, about something of the user's
-        return {"type": type(error).__name__, "message": error.what, "traceback": error.text(), "where": "",
-                "kind": kind}
-    text = "".join(_format(error, frames, root))[-TRACEBACK_LIMIT:]
+        text, where = error.text(), ""
+        return {"type": type(error).__name__, "message": error.what, "traceback": text, "where": where, "kind": kind}
+    text = _format(error, root)[-TRACEBACK_LIMIT:]
     where = f"{_shorten(frames[-1].filename, root)}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
-    cls = type(error)
-    name = cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
-    failure = {"type": name, "message": _text_of(error), "traceback": text, "where": where, "kind": kind}
+    failure = {"type": _type_name(error), "message": _text_of(error), "traceback": text, "where": where, "kind": kind}
     sealed = _seal_exception(error)
     return {**failure, "pickle": sealed} if sealed else failure
 
@@ -402,8 +421,8 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error") 
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)[:4096]
-    except Exception:  # a user's __str__ may raise; the type still tells something
-        return "(its text cannot be made)"
+    except BaseException as problem:  # a user's __str__ may raise anything; the type still tells something
+        return f"(its text cannot be made: {type(problem).__name__})"
 
 
 def _is_ours(filename: str) -> bool:
@@ -416,18 +435,37 @@ def _shorten(filename: str, root: str) -> str:
     return filename[len(root) + 1 :] if root and filename.startswith(root + os.sep) else filename
 
 
-def _format(error: BaseException, frames: list, root: str) -> Iterator[str]:
-    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    if cause is not None and cause is not error:
-        inner = [f for f in traceback.extract_tb(cause.__traceback__) if not _is_ours(f.filename)]
-        yield from itertools.islice(_format(cause, inner, root), 200)
-        yield "\nwhich led to this:\n\n" if error.__cause__ else "\nWhile this was handled, another came:\n\n"
-    yield "Traceback (most recent call last):\n"
-    for frame in frames:
-        yield f'  File "{_shorten(frame.filename, root)}", line {frame.lineno}, in {frame.name}\n'
+def _format(error: BaseException, root: str) -> str:
+    """The traceback of an exception and of what led to it, frames of this package left out."""
+    texts, seen = [], set()
+    link = ""
+    while error is not None and id(error) not in seen and len(texts) < CHAIN_LIMIT:
+        seen.add(id(error))
+        texts.insert(0, _format_one(error, root) + link)
+        if error.__cause__ is not None:
+            error, link = error.__cause__, "\nwhich led to this:\n\n"
+        else:
+            error, link = None if error.__suppress_context__ else error.__context__, "\nand while this was handled:\n\n"
+    return "".join(texts)
+
+
+def _format_one(error: BaseException, root: str) -> str:
+    lines = ["Traceback (most recent call last):\n"]
+    for frame in _frames(error):
+        lines.append(f'  File "{_shorten(frame.filename, root)}", line {frame.lineno}, in {frame.name}\n')
         if frame.line:
-            yield f"    {frame.line}\n"
-    yield from traceback.format_exception_only(type(error), error)
+            lines.append(f"    {frame.line}\n")
+    notes = "".join(f"{note}\n"[:4096] for note in getattr(error, "__notes__", ()))
+    return "".join(lines[-100:]) + f"{_type_name(error)}: {_text_of(error)}\n{notes}"
+
+
+def _frames(error: BaseException) -> list:
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
+
+
+def _type_name(error: BaseException) -> str:
+    cls = type(error)
+    return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _seal_exception(error: BaseException) -> str:
@@ -438,7 +476,8 @@ def _seal_exception(error: BaseException) -> str:
         data = pickle.dumps(error, 5)
         if type(pickle.loads(data)) is not type(error) or len(data) > TRACEBACK_LIMIT:
             return ""
-    except Exception:  # pickle runs user code, which may raise anything; the description remains
+    except BaseException as problem:  # pickle runs user code, which may raise anything; the description remains
+        log.debug("an exception does not travel: %r", type(problem))
         return ""
     return base64.b64encode(data).decode()
 
@@ -453,19 +492,23 @@ def open_failure(failure: dict) -> BaseException:
 
     Its `__cause__` shows the remote traceback; `failure` holds the description.
     """
-    error: BaseException = TaskError(failure)
-    if failure.get("pickle"):
-        try:
-            error = pickle.loads(base64.b64decode(failure["pickle"]))
-        except Exception as problem:  # the class may not exist here: the description stands in for it
-            log.debug("exception %s cannot be made here: %s", failure.get("type"), problem)
-    if failure.get("traceback"):
-        error.__cause__ = RemoteTraceback(failure["traceback"])
+    error = _original(failure) or TaskError(failure)
     try:
+        error.__cause__ = RemoteTraceback(failure.get("traceback", ""))
         error.failure = failure
-    except AttributeError:
-        log.debug("exceptions of type %s take no attributes", type(error).__name__)
+    except BaseException as problem:  # a class of the user's may forbid it
+        log.debug("exceptions of type %s take no attributes: %r", type(error).__name__, type(problem))
+        error = TaskError(failure)
+        error.__cause__ = RemoteTraceback(failure.get("traceback", ""))
     return error
+
+
+def _original(failure: dict) -> BaseException | None:
+    try:
+        return pickle.loads(base64.b64decode(failure["pickle"])) if failure.get("pickle") else None
+    except BaseException as problem:  # the class may not exist here: the description stands in for it
+        log.debug("exception %s cannot be made here: %r", failure.get("type"), type(problem))
+        return None
 
 
 # -- the owner's half ----------------------------------------------------------------------------------------------
@@ -474,10 +517,11 @@ def open_failure(failure: dict) -> BaseException:
 class Flight:
     """A batch that is out: its tasks, what is still open, and the message to repeat until it is accepted."""
 
-    __slots__ = ("accepted", "message", "number", "open", "size", "source", "tasks")
+    __slots__ = ("accepted", "first", "message", "number", "open", "size", "source", "tasks")
 
-    def __init__(self, number: int, tasks: list[Task], source: Source, size: int, message: tuple):
+    def __init__(self, number: int, first: int, tasks: list[Task], source: Source, size: int, message: tuple):
         self.number = number
+        self.first = first  # the ordinal of its first task
         self.tasks: list[Task | None] = tasks
         self.source = source
         self.size = size
@@ -558,22 +602,25 @@ class Owner:
 
     def pump(self) -> None:
         """Sends what can be sent: loose tasks first, then as much of the sources as the window lets through."""
-        if self._loose:
-            self._flush()
-        while self._sources and not self.closed and self._room():
-            source = self._sources[0]
-            tasks = self._take(source, min(self._chunk, WINDOW - self.outstanding))
-            if tasks:
-                self._submit(tasks, source)
-            if source.drawn:
-                self._sources.popleft()
-                source.settle()
-        while self._unsendable:
-            self.outstanding -= 1
-            self._failed(*self._unsendable.popleft())
+        while not self.closed and (self._loose or self._unsendable or (self._sources and self._room())):
+            if self._loose:
+                self._flush()
+            elif self._unsendable:
+                self.outstanding -= 1
+                self._failed(*self._unsendable.popleft())
+            else:
+                self._draw_some()
         if self._settled and (len(self._settled) >= SETTLE_MANY or time.monotonic() >= self._settle_at):
             settled, self._settled = self._settled, []
             self.call("settled", settled)
+
+    def _draw_some(self) -> None:
+        source = self._sources[0]
+        tasks = self._take(source, min(self._chunk, WINDOW - self.outstanding))
+        self._submit(tasks, source)
+        if source.drawn:
+            self._sources.popleft()
+            source.settle()
 
     @property
     def idle(self) -> bool:
@@ -609,9 +656,9 @@ class Owner:
         failure = {"type": "Refused", "message": reason, "traceback": "", "where": "", "kind": "refused"}
         if flight.source.refused:
             flight.source.refused({"c": -32000, "m": reason, "t": ""})
+        flight.source.response = None
         self.accepted([number])
-        everyone = range(len(flight.tasks))
-        self.outcome(number, 0, len(flight.tasks), 0.0, {str(i): failure for i in everyone}, "", [])
+        self.outcome(number, 0, len(flight.tasks), 0.0, {"*": failure}, "", [])
 
     def resubmit(self) -> None:
         """Sends again what was never accepted: the master may be a new one."""
@@ -625,7 +672,7 @@ class Owner:
         flight = self.flights.get(number)
         if flight is None:
             return
-        results = itertools.chain.from_iterable(map(pickle.loads, parts)) if parts else itertools.repeat(None)
+        results, failures = self._open(lo, hi, parts, failures)
         self.seconds += seconds
         self.slaves.add(slave)
         tasks, callback = flight.tasks, self.callback
@@ -634,6 +681,7 @@ class Owner:
             if task is None or self.closed:
                 continue
             tasks[i] = None
+            task._ordinal = flight.first + i  # again: one task may have been pushed many times
             flight.open -= 1
             self.outstanding -= 1
             if failures and (failure := failures.get(str(i)) or failures.get("*")):
@@ -670,23 +718,39 @@ class Owner:
         source.settle()
 
     def _submit(self, tasks: list[Task], source: Source) -> None:
-        """Packs and sends a batch; a task that cannot be packed fails here, the others go."""
-        try:
-            batch = pack_tasks(tasks, self._forms)
-        except components.Error as error:
-            source.refused and source.refused({"c": -32602, "m": str(error), "t": "", "e": error})
-            self._fail_here(tasks, source, error)
+        """Packs and sends tasks, in a batch for each run of equal resources; what cannot be packed fails here."""
+        demands = list(map(_demand, tasks))
+        if not any(demands):
+            self._submit_alike(tasks, source, None)
             return
+        for demand, run in itertools.groupby(zip(demands, tasks, strict=True), key=lambda pair: pair[0]):
+            self._submit_alike([task for _, task in run], source, demand)
+
+    def _submit_alike(self, tasks: list[Task], source: Source, demand: dict | None) -> None:
+        while tasks:
+            try:
+                batch = pack_tasks(tasks, self._forms)
+            except components.Error as error:
+                failed = tasks.pop(getattr(error, "index", 0))
+                self._unsendable.append((failed, describe_failure(error, kind="unsendable")))
+                if source.refused:
+                    source.refused({"c": -32602, "m": error.what, "t": "", "e": error})
+            else:
+                self._send(batch, tasks, source, demand)
+                return
+
+    def _send(self, batch: Batch, tasks: list[Task], source: Source, demand: dict | None) -> None:
         number, first = self._batches, self.drawn
         self._batches += 1
         self.drawn += batch.count
-        resources = getattr(tasks[0], "resources", None)
-        options = {**self.options, "resources": resources} if resources else self.options
-        params = (number, batch.count, batch.group, {**options, "first": first, "name": type(tasks[0]).__name__})
-        for i, task in enumerate(tasks):
+        options = {**self.options, "first": first, "name": type(tasks[0]).__name__}
+        if demand:
+            options["resources"] = demand
+        params = (number, batch.count, batch.group, options)
+        for ordinal, task in enumerate(tasks, first):
             task._owner = self.name
-            task._ordinal = first + i
-        self.flights[number] = Flight(number, tasks, source, batch.size, (params, batch.parts))
+            task._ordinal = ordinal
+        self.flights[number] = Flight(number, first, tasks, source, batch.size, (params, batch.parts))
         source.unaccepted += 1
         self.weight += batch.size
         if batch.size < CHUNK_BYTES // 4:
@@ -695,15 +759,19 @@ class Owner:
             self._chunk = max(1, self._chunk // 4)
         self.call("submit", *params, parts=batch.parts)
 
-    def _fail_here(self, tasks: list[Task], source: Source, error: components.Error) -> None:
-        index = getattr(error, "index", None)
-        failure = describe_failure(error, kind="unsendable")
-        doomed = range(len(tasks)) if index is None else [index]
-        for i in doomed:
-            self._unsendable.append((tasks[i], failure))
-        rest = [] if index is None else tasks[:index] + tasks[index + 1 :]
-        if rest:
-            self._submit(rest, source)
+    @staticmethod
+    def _open(lo: int, hi: int, parts: list, failures: dict) -> tuple[list, dict]:
+        """The results of lo..hi-1; one that cannot be opened here is a failure more."""
+        if not parts:
+            return [None] * (hi - lo), failures
+        results: list = []
+        for part in parts:
+            try:
+                results += pickle.loads(part)
+            except BaseException as error:  # unpickling runs user code; only single results can fail, groups are plain
+                failures = {**failures, str(lo + len(results)): describe_failure(error, kind="result")}
+                results.append(None)
+        return results, failures
 
     def _failed(self, task: Task, failure: dict) -> None:
         self.failed += 1
@@ -720,6 +788,10 @@ class Owner:
             if not self._settled:
                 self._settle_at = time.monotonic() + SETTLE_EVERY
             self._settled.append(flight.number)
+
+
+def _demand(task: Task) -> dict | None:
+    return getattr(task, "resources", None)
 
 
 class SystemMaster:
@@ -778,13 +850,14 @@ class SystemRun:
 
     @property
     def outstanding(self) -> int:
-        return self.owner.outstanding or int(not self.owner.idle)
+        """Tasks without an outcome; at least 1 while some are still to be drawn or held back."""
+        return self.owner.outstanding or int(not self.owner.idle or bool(self._held))
 
     def start(self) -> None:
         """Calls `init_system` and begins the first step."""
         self.system.log = logging.getLogger(f"{__name__}.{type(self.system).__name__}")
         self._guarded("init_system", self.system.init_system, self.master)
-        self.next_step()
+        self._begin_step()
 
     def push(self, tasks: Iterable[Task]) -> None:
         """Tasks from a hook: they join the current step, or wait for the next in lock-step."""
@@ -794,7 +867,12 @@ class SystemRun:
             self.owner.draw(tasks)
 
     def next_step(self) -> None:
-        """Begins a step, what was held back and a round of `generate_tasks`, and sends what can be sent."""
+        """A person lets a system go on that waits at its barrier."""
+        if self.waiting:
+            self._begin_step()
+
+    def _begin_step(self) -> None:
+        """What was held back and a round of `generate_tasks`; sends what can be sent."""
         if self.done:
             return
         self.waiting = False
@@ -836,7 +914,7 @@ class SystemRun:
             self.waiting = True
             self.call("system_step", self.step, True)
         else:
-            self.next_step()
+            self._begin_step()
 
     def _task_finished(self, task: Task, result: Any, error: BaseException | None) -> None:
         if self.done:
@@ -1188,6 +1266,7 @@ def zygote_main(sock: socket.socket) -> None:
     except (BrokenPipeError, ConnectionResetError):
         log.debug("the node closed its end")
     finally:
+        signal.set_wakeup_fd(-1)
         for pid in children:
             _kill_tree(pid)
 

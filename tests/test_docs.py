@@ -6,7 +6,6 @@ the end of its block. A `python` block whose first line is `# name.py` is that f
 looks like the checkout, with port 8080 replaced by a free one.
 """
 
-import argparse
 import contextlib
 import doctest
 import importlib
@@ -24,7 +23,7 @@ from typing import NamedTuple
 
 import pytest
 
-from concurrent_swarm import client, master, slave
+from concurrent_swarm import client, master, rpc, slave, tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -322,9 +321,24 @@ def test_what_continuous_integration_runs_is_in_the_readme():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) < 150
 
 
-def test_the_help_of_every_role_names_each_option_once():
-    for role in ROLES.values():
-        made = role.parser()
-        assert isinstance(made, argparse.ArgumentParser)
-        visible = [action for action in made._actions if action.help != argparse.SUPPRESS]
-        assert all(action.help for action in visible), [action.dest for action in visible if not action.help]
+def test_the_limits_on_the_page_are_those_of_the_code():
+    page = (ROOT / "docs" / "programming-model.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", page.partition("## Limits")[2], re.MULTILINE))
+    wanted = {
+        "tasks an owner": f"{tasks.WINDOW:,}, or {tasks.WINDOW_BYTES >> 20} MiB",
+        "one message": f"{rpc.MAX_MESSAGE >> 20} MiB",
+        "source": f"{rpc.BUNDLE_LIMIT >> 20} MiB, {rpc.FILES_LIMIT:,} files",
+        "unsettled": f"{master.LIMIT:,}",
+    }
+    for start, limit in wanted.items():
+        assert next(value for name, value in rows.items() if name.startswith(start)).startswith(limit)
+    assert (master.MAX_ATTEMPTS, master.MAX_LOSSES) == (3, 10)  # "the third death", "the tenth loss"
+
+
+def test_an_installed_package_brings_a_plug_in(desk):
+    about = desk.folder / "demo-1.0.dist-info"  # what an installer leaves
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[concurrent_swarm.components]\nleast = samples.plugins.least_time\n")
+    desk.environ["PYTHONPATH"] = str(desk.folder)
+    desk.follow("python master.py --port 0 --set master.task_scheduler=LeastTimeScheduler", ["ready in … s, …"])

@@ -480,3 +480,20 @@ class Versions(Application):
 
     def summary(self):
         return sorted(set(self.results))
+
+
+class LastWaits(Task):
+    """The last of its kind waits for the file `go`; the others leave a mark each time they run."""
+
+    def __call__(self):
+        if not self.last:
+            with open(os.path.join(self.folder, f"ran-{self.name}-{os.urandom(4).hex()}"), "w"):
+                return self.number
+        return Waits.__call__(self)
+
+
+class OneByOneThenWait(Waiting):
+    def start_processing(self):
+        for number in range(self.count):
+            last = number == self.count - 1
+            self.push_task(LastWaits(f"t{number}", number=number, last=last, folder=self.folder))

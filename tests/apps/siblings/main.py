@@ -1,7 +1,6 @@
 """An application whose task uses a module next to it, which uses another."""
 
 import helper
-
 from concurrent_swarm.client import ApplicationNode
 from concurrent_swarm.tasks import Task
 

@@ -700,7 +700,7 @@ class LocalSwarm:
             try:
                 line = lines.readline()
             except TimeoutError:
-                raise components.GaveUp(f"the local {role} did not start within 30 s", "this machine is very busy") from None
+                raise components.GaveUp(f"the local {role} did not start within 30 s", "the machine is busy") from None
             if not line:
                 raise components.Error(f"the local {role} did not start", f"it ended with exit code {process.wait(5)}",
                                        f"its reason stands above; try it alone: python {role}.py")
@@ -858,9 +858,9 @@ class Interrupts:
         self._app.swarm.on_signal(self._app.cancel_everything)
 
 
-def _debugger(task: tasks.Task) -> None:
+def _debugger(task: tasks.Task, error: BaseException) -> None:
     """Post mortem of a task that raised."""
     import pdb  # slow to import, seldom needed
 
-    traceback.print_exc()
-    pdb.post_mortem()
+    traceback.print_exception(error)
+    pdb.post_mortem(error.__traceback__)

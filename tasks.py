@@ -67,6 +67,14 @@ CHAIN_LIMIT = 20  # exceptions of a chain of causes that are told
 ATOMS = frozenset({int, float, str, bytes, bool, complex, type(None)})
 
 
+def attempt(function: Callable, *args: Any) -> tuple[Any, BaseException | None]:
+    """The border to the user's code: what the call returns, or what it raises, SystemExit and its like included."""
+    try:
+        return function(*args), None
+    except BaseException as error:  # whatever it is, it is for the user to hear, and must not end this process
+        return None, error
+
+
 # -- tasks ---------------------------------------------------------------------------------------------------------
 
 
@@ -341,12 +349,12 @@ def _pack_states(states: list, plain: bool) -> tuple[int, list[bytes]]:
 
 
 def _dumps(states: list, i: int) -> bytes:
-    try:
-        return pickle.dumps([states[i]], 5)
-    except Exception as error:  # pickle runs user code, which may raise anything
+    data, error = attempt(pickle.dumps, [states[i]], 5)
+    if error:
         problem = rpc.explain_unpicklable(states[i], error, "task")
         problem.index = i
         raise problem from None
+    return data
 
 
 def open_group(data: bytes) -> list:
@@ -419,10 +427,8 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error") 
 
 
 def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)[:4096]
-    except BaseException as problem:  # a user's __str__ may raise anything; the type still tells something
-        return f"(its text cannot be made: {type(problem).__name__})"
+    text, problem = attempt(str, error)
+    return f"(its text cannot be made: {type(problem).__name__})" if problem else text[:4096]
 
 
 def _is_ours(filename: str) -> bool:
@@ -472,14 +478,11 @@ def _seal_exception(error: BaseException) -> str:
     """The exception itself, if it survives the journey and names nothing of ours; else an empty text."""
     if isinstance(error, components.Error) or type(error).__module__.startswith(__package__ or "?"):
         return ""
-    try:
-        data = pickle.dumps(error, 5)
-        if type(pickle.loads(data)) is not type(error) or len(data) > TRACEBACK_LIMIT:
-            return ""
-    except BaseException as problem:  # pickle runs user code, which may raise anything; the description remains
-        log.debug("an exception does not travel: %r", type(problem))
+    data, problem = attempt(pickle.dumps, error, 5)
+    if problem or len(data) > TRACEBACK_LIMIT:
         return ""
-    return base64.b64encode(data).decode()
+    again, problem = attempt(pickle.loads, data)
+    return "" if problem or type(again) is not type(error) else base64.b64encode(data).decode()
 
 
 def cancelled_failure() -> dict:
@@ -492,23 +495,17 @@ def open_failure(failure: dict) -> BaseException:
 
     Its `__cause__` shows the remote traceback; `failure` holds the description.
     """
-    error = _original(failure) or TaskError(failure)
-    try:
-        error.__cause__ = RemoteTraceback(failure.get("traceback", ""))
-        error.failure = failure
-    except BaseException as problem:  # a class of the user's may forbid it
-        log.debug("exceptions of type %s take no attributes: %r", type(error).__name__, type(problem))
-        error = TaskError(failure)
-        error.__cause__ = RemoteTraceback(failure.get("traceback", ""))
+    sealed = base64.b64decode(failure.get("pickle", ""))
+    error, _ = attempt(pickle.loads, sealed) if sealed else (None, None)
+    if not isinstance(error, BaseException) or attempt(_dress, error, failure)[1]:
+        error = TaskError(failure)  # its class does not exist here, or takes no attributes
+        _dress(error, failure)
     return error
 
 
-def _original(failure: dict) -> BaseException | None:
-    try:
-        return pickle.loads(base64.b64decode(failure["pickle"])) if failure.get("pickle") else None
-    except BaseException as problem:  # the class may not exist here: the description stands in for it
-        log.debug("exception %s cannot be made here: %r", failure.get("type"), type(problem))
-        return None
+def _dress(error: BaseException, failure: dict) -> None:
+    error.__cause__ = RemoteTraceback(failure.get("traceback", ""))
+    error.failure = failure
 
 
 # -- the owner's half ----------------------------------------------------------------------------------------------
@@ -766,11 +763,10 @@ class Owner:
             return [None] * (hi - lo), failures
         results: list = []
         for part in parts:
-            try:
-                results += pickle.loads(part)
-            except BaseException as error:  # unpickling runs user code; only single results can fail, groups are plain
+            some, error = attempt(pickle.loads, part)
+            if error:  # only single results can fail, groups are plain
                 failures = {**failures, str(lo + len(results)): describe_failure(error, kind="result")}
-                results.append(None)
+            results += some or [None]
         return results, failures
 
     def _failed(self, task: Task, failure: dict) -> None:
@@ -919,15 +915,8 @@ class SystemRun:
     def _task_finished(self, task: Task, result: Any, error: BaseException | None) -> None:
         if self.done:
             return
-        hook = "task_finished"
-        try:
-            self.system.task_finished(self.master, task, result, error)
-            hook = "is_complete"
-            complete = self.system.is_complete(self.master)
-        except BaseException as problem:  # user code may raise SystemExit or worse
-            self.fail(problem, hook)
-            return
-        if complete:
+        self._guarded("task_finished", self.system.task_finished, self.master, task, result, error)
+        if not self.done and self._guarded("is_complete", self.system.is_complete, self.master):
             self.complete()
 
     def complete(self) -> None:
@@ -962,11 +951,10 @@ class SystemRun:
 
     def _guarded(self, hook: str, function: Callable, *args: Any) -> Any:
         """Calls a hook of the user's; whatever it raises ends this system, and only it."""
-        try:
-            return function(*args)
-        except BaseException as error:  # user code may raise SystemExit or worse
+        result, error = attempt(function, *args)
+        if error:
             self.fail(error, hook)
-            return None
+        return result
 
 
 # -- schedulers ----------------------------------------------------------------------------------------------
@@ -1419,7 +1407,7 @@ class LeaseRunner:
     """Runs the tasks of a lease one after the other and reports in pieces.
 
     `report(lo, hi, seconds, failures, parts, last)` sends outcomes; `look()` says from time to time, between two tasks,
-    whether the rest is not wanted any more. `on_error(task)` is called while an exception of a task is being handled.
+    whether the rest is not wanted any more. `on_error(task, error)` is called for an exception of a task.
     """
 
     def __init__(self, report: Callable, look: Callable[[], bool], root: str = "", on_error: Callable | None = None):
@@ -1451,28 +1439,20 @@ class LeaseRunner:
         return envelope.hi
 
     def _one(self, records: Records, i: int) -> None:
-        try:
-            task = records.task(i)
-        except BaseException as error:  # unpickling runs user code
+        task, error = attempt(records.task, i)
+        if error:
             self._fail(i, error, "setup")
             return
-        result = None
-        try:
-            result = task()
-        except BaseException as error:  # the task's own, SystemExit and KeyboardInterrupt included
-            if self.on_error:
-                self.on_error(task)
-            self._fail(i, error, "error")
-        else:
+        result, error = attempt(task)
+        if not error:
             self._keep(i, result)
+        else:
+            if self.on_error:
+                self.on_error(task, error)
+            self._fail(i, error, "error")
         if type(task).clean_up is not Task.clean_up:
-            self._clean_up(i, task)
-
-    def _clean_up(self, i: int, task: Task) -> None:
-        try:
-            task.clean_up()
-        except BaseException as error:  # as above
-            if str(i) not in self._failures:
+            _, error = attempt(task.clean_up)
+            if error and str(i) not in self._failures:
                 self._failures[str(i)] = describe_failure(error, self.root, "clean_up")
 
     def _keep(self, i: int, result: Any) -> None:
@@ -1481,9 +1461,8 @@ class LeaseRunner:
             if len(self._plain) >= GROUP:
                 self._flush()
             return
-        try:
-            data = pickle.dumps([result], 5)
-        except Exception as error:  # pickle runs user code, which may raise anything
+        data, error = attempt(pickle.dumps, [result], 5)
+        if error:
             self._fail(i, rpc.explain_unpicklable(result, error, "the result"), "result")
             return
         self._flush()
@@ -1509,25 +1488,22 @@ def worker_main(sock: socket.socket, setup: dict) -> None:
     """The life of a worker: one bundle, one lease after the other, until the slave closes the socket."""
     wire = Wire(sock)
     dropped: set[int] = set()
-    problem = _open_application(setup)
+    _open_application(setup)
     while True:
         call, parts = wire.next()
         if call[0] == "run":
-            _run_lease(wire, Envelope(*call[1:], parts), setup["root"], dropped, problem)
+            _run_lease(wire, Envelope(*call[1:], parts), setup["root"], dropped)
         elif call[0] == "drop":
             dropped.add(call[1])
 
 
-def _open_application(setup: dict) -> dict | None:
-    """Imports the application's bundle; a failure to do so becomes the failure of each task."""
-    try:
-        rpc.install_bundle(setup["root"], setup["manifest"])
-    except BaseException as error:  # user code runs on import
-        return describe_failure(error, setup["root"], "setup")
-    return None
+def _open_application(setup: dict) -> None:
+    """Makes the bundle importable, and this package under the name by which the application knows it."""
+    rpc.answer_framework([rpc.PUBLIC_NAME, setup["manifest"]["framework"]])
+    rpc.install_bundle(setup["root"], setup["manifest"])
 
 
-def _run_lease(wire: Wire, envelope: Envelope, root: str, dropped: set[int], problem: dict | None) -> None:
+def _run_lease(wire: Wire, envelope: Envelope, root: str, dropped: set[int]) -> None:
     lease = envelope.lease
 
     def report(lo: int, hi: int, seconds: float, failures: dict, parts: list, last: bool) -> None:
@@ -1540,9 +1516,7 @@ def _run_lease(wire: Wire, envelope: Envelope, root: str, dropped: set[int], pro
 
     os.environ["CONCURRENT_SWARM_ATTEMPT"] = str(envelope.attempt)
     os.environ.update(envelope.options["granted"])
-    if problem:
-        report(envelope.lo, envelope.hi, 0.0, {"*": problem}, [], True)
-    elif unwanted():
+    if unwanted():
         report(envelope.lo, envelope.lo, 0.0, {}, [], True)
     else:
         LeaseRunner(report, unwanted, root).run(envelope)
@@ -1556,14 +1530,13 @@ def host_main(sock: socket.socket, setup: dict) -> None:
     """The life of a system host: takes the sealed system, runs it until it is done or the master closes the socket."""
     wire = Wire(sock)
     (_, name, options), parts = wire.next()
+    _open_application(setup)
+    system, error = attempt(rpc.open_sealed, parts[0])
     run = None
-    try:
-        rpc.install_bundle(setup["root"], setup["manifest"])
-        system = rpc.open_sealed(parts[0])
-        run = SystemRun(system, wire.call, options, name, setup["root"])
-    except BaseException as error:  # user code runs on import and on unpickling
+    if error:
         wire.call("system_done", describe_failure(error, setup["root"], "system"), {}, parts=[])
-    if run:
+    else:
+        run = SystemRun(system, wire.call, options, name, setup["root"])
         run.start()
     handlers = {"outcome": _host_outcome, "accepted": _host_accepted, "refused": _host_refused, "step": _host_step}
     while True:

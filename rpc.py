@@ -2538,10 +2538,52 @@ def is_loopback(host: str) -> bool:
 # -- sealed pickles ------------------------------------------------------------------------------------------------
 
 
+WIRE = "__swarm__"  # the module under which our classes and functions are referred to in pickles, everywhere
+
+
+def named(module: str, qualname: str) -> Any:
+    """What a reference to one of our classes or functions leads to, whatever this process calls our package."""
+    found = importlib.import_module(f"{__package__}.{module}")
+    for step in qualname.split("."):
+        found = getattr(found, step)
+    return found
+
+
+named.__module__ = WIRE
+
+
+def speak_wire() -> None:
+    """Lets this process open pickles that refer to us. The first copy of the framework in a process speaks for all."""
+    sys.modules.setdefault(WIRE, sys.modules[__name__])
+
+
+class Sealer(pickle.Pickler):
+    """Pickles as always, but refers to what is ours by `named`, never by the name of our package."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Called for everything but plain data. What `fastpath` holds is found in `tasks`, compiled or not."""
+        qualname, module = getattr(obj, "__qualname__", None), getattr(obj, "__module__", None)
+        if qualname is None or not isinstance(module, str) or isinstance(obj, types.MethodType) or obj is named:
+            return NotImplemented
+        if module == f"{PUBLIC_NAME}.fastpath":  # a compiled function calls itself so under every name
+            return sys.modules[WIRE].named, ("tasks", qualname)
+        if not _below(module, __package__):
+            return NotImplemented
+        return sys.modules[WIRE].named, (module[len(__package__) + 1 :], qualname)
+
+
+def dumps(obj: Any) -> bytes:
+    """A pickle of the user's object. Raises whatever its own code raises."""
+    speak_wire()
+    file = io.BytesIO()
+    Sealer(file, PICKLE_PROTOCOL).dump(obj)
+    return file.getvalue()
+
+
 def seal(obj: Any, what: str) -> bytes:
     """Pickles an object of the user's for the journey. `what` names it in the error if that cannot be done."""
     try:
-        return pickle.dumps(obj, PICKLE_PROTOCOL)
+        return dumps(obj)
     except Exception as error:  # pickle runs user code, which may raise anything
         raise explain_unpicklable(obj, error, what) from None
 
@@ -2575,7 +2617,7 @@ def _find_unpicklable(obj: Any, path: str, depth: int) -> tuple[str, Any]:
     """The path to the innermost value that cannot be pickled by itself."""
     for name, value in _values_of(obj):
         try:
-            pickle.dumps(value, PICKLE_PROTOCOL)
+            dumps(value)
         except Exception:  # as above; this is the one that we look for
             inner = f"{path}.{name}" if path and not name.startswith("[") else f"{path}{name}"
             return _find_unpicklable(value, inner, depth + 1) if depth < 8 else (inner, value)

@@ -15,8 +15,9 @@ runs its part.
 A *task system* is an owner that lives on the master: its host process is forked like a worker, holds an `Owner` and
 drives `ITaskSystem`. User code runs in workers, hosts and clients; never in a master or a slave.
 
-A task's states travel as plain dictionaries and results as the values themselves, so no class of this package is ever
-part of a pickle: nodes that know the package under different names understand each other.
+A task's state travels as a plain dictionary and a result as the value itself; where one of them refers to a class or
+function of this package, it does so by a fixed name. So nodes that know the package under different names understand
+each other.
 """
 
 from __future__ import annotations
@@ -349,7 +350,7 @@ def _pack_states(states: list, plain: bool) -> tuple[int, list[bytes]]:
 
 
 def _dumps(states: list, i: int) -> bytes:
-    data, error = attempt(pickle.dumps, [states[i]], 5)
+    data, error = attempt(rpc.dumps, [states[i]])
     if error:
         problem = rpc.explain_unpicklable(states[i], error, "task")
         problem.index = i
@@ -471,14 +472,15 @@ def _frames(error: BaseException) -> list:
 
 def _type_name(error: BaseException) -> str:
     cls = type(error)
-    return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
+    plain = cls.__module__ in ("builtins", "__main__") or cls.__module__.rpartition(".")[0] == __package__
+    return cls.__qualname__ if plain else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _seal_exception(error: BaseException) -> str:
     """The exception itself, if it survives the journey and names nothing of ours; else an empty text."""
     if isinstance(error, components.Error) or type(error).__module__.startswith(__package__ or "?"):
         return ""
-    data, problem = attempt(pickle.dumps, error, 5)
+    data, problem = attempt(rpc.dumps, error)
     if problem or len(data) > TRACEBACK_LIMIT:
         return ""
     again, problem = attempt(pickle.loads, data)
@@ -556,6 +558,7 @@ class Owner:
     """
 
     def __init__(self, call: Callable, callback: Callable, options: dict, name: str = ""):
+        rpc.speak_wire()
         self.call = call
         self.callback = callback
         self.options = options
@@ -1461,7 +1464,7 @@ class LeaseRunner:
             if len(self._plain) >= GROUP:
                 self._flush()
             return
-        data, error = attempt(pickle.dumps, [result], 5)
+        data, error = attempt(rpc.dumps, [result])
         if error:
             self._fail(i, rpc.explain_unpicklable(result, error, "the result"), "result")
             return
@@ -1499,6 +1502,7 @@ def worker_main(sock: socket.socket, setup: dict) -> None:
 
 def _open_application(setup: dict) -> None:
     """Makes the bundle importable, and this package under the name by which the application knows it."""
+    rpc.speak_wire()
     rpc.answer_framework([rpc.PUBLIC_NAME, setup["manifest"]["framework"]])
     rpc.install_bundle(setup["root"], setup["manifest"])
 

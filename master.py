@@ -1210,6 +1210,7 @@ def unpack_payload(blob: bytes | None) -> list | None:
 
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
 ACCEPT_EVERY = 0.01  # seconds that the news of accepted batches may wait for more of its kind
+MOST_WORKERS = 10_000  # of one slave
 GRACE = 10.0  # seconds that a stopping master lets tasks run on
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
 
@@ -1295,9 +1296,8 @@ class MasterNode(rpc.BaseNode):
         self._failures: collections.Counter = collections.Counter()
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
         self._sweep_at = self._tell_at = self._accept_at = 0.0
-        self.zygote = tasks.start_zygote()
-        self.closing.callback(self.zygote.stop)
-        self.loop.add(self.zygote, self._zygote_speaks)
+        self.start_zygote()
+        self.closing.callback(lambda: self.zygote.stop())
         self.board = Board()
         self.journal = None
         self.set_scheduler()
@@ -1309,6 +1309,11 @@ class MasterNode(rpc.BaseNode):
         self.bundles = rpc.known_bundles(self.environment / "apps")
         self.open_compute_channel()
         self.open_control_channel()
+
+    def start_zygote(self) -> None:
+        """Makes the process from which hosts are forked."""
+        self.zygote = tasks.start_zygote()
+        self.loop.add(self.zygote, self._zygote_speaks)
 
     def set_scheduler(self) -> None:
         """Puts the configured scheduler in charge of placing."""
@@ -1661,10 +1666,17 @@ class MasterNode(rpc.BaseNode):
         return next((s for s in self.systems.values() if (s.client, s.number) == (client, number)), None)
 
     def _zygote_speaks(self) -> None:
-        for event, token, detail in self.zygote.receive():
-            system = self._hosts.get(token)
-            if event == "died" and system:
-                del self._hosts[token]
+        try:
+            events = self.zygote.receive()
+        except components.Error as error:
+            log.error("%s; starting another", error.what)
+            self.loop.remove(self.zygote)
+            self.zygote.stop()
+            self.start_zygote()
+            events = [["died", token, "it went with the zygote"] for token in self._hosts]
+        for event, token, detail in events:
+            system = self._hosts.pop(token, None) if event == "died" else None
+            if system:
                 system.pipe.drain()
                 failure = {"type": "HostLost", "message": f"the process of the system ended: {detail}", "traceback": "",
                            "where": "", "kind": "system"}
@@ -1767,6 +1779,8 @@ class MasterNode(rpc.BaseNode):
         @rpc.jsonremote(service, name="slave.set_workers", roles=("admin",))
         def set_workers(request, slave: str, workers: int):
             """Sets how many leases a slave runs at once."""
+            if not 0 <= workers <= MOST_WORKERS:
+                raise components.UsageError(f"{workers} workers", f"a slave has 0 to {MOST_WORKERS}")
             return self.loop.ask(lambda: self.order_slave(slave, ["workers", workers]))
 
         @rpc.jsonremote(service, name="slave.drain", roles=("admin",))

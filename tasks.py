@@ -289,7 +289,7 @@ def class_form(cls: type) -> list:
     Raises Error if a worker could not find the class by that name.
     """
     if not issubclass(cls, Task):
-        raise components.UsageError(
+        raise components.Error(
             f"an object of type {cls.__qualname__} is not a task", "only tasks can be pushed",
             f"derive {cls.__name__} from Task",
         )
@@ -315,7 +315,8 @@ def class_form(cls: type) -> list:
 def pack_tasks(tasks: list[Task], forms: dict[type, list]) -> Batch:
     """Packs tasks for one batch. `forms` remembers `class_form` between calls.
 
-    Raises Error naming the task and the attribute if one cannot be pickled, with its index as `index`.
+    Raises Error naming the task and the attribute if one cannot be pickled, with its index as `index`; None if it is
+    not a task.
     """
     kinds = list(dict.fromkeys(map(type, tasks)))
     for cls in kinds:
@@ -323,7 +324,8 @@ def pack_tasks(tasks: list[Task], forms: dict[type, list]) -> Batch:
             try:
                 forms[cls] = class_form(cls)
             except components.Error as error:
-                error.index = next(i for i, task in enumerate(tasks) if type(task) is cls)
+                a_task = issubclass(cls, Task)
+                error.index = next(i for i, task in enumerate(tasks) if type(task) is cls) if a_task else None
                 raise
     table = [forms[cls] for cls in kinds]
     index = b"" if len(kinds) == 1 else array("H", map(kinds.index, map(type, tasks))).tobytes()
@@ -731,7 +733,9 @@ class Owner:
             try:
                 batch = pack_tasks(tasks, self._forms)
             except components.Error as error:
-                failed = tasks.pop(getattr(error, "index", 0))
+                if error.index is None:  # no task at all: the mistake of whoever pushed it
+                    raise
+                failed = tasks.pop(error.index)
                 self._unsendable.append((failed, describe_failure(error, kind="unsendable")))
                 if source.refused:
                     source.refused({"c": -32602, "m": error.what, "t": "", "e": error})
@@ -1518,13 +1522,16 @@ def _run_lease(wire: Wire, envelope: Envelope, root: str, dropped: set[int]) -> 
             dropped.add(wire.next()[0][1])
         return lease in dropped
 
-    os.environ["CONCURRENT_SWARM_ATTEMPT"] = str(envelope.attempt)
-    os.environ.update(envelope.options["granted"])
+    granted = {**envelope.options["granted"], "CONCURRENT_SWARM_ATTEMPT": str(envelope.attempt)}
+    before = {name: os.environ.get(name) for name in granted}
+    os.environ.update(granted)
     if unwanted():
         report(envelope.lo, envelope.lo, 0.0, {}, [], True)
     else:
         LeaseRunner(report, unwanted, root).run(envelope)
     dropped.discard(lease)
+    for name, value in before.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 # -- the process that hosts a task system --------------------------------------------------------------------------

@@ -120,7 +120,8 @@ class Running:
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running after {seconds} s: {self.process.args}\n{self.out}\n{self.err}") from None
+            told = f"{self.process.args}\n{self.out}\n{self.err}"
+            raise AssertionError(f"still running after {seconds} s: {told}") from None
         return self
 
     def send(self, number):

@@ -74,8 +74,8 @@ def test_a_killed_master_finishes_what_it_had_accepted_and_each_callback_comes_o
 
 def test_a_killed_master_leaves_no_process_behind(swarm, tmp_path):
     here = swarm(slaves=0, journal=True)
-    words = ["--app", "RaisingApplication", "--set", "systems.how=hang-init_system", "--set", f"systems.folder={tmp_path}"]
-    client = here.start_client("systems.py", *words)
+    words = ["--set", "systems.how=hang-init_system", "--set", f"systems.folder={tmp_path}"]
+    client = here.start_client("systems.py", "--app", "RaisingApplication", *words)
     wait_until(lambda: text_of(tmp_path / "hangs"), "a system hangs in its host")
     here.master.ends(signal.SIGKILL)
     host = int(text_of(tmp_path / "hangs"))
@@ -163,6 +163,17 @@ def test_the_work_of_a_client_that_stops_is_dropped_at_once(swarm, tmp_path):
     wait_until(lambda: here.proxy.status()["queued"] == 0, "nothing is queued")
     assert client.wait().code == 143
     assert result_of(here.run_client("hello.py")) == "Hello World"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "code"), [(["--timeout", "3"], 4), ([], 143)])
+def test_a_client_whose_master_is_gone_still_ends(swarm, tmp_path, words, code):
+    here = swarm(slaves=1, workers=1)
+    client = waiting(here, tmp_path, 3, *words)
+    here.master.ends(signal.SIGKILL)
+    if code == 143:
+        client.send(signal.SIGTERM)
+    assert client.wait(20).code == code, client.err
 
 
 # -- a slave comes first
@@ -267,7 +278,8 @@ def test_a_revoked_key_ends_its_slave_and_keeps_it_out(swarm):
     here = swarm(slaves=1, workers=1)
     slave = here.slaves[0]
     keyring = rpc.Keyring(str(here.master.folder / "keys"))
-    (key,) = [line.split()[0] for line in text_of(here.master.folder / "keys" / "authorized").splitlines() if " slave " in line]
+    lines = text_of(here.master.folder / "keys" / "authorized").splitlines()
+    (key,) = [line.split()[0] for line in lines if " slave " in line]
     keyring.revoke(key)
     sentence(slave, 3, "revoked")
     again = here.start("slave", "--master", here.address, "--wait", "0.2", name="s1", ready=False)
@@ -301,7 +313,8 @@ class Stranger(socketserver.BaseRequestHandler):
 @pytest.mark.parametrize(
     "answer",
     [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
-     b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", bytes(range(256))],
+     b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+     bytes(range(256))],
     ids=["closes", "ssh", "page", "404", "json", "bytes"],
 )
 @pytest.mark.parametrize("role", ["slave", "client"])
@@ -334,7 +347,7 @@ def send(port, data, host="127.0.0.1"):
             line.shutdown(socket.SHUT_WR)
             while line.recv(4096):
                 pass
-        except (ConnectionError, TimeoutError):
+        except OSError:  # closed at once, which is an answer too
             return
 
 
@@ -346,8 +359,9 @@ def test_garbage_leaves_the_swarm_serving(swarm, channel):
     here = swarm(slaves=1, workers=1)
     where = here.proxy.status()["addresses"][channel]
     chance = random.Random(7)
-    attacks = [b"", b"\0", b"GET / HTTP/1.1\r\n\r\n", b"POST /api/1 HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", GREETING,
-               GREETING + bytes(2000), b"\xff" * 10_000, *(chance.randbytes(chance.randrange(5000)) for _ in range(40))]
+    attacks = [b"", b"\0", b"GET / HTTP/1.1\r\n\r\n", b"POST /api/1 HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
+               GREETING, GREETING + bytes(2000), b"\xff" * 10_000]
+    attacks += [chance.randbytes(chance.randrange(5000)) for _ in range(40)]
     for attack in attacks:
         if channel == "ipc":
             with socket.socket(socket.AF_UNIX) as line:
@@ -364,7 +378,8 @@ def test_garbage_leaves_the_swarm_serving(swarm, channel):
 
 
 @pytest.mark.parametrize(
-    "body", [b"{", b'{"jsonrpc": "2.0", "method": "ping", "id"', b"[" * 100_000, b'{"jsonrpc":"2.0","method":"nothing","id":1}', b"\xff"]
+    "body",
+    [b"{", b'{"jsonrpc": "2.0", "method": "ping"', b"[" * 100_000, b'{"jsonrpc":"2.0","method":"x","id":1}', b"\xff"],
 )
 def test_bad_json_is_answered_and_the_master_serves_on(shared, body):
     head = f"POST /api/1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -412,23 +427,32 @@ class Knocking:
 
 BAD_CALLS = {
     "slave": [
-        ("result", 1), ("result", "x", "y", "z", "w", "v"), ("result", 1, 0, 10**9, 0.0, {}), ("result", 1, -5, 2, 0.0, []),
+        ("result", 1), ("result", "x", "y", "z", "w", "v"), ("result", 1, 0, 10**9, 0.0, {}),
+        ("result", 1, -5, 2, 0.0, []),
         ("result", None, None, None, None, None, None), ("result", 1, 0, 1, float("1e308"), {"0": "no table"}),
-        ("given_back", 1, 0, 1), ("given_back", "x", None, {}), ("worker_lost", 1, 0, 1, None), ("worker_lost", [], [], [], []),
-        ("fetch", "nothing"), ("fetch", {"a": 1}), ("fetch", ["../../etc/passwd"]), ("resources", {"cpus": "many"}, "x"),
-        ("resources", [], -1), ("resources", {"cpus": -7}, -7), ("leaving", 1, 2), ("submit", 0, 1, 1, {}), ("nonsense",), (7,), (),
+        ("given_back", 1, 0, 1), ("given_back", "x", None, {}), ("worker_lost", 1, 0, 1, None),
+        ("worker_lost", [], [], [], []),
+        ("fetch", "nothing"), ("fetch", {"a": 1}), ("fetch", ["../../etc/passwd"]),
+        ("resources", {"cpus": "many"}, "x"),
+        ("resources", [], -1), ("resources", {"cpus": -7}, -7), ("leaving", 1, 2), ("submit", 0, 1, 1, {}),
+        ("nonsense",), (7,), (),
     ],
     "client": [
-        ("submit",), ("submit", "x", "y", "z", {}), ("submit", 0, -1, 1, {"bundle": "b"}), ("submit", 0, 1, 0, {"bundle": []}),
+        ("submit",), ("submit", "x", "y", "z", {}), ("submit", 0, -1, 1, {"bundle": "b"}),
+        ("submit", 0, 1, 0, {"bundle": []}),
         ("submit", 0, 10**12, 1, {}), ("submit", 0, 1, 1, "no table"), ("submit", 0, 1, 1, {"bundle": {}}),
         ("settled", "x"), ("settled", [[]]), ("settled", None), ("cancel", "x"), ("cancel", []), ("cancel", {}, 7),
         ("push_tasksystem", 1, "nothing", {}), ("push_tasksystem", [], [], []), ("push_tasksystem", 1, {}, None),
-        ("cancel_tasksystem", []), ("step", {}), ("work_settled", [1]), ("bundle", "x", {}), ("bundle", "../x", {"format": 1}),
+        ("cancel_tasksystem", []), ("step", {}), ("work_settled", [1]), ("bundle", "x", {}),
+        ("bundle", "../x", {"format": 1}),
         ("bundle", 7, 7), ("goodbye", 1), ("result", 1, 0, 1, 0.0, {}), ("nonsense",),
     ],
 }
 
 
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["slave", "client"])
 def test_nonsense_from_a_node_with_a_right_key_leaves_the_swarm_serving(swarm, tmp_path, role):
     here = swarm(slaves=1, workers=1)
@@ -437,7 +461,8 @@ def test_nonsense_from_a_node_with_a_right_key_leaves_the_swarm_serving(swarm, t
             knocking.until(lambda k=knocking: k.state, "it is let in")
             assert knocking.state == "welcome", (call, knocking.error)
             knocking.link.call(*call) if call else knocking.link.send(knocking.link.master, [])
-            knocking.until(lambda k=knocking: not k.link.session.pending or k.state in ("lost", "refused"), f"{call} is heard")
+            heard = lambda k=knocking: not k.link.session.pending or k.state in ("lost", "refused")  # noqa: E731
+            knocking.until(heard, f"{call} is heard")
         assert here.master.code is None, f"after {call}: {here.master.err}"
     assert result_of(here.run_client("hello.py")) == "Hello World"
     assert here.master.code is None, here.master.err
@@ -445,8 +470,9 @@ def test_nonsense_from_a_node_with_a_right_key_leaves_the_swarm_serving(swarm, t
 
 @pytest.mark.parametrize("role", ["slave", "client"])
 @pytest.mark.parametrize(
-    "info", [{}, {"node_id": 7}, {"node_id": "x", "resources": "many", "workers": "x"}, {"node_id": [], "resources": {}, "workers": []},
-             {"node_id": "x", "resources": {"cpus": None}, "workers": -1, "tags": 7}, {"node_id": "x", "bundle": []}],
+    "info", [{}, {"node_id": 7}, {"node_id": "x", "resources": "many", "workers": "x"},
+             {"node_id": [], "resources": {}, "workers": []}, {"node_id": "x", "bundle": []},
+             {"node_id": "x", "resources": {"cpus": None}, "workers": -1, "tags": 7}],
     ids=str,
 )
 def test_nonsense_in_a_hello_leaves_the_swarm_serving(shared, tmp_path, role, info):

@@ -153,11 +153,17 @@ def test_the_process_of_a_system_that_hangs_ends_when_the_system_is_cancelled(sw
 
 
 def test_the_process_of_a_system_that_hangs_ends_with_its_client(swarm_of_module, tmp_path):
-    words = ["--app", "RaisingApplication", "--set", "systems.how=hang-task_finished", "--set", f"systems.folder={tmp_path}"]
-    client = swarm_of_module.start_client(APP, *words)
-    wait_until(lambda: text_of(tmp_path / "hangs"), "the system hangs")
+    client = hanging(swarm_of_module, tmp_path)
     assert client.ends(signal.SIGTERM) == 143
     ends(int(text_of(tmp_path / "hangs")))
+
+
+def hanging(swarm, folder):
+    """A client whose system hangs in task_finished; its process id is in `folder`/hangs."""
+    words = ["--set", "systems.how=hang-task_finished", "--set", f"systems.folder={folder}"]
+    client = swarm.start_client(APP, "--app", "RaisingApplication", "--json", *words)
+    wait_until(lambda: text_of(folder / "hangs"), "the system hangs")
+    return client
 
 
 def ends(pid):
@@ -177,9 +183,7 @@ def test_tasks_of_one_step_may_ask_for_different_resources(swarm):
 
 
 def test_a_system_is_listed_and_cancelled_by_an_administrator(swarm_of_module, tmp_path):
-    words = ["--app", "RaisingApplication", "--json", "--set", "systems.how=hang-task_finished", "--set", f"systems.folder={tmp_path}"]
-    client = swarm_of_module.start_client(APP, *words)
-    wait_until(lambda: text_of(tmp_path / "hangs"), "the system hangs")
+    client = hanging(swarm_of_module, tmp_path)
     (row,) = swarm_of_module.proxy.systems()
     assert row["app"] == "Raising" and row["step"] == 1
     swarm_of_module.proxy.system.cancel(row["name"])

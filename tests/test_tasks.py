@@ -407,8 +407,8 @@ def test_an_exception_comes_home_as_itself_with_the_remote_traceback_as_its_caus
 
 @pytest.mark.parametrize(
     "error",
-    [TwoArguments("a", "b"), BadReduce("b"), ExitsInReduce("e"), BadText("t"), ExitsInText("x"), NoText("n"), BadOpen("o"),
-     Sealed("s"), OSError(2, "no")],
+    [TwoArguments("a", "b"), BadReduce("b"), ExitsInReduce("e"), BadText("t"), ExitsInText("x"), NoText("n"),
+     BadOpen("o"), Sealed("s"), OSError(2, "no")],
     ids=lambda error: type(error).__name__,
 )
 def test_the_nastiest_exceptions_come_home_with_their_type_and_place(error):
@@ -426,10 +426,10 @@ def test_an_exception_that_pickle_cannot_make_again_is_a_task_error_that_tells_a
     assert error.kind == "error" and "raise error" in error.remote_traceback
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=lambda error: type(error).__name__)
-def test_even_a_base_exception_is_described(error):
-    failure, _ = travelled(error)
-    assert failure["type"] == type(error).__name__
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_even_a_base_exception_is_described(kind):
+    failure, _ = travelled(kind())
+    assert failure["type"] == kind.__name__
 
 
 @pytest.mark.parametrize("link", ["__cause__", "__context__"])
@@ -522,8 +522,9 @@ def master():
 @pytest.fixture
 def owner(master):
     """An owner whose outcomes gather in `owner.heard` as (name, result, error)."""
-    made = Owner(master.call, lambda task, result, error: made.heard.append((task.name, result, error)), {"bundle": "b"}, "c1")
-    made.heard = []
+    heard = []
+    made = Owner(master.call, lambda task, *outcome: heard.append((task.name, *outcome)), {"bundle": "b"}, "c1")
+    made.heard = heard
     return made
 
 

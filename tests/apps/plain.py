@@ -256,8 +256,9 @@ class RaisesApplication(Application):
         self.push_task(Raises("raises", how=self.how))
 
     def task_finished(self, task, result, error):
+        name = type(error).__name__
         self.result = {
-            "type": type(error).__name__, "same": type(error) is globals().get(type(error).__name__), "text": str(error),
+            "type": name, "same": type(error) is globals().get(name), "text": str(error),
             "vars": [getattr(error, "first", None), getattr(error, "second", None)], "cause": str(error.__cause__),
             "kind": error.failure["kind"], "where": error.failure["where"], "remote": error.failure["type"],
         }

@@ -215,7 +215,7 @@ class ApplicationNode(components.Component):
         if welcome["missing"]:
             self.call("bundle", self.bundle.digest, self.bundle.manifest, parts=[self.bundle.zip])
         if fresh:
-            self.owner.resubmit()
+            self.owner.resubmit(welcome.get("known", True))
             for number, (sealed, options) in list(self._sealed.items()):
                 self.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
 
@@ -853,6 +853,8 @@ class Interrupts:
             self.code = self.code or code
             raise KeyboardInterrupt
         self.code = code
+        signal.signal(signal.SIGALRM, lambda *_: self._app.swarm.on_signal(self._app.shutdown_main_loop))
+        signal.setitimer(signal.ITIMER_REAL, GIVE_UP_CANCELLING)  # the master may be away
         self._app.swarm.watch.end()
         print(why, file=sys.stderr)
         self._app.swarm.on_signal(self._app.cancel_everything)

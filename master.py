@@ -1520,7 +1520,9 @@ class MasterNode(rpc.BaseNode):
         return self._admit_client(peer, info, now)
 
     def _admit_slave(self, peer: rpc.Peer, info: dict, now: float) -> dict:
-        amounts, workers = dict(info["resources"]), int(info["workers"])
+        amounts, workers = info.get("resources"), info.get("workers")
+        if not isinstance(amounts, dict) or not isinstance(workers, int):
+            raise components.Error("a slave's hello tells no resources", "it is another program", "start slave.py")
         peer.label = name = self.names.give("s", info["node_id"])
         self._drop_old_connection(name, peer)
         self._peers[name] = peer
@@ -1534,11 +1536,14 @@ class MasterNode(rpc.BaseNode):
         self._drop_old_connection(name, peer)
         self._peers[name] = peer
         self._gone_at.pop(name, None)
+        known = name in self.board.owners
         self.apply(self.board.owner_joined(name, "client", now, key=info["node_id"]))
         self._told.pop(name, None)
         slaves, workers, _ = self.swarm_size()
-        return {"name": name, "slaves": slaves, "workers": workers, "missing": info.get("bundle") not in self.bundles,
-                "page": self.server.address}
+        return {
+            "name": name, "known": known, "slaves": slaves, "workers": workers, "page": self.server.address,
+            "missing": info.get("bundle") not in self.bundles,
+        }
 
     def _drop_old_connection(self, name: str, peer: rpc.Peer) -> None:
         old = self._peers.pop(name, None)
@@ -1598,6 +1603,8 @@ class MasterNode(rpc.BaseNode):
         if digest in self.bundles:
             data = (self.environment / "apps" / f"{digest}.zip").read_bytes()
             self.channel.send(peer, ["bundle", digest, self.bundles[digest]], [data])
+        else:
+            self.channel.send(peer, ["no_bundle", digest])
 
     # -- task systems
 
@@ -1698,7 +1705,7 @@ class MasterNode(rpc.BaseNode):
         if now >= self._tell_at:
             self._tell_at = now + TELL_EVERY
             self._tell_clients()
-        if self.stopping and (now >= self._stop_at or not self.board.leases):
+        if self.stopping and (now >= self._stop_at or not (self.board.leases or self._unheard())):
             self.loop.stop()
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_EVERY
@@ -1706,6 +1713,10 @@ class MasterNode(rpc.BaseNode):
         accept_at = self._accept_at if self._accepted else math.inf
         tell_at = self._tell_at if self._busy() else math.inf
         return min(deadline, self._sweep_at, self.board.deadline or math.inf, accept_at, tell_at)
+
+    def _unheard(self) -> bool:
+        """True while a node has not acknowledged what was sent to it."""
+        return any(peer.session.pending for peer in self._peers.values())
 
     def _busy(self) -> bool:
         return bool(self.board.leases or self.systems)

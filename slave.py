@@ -144,6 +144,7 @@ class ProcessTaskManager(components.Component):
     def drop_everything(self) -> None:
         """Forgets all leases and kills the workers that run one."""
         self.waiting.clear()
+        self._fetching.clear()
         for worker in self.running:
             worker.forgotten = True
             self.node.zygote.kill(worker.token)
@@ -216,7 +217,12 @@ class ProcessTaskManager(components.Component):
             self.node.later(1.0, self.schedule)
             return None
         root, manifest = self.node.bundles[digest]
-        token, sock = self.node.zygote.fork("worker", {"root": str(root), "manifest": manifest})
+        try:
+            token, sock = self.node.zygote.fork("worker", {"root": str(root), "manifest": manifest})
+        except OSError as error:
+            log.warning("no worker can be forked now (%s)", error)
+            self.node.later(1.0, self.schedule)
+            return None
         worker = self.workers[token] = Worker(token, digest, now)
         worker.pipe = rpc.Pipe(
             self.node.loop, sock, lambda pipe, call, parts: self._heard(worker, call, parts), lambda pipe: None
@@ -377,6 +383,11 @@ class SlaveNode(rpc.Node):
             self.take_bundle(digest, manifest, bytes(request.parts[0]))
 
         @rpc.tcpremote(link)
+        def no_bundle(handler, request, digest):
+            missing = components.Error(f"the master has no application {digest[:12]}", "it was removed there")
+            self.manager.bundle_failed(digest, missing)
+
+        @rpc.tcpremote(link)
         def workers(handler, request, count):
             self.set_workers(count)
 
@@ -424,12 +435,16 @@ class SlaveNode(rpc.Node):
 
     def tick(self, now: float) -> float:
         deadline = super().tick(now)
-        if self.leaving_at and (now >= self.leaving_at or not self.manager.running):
+        if self.leaving_at and (now >= self.leaving_at or not (self.manager.running or self.unheard())):
             self.loop.stop()
         for alarm in [alarm for alarm in self._alarms if alarm[0] <= now]:
             self._alarms.remove(alarm)
             alarm[1]()
         return min([deadline, *(at for at, _ in self._alarms)])
+
+    def unheard(self) -> bool:
+        """True while the master has not acknowledged what was reported to it."""
+        return bool(self.link and self.link.session.pending)
 
     def config_changed(self, changes: set) -> None:
         super().config_changed(changes)

@@ -62,6 +62,8 @@ SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the maste
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
 LOOK_EVERY = 0.02  # seconds after which a worker looks for a revoke or steal between two tasks
 TRACEBACK_LIMIT = 64 * 1024  # characters of a remote traceback that travel
+FORGOTTEN = {"type": "Forgotten", "message": "the master was started again without its journal", "traceback": "",
+             "where": "", "kind": "lost"}
 CHAIN_LIMIT = 20  # exceptions of a chain of causes that are told
 
 # Values that are copied, not shared, by a pickle: tasks whose attributes are all of these may share one pickle.
@@ -518,7 +520,7 @@ def _dress(error: BaseException, failure: dict) -> None:
 class Flight:
     """A batch that is out: its tasks, what is still open, and the message to repeat until it is accepted."""
 
-    __slots__ = ("accepted", "first", "message", "number", "open", "size", "source", "tasks")
+    __slots__ = ("accepted", "answered", "first", "message", "number", "open", "size", "source", "tasks")
 
     def __init__(self, number: int, first: int, tasks: list[Task], source: Source, size: int, message: tuple):
         self.number = number
@@ -528,7 +530,7 @@ class Flight:
         self.size = size
         self.message: tuple | None = message
         self.open = len(tasks)
-        self.accepted = False
+        self.accepted = self.answered = False
 
 
 class Source:
@@ -646,8 +648,7 @@ class Owner:
             if flight and not flight.accepted:
                 flight.accepted = True
                 flight.message = None
-                flight.source.unaccepted -= 1
-                flight.source.settle()
+                self._answer(flight)
                 self._forget_if_done(flight)
 
     def refused(self, number: int, reason: str) -> None:
@@ -662,18 +663,24 @@ class Owner:
         self.accepted([number])
         self.outcome(number, 0, len(flight.tasks), 0.0, {"*": failure}, "", [])
 
-    def resubmit(self) -> None:
-        """Sends again what was never accepted: the master may be a new one."""
-        for flight in self.flights.values():
+    def resubmit(self, known: bool) -> None:
+        """Sends again what was never accepted, to a master that may be a new one.
+
+        If it does not know this owner any more, it has lost what an earlier one had accepted: those tasks fail.
+        """
+        for flight in list(self.flights.values()):
             if flight.message:
                 params, parts = flight.message
                 self.call("submit", *params, parts=parts)
+            elif not known:
+                self.outcome(flight.number, 0, len(flight.tasks), 0.0, {"*": FORGOTTEN}, "", [])
 
     def outcome(self, number: int, lo: int, hi: int, seconds: float, failures: dict, slave: str, parts: list) -> None:
         """Outcomes of tasks lo..hi-1 of a batch; a repeated one changes nothing."""
         flight = self.flights.get(number)
         if flight is None:
             return
+        self._answer(flight)
         results, failures = self._open(lo, hi, parts, failures)
         self.seconds += seconds
         self.slaves.add(slave)
@@ -725,7 +732,8 @@ class Owner:
         if not any(demands):
             self._submit_alike(tasks, source, None)
             return
-        for demand, run in itertools.groupby(zip(demands, tasks, strict=True), key=lambda pair: pair[0]):
+        pairs = sorted(zip(demands, tasks, strict=True), key=lambda pair: json.dumps(pair[0], sort_keys=True))
+        for demand, run in itertools.groupby(pairs, key=lambda pair: pair[0]):
             self._submit_alike([task for _, task in run], source, demand)
 
     def _submit_alike(self, tasks: list[Task], source: Source, demand: dict | None) -> None:
@@ -762,6 +770,14 @@ class Owner:
         elif batch.size > CHUNK_BYTES:
             self._chunk = max(1, self._chunk // 4)
         self.call("submit", *params, parts=batch.parts)
+
+    @staticmethod
+    def _answer(flight: Flight) -> None:
+        """The master has it: whoever pushed it hears so, before any outcome."""
+        if not flight.answered:
+            flight.answered = True
+            flight.source.unaccepted -= 1
+            flight.source.settle()
 
     @staticmethod
     def _open(lo: int, hi: int, parts: list, failures: dict) -> tuple[list, dict]:

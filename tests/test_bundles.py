@@ -639,7 +639,7 @@ def test_an_application_that_exits_while_it_is_loaded_does_not_end_the_node(sour
             "from concurrent.framework.nodes.applicationnode import ApplicationNode",
             "from concurrent_swarm.client import ApplicationNode",
         ),
-        ("from concurrent.core.application.api import IApp", "from concurrent_swarm.client import IApp"),
+        ("from concurrent.core.application.api import IApp", "from concurrent_swarm.tasks import IApp"),
         ("import md5", "from hashlib import md5"),
         ("import cPickle as pickle", "import pickle"),
     ],

@@ -186,7 +186,7 @@ def test_a_task_of_a_class_inside_a_function_is_told_to_move(swarm_of_module):
 def test_what_is_no_task_is_named_in_the_error(swarm_of_module):
     run = plain(swarm_of_module, "NotATask", "count=3")
     assert run.code == 1
-    assert "int" in run.about["error"]["message"] and "Task" in run.about["error"]["message"]
+    assert "int" in run.about["error"]["message"] and "not a task" in run.about["error"]["message"]
 
 
 def test_a_result_that_cannot_be_pickled_fails_its_task_alone(swarm_of_module):

@@ -166,8 +166,8 @@ def test_least_time_counts_seconds_where_push_counts_tasks():
         swarm.submit(100)
         swarm.flow(0.0001)
         slaves = list(swarm.board.slaves.values())
-        for slave, tasks, seconds in zip(slaves, (1, 40), (9.0, 0.004), strict=True):
-            slave.open_tasks, slave.open_seconds, slave.pace = tasks, seconds, 1.0
+        for slave, count, seconds in zip(slaves, (1, 40), (9.0, 0.004), strict=True):
+            slave.open_tasks, slave.open_seconds, slave.pace = count, seconds, 1.0
         lease = SimpleNamespace(estimate=0.001)
         assert swarm.board.scheduler.place(slaves, lease).id == chosen
 

@@ -620,7 +620,7 @@ def test_only_what_was_never_accepted_is_sent_again(owner, master):
         owner.pump()
     owner.accepted([0])
     before = len(master.sent)
-    owner.resubmit()
+    owner.resubmit(True)
     assert [call[1][0] for call in master.sent[before:]] == [1]
     assert master.sent[-1] == [call for call in master.sent[:before] if call[0] == "submit"][-1]
 

@@ -1,0 +1,134 @@
+"""Children of a node: forked by the zygote, or spawned where there is no fork."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from concurrent_swarm import rpc, tasks
+
+PATIENCE = 20.0
+
+LOOK = '''
+import os, signal, sys
+from concurrent_swarm.tasks import Task
+
+class Look(Task):
+    def __call__(self):
+        return {
+            "pid": os.getpid(), "zmq": "zmq" in sys.modules, "leader": os.getsid(0) == os.getpid(),
+            "files": sorted(map(int, os.listdir("/proc/self/fd"))), "variables": sorted(os.environ),
+            "interrupts": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
+        }
+'''
+
+
+@pytest.fixture
+def setup(tmp_path):
+    """What a worker of the little application above is told."""
+    source = tmp_path / "look.py"
+    source.write_text(LOOK)
+    bundle = rpc.make_bundle(source)
+    root = rpc.open_bundle(bundle.digest, bundle.manifest, bundle.zip, tmp_path / "apps")
+    return {"root": str(root), "manifest": bundle.manifest}
+
+
+@pytest.fixture(params=["Zygote", "Spawner"])
+def nursery(request, monkeypatch):
+    """Both makers of children."""
+    monkeypatch.setenv("A_SECRET_OF_THE_NODE", "x")
+    made = getattr(tasks, request.param)()
+    yield made
+    made.stop()
+
+
+def run_one(sock, setup, lease=1):
+    """Sends a lease of one task by hand, and waits for its result."""
+    table = json.dumps([[setup["manifest"]["module"], "Look", False]]).encode()
+    parts = [table, b"", rpc.dumps([{"name": "look", "system_id": None, "client_id": None}])]
+    options = {"first": 0, "granted": {}}
+    for buffer in rpc.pack_stream(["run", lease, "c1", 0, 0, 1, 1, 1, options], parts):
+        sock.setblocking(True)
+        sock.sendall(buffer)
+    parser, calls = rpc.StreamParser(), []
+    sock.settimeout(PATIENCE)
+    while not calls:
+        calls += parser.feed(sock.recv(65536))
+    (call, parts) = calls[0]
+    assert call[0] == "result" and not call[5], call
+    return rpc.open_sealed(parts[0])[0]
+
+
+def until(condition, what):
+    limit = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < limit, what
+        time.sleep(0.01)
+    return found
+
+
+def test_a_worker_runs_a_lease_and_ends_when_its_socket_closes(nursery, setup):
+    token, sock = nursery.fork("worker", setup)
+    assert run_one(sock, setup)["pid"] != os.getpid()
+    sock.close()
+    events = until(lambda: [e for e in nursery.receive() if e[0] == "died"], "the death is told")
+    assert events == [["died", token, "exit code 0"]]
+
+
+def test_a_worker_never_has_zeromq_nor_the_nodes_secrets_and_is_deaf_to_ctrl_c(nursery, setup):
+    _, sock = nursery.fork("worker", setup)
+    seen = run_one(sock, setup)
+    assert not seen["zmq"] and "A_SECRET_OF_THE_NODE" not in seen["variables"] and seen["interrupts"]
+    sock.close()
+
+
+def test_a_killed_worker_is_reported_with_the_signal(nursery, setup):
+    token, sock = nursery.fork("worker", setup)
+    run_one(sock, setup)
+    nursery.kill(token)
+    events = until(lambda: [e for e in nursery.receive() if e[0] == "died"], "the death is told")
+    assert events == [["died", token, "killed by SIGKILL"]]
+    sock.close()
+
+
+def test_a_forked_worker_leads_a_session_and_has_no_file_but_0_1_2_and_its_socket(setup):
+    zygote = tasks.Zygote()
+    try:
+        _, sock = zygote.fork("worker", setup)
+        seen = run_one(sock, setup)
+        assert seen["leader"] and len(seen["files"]) == 5, "0, 1, 2, the socket, and the folder that was listed"
+    finally:
+        zygote.stop()
+
+
+def test_workers_die_with_a_node_that_is_killed(setup, tmp_path):
+    program = tmp_path / "node.py"
+    program.write_text(
+        "import json, sys, time\nfrom concurrent_swarm import tasks\n"
+        "if __name__ == '__main__':\n"
+        "    zygote = tasks.Zygote()\n"
+        f"    held = zygote.fork('worker', json.loads({json.dumps(setup)!r}))\n"
+        "    while True:\n"
+        "        for event in zygote.receive():\n"
+        "            print(event[2], zygote._process.pid, flush=True)\n"
+        "        time.sleep(0.01)\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    node = subprocess.Popen([sys.executable, program], env=environ, stdout=subprocess.PIPE, text=True)
+    pids = list(map(int, node.stdout.readline().split()))
+    node.send_signal(signal.SIGKILL)
+    node.wait()
+    node.stdout.close()
+    until(lambda: not any(map(alive, pids)), f"{pids} are gone")
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

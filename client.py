@@ -119,7 +119,7 @@ class ApplicationNode(components.Component):
 
     def push_tasksystem_failed(self, result: dict) -> None:
         """The master has not taken the task system: `m` says why, `t` is a traceback if there is one."""
-        self.fail(components.Error(result.get("m", "the task system was refused")))
+        self.fail(result.get("e") or components.Error(result.get("m", "the task system was refused")))
 
     def push_task_response(self, result: Any) -> None:
         """A task is safe with the master."""
@@ -641,6 +641,8 @@ def _print_group(group: dict, full: bool, say: Callable) -> None:
     say(f"\n{group['count']} x {group['type']}: {message}    {group['where']}".rstrip())
     say(f"    tasks {', '.join(group['tasks'][:5])}{' …' if len(group['tasks']) > 5 else ''}")
     lines = group["traceback"].rstrip().splitlines()
+    if group["type"] == "ModuleNotFoundError":
+        say("    fix: install it for the Python of the slave, or ship it beside the application")
     say(_indent("\n".join(lines if full or len(lines) <= 12 else [*lines[:1], "  …", *lines[-9:]])))
 
 

@@ -3768,8 +3768,9 @@ def with_local_names(text: str, bundle: Bundle) -> str:
     """A text from a node with the names of the application's files as they are seen from the current folder."""
 
     def local(match: re.Match) -> str:
-        path = Path(bundle.root) / match[2]
-        return match[1] + (os.path.relpath(path) if path.is_file() else match[2])
+        path = os.path.join(bundle.root, match[2])
+        near = os.path.relpath(path)
+        return match[1] + (match[2] if not os.path.isfile(path) else path if near.startswith("..") else near)
 
     return re.sub(r'(File "|^)((?:[^/\s":]+/)*[^/\s":]+\.py)(?=[":])', local, text, flags=re.MULTILINE)
 

@@ -2543,7 +2543,7 @@ def is_loopback(host: str) -> bool:
 WIRE = "__swarm__"  # the module under which our classes and functions are referred to in pickles, everywhere
 
 
-def named(module: str, qualname: str) -> Any:
+def named(module, qualname):
     """What a reference to one of our classes or functions leads to, whatever this process calls our package."""
     found = importlib.import_module(f"{__package__}.{module}")
     for step in qualname.split("."):

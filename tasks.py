@@ -1593,7 +1593,7 @@ def _host_step(run: SystemRun, params: list, parts: list) -> None:
 # -- pure twins ----------------------------------------------------------------------------------------------
 
 
-def pure_md5_search(digest: bytes, start: int, stop: int) -> int | None:
+def md5_search(digest: bytes, start: int, stop: int) -> int | None:
     """The first number in start..stop-1 whose decimal text has this MD5 digest (16 bytes); None if none has.
 
     The numbers lie in 0..2**63-1. Raises ValueError for a digest that is not 16 bytes and for other numbers.
@@ -1610,9 +1610,11 @@ def pure_md5_search(digest: bytes, start: int, stop: int) -> int | None:
     return None
 
 
+pure_md5_search = md5_search
+
 try:  # only a missing build is in order: a broken one raises ImportError and must be heard
     from .fastpath import md5_search
 except ModuleNotFoundError:
-    md5_search = pure_md5_search
+    log.debug("fastpath is not built")
 
 FASTPATH = md5_search is not pure_md5_search

@@ -150,7 +150,7 @@ def test_both_versions_give_the_same_answer_everywhere(fastpath, start, count, p
 def import_tasks_from(folder: Path, line: str) -> subprocess.CompletedProcess:
     for module in CHECKOUT.glob("*.py"):
         shutil.copy(module, folder)
-    return subprocess.run([sys.executable, "-c", f"from concurrent_swarm import tasks; {line}"], cwd=folder,
+    return subprocess.run([sys.executable, "-S", "-c", f"from concurrent_swarm import tasks; {line}"], cwd=folder,
                           capture_output=True, text=True, timeout=60)
 
 

@@ -22,6 +22,7 @@ if __name__ == "__main__":  # hand over to the one copy of this module, under it
 import argparse
 import collections
 import logging
+import math
 import os
 import signal
 import sys
@@ -71,6 +72,7 @@ class ProcessTaskManager(components.Component):
         self.units: list[int] = []  # numbers of the GPUs that are free
         self.done = collections.Counter(tasks=0, failed=0, leases=0)
         self._fetching: set[str] = set()
+        self._least = math.inf  # processors that the most modest of the waiting leases needs
         self._deaths: collections.deque[float] = collections.deque(maxlen=RESPAWN_LIMIT)
 
     # ITaskManager
@@ -103,6 +105,9 @@ class ProcessTaskManager(components.Component):
 
     def push_task(self, envelope: tasks.Envelope) -> None:
         """Takes a lease; starts it as soon as its bundle is here and its resources are free."""
+        if not self.waiting:
+            self._least = math.inf
+        self._least = min(self._least, demand_of(envelope)["cpus"])
         self.waiting.append(envelope)
         self.schedule()
 
@@ -120,10 +125,12 @@ class ProcessTaskManager(components.Component):
 
     def schedule(self) -> None:
         """Starts every waiting lease that can start, oldest first."""
-        for _ in range(len(self.waiting)):
-            envelope = self.waiting.popleft()
+        waiting, self.waiting = self.waiting, collections.deque()
+        while waiting and self.free["cpus"] >= self._least:
+            envelope = waiting.popleft()
             if not (self._has_bundle(envelope) and self._fits(envelope) and self._start(envelope)):
                 self.waiting.append(envelope)
+        self.waiting.extend(waiting)
 
     def revoke(self, lease: int, kill: bool) -> None:
         """The master does not want it any more; a running task ends first unless it is to be killed."""
@@ -335,6 +342,7 @@ class SlaveNode(rpc.Node):
 
     def start_zygote(self) -> None:
         """Makes the process from which workers are forked."""
+        self._zygote_since = time.monotonic()
         self.zygote = tasks.start_zygote()
         self.loop.add(self.zygote, self._zygote_speaks)
 
@@ -464,7 +472,9 @@ class SlaveNode(rpc.Node):
         try:
             events = self.zygote.receive()
         except components.Error as error:
-            log.error("%s; starting another", error)
+            if time.monotonic() - self._zygote_since < RESPAWN_PERIOD / RESPAWN_LIMIT:
+                raise  # it cannot live here: another would end the same way
+            log.error("%s; starting another", error.what)
             self.loop.remove(self.zygote)
             self.zygote.stop()
             self.start_zygote()

@@ -1462,21 +1462,23 @@ class LeaseRunner:
         return envelope.hi
 
     def _one(self, records: Records, i: int) -> None:
-        task, error = attempt(records.task, i)
-        if error:
-            self._fail(i, error, "setup")
-            return
-        result, error = attempt(task)
-        if not error:
-            self._keep(i, result)
-        else:
-            if self.on_error:
+        task = None
+        try:  # `attempt` written out: this is the path of every task
+            task = records.task(i)
+            result = task()
+        except BaseException as error:  # whatever the user's code raises is the task's failure
+            if task is not None and self.on_error:
                 self.on_error(task, error)
-            self._fail(i, error, "error")
-        if type(task).clean_up is not Task.clean_up:
-            _, error = attempt(task.clean_up)
-            if error and str(i) not in self._failures:
-                self._failures[str(i)] = describe_failure(error, self.root, "clean_up")
+            self._fail(i, error, "setup" if task is None else "error")
+        else:
+            self._keep(i, result)
+        if task is not None and type(task).clean_up is not Task.clean_up:
+            self._clean_up(i, task)
+
+    def _clean_up(self, i: int, task: Task) -> None:
+        _, error = attempt(task.clean_up)
+        if error and str(i) not in self._failures:
+            self._failures[str(i)] = describe_failure(error, self.root, "clean_up")
 
     def _keep(self, i: int, result: Any) -> None:
         if type(result) in ATOMS:

@@ -330,6 +330,7 @@ class SlaveNode(rpc.Node):
         """Starts the zygote and the task manager; needs no master yet."""
         self.bundles: dict[str, tuple[Path, dict]] = {}
         self.leaving_at = 0.0
+        self._zygotes: collections.deque[float] = collections.deque(maxlen=RESPAWN_LIMIT)  # when they were started
         self._alarms: list[tuple[float, object]] = []
         self.joined_at = 0.0
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
@@ -342,7 +343,7 @@ class SlaveNode(rpc.Node):
 
     def start_zygote(self) -> None:
         """Makes the process from which workers are forked."""
-        self._zygote_since = time.monotonic()
+        self._zygotes.append(time.monotonic())
         self.zygote = tasks.start_zygote()
         self.loop.add(self.zygote, self._zygote_speaks)
 
@@ -472,7 +473,8 @@ class SlaveNode(rpc.Node):
         try:
             events = self.zygote.receive()
         except components.Error as error:
-            if time.monotonic() - self._zygote_since < RESPAWN_PERIOD / RESPAWN_LIMIT:
+            starts = self._zygotes
+            if len(starts) == RESPAWN_LIMIT and starts[-1] - starts[0] < RESPAWN_PERIOD:
                 raise  # it cannot live here: another would end the same way
             log.error("%s; starting another", error.what)
             self.loop.remove(self.zygote)

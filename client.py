@@ -183,14 +183,17 @@ class ApplicationNode(components.Component):
 
     # inside: connection and messages
 
-    def connect(self) -> None:
-        """Joins the swarm. Raises Unreachable."""
+    def prepare(self) -> None:
+        """What must be there before anything of the application's runs, or a person interrupts it."""
         self.systems: dict[int, tasks.ITaskSystem] = {}
         self.names: dict[int, str] = {}  # number of a system -> its name at the master
         self.ended: dict[int, dict] = {}  # number of a system -> its stats
         self._sealed: dict[int, tuple] = {}
         self._listens = type(self).task_finished is not ApplicationNode.task_finished
         self.owner = tasks.Owner(self.call, self._plain_finished, {"bundle": self.bundle.digest})
+
+    def connect(self) -> None:
+        """Joins the swarm. Raises Unreachable."""
         self.started = time.monotonic()
         self.swarm.join(self)
 
@@ -809,6 +812,7 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
     quiet_stdout = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
     try:
         with quiet_stdout:
+            app.prepare()
             app.app_init()
             code = app.app_main() or 0
     except (components.Unreachable, components.GaveUp, components.UsageError):

@@ -1110,8 +1110,9 @@ class Journal(threading.Thread):
     last item of "batch" and "outcome" records, the payload, is a list of byte strings. What nobody needs is deleted.
     """
 
-    def __init__(self, path: Path, committed: Callable[[list], None]):
+    def __init__(self, path: Path, committed: Callable[[list], None], failed: Callable[[Exception], None]):
         super().__init__(name="journal", daemon=True)
+        self._failed = failed
         self._path = path
         self._committed = committed
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
@@ -1153,17 +1154,23 @@ class Journal(threading.Thread):
             batch = [self._queue.get()]
             while not self._queue.empty():
                 batch.append(self._queue.get())
-            self._base.execute("BEGIN")
-            for records, _ in batch:
-                for record in records or ():
-                    self._write(record)
-            self._base.execute("COMMIT")
+            try:
+                self._commit([record for records, _ in batch for record in records or ()])
+            except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:  # a full disk, most of all
+                self._failed(error)
+                return
             after = [message for _, messages in batch for message in messages]
             if after:
                 self._committed(after)
             if any(records is None for records, _ in batch):
                 self._base.close()
                 return
+
+    def _commit(self, records: list[tuple]) -> None:
+        self._base.execute("BEGIN")
+        for record in records:
+            self._write(record)
+        self._base.execute("COMMIT")
 
     def stop(self) -> None:
         """Commits what is there and ends."""
@@ -1212,6 +1219,7 @@ SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and th
 ACCEPT_EVERY = 0.01  # seconds that the news of accepted batches may wait for more of its kind
 MOST_WORKERS = 10_000  # of one slave
 GRACE = 10.0  # seconds that a stopping master lets tasks run on
+FAILURES_TOLD = 1000  # kinds of failures that are logged
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
 
 
@@ -1228,6 +1236,37 @@ def check_version(role: str, info: dict) -> None:
         log.warning("a %s runs Python %s, the master %s: tasks must suit both", role, python, here)
 
 
+def check_whole(*numbers: Any) -> None:
+    """Raises UsageError unless all are numbers of things: what a peer sends may be anything."""
+    for number in numbers:
+        if type(number) is not int or not 0 <= number < 1 << 53:
+            raise components.UsageError(f"{str(number)[:80]} is no number of a thing", "whole numbers from 0 are meant")
+
+
+def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
+    """Raises UsageError unless a slave's report names a range, and failures are objects by ordinal."""
+    check_whole(lease, lo, hi)
+    if lo >= hi:
+        raise components.UsageError(f"{lo}..{hi} holds no task", "a report names at least one")
+    if failures is not None and not (type(failures) is dict and all(type(one) is dict for one in failures.values())):
+        raise components.UsageError("the failures of a report are no objects", "an object by ordinal is meant")
+
+
+def check_offer(amounts: Any, workers: Any, tags: Any = ()) -> None:
+    """Raises UsageError unless a slave offers amounts by name, a number of workers, and words."""
+    check_whole(workers)
+    numbers = list(amounts.values()) if type(amounts) is dict else [None]
+    if not all(type(one) in (int, float) and 0 <= one < math.inf for one in numbers):
+        raise components.UsageError(f"{str(amounts)[:80]} is no offer", "amounts from 0 by name are meant")
+    if not isinstance(tags, (list, tuple)) or not all(isinstance(tag, str) for tag in tags):
+        raise components.UsageError(f"the tags {str(tags)[:80]} are no list of words")
+
+
+def identity_of(peer: rpc.Peer, info: dict) -> str:
+    """Who a node is across its sessions. With its key: nobody else comes back as this node."""
+    return f"{peer.key} {info.get('node_id')}"
+
+
 class Names:
     """Short names for people: c1, s1, 1; the same again for the same identity."""
 
@@ -1241,6 +1280,10 @@ class Names:
             self._last[prefix] += 1
             self._given[prefix, identity] = f"{prefix}{self._last[prefix]}"
         return self._given[prefix, identity]
+
+    def forget(self, prefix: str, identity: str) -> None:
+        """Whoever had it will not come back."""
+        self._given.pop((prefix, identity), None)
 
     def take(self, name: str, identity: str) -> None:
         """An earlier life gave this name."""
@@ -1259,7 +1302,7 @@ class System:
         self.app = app
         self.since = now
         self.token = 0
-        self.step = 0
+        self.step = self.done = self.known = 0  # done, known: tasks with an outcome, and all tasks
         self.waiting = False
         self.pipe: rpc.Pipe | None = None
 
@@ -1285,15 +1328,16 @@ class MasterNode(rpc.BaseNode):
         """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
         self.names = Names()
         self.stopping = False
+        self.broken: components.Error | None = None
         self.systems: dict[str, System] = {}
+        self._system_numbers = itertools.count(1)
         self._hosts: dict[int, System] = {}  # zygote token -> system
         self._peers: dict[str, rpc.Peer] = {}  # name of a client or slave -> its connection
         self._finished: dict[tuple, tuple] = {}  # (client, number) -> how its system ended, until heard
         self._gone_at: dict[str, float] = {}  # clients that went away without a word
         self._told: dict[str, Any] = {}
-        self._tallies: dict[str, list[int]] = {}  # owner -> tasks with an outcome, tasks submitted
         self._counts: collections.Counter = collections.Counter()
-        self._failures: collections.Counter = collections.Counter()
+        self._failures: set[str] = set()  # kinds that were logged
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
         self._sweep_at = self._tell_at = self._accept_at = 0.0
         self.start_zygote()
@@ -1306,7 +1350,8 @@ class MasterNode(rpc.BaseNode):
             self.open_journal()
         else:
             self.board.restore([], time.monotonic())
-        self.bundles = rpc.known_bundles(self.environment / "apps")
+        apps = self.environment / "apps"  # one without its zip is asked for again
+        self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
         self.open_compute_channel()
         self.open_control_channel()
 
@@ -1319,15 +1364,16 @@ class MasterNode(rpc.BaseNode):
         """Puts the configured scheduler in charge of placing."""
         chosen = self.scheduler
         if chosen is not self.board.scheduler:
-            if self.board.scheduler:
-                self.board.scheduler.stop()
-            chosen.setup(self)
-            self.board.scheduler = chosen
+            chosen.setup(self)  # may raise: then the old one stays
+            old, self.board.scheduler = self.board.scheduler, chosen
+            if old:
+                old.stop()
 
     def open_journal(self) -> None:
         """Reads what an earlier life accepted and has not delivered, and goes on from there."""
         self.journal = Journal(
-            self.environment / "journal.db", lambda after: self.loop.post(lambda: self._send_all(after))
+            self.environment / "journal.db", lambda after: self.loop.post(lambda: self._send_all(after)),
+            lambda error: self.loop.post(lambda: self._journal_failed(error)),
         )
         records = self.journal.load()
         effects = self.board.restore(records, time.monotonic())
@@ -1336,19 +1382,30 @@ class MasterNode(rpc.BaseNode):
         self.apply(effects)
         now = time.monotonic()
         for owner in list(self.board.owners.values()):
-            self.names.take(owner.id, owner.key)
             if owner.kind == "system":  # its host is gone; its client pushes it again
                 self.apply(self.board.owner_gone(owner.id, now))
             else:
+                self.names.take(owner.id, owner.key)
                 self._gone_at[owner.id] = now
         waiting = sum(batch.remaining for owner in self.board.owners.values() for batch in owner.batches.values())
         if self.board.owners:
             log.info("took over %s clients with %s unfinished tasks", len(self.board.owners), waiting)
 
+    def _journal_failed(self, error: Exception) -> None:
+        """Nothing can be promised any more: the master ends, and its clients wait for the next one."""
+        self.broken = components.Error(
+            f"the journal cannot be written ({error})", "nothing that is accepted from now on would be safe",
+            "make room on the disk, and start the master again: it goes on where it was",
+        )
+        self.loop.stop()
+
     # -- effects
 
     def apply(self, effects: Effects) -> None:
         """Journals, sends, and sends after the commit what an event of the Board asks for."""
+        for record in effects.records:
+            if record[0] == "outcome":  # counted here, for it is sent again to a client that comes back
+                self._count(record[1], record[4] - record[3], record[6])
         if self.journal and (effects.records or effects.after):
             self.journal.put(effects.records, effects.after)
             self._send_all(effects.messages)
@@ -1390,10 +1447,6 @@ class MasterNode(rpc.BaseNode):
     def _send_outcome(
         self, owner: str, number: int, lo: int, hi: int, seconds: float, failures: dict, payload: list, slave: str
     ) -> None:
-        self._counts["tasks"] += hi - lo
-        self._tallies.setdefault(owner, [0, 0])[0] += hi - lo
-        if failures:
-            self._note_failures(owner, hi - lo, failures)
         self._send(owner, ["outcome", number, lo, hi, seconds, failures, slave], payload or ())
 
     _senders = {
@@ -1408,11 +1461,18 @@ class MasterNode(rpc.BaseNode):
         elif target in self._peers:
             self.channel.send(self._peers[target], call, parts)
 
+    def _count(self, owner: str, tasks: int, failures: dict) -> None:
+        self._counts["tasks"] += tasks
+        if owner in self.systems:
+            self.systems[owner].done += tasks
+        if failures:
+            self._note_failures(owner, tasks, failures)
+
     def _note_failures(self, owner: str, count: int, failures: dict) -> None:
         for failure in list(failures.values())[:3]:
             key = f"{failure.get('type')} at {failure.get('where') or '?'}"
-            self._failures[key] += 1
-            if self._failures[key] == 1:
+            if key not in self._failures and len(self._failures) < FAILURES_TOLD:
+                self._failures.add(key)
                 log.warning("a task of %s failed: %s: %s", owner, key, failure.get("message"))
         self._counts["failed"] += count if "*" in failures else len(failures)
 
@@ -1447,17 +1507,20 @@ class MasterNode(rpc.BaseNode):
 
         @rpc.tcpremote(channel, roles=owners)
         def settled(handler, request, numbers):
+            check_whole(*numbers)
             self.apply(self.board.settled(request.peer.label, numbers, time.monotonic()))
 
         @rpc.tcpremote(channel, roles=owners)
         def cancel(handler, request, number, kill=False):
-            self.apply(self.board.cancel(request.peer.label, number, time.monotonic(), kill))
+            check_whole(*([] if number is None else [number]))
+            self.apply(self.board.cancel(request.peer.label, number, time.monotonic(), bool(kill)))
 
     def _expose_systems_to_owners(self, channel: rpc.Channel) -> None:
         owners = ("client", "admin")
 
         @rpc.tcpremote(channel, roles=owners)
         def push_tasksystem(handler, request, number, digest, options):
+            check_whole(number)
             self.start_system(request.peer.label, number, digest, options, request.parts)
 
         @rpc.tcpremote(channel, roles=owners)
@@ -1486,16 +1549,19 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=slaves)
         def result(handler, request, lease, lo, hi, seconds, failures):
             name, parts = request.peer.label, request.parts
+            check_report(lease, lo, hi, failures)
             self.stats.add_avg("seconds per task", seconds / max(1, hi - lo))
             self.stats.add_avg("tasks per result", hi - lo)
             self.apply(self.board.result(name, lease, lo, hi, seconds, parts, failures, time.monotonic()))
 
         @rpc.tcpremote(channel, roles=slaves)
         def given_back(handler, request, lease, lo, hi):
+            check_report(lease, lo, hi)
             self.apply(self.board.given_back(request.peer.label, lease, lo, hi, time.monotonic()))
 
         @rpc.tcpremote(channel, roles=slaves)
         def worker_lost(handler, request, lease, lo, hi, reason):
+            check_report(lease, lo, hi)
             log.warning("slave %s: %s", request.peer.label, reason)
             self.apply(self.board.worker_lost(request.peer.label, lease, lo, hi, reason, time.monotonic()))
 
@@ -1505,6 +1571,7 @@ class MasterNode(rpc.BaseNode):
 
         @rpc.tcpremote(channel, roles=slaves)
         def resources(handler, request, amounts, workers):
+            check_offer(amounts, workers)
             self.apply(self.board.slave_changed(request.peer.label, amounts, workers, time.monotonic()))
 
         @rpc.tcpremote(channel, roles=slaves)
@@ -1520,29 +1587,30 @@ class MasterNode(rpc.BaseNode):
         return self._admit_client(peer, info, now)
 
     def _admit_slave(self, peer: rpc.Peer, info: dict, now: float) -> dict:
-        amounts, workers = info.get("resources"), info.get("workers")
-        if not isinstance(amounts, dict) or not isinstance(workers, int):
-            raise components.Error("a slave's hello tells no resources", "it is another program", "start slave.py")
-        peer.label = name = self.names.give("s", info["node_id"])
+        amounts, workers, tags = info.get("resources"), info.get("workers"), info.get("tags", [])
+        check_offer(amounts, workers, tags)
+        peer.label = name = self.names.give("s", identity_of(peer, info))
         self._drop_old_connection(name, peer)
         self._peers[name] = peer
-        self.apply(self.board.slave_joined(name, amounts, info.get("tags", []), workers, now))
+        self.apply(self.board.slave_joined(name, amounts, tags, workers, now))
         host, python = info.get("host", "?"), info.get("python")
         log.info("slave %s joined from %s: %s workers, Python %s", name, host, workers, python)
         return {"name": name, "page": self.server.address}
 
     def _admit_client(self, peer: rpc.Peer, info: dict, now: float) -> dict:
-        peer.label = name = self.names.give("c", info["node_id"])
+        missing = info.get("bundle") not in self.bundles  # first, for it may be anything, and then nobody is let in
+        identity = identity_of(peer, info)
+        peer.label = name = self.names.give("c", identity)
         self._drop_old_connection(name, peer)
         self._peers[name] = peer
         self._gone_at.pop(name, None)
         known = name in self.board.owners
-        self.apply(self.board.owner_joined(name, "client", now, key=info["node_id"]))
+        self.apply(self.board.owner_joined(name, "client", now, key=identity))
         self._told.pop(name, None)
         slaves, workers, _ = self.swarm_size()
         return {
             "name": name, "known": known, "slaves": slaves, "workers": workers, "page": self.server.address,
-            "missing": info.get("bundle") not in self.bundles,
+            "missing": missing,
         }
 
     def _drop_old_connection(self, name: str, peer: rpc.Peer) -> None:
@@ -1557,6 +1625,7 @@ class MasterNode(rpc.BaseNode):
         if self._peers.get(name) is not peer:
             return
         del self._peers[name]
+        self._told.pop(name, None)
         now = time.monotonic()
         if peer.role == "slave":
             held = self.board.slaves[name].open_tasks if name in self.board.slaves else 0
@@ -1575,16 +1644,20 @@ class MasterNode(rpc.BaseNode):
             self.end_system(system, tasks.cancelled_failure(), {}, ())
         self._finished = {key: end for key, end in self._finished.items() if key[0] != name}
         self._gone_at.pop(name, None)
+        if name in self.board.owners:
+            self.names.forget("c", self.board.owners[name].key)
         self.apply(self.board.owner_gone(name, time.monotonic()))
 
     def submit(self, owner: str, number: int, count: int, group: int, options: dict, parts: list) -> None:
-        """Takes a batch of a client or a system."""
+        """Takes a batch of a client or a system. Raises UsageError for what is no batch at all."""
+        check_whole(number, count, group)
         if options.get("bundle") not in self.bundles:
             self._send_refused(owner, number, "its application was never sent here")
         elif len(parts) != 2 + -(-count // max(1, group)):
             self._send_refused(owner, number, f"{count} tasks in groups of {group} do not make {len(parts) - 2} groups")
         else:
-            self._tallies.setdefault(owner, [0, 0])[1] += count
+            if owner in self.systems:
+                self.systems[owner].known += count
             self.apply(self.board.submit(owner, number, count, time.monotonic(), group, options, parts))
 
     # -- bundles
@@ -1619,14 +1692,19 @@ class MasterNode(rpc.BaseNode):
                 failure = {"c": -32007, "m": "its application was never sent here", "t": ""}
                 self._send(client, ["push_tasksystem_failed", number, failure])
                 return
-            known = self._fork_host(client, number, digest, options, parts)
+            try:
+                known = self._fork_host(client, number, digest, options, parts)
+            except OSError as error:
+                failure = {"c": -32000, "m": f"no process can be started for it ({error})", "t": ""}
+                self._send(client, ["push_tasksystem_failed", number, failure])
+                return
         self._send(client, ["push_tasksystem_response", number, known.name])
 
     def _fork_host(self, client: str, number: int, digest: str, options: dict, parts: list) -> System:
         now = time.monotonic()
-        system = System(self.names.give("", f"{client}:{number}"), client, number, options.get("name", "?"), now)
+        system = System(str(next(self._system_numbers)), client, number, options.get("name", "?"), now)
         root = self.environment / "apps" / digest
-        system.token, sock = self.zygote.fork("host", {"root": str(root), "manifest": self.bundles[digest]})
+        system.token, sock = self.zygote.fork("host", str(root))
         system.pipe = rpc.Pipe(
             self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts), lambda pipe: None
         )
@@ -1660,7 +1738,6 @@ class MasterNode(rpc.BaseNode):
         log.info("system %s %s: %s, %s tasks in %.1f s", system.name, system.app, what, stats.get("tasks", 0), seconds)
         system.pipe.close()
         self.zygote.kill(system.token)  # a hook that never returns would not notice the end of its pipe
-        self._tallies.pop(system.name, None)
         self.apply(self.board.owner_gone(system.name, time.monotonic()))
         self._finished[system.client, system.number] = (failure, stats, list(parts))
         self._send_finished(system.client, system.number)
@@ -1735,15 +1812,11 @@ class MasterNode(rpc.BaseNode):
         size = self.swarm_size()
         for name, peer in self._peers.items():
             if peer.role != "slave":
-                mine = {s.number: [s.step, *self._progress(s.name)] for s in self.systems.values() if s.client == name}
+                mine = {s.number: [s.step, s.done, s.known] for s in self.systems.values() if s.client == name}
                 told = [*size, mine]
                 if self._told.get(name) != told:
                     self._told[name] = told
                     self.channel.send(peer, ["swarm", *told])
-
-    def _progress(self, owner: str) -> list[int]:
-        """Tasks with an outcome, and all tasks, of an owner."""
-        return list(self._tallies.get(owner, (0, 0)))
 
     def config_changed(self, changes: set) -> None:
         super().config_changed(changes)
@@ -1831,7 +1904,7 @@ class MasterNode(rpc.BaseNode):
         now = time.monotonic()
         return [
             {"name": s.name, "app": s.app, "client": s.client, "step": s.step, "elapsed": round(now - s.since, 1),
-             "done": self._progress(s.name)[0], "tasks": self._progress(s.name)[1]}
+             "done": s.done, "tasks": s.known}
             for s in self.systems.values()
         ]
 
@@ -1849,7 +1922,7 @@ class MasterNode(rpc.BaseNode):
 
     def stop_soon(self) -> None:
         """Lets what runs end, for GRACE seconds, and stops; at once if nothing runs or this is the second time."""
-        if self.stopping or not self.board.leases:
+        if self.stopping or not (self.board.leases or self._unheard()):
             self.loop.stop()
             return
         self.stopping = True
@@ -1931,6 +2004,8 @@ def _run(node: MasterNode, options: Any) -> int:
             _greet(node, time.monotonic() - began)
         parent.ready({"address": node.server.address})
         node.loop.run()
+        if node.broken:
+            raise node.broken
         return code
     finally:
         node.close()

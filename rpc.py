@@ -1080,8 +1080,13 @@ def _no_constant(name):
     raise ValueError(f"{name} is no JSON")
 
 
+def _finite(text):
+    number = float(text)
+    return number if math.isfinite(number) else _no_constant(text)  # 1e999: it could not be sent on
+
+
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-_decode = json.JSONDecoder(parse_constant=_no_constant).raw_decode
+_decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).raw_decode
 
 
 def _table(call, parts):
@@ -2888,6 +2893,11 @@ def open_bundle(digest: str, manifest: dict[str, Any], data: bytes, folder: str 
     return str(target)
 
 
+def manifest_of(root: str | os.PathLike) -> dict[str, Any]:
+    """The manifest of an unpacked bundle."""
+    return json.loads((Path(root) / _MANIFEST_FILE).read_bytes())
+
+
 def known_bundles(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """The bundles that lie intact in `folder`, as {digest: manifest}; what a crash has damaged is removed."""
     known = {}
@@ -3362,7 +3372,8 @@ class Pipe:
         return buffers
 
     def _write(self) -> None:
-        self._unsent = collections.deque(self._send(list(self._unsent)))
+        some = [self._unsent.popleft() for _ in range(min(64, len(self._unsent)))]
+        self._unsent.extendleft(reversed(self._send(some)))
         if not self._unsent:
             self._loop.write_when_ready(self._sock, None)
 
@@ -3379,16 +3390,16 @@ class Pipe:
         except OSError as error:
             log.debug("a child broke its connection: %s", error)
             data = b""
-        try:
-            for call, parts in self._parser.feed(data):
-                self._on_call(self, call, parts)
-        except ProtocolError as error:
-            log.warning("a child sent what is no message (%s); it is dropped", error)
+        if components.run_foreign("what a child sent cannot be; it is dropped", self._deliver, data):
             data = b""
         if not data:
             self.close()
             self._on_end(self)
         return bool(data)
+
+    def _deliver(self, data: bytes) -> None:
+        for call, parts in self._parser.feed(data):
+            self._on_call(self, call, parts)
 
 
 # -- nodes ---------------------------------------------------------------------------------------------------------
@@ -3522,6 +3533,7 @@ class Node(BaseNode):
         self.refusal: components.Error | None = None
         self._pulse: Pulse | None = None
         self._retry_at = math.inf
+        self._looking: threading.Thread | None = None
         self._addresses: dict = {}
         self.closing.callback(self._close_link)
 
@@ -3621,7 +3633,12 @@ class Node(BaseNode):
         )
 
     def _look_for_master(self) -> None:
-        """A master that was started again may listen elsewhere."""
+        """A master that was started again may listen elsewhere. Asking takes seconds if it is gone: not in the loop."""
+        if self._looking is None or not self._looking.is_alive():
+            self._looking = threading.Thread(target=self._look, name="look for master", daemon=True)
+            self._looking.start()
+
+    def _look(self) -> None:
         before = self._addresses
         try:
             self.enrol()
@@ -3629,6 +3646,10 @@ class Node(BaseNode):
             log.debug("the master is still away: %s", error)
             return
         if self._addresses != before:
+            self.loop.post(self._move)
+
+    def _move(self) -> None:
+        if self.link and self.link.state != "ready":
             self.open_link(self._expose_to_master)
 
     def _stop_pulse(self) -> None:

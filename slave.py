@@ -33,6 +33,7 @@ from . import components, rpc, tasks
 
 log = logging.getLogger(__spec__.name)
 
+EPSILON = 1e-9  # sums of amounts such as 0.1 may miss by this much
 IDLE_KEPT = 2  # workers that stay warm beyond the number of slots
 RESPAWN_LIMIT = 5  # workers that may die within RESPAWN_PERIOD seconds before new ones wait a second
 RESPAWN_PERIOD = 10.0
@@ -53,6 +54,7 @@ class Worker:
         self.grant: dict = {}
         self.lo = 0  # the first task of the lease that was not reported
         self.forgotten = False  # the lease belongs to a master that is gone
+        self.doomed = False  # it was killed, and its end has not been heard of yet
         self.used = now
 
 
@@ -101,13 +103,15 @@ class ProcessTaskManager(components.Component):
         """Sets the number of processors on offer; what runs goes on, what does not fit any more waits."""
         self.free["cpus"] += workers - self.pool["cpus"]
         self.pool["cpus"] = workers
+        for envelope in [e for e in self.waiting if demand_of(e).get("cpus", 0) > workers]:
+            self.steal(envelope.lease)  # it would wait here for ever
         self.schedule()
 
     def push_task(self, envelope: tasks.Envelope) -> None:
         """Takes a lease; starts it as soon as its bundle is here and its resources are free."""
         if not self.waiting:
             self._least = math.inf
-        self._least = min(self._least, demand_of(envelope)["cpus"])
+        self._least = min(self._least, demand_of(envelope).get("cpus", 0))
         self.waiting.append(envelope)
         self.schedule()
 
@@ -137,7 +141,7 @@ class ProcessTaskManager(components.Component):
         self.steal(lease)
         worker = self._worker_of(lease)
         if worker and kill:
-            self.node.zygote.kill(worker.token)
+            self._kill(worker)
 
     def steal(self, lease: int) -> None:
         """The master has a free slot elsewhere: give back what has not begun."""
@@ -154,7 +158,11 @@ class ProcessTaskManager(components.Component):
         self._fetching.clear()
         for worker in self.running:
             worker.forgotten = True
-            self.node.zygote.kill(worker.token)
+            self._kill(worker)
+
+    def _kill(self, worker: Worker) -> None:
+        worker.doomed = True  # if it reports at this moment, nothing else is begun on it
+        self.node.zygote.kill(worker.token)
 
     def bundle_here(self, digest: str) -> None:
         """A bundle has been unpacked: what waited for it may start."""
@@ -179,11 +187,11 @@ class ProcessTaskManager(components.Component):
         return False
 
     def _fits(self, envelope: tasks.Envelope) -> bool:
-        return all(self.free.get(name, 0) >= amount for name, amount in demand_of(envelope).items())
+        return all(self.free.get(name, 0) + EPSILON >= amount for name, amount in demand_of(envelope).items())
 
     def _start(self, envelope: tasks.Envelope) -> bool:
         worker = self._idle_worker(envelope.options["bundle"])
-        if worker is None or worker.pipe is None:
+        if worker is None:
             return False
         worker.grant = demand_of(envelope)
         for name, amount in worker.grant.items():
@@ -210,7 +218,7 @@ class ProcessTaskManager(components.Component):
         worker.envelope, worker.grant, worker.used = None, {}, time.monotonic()
 
     def _idle_worker(self, digest: str) -> Worker | None:
-        idle = [worker for worker in self.workers.values() if not worker.envelope and worker.pipe and worker.pipe.open]
+        idle = [w for w in self.workers.values() if not w.envelope and w.pipe.open and not w.doomed]
         for worker in idle:
             if worker.digest == digest:
                 return worker
@@ -223,9 +231,9 @@ class ProcessTaskManager(components.Component):
         if len(self._deaths) == RESPAWN_LIMIT and now - self._deaths[0] < RESPAWN_PERIOD and now - self._deaths[-1] < 1:
             self.node.later(1.0, self.schedule)
             return None
-        root, manifest = self.node.bundles[digest]
+        root = self.node.bundles[digest]
         try:
-            token, sock = self.node.zygote.fork("worker", {"root": str(root), "manifest": manifest})
+            token, sock = self.node.zygote.fork("worker", str(root))
         except OSError as error:
             log.warning("no worker can be forked now (%s)", error)
             self.node.later(1.0, self.schedule)
@@ -261,12 +269,14 @@ class ProcessTaskManager(components.Component):
 
     def died(self, token: int, how: str) -> None:
         """A worker ended: its lease, if it had one, is reported lost, and its slot is free again."""
-        worker = self.workers.get(token)
-        if worker is None:
-            return
+        worker = self.workers.pop(token, None)
+        if worker:
+            self._bury(worker, how)
+            self.schedule()
+
+    def _bury(self, worker: Worker, how: str) -> None:
         worker.pipe.drain()
         worker.pipe.close()
-        del self.workers[token]
         envelope, lo = worker.envelope, worker.lo
         if envelope:
             self._release(worker)
@@ -274,12 +284,13 @@ class ProcessTaskManager(components.Component):
                 self._deaths.append(time.monotonic())
                 log.warning("worker %s ended (%s) while it ran tasks of %s", worker.pid, how, envelope.owner)
                 self.node.report("worker_lost", envelope.lease, lo, envelope.hi, f"worker {how}")
-        self.schedule()
 
     def all_died(self) -> None:
         """The zygote is gone and with it every worker."""
-        for token in list(self.workers):
-            self.died(token, "ended with the zygote")
+        dead, self.workers = self.workers, {}  # the new zygote gives tokens from 1 again
+        for worker in dead.values():
+            self._bury(worker, "ended with the zygote")
+        self.schedule()
 
     def _worker_of(self, lease: int) -> Worker | None:
         return next((w for w in self.workers.values() if w.envelope and w.envelope.lease == lease), None)
@@ -294,8 +305,8 @@ class ProcessTaskManager(components.Component):
 
 def demand_of(envelope: tasks.Envelope) -> dict[str, float]:
     """What a lease takes of the pools: one processor unless its tasks say otherwise."""
-    resources = envelope.options.get("resources") or {}
-    return {"cpus": 1, **{name: amount for name, amount in resources.items() if name != "tags"}}
+    needs = {"cpus": 1, **(envelope.options.get("resources") or {})}
+    return {name: amount for name, amount in needs.items() if name != "tags" and amount}
 
 
 def usable_cpus() -> int:
@@ -328,7 +339,7 @@ class SlaveNode(rpc.Node):
 
     def setup(self) -> None:
         """Starts the zygote and the task manager; needs no master yet."""
-        self.bundles: dict[str, tuple[Path, dict]] = {}
+        self.bundles: dict[str, Path] = {}  # digest -> where it was unpacked
         self.leaving_at = 0.0
         self._zygotes: collections.deque[float] = collections.deque(maxlen=RESPAWN_LIMIT)  # when they were started
         self._alarms: list[tuple[float, object]] = []
@@ -336,8 +347,8 @@ class SlaveNode(rpc.Node):
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
-        for digest, manifest in rpc.known_bundles(self.environment / "apps").items():
-            self.bundles[digest] = (self.environment / "apps" / digest, manifest)
+        for digest in rpc.known_bundles(self.environment / "apps"):
+            self.bundles[digest] = self.environment / "apps" / digest
         self.manager.start()
         self.closing.callback(self.manager.stop)
 
@@ -408,11 +419,11 @@ class SlaveNode(rpc.Node):
         """Unpacks an application; what waited for it starts, or fails with the reason."""
         try:
             root = rpc.open_bundle(digest, manifest, data, self.environment / "apps")
-        except components.Error as error:
+        except (components.Error, OSError) as error:
             log.error("application %s cannot be unpacked: %s", digest[:12], error)
             self.manager.bundle_failed(digest, error)
             return
-        self.bundles[digest] = (Path(root), manifest)
+        self.bundles[digest] = Path(root)
         self.manager.bundle_here(digest)
 
     def set_workers(self, count: int) -> None:
@@ -424,6 +435,9 @@ class SlaveNode(rpc.Node):
     def welcomed(self, info: dict, fresh: bool) -> None:
         if fresh:
             self.manager.init(info["name"], self.address)
+            self.report("resources", self.manager.pool, self.manager.get_num_workers())  # the hello may be an old one
+            if self.leaving_at:
+                self.report("leaving")
             self.joined_at = self.joined_at or time.monotonic()
             log.info("joined as %s: %s workers", info["name"], self.manager.get_num_workers())
 
@@ -432,7 +446,7 @@ class SlaveNode(rpc.Node):
 
     def leave(self) -> None:
         """Gives back what has not begun, lets the rest run for GRACE seconds, and ends; the second time at once."""
-        if self.leaving_at or not self.manager.running:
+        if self.leaving_at or not (self.manager.running or self.manager.waiting or self.unheard()):
             self.loop.stop()
             return
         self.leaving_at = time.monotonic() + GRACE
@@ -453,7 +467,7 @@ class SlaveNode(rpc.Node):
 
     def unheard(self) -> bool:
         """True while the master has not acknowledged what was reported to it."""
-        return bool(self.link and self.link.session.pending)
+        return bool(self.link and self.link.state == "ready" and self.link.session.pending)
 
     def config_changed(self, changes: set) -> None:
         super().config_changed(changes)

@@ -645,7 +645,9 @@ class Owner:
         """These batches are safe with the master."""
         for number in numbers:
             flight = self.flights.get(number)
-            if flight and not flight.accepted:
+            if flight is None:  # settled before, and the master never heard of it
+                self._settle(number)
+            elif not flight.accepted:
                 flight.accepted = True
                 flight.message = None
                 self._answer(flight)
@@ -669,7 +671,9 @@ class Owner:
         If it does not know this owner any more, it has lost what an earlier one had accepted: those tasks fail.
         """
         for flight in list(self.flights.values()):
-            if flight.message:
+            if not flight.open:  # all outcomes are here: nothing is to run again
+                self.accepted([flight.number])
+            elif flight.message:
                 params, parts = flight.message
                 self.call("submit", *params, parts=parts)
             elif not known:
@@ -804,9 +808,12 @@ class Owner:
     def _forget_if_done(self, flight: Flight) -> None:
         if not flight.open and flight.accepted and self.flights.pop(flight.number, None):
             self.weight -= flight.size
-            if not self._settled:
-                self._settle_at = time.monotonic() + SETTLE_EVERY
-            self._settled.append(flight.number)
+            self._settle(flight.number)
+
+    def _settle(self, number: int) -> None:
+        if not self._settled:
+            self._settle_at = time.monotonic() + SETTLE_EVERY
+        self._settled.append(number)
 
 
 def _demand(task: Task) -> dict | None:
@@ -1144,11 +1151,11 @@ class Zygote:
         """For a poller: readable when a child was born or died."""
         return self.sock.fileno()
 
-    def fork(self, kind: str, setup: dict) -> tuple[int, socket.socket]:
-        """Makes a child, kind "worker" or "host". Returns its token and a socket to it, non-blocking."""
+    def fork(self, kind: str, root: str) -> tuple[int, socket.socket]:
+        """Makes a child, kind "worker" or "host", for the bundle in `root`. Returns its token and a socket to it."""
         ours, theirs = socket.socketpair()
         token = next(self._tokens)
-        message = json.dumps(["fork", token, kind, setup]).encode()
+        message = json.dumps(["fork", token, kind, root]).encode()
         with theirs:
             socket.send_fds(self.sock, [message], [theirs.fileno()])
         ours.setblocking(False)
@@ -1156,13 +1163,19 @@ class Zygote:
 
     def kill(self, token: int) -> None:
         """Kills a child and all that it started."""
-        self.sock.send(json.dumps(["kill", token]).encode())
+        try:
+            self.sock.send(json.dumps(["kill", token]).encode())
+        except OSError as error:
+            log.debug("the zygote is gone, and its children with it: %s", error)
 
     def receive(self) -> list[list]:
         """What happened: ["born", token, pid], ["died", token, how]. Raises Error if the zygote itself is gone."""
         events = []
         while select.select([self.sock], [], [], 0)[0]:
-            message = self.sock.recv(65536)
+            try:
+                message = self.sock.recv(65536)
+            except ConnectionError:  # it was killed with an order unread
+                message = b""
             if not message:
                 raise components.Error("the zygote ended", "it was killed from outside", "the node starts a new one")
             events.append(json.loads(message))
@@ -1200,12 +1213,12 @@ class Spawner:
         """For a poller: readable when a child has died."""
         return self.sock.fileno()
 
-    def fork(self, kind: str, setup: dict) -> tuple[int, socket.socket]:
+    def fork(self, kind: str, root: str) -> tuple[int, socket.socket]:
         """As `Zygote.fork`, in the time that it takes to start an interpreter."""
         ours, theirs = socket.socketpair()
         token = next(self._tokens)
         context = multiprocessing.get_context("spawn")
-        child = context.Process(target=spawned_main, args=(theirs, kind, setup), name=kind, daemon=True)
+        child = context.Process(target=spawned_main, args=(theirs, kind, root), name=kind, daemon=True)
         child.start()
         theirs.close()
         self._children[token] = child
@@ -1246,13 +1259,13 @@ def start_zygote() -> Zygote | Spawner:
     return Zygote() if sys.platform == "linux" else Spawner()
 
 
-def spawned_main(sock: socket.socket, kind: str, setup: dict) -> None:
+def spawned_main(sock: socket.socket, kind: str, root: str) -> None:
     """A child of `Spawner`."""
     _scrub_environment()
     _quiet_stdio()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        (worker_main if kind == "worker" else host_main)(sock, setup)
+        (worker_main if kind == "worker" else host_main)(sock, root)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         log.debug("the node is gone, or wants this process gone")
 
@@ -1294,15 +1307,24 @@ def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, 
                 return
             order, token, *rest = json.loads(message)
             if order == "fork":
-                pid = _fork_child(fds[0], rest[0], rest[1])
-                children[pid] = token
-                _tell(sock, ["born", token, pid])
+                _fork_and_tell(sock, fds[0], token, rest, children)
             else:
                 for pid in [pid for pid, known in children.items() if known == token]:
                     _kill_tree(pid)
 
 
-def _fork_child(fd: int, kind: str, setup: dict) -> int:
+def _fork_and_tell(sock: socket.socket, fd: int, token: int, order: list, children: dict[int, int]) -> None:
+    try:
+        pid = _fork_child(fd, *order)
+    except OSError as error:  # no process or memory is left: the others live on
+        os.close(fd)
+        _tell(sock, ["died", token, f"could not be forked ({error})"])
+        return
+    children[pid] = token
+    _tell(sock, ["born", token, pid])
+
+
+def _fork_child(fd: int, kind: str, root: str) -> int:
     pid = os.fork()
     if pid:
         os.close(fd)
@@ -1311,7 +1333,7 @@ def _fork_child(fd: int, kind: str, setup: dict) -> int:
     try:
         _become_child(fd)
         run = worker_main if kind == "worker" else host_main
-        run(socket.socket(fileno=fd), setup)
+        run(socket.socket(fileno=fd), root)
         code = 0
     except (EOFError, BrokenPipeError, ConnectionResetError):
         code = 0  # the node is gone, or wants us gone
@@ -1509,28 +1531,26 @@ class LeaseRunner:
         self.report(lo, hi, seconds, failures, parts, last)
 
 
-def worker_main(sock: socket.socket, setup: dict) -> None:
+def worker_main(sock: socket.socket, root: str) -> None:
     """The life of a worker: one bundle, one lease after the other, until the slave closes the socket."""
     wire = Wire(sock)
-    dropped: set[int] = set()
-    _open_application(setup)
+    _open_application(root)
     while True:
         call, parts = wire.next()
-        if call[0] == "run":
-            _run_lease(wire, Envelope(*call[1:], parts), setup["root"], dropped)
-        elif call[0] == "drop":
-            dropped.add(call[1])
+        if call[0] == "run":  # a "drop" that comes between two leases is late
+            _run_lease(wire, Envelope(*call[1:], parts), root)
 
 
-def _open_application(setup: dict) -> None:
+def _open_application(root: str) -> None:
     """Makes the bundle importable, and this package under the name by which the application knows it."""
+    manifest = rpc.manifest_of(root)
     rpc.speak_wire()
-    rpc.answer_framework([rpc.PUBLIC_NAME, setup["manifest"]["framework"]])
-    rpc.install_bundle(setup["root"], setup["manifest"])
+    rpc.answer_framework([rpc.PUBLIC_NAME, manifest["framework"]])
+    rpc.install_bundle(root, manifest)
 
 
-def _run_lease(wire: Wire, envelope: Envelope, root: str, dropped: set[int]) -> None:
-    lease = envelope.lease
+def _run_lease(wire: Wire, envelope: Envelope, root: str) -> None:
+    lease, dropped = envelope.lease, set()
 
     def report(lo: int, hi: int, seconds: float, failures: dict, parts: list, last: bool) -> None:
         wire.call("result", lease, lo, hi, seconds, failures, last, parts=parts)
@@ -1547,7 +1567,6 @@ def _run_lease(wire: Wire, envelope: Envelope, root: str, dropped: set[int]) -> 
         report(envelope.lo, envelope.lo, 0.0, {}, [], True)
     else:
         LeaseRunner(report, unwanted, root).run(envelope)
-    dropped.discard(lease)
     for name, value in before.items():
         os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
@@ -1555,17 +1574,17 @@ def _run_lease(wire: Wire, envelope: Envelope, root: str, dropped: set[int]) -> 
 # -- the process that hosts a task system --------------------------------------------------------------------------
 
 
-def host_main(sock: socket.socket, setup: dict) -> None:
+def host_main(sock: socket.socket, root: str) -> None:
     """The life of a system host: takes the sealed system, runs it until it is done or the master closes the socket."""
     wire = Wire(sock)
     (_, name, options), parts = wire.next()
-    _open_application(setup)
+    _open_application(root)
     system, error = attempt(rpc.open_sealed, parts[0])
     run = None
     if error:
-        wire.call("system_done", describe_failure(error, setup["root"], "system"), {}, parts=[])
+        wire.call("system_done", describe_failure(error, root, "system"), {}, parts=[])
     else:
-        run = SystemRun(system, wire.call, options, name, setup["root"])
+        run = SystemRun(system, wire.call, options, name, root)
         run.start()
     handlers = {"outcome": _host_outcome, "accepted": _host_accepted, "refused": _host_refused, "step": _host_step}
     while True:

@@ -73,7 +73,7 @@ def until(condition, what):
 
 
 def test_a_worker_runs_a_lease_and_ends_when_its_socket_closes(nursery, setup):
-    token, sock = nursery.fork("worker", setup)
+    token, sock = nursery.fork("worker", setup["root"])
     assert run_one(sock, setup)["pid"] != os.getpid()
     sock.close()
     events = until(lambda: [e for e in nursery.receive() if e[0] == "died"], "the death is told")
@@ -81,14 +81,14 @@ def test_a_worker_runs_a_lease_and_ends_when_its_socket_closes(nursery, setup):
 
 
 def test_a_worker_never_has_zeromq_nor_the_nodes_secrets_and_is_deaf_to_ctrl_c(nursery, setup):
-    _, sock = nursery.fork("worker", setup)
+    _, sock = nursery.fork("worker", setup["root"])
     seen = run_one(sock, setup)
     assert not seen["zmq"] and "A_SECRET_OF_THE_NODE" not in seen["variables"] and seen["interrupts"]
     sock.close()
 
 
 def test_a_killed_worker_is_reported_with_the_signal(nursery, setup):
-    token, sock = nursery.fork("worker", setup)
+    token, sock = nursery.fork("worker", setup["root"])
     run_one(sock, setup)
     nursery.kill(token)
     events = until(lambda: [e for e in nursery.receive() if e[0] == "died"], "the death is told")
@@ -99,7 +99,7 @@ def test_a_killed_worker_is_reported_with_the_signal(nursery, setup):
 def test_a_forked_worker_leads_a_session_and_has_no_file_but_0_1_2_and_its_socket(setup):
     zygote = tasks.Zygote()
     try:
-        _, sock = zygote.fork("worker", setup)
+        _, sock = zygote.fork("worker", setup["root"])
         seen = run_one(sock, setup)
         assert seen["leader"] and len(seen["files"]) == 5, "0, 1, 2, the socket, and the folder that was listed"
     finally:
@@ -109,10 +109,10 @@ def test_a_forked_worker_leads_a_session_and_has_no_file_but_0_1_2_and_its_socke
 def test_workers_die_with_a_node_that_is_killed(setup, tmp_path):
     program = tmp_path / "node.py"
     program.write_text(
-        "import json, sys, time\nfrom concurrent_swarm import tasks\n"
+        "import time\nfrom concurrent_swarm import tasks\n"
         "if __name__ == '__main__':\n"
         "    zygote = tasks.Zygote()\n"
-        f"    held = zygote.fork('worker', json.loads({json.dumps(setup)!r}))\n"
+        f"    held = zygote.fork('worker', {setup['root']!r})\n"
         "    while True:\n"
         "        for event in zygote.receive():\n"
         "            print(event[2], zygote._process.pid, flush=True)\n"

@@ -48,7 +48,7 @@ LINES = {
     "master.py": 2037,
     "rpc.py": 3996,
     "setup.py": 37,
-    "slave.py": 573,
+    "slave.py": 590,
     "tasks.py": 1683,
 }
 TOTAL_LINES = 10970

@@ -354,7 +354,7 @@ class ClientNode(rpc.Node):
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self._todo: collections.deque = collections.deque()  # calls of the master that the application has not heard
+        self._todo: collections.deque = collections.deque()  # what the application has not heard yet
 
     def info(self) -> dict:
         return {**super().info(), "bundle": self.app.bundle.digest}
@@ -366,8 +366,9 @@ class ClientNode(rpc.Node):
         self.serve()
         self.open_link(self.expose)
         limit = time.monotonic() + WELCOME_WITHIN
-        while not app.welcomed and not self.loop.stopped:
+        while not (app.welcomed or app.finishing or self.loop.stopped):
             self.loop.step(1.0)
+            self._hear()
             if time.monotonic() > limit:
                 raise self.no_compute_channel(WELCOME_WITHIN)
         if self.refusal:
@@ -385,14 +386,14 @@ class ClientNode(rpc.Node):
     def _expose_one(self, link: rpc.Link, method: str) -> None:
         @rpc.tcpremote(link, name=method)
         def heard(handler, request, *params):
-            self._todo.append((method, list(params), list(request.parts)))
+            self._todo.append(lambda: self.app.hear(method, list(params), list(request.parts)))
 
     def welcomed(self, info: dict, fresh: bool) -> None:
-        self.app.joined(info, fresh)
+        self._todo.append(lambda: self.app.joined(info, fresh))
 
     def lost(self, reason: str) -> None:
         log.warning("lost the master at %s (%s); looking for it", self.address, reason)
-        self.app.master_disconnected(False)
+        self._todo.append(lambda: self.app.master_disconnected(False))
 
     def on_loop(self, function: Callable) -> None:
         """Runs it now in the loop's thread, or soon from another."""
@@ -411,8 +412,12 @@ class ClientNode(rpc.Node):
         self.loop.step()
         if self.refusal:
             raise self.refusal
+        self._hear()
+
+    def _hear(self) -> None:
+        """Lets the application hear what came, outside the link: its exceptions end the application, not a session."""
         while self._todo and not self.app.finishing:
-            self.app.hear(*self._todo.popleft())
+            self._todo.popleft()()
 
     def tick(self, now: float) -> float:
         deadlines = [super().tick(now), self.app.owner.deadline, self.watch and self.watch.tick(now)]

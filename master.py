@@ -1821,7 +1821,7 @@ class MasterNode(rpc.BaseNode):
     def config_changed(self, changes: set) -> None:
         super().config_changed(changes)
         if ("master", "task_scheduler") in changes:
-            self.set_scheduler()
+            components.run_foreign("the scheduler stays as it was", self.set_scheduler)
 
     def open_control_channel(self) -> None:
         """Opens the HTTP port, writes the access files, and notes for nodes of this user where they are."""

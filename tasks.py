@@ -1535,10 +1535,11 @@ def worker_main(sock: socket.socket, root: str) -> None:
     """The life of a worker: one bundle, one lease after the other, until the slave closes the socket."""
     wire = Wire(sock)
     _open_application(root)
+    granted: dict[str, str] = {}  # the variables that the last lease was given
     while True:
         call, parts = wire.next()
         if call[0] == "run":  # a "drop" that comes between two leases is late
-            _run_lease(wire, Envelope(*call[1:], parts), root)
+            _run_lease(wire, Envelope(*call[1:], parts), root, granted)
 
 
 def _open_application(root: str) -> None:
@@ -1549,7 +1550,17 @@ def _open_application(root: str) -> None:
     rpc.install_bundle(root, manifest)
 
 
-def _run_lease(wire: Wire, envelope: Envelope, root: str) -> None:
+def _grant(before: dict[str, str], now: dict[str, str]) -> None:
+    """Sets the variables of a lease, and takes those of the last one away; most leases have the same."""
+    if now != before:
+        for name in before.keys() - now.keys():
+            os.environ.pop(name, None)
+        os.environ.update(now)
+        before.clear()
+        before.update(now)
+
+
+def _run_lease(wire: Wire, envelope: Envelope, root: str, granted: dict[str, str]) -> None:
     lease, dropped = envelope.lease, set()
 
     def report(lo: int, hi: int, seconds: float, failures: dict, parts: list, last: bool) -> None:
@@ -1560,15 +1571,11 @@ def _run_lease(wire: Wire, envelope: Envelope, root: str) -> None:
             dropped.add(wire.next()[0][1])
         return lease in dropped
 
-    granted = {**envelope.options["granted"], "CONCURRENT_SWARM_ATTEMPT": str(envelope.attempt)}
-    before = {name: os.environ.get(name) for name in granted}
-    os.environ.update(granted)
+    _grant(granted, {**envelope.options["granted"], "CONCURRENT_SWARM_ATTEMPT": str(envelope.attempt)})
     if unwanted():
         report(envelope.lo, envelope.lo, 0.0, {}, [], True)
     else:
         LeaseRunner(report, unwanted, root).run(envelope)
-    for name, value in before.items():
-        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 # -- the process that hosts a task system --------------------------------------------------------------------------

@@ -135,7 +135,8 @@ class ApplicationNode(components.Component):
 
     def step_reached(self, number: int, step: int) -> None:
         """With `--step`: a system has ended a step and waits. By default, Enter in the terminal begins the next one."""
-        input(f"step {step} of system {number} is done; Enter begins the next ")
+        print(f"step {step} of system {number} is done; Enter begins the next", file=sys.stderr, flush=True)
+        sys.stdin.readline()
         self.next_step(number)
 
     def master_disconnected(self, gracefully: bool) -> None:

@@ -54,6 +54,7 @@ import logging
 import math
 import queue
 import signal
+import socket
 import sqlite3
 import sys
 import threading
@@ -1313,6 +1314,9 @@ class MasterNode(rpc.BaseNode):
     role = "master"
     host = components.ConfigItem("master", "host", "127.0.0.1", "address to listen on; beyond loopback with keys")
     port = components.IntItem("master", "port", 8080, "port of the control channel; 0 is any", minimum=0, maximum=65535)
+    names_here = components.ListItem(
+        "master", "allowed_hosts", "", "further names of this machine by which nodes and people may call it"
+    )
     compute_port = components.IntItem(
         "master", "compute_port", 0, "port of the compute channel; 0 is any", minimum=0, maximum=65535
     )
@@ -1827,9 +1831,11 @@ class MasterNode(rpc.BaseNode):
         """Opens the HTTP port, writes the access files, and notes for nodes of this user where they are."""
         self.token = self.keyring.token()
         self._expose_to_people()
-        self.serve(self.host, self.port, self.token)
+        self.serve(self.host, self.port, self.token, self.names_here)
+        host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host  # what others can call
         self.addresses = {
-            "http": self.server.address, "tcp": rpc.format_address(self.host, self.tcp_port), "ipc": self.socket_file,
+            "http": rpc.format_address(host, self.server.port), "tcp": rpc.format_address(host, self.tcp_port),
+            "ipc": self.socket_file,
         }
         self.keyring.write_access(self.addresses)
         self._note = rpc.masters_folder() / str(self.server.port)
@@ -2013,7 +2019,7 @@ def _run(node: MasterNode, options: Any) -> int:
 
 def _greet(node: MasterNode, seconds: float) -> None:
     """The start lines."""
-    address = node.server.address
+    address = node.addresses["http"]
     lines = [
         rpc.greeting("master"),
         f"  slaves   python slave.py --master {address}",

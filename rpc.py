@@ -3440,9 +3440,11 @@ class BaseNode(components.ComponentManager):
         """The node's id, made anew at each start."""
         return self.node_id
 
-    def serve(self, host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> None:
-        """Opens the control channel."""
-        self.server = ControlServer(self.service, host, port, token)
+    def serve(
+        self, host: str = "127.0.0.1", port: int = 0, token: str | None = None, names: Iterable[str] = ()
+    ) -> None:
+        """Opens the control channel. `names` are those by which others may call this machine, beside its own."""
+        self.server = ControlServer(self.service, host, port, token, allowed_hosts=[socket.gethostname(), *names])
         self.server.start()
         self.closing.callback(self.server.stop)
 

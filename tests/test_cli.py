@@ -1,5 +1,6 @@
 """The command line: what a person reads, what a script gets, and what Ctrl-C does."""
 
+import http.client
 import json
 import os
 import pty
@@ -251,6 +252,18 @@ def test_backup_writes_an_archive_that_only_its_owner_can_read(cli, tmp_path):
     cli("slave", "create", tmp_path / "env")
     result = cli("slave", "backup", "--env", tmp_path / "env", tmp_path / "saved.zip")
     assert result.returncode == 0 and (tmp_path / "saved.zip").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_master_on_all_addresses_answers_to_its_machines_name_and_those_it_was_given(cli):
+    master = Typed("master.py", "--port", "0", "--host", "0.0.0.0", "--set", "master.allowed_hosts=alias.example")
+    host, port = re.search(r"--master (\S+):(\d+)", master.until("ready in").text).groups()
+    assert host == socket.gethostname(), "what others can call is told"
+    for name, status in ((host, 200), ("alias.example", 200), ("evil.example", 421)):
+        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=PATIENCE)
+        connection.request("GET", "/ping", headers={"Host": f"{name}:{port}"})
+        assert connection.getresponse().status == status, name
+        connection.close()
+    assert master.interrupt().exit_code() == 0
 
 
 # -- Ctrl-C --------------------------------------------------------------------------------------------------------

@@ -71,7 +71,10 @@ ATOMS = frozenset({int, float, str, bytes, bool, complex, type(None)})
 
 
 def attempt(function: Callable, *args: Any) -> tuple[Any, BaseException | None]:
-    """The border to the user's code: what the call returns, or what it raises, SystemExit and its like included."""
+    """The border to the user's code: what the call returns, or what it raises, SystemExit and its like included.
+
+    Ask `error is None`: an exception of the user's may be false.
+    """
     try:
         return function(*args), None
     except BaseException as error:  # whatever it is, it is for the user to hear, and must not end this process
@@ -355,7 +358,7 @@ def _pack_states(states: list, plain: bool) -> tuple[int, list[bytes]]:
 
 def _dumps(states: list, i: int) -> bytes:
     data, error = attempt(rpc.dumps, [states[i]])
-    if error:
+    if error is not None:
         problem = rpc.explain_unpicklable(states[i], error, "task")
         problem.index = i
         raise problem from None
@@ -433,7 +436,7 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error") 
 
 def _text_of(error: BaseException) -> str:
     text, problem = attempt(str, error)
-    return f"(its text cannot be made: {type(problem).__name__})" if problem else text[:4096]
+    return f"(its text cannot be made: {type(problem).__name__})" if problem is not None else text[:4096]
 
 
 def _is_ours(filename: str) -> bool:
@@ -485,10 +488,10 @@ def _seal_exception(error: BaseException) -> str:
     if isinstance(error, components.Error) or type(error).__module__.startswith(__package__ or "?"):
         return ""
     data, problem = attempt(rpc.dumps, error)
-    if problem or len(data) > TRACEBACK_LIMIT:
+    if problem is not None or len(data) > TRACEBACK_LIMIT:
         return ""
     again, problem = attempt(pickle.loads, data)
-    return "" if problem or type(again) is not type(error) else base64.b64encode(data).decode()
+    return "" if problem is not None or type(again) is not type(error) else base64.b64encode(data).decode()
 
 
 def cancelled_failure() -> dict:
@@ -503,7 +506,7 @@ def open_failure(failure: dict) -> BaseException:
     """
     sealed = base64.b64decode(failure.get("pickle", ""))
     error, _ = attempt(pickle.loads, sealed) if sealed else (None, None)
-    if not isinstance(error, BaseException) or attempt(_dress, error, failure)[1]:
+    if not isinstance(error, BaseException) or attempt(_dress, error, failure)[1] is not None:
         error = TaskError(failure)  # its class does not exist here, or takes no attributes
         _dress(error, failure)
     return error
@@ -791,7 +794,7 @@ class Owner:
         results: list = []
         for part in parts:
             some, error = attempt(pickle.loads, part)
-            if error:  # only single results can fail, groups are plain
+            if error is not None:  # only single results can fail, groups are plain
                 failures = {**failures, str(lo + len(results)): describe_failure(error, kind="result")}
             results += some or [None]
         return results, failures
@@ -982,7 +985,7 @@ class SystemRun:
     def _guarded(self, hook: str, function: Callable, *args: Any) -> Any:
         """Calls a hook of the user's; whatever it raises ends this system, and only it."""
         result, error = attempt(function, *args)
-        if error:
+        if error is not None:
             self.fail(error, hook)
         return result
 
@@ -1484,22 +1487,23 @@ class LeaseRunner:
         return envelope.hi
 
     def _one(self, records: Records, i: int) -> None:
-        task = None
-        try:  # `attempt` written out: this is the path of every task
-            task = records.task(i)
-            result = task()
-        except BaseException as error:  # whatever the user's code raises is the task's failure
-            if task is not None and self.on_error:
-                self.on_error(task, error)
-            self._fail(i, error, "setup" if task is None else "error")
-        else:
+        task, error = attempt(records.task, i)
+        if error is not None:
+            self._fail(i, error, "setup")
+            return
+        result, error = attempt(task)
+        if error is None:
             self._keep(i, result)
-        if task is not None and type(task).clean_up is not Task.clean_up:
+        else:
+            if self.on_error:
+                self.on_error(task, error)
+            self._fail(i, error, "error")
+        if type(task).clean_up is not Task.clean_up:
             self._clean_up(i, task)
 
     def _clean_up(self, i: int, task: Task) -> None:
         _, error = attempt(task.clean_up)
-        if error and str(i) not in self._failures:
+        if error is not None and str(i) not in self._failures:
             self._failures[str(i)] = describe_failure(error, self.root, "clean_up")
 
     def _keep(self, i: int, result: Any) -> None:
@@ -1509,7 +1513,7 @@ class LeaseRunner:
                 self._flush()
             return
         data, error = attempt(rpc.dumps, [result])
-        if error:
+        if error is not None:
             self._fail(i, rpc.explain_unpicklable(result, error, "the result"), "result")
             return
         self._flush()
@@ -1588,7 +1592,7 @@ def host_main(sock: socket.socket, root: str) -> None:
     _open_application(root)
     system, error = attempt(rpc.open_sealed, parts[0])
     run = None
-    if error:
+    if error is not None:
         wire.call("system_done", describe_failure(error, root, "system"), {}, parts=[])
     else:
         run = SystemRun(system, wire.call, options, name, root)

@@ -342,6 +342,25 @@ def test_tasks_of_a_class_that_a_worker_does_not_have_fail_and_the_others_run():
 # -- failures on their way -----------------------------------------------------------------------------------
 
 
+class Empty(Exception):
+    """An exception that is false."""
+
+    def __len__(self):
+        return 0
+
+
+class RaisesEmpty(Task):
+    def __call__(self):
+        raise Empty("nothing in it")
+
+
+def test_an_exception_that_is_false_is_a_failure_all_the_same(owner, master):
+    owner.draw([RaisesEmpty("e")])
+    finish(owner, master)
+    ((_, result, error),) = owner.heard
+    assert result is None and isinstance(error, Empty) and (owner.done, owner.failed) == (0, 1)
+
+
 class TwoArguments(Exception):
     def __init__(self, first, second):
         super().__init__(f"{first} and {second}")

@@ -190,8 +190,9 @@ class ApplicationNode(components.Component):
         self.names: dict[int, str] = {}  # number of a system -> its name at the master
         self.ended: dict[int, dict] = {}  # number of a system -> its stats
         self._sealed: dict[int, tuple] = {}
-        self._listens = type(self).task_finished is not ApplicationNode.task_finished
-        self.owner = tasks.Owner(self.call, self._plain_finished, {"bundle": self.bundle.digest})
+        listens = type(self).task_finished is not ApplicationNode.task_finished
+        callback = self.task_finished if listens else self._unheard
+        self.owner = tasks.Owner(self.call, callback, {"bundle": self.bundle.digest}, handles=True)
 
     def connect(self) -> None:
         """Joins the swarm. Raises Unreachable."""
@@ -262,12 +263,9 @@ class ApplicationNode(components.Component):
     def _number_of(self, system: tasks.ITaskSystem) -> int:
         return next(number for number, known in self.systems.items() if known is system)
 
-    def _plain_finished(self, task: tasks.Task, result: Any, error: BaseException | None) -> None:
-        if self._listens:
-            handle = tasks.Handle(task.task_id or "")
-            handle.task = task
-            self.task_finished(handle, result, error)
-        elif self.owner.idle:
+    def _unheard(self, task: tasks.Handle, result: Any, error: BaseException | None) -> None:
+        """Stands in for `task_finished` in an application without one."""
+        if self.owner.idle:
             self.result = self.result if self.result is not None else result
             self.shutdown_main_loop()
 
@@ -387,14 +385,14 @@ class ClientNode(rpc.Node):
     def _expose_one(self, link: rpc.Link, method: str) -> None:
         @rpc.tcpremote(link, name=method)
         def heard(handler, request, *params):
-            self._todo.append(lambda: self.app.hear(method, list(params), list(request.parts)))
+            self._todo.append((self.app.hear, method, params, request.parts))
 
     def welcomed(self, info: dict, fresh: bool) -> None:
-        self._todo.append(lambda: self.app.joined(info, fresh))
+        self._todo.append((self.app.joined, info, fresh))
 
     def lost(self, reason: str) -> None:
         log.warning("lost the master at %s (%s); looking for it", self.address, reason)
-        self._todo.append(lambda: self.app.master_disconnected(False))
+        self._todo.append((self.app.master_disconnected, False))
 
     def on_loop(self, function: Callable) -> None:
         """Runs it now in the loop's thread, or soon from another."""
@@ -418,11 +416,15 @@ class ClientNode(rpc.Node):
     def _hear(self) -> None:
         """Lets the application hear what came, outside the link: its exceptions end the application, not a session."""
         while self._todo and not self.app.finishing:
-            self._todo.popleft()()
+            function, *details = self._todo.popleft()
+            function(*details)
 
     def tick(self, now: float) -> float:
-        deadlines = [super().tick(now), self.app.owner.deadline, self.watch and self.watch.tick(now)]
-        return min(deadline for deadline in deadlines if deadline is not None)
+        deadline = super().tick(now)
+        if self.watch:
+            deadline = min(deadline, self.watch.tick(now))
+        settle_at = self.app.owner.deadline
+        return deadline if settle_at is None else min(deadline, settle_at)
 
     def close(self) -> None:
         """Tells the master that nobody waits here any more, and leaves."""
@@ -480,13 +482,13 @@ class Inline(components.ComponentManager):
         """Nothing to end."""
 
     def _run_batch(self, owner: tasks.Owner, hear, params: tuple, parts: list) -> None:
-        number, count, group, options = params
+        number, count, group, first = params
         hear("accepted", [[number]], [])
 
         def report(lo: int, hi: int, seconds: float, failures: dict, results: list, last: bool) -> None:
             hear("outcome", [number, lo, hi, seconds, failures, "here"], results)
 
-        envelope = tasks.Envelope(0, owner.name, number, 0, count, group, 1, options, parts)
+        envelope = tasks.Envelope(0, owner.name, number, 0, count, group, 1, first, parts)
         tasks.LeaseRunner(report, lambda: owner.closed, str(self._node.bundle.root), self._on_error).run(envelope)
 
     def _run_system(self, params: tuple, parts: list) -> None:

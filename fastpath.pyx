@@ -3,6 +3,8 @@
 
     here           twin in tasks.py     what it does
     md5_search     pure_md5_search      the number whose decimal text has a given MD5
+    run_alike      pure_run_alike       makes and calls the tasks of a lease, one after the other
+    settle         pure_settle          hands the outcomes of a range to their owner's callbacks
 
 The package runs without this file built: `tasks` binds these names over their twins when it finds the
 extension, and `tasks.FASTPATH` says which of the two is at work. The functions take and return builtins,
@@ -132,3 +134,66 @@ def md5_search(digest: bytes, start: int, stop: int) -> int | None:
         PyErr_CheckSignals()
         at = part
     return None
+
+
+# -- tasks ---------------------------------------------------------------------------------------------------
+
+from cpython.object cimport PyObject, PyTypeObject
+from time import perf_counter as _clock
+
+cdef tuple NOTHING = ()
+
+
+def run_alike(type cls, list states, Py_ssize_t place, Py_ssize_t stop, owner, Py_ssize_t first, list results,
+              double until):
+    """The loop of a worker: makes a task of each of states[place:stop] and calls it; its result goes to `results`.
+
+    See its twin in tasks.py.
+    """
+    cdef dict state
+    while place < stop:
+        task = (<PyTypeObject *>cls).tp_new(cls, <PyObject *>NOTHING, NULL)
+        state = (<dict>states[place]).copy()
+        state["_owner"] = owner
+        state["_ordinal"] = first + place
+        task.__dict__ = state
+        place += 1
+        try:
+            result = task()
+        except BaseException as error:
+            return place, task, None, error
+        kind = type(result)
+        if not (kind is int or result is None or kind is float or kind is str or kind is bytes or kind is bool
+                or kind is complex):
+            return place, task, result, None
+        results.append(result)
+        if <double>_clock() > until:
+            break
+    return place, None, None, None
+
+
+def settle(owner, flight, Py_ssize_t lo, list results, handle, plain):
+    """The loop of an owner: hands the results of tasks to its callback.
+
+    See its twin in tasks.py.
+    """
+    cdef list tasks = flight.tasks
+    cdef Py_ssize_t i = lo, first = flight.first
+    callback, name = owner.callback, owner.name
+    for result in results:
+        task = tasks[i]
+        i += 1
+        if task is None or owner.closed:
+            continue
+        tasks[i - 1] = None
+        task._ordinal = first + i - 1
+        flight.open -= 1
+        owner.done += 1
+        if type(task).finished is not plain:
+            task.finished(result, None)
+        if handle is None:
+            callback(task, result, None)
+        else:
+            told = handle(f"{name}.{first + i - 1}")
+            told.task = task
+            callback(told, result, None)

@@ -71,7 +71,8 @@ log = logging.getLogger(__spec__.name)
 
 
 TARGET = 0.005  # seconds of work a lease should hold: 25 times what a lease itself costs
-MAX_LEASE = 512  # tasks; beyond, nothing is gained and tails grow
+LEAST = 0.001  # seconds of work below which a lease is not divided, though a slot stays idle for that long
+MAX_LEASE = tasks.CHUNK  # tasks; beyond, nothing is gained and tails grow
 UNKNOWN = 0.020  # seconds a lease of a kind that was never measured is taken for: two per slot
 STEAL_AGE = 0.050  # seconds a lease is left alone before a slave without work may ask for a part of it
 STEAL_WIDTH = 64  # leases asked for per round
@@ -153,6 +154,11 @@ class Kind:
         self.seconds = each if self.seconds is None else self.seconds + SMOOTH * (each - self.seconds)
         fitting = int(min(TARGET / self.seconds, MAX_LEASE)) if self.seconds > 0 else MAX_LEASE
         self.size = max(1, min(self.size * 2, fitting))
+
+    @property
+    def least(self) -> int:
+        """Tasks in which a lease is not worth dividing further."""
+        return 1 if self.seconds is None else int(min(self.size, LEAST / max(self.seconds, EPSILON)))
 
     def estimate(self, tasks: int) -> float:
         """Seconds that a lease of so many tasks is expected to take."""
@@ -387,9 +393,14 @@ def failure(kind: str, name: str, message: str, where: str = "") -> dict:
     return {"*": {"type": name, "message": message, "traceback": "", "where": where, "kind": kind}}
 
 
+ONE_PROCESSOR = ((("cpus", 1),), frozenset())  # what tasks need that say nothing else
+
+
 def _demanded(options: dict) -> tuple[tuple, frozenset]:
     """The needs and tags of a batch's options. Raises ValueError with the reason."""
-    resources = options.get("resources") or {}
+    resources = options.get("resources")
+    if not resources:
+        return ONE_PROCESSOR
     if not isinstance(resources, dict):
         raise ValueError(f"resources is {resources!r}, an object of amounts by name is needed")
     tags = resources.get("tags", [])
@@ -861,6 +872,7 @@ class Board:
         slave.take(lease)
         demand.served(slave)
         self.leases[lease.id] = batch.leases[lease.id] = lease
+        self.counters["leases"] += 1
         self._tell("task_pushed", slave, tasks)
         effects.messages.append(("lease", slave.id, lease))
         return True
@@ -871,7 +883,8 @@ class Board:
         lo, hi, deaths, _ = batch.queue[0]
         if deaths:
             return 1
-        tasks = min(batch.kind.size, hi - lo, -(-line.tasks // (2 * self.slots or 1)))
+        fair = max(-(-line.tasks // (2 * self.slots or 1)), batch.kind.least)
+        tasks = min(batch.kind.size, hi - lo, fair)
         if tasks > batch.group and lo + tasks < hi:
             tasks -= (lo + tasks) % batch.group
         return tasks
@@ -1219,6 +1232,7 @@ def unpack_payload(blob: bytes | None) -> list | None:
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
 ACCEPT_EVERY = 0.01  # seconds that the news of accepted batches may wait for more of its kind
 MOST_WORKERS = 10_000  # of one slave
+MOST_HEAD = 64 * 1024  # bytes of what the tasks of a batch have in common
 GRACE = 10.0  # seconds that a stopping master lets tasks run on
 FAILURES_TOLD = 1000  # kinds of failures that are logged
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
@@ -1242,6 +1256,16 @@ def check_whole(*numbers: Any) -> None:
     for number in numbers:
         if type(number) is not int or not 0 <= number < 1 << 53:
             raise components.UsageError(f"{str(number)[:80]} is no number of a thing", "whole numbers from 0 are meant")
+
+
+def read_options(parts: list) -> dict:
+    """The head of a batch that somebody submits. Raises UsageError if it has none."""
+    try:
+        if not parts or len(parts[0]) > MOST_HEAD:
+            raise ValueError(f"{len(parts)} parts, the first of at most {MOST_HEAD:,} bytes")
+        return tasks.read_head(bytes(parts[0]))
+    except ValueError as error:
+        raise components.UsageError("the batch has no head that can be read", str(error)) from None
 
 
 def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
@@ -1343,7 +1367,7 @@ class MasterNode(rpc.BaseNode):
         self._counts: collections.Counter = collections.Counter()
         self._failures: set[str] = set()  # kinds that were logged
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
-        self._sweep_at = self._tell_at = self._accept_at = 0.0
+        self._slow_at = self._sweep_at = self._tell_at = self._accept_at = 0.0
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
         self.board = Board()
@@ -1426,7 +1450,7 @@ class MasterNode(rpc.BaseNode):
         first, last = lease.lo // batch.group, -(-lease.hi // batch.group)
         parts = [*batch.payload[:2], *batch.payload[2 + first : 2 + last]]
         call = ["lease", lease.id, batch.owner.id, batch.number, lease.lo, lease.hi, batch.group, lease.attempt]
-        self._send(slave, [*call, batch.options], parts)
+        self._send(slave, [*call, batch.options["first"]], parts)
 
     def _send_revoke(self, slave: str, lease: int, kill: bool) -> None:
         self._send(slave, ["revoke", lease, kill])
@@ -1506,8 +1530,8 @@ class MasterNode(rpc.BaseNode):
             self.store_bundle(digest, manifest, bytes(request.parts[0]))
 
         @rpc.tcpremote(channel, roles=owners)
-        def submit(handler, request, number, count, group, options):
-            self.submit(request.peer.label, number, count, group, options, request.parts)
+        def submit(handler, request, number, count, group, first):
+            self.submit(request.peer.label, number, count, group, first, request.parts)
 
         @rpc.tcpremote(channel, roles=owners)
         def settled(handler, request, numbers):
@@ -1554,8 +1578,6 @@ class MasterNode(rpc.BaseNode):
         def result(handler, request, lease, lo, hi, seconds, failures):
             name, parts = request.peer.label, request.parts
             check_report(lease, lo, hi, failures)
-            self.stats.add_avg("seconds per task", seconds / max(1, hi - lo))
-            self.stats.add_avg("tasks per result", hi - lo)
             self.apply(self.board.result(name, lease, lo, hi, seconds, parts, failures, time.monotonic()))
 
         @rpc.tcpremote(channel, roles=slaves)
@@ -1652,16 +1674,18 @@ class MasterNode(rpc.BaseNode):
             self.names.forget("c", self.board.owners[name].key)
         self.apply(self.board.owner_gone(name, time.monotonic()))
 
-    def submit(self, owner: str, number: int, count: int, group: int, options: dict, parts: list) -> None:
+    def submit(self, owner: str, number: int, count: int, group: int, first: int, parts: list) -> None:
         """Takes a batch of a client or a system. Raises UsageError for what is no batch at all."""
-        check_whole(number, count, group)
-        if options.get("bundle") not in self.bundles:
+        check_whole(number, count, group, first)
+        head = read_options(parts)
+        if head.get("bundle") not in self.bundles:
             self._send_refused(owner, number, "its application was never sent here")
         elif len(parts) != 2 + -(-count // max(1, group)):
             self._send_refused(owner, number, f"{count} tasks in groups of {group} do not make {len(parts) - 2} groups")
         else:
             if owner in self.systems:
                 self.systems[owner].known += count
+            options = {**head, "first": first}
             self.apply(self.board.submit(owner, number, count, time.monotonic(), group, options, parts))
 
     # -- bundles
@@ -1778,11 +1802,19 @@ class MasterNode(rpc.BaseNode):
         return len(slaves), sum(s.workers for s in slaves), sum(min(s.workers, s.open_leases) for s in slaves)
 
     def tick(self, now: float) -> float:
-        deadline = min(super().tick(now), self.channel.tick(now))
-        if self.board.deadline is not None and now >= self.board.deadline:
-            self.apply(self.board.tick(now))
+        board = self.board
+        if board.deadline is not None and now >= board.deadline:
+            self.apply(board.tick(now))
         if self._accepted and now >= self._accept_at:
             self._flush_accepted()
+        if now >= self._slow_at or self.stopping:
+            self._slow_tick(now)
+        deadline = min(self._slow_at, self.channel.tick(now), math.inf if board.deadline is None else board.deadline)
+        return min(deadline, self._accept_at) if self._accepted else deadline
+
+    def _slow_tick(self, now: float) -> None:
+        """What need not be looked at in each turn."""
+        look_at = super().tick(now)
         if now >= self._tell_at:
             self._tell_at = now + TELL_EVERY
             self._tell_clients()
@@ -1791,16 +1823,14 @@ class MasterNode(rpc.BaseNode):
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_EVERY
             self._sweep(now)
-        accept_at = self._accept_at if self._accepted else math.inf
-        tell_at = self._tell_at if self._busy() else math.inf
-        return min(deadline, self._sweep_at, self.board.deadline or math.inf, accept_at, tell_at)
+        self._slow_at = min(look_at, self._sweep_at, self._tell_at if self._busy() else math.inf)
 
     def _unheard(self) -> bool:
         """True while a node has not acknowledged what was sent to it."""
         return any(peer.session.pending for peer in self._peers.values())
 
     def _busy(self) -> bool:
-        return bool(self.board.leases or self.systems)
+        return bool(self.board.owners)
 
     def _sweep(self, now: float) -> None:
         for name, since in list(self._gone_at.items()):

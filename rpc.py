@@ -30,7 +30,7 @@ sent a message twice.
 
 The calls, with their opaque parts in braces; an owner is a client, or the host of a task system:
 
-    owner → master   bundle(digest, manifest) {zip} · submit(number, count, group, options) {classes, index, groups…}
+    owner → master   bundle(digest, manifest) {zip} · submit(number, count, group, first) {head, index, groups…}
                      settled([numbers]) · cancel(number, kill) · push_tasksystem(number, digest, options) {system}
                      cancel_tasksystem(number) · step(number) · work_settled(number) · goodbye()
     host → master    system_step(step, waiting) · system_done(failure, stats) {result}
@@ -38,13 +38,13 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      outcome(number, lo, hi, seconds, failures, slave) {groups…}
                      push_tasksystem_response(number, name) · push_tasksystem_failed(number, error)
                      work_finished(number, failure, stats) {result} · swarm(slaves, workers, busy, systems)
-    master → slave   lease(id, owner, number, lo, hi, group, attempt, options) {classes, index, groups…}
+    master → slave   lease(id, owner, number, lo, hi, group, attempt, first) {head, index, groups…}
                      revoke(id, kill) · steal(id) · bundle(digest, manifest) {zip} · no_bundle(digest)
                      workers(count) · drain()
     slave → master   result(id, lo, hi, seconds, failures) {groups…} · given_back(id, lo, hi) · fetch(digest)
                      worker_lost(id, lo, hi, reason) · resources(amounts, workers) · leaving()
-    slave → worker   run(id, owner, number, lo, hi, group, attempt, options) {classes, index, groups…} · drop(id)
-    worker → slave   result(id, lo, hi, seconds, failures) {groups…} · ended(id, stopped)
+    slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
+    worker → slave   result(id, lo, hi, seconds, failures, last) {groups…}
 
 On TCP a message is encrypted and its sender known by CURVE; on a socket file in a private folder PLAIN says the same
 with a password that both ends derive. Either way the master reads the sender's public key from the connection, never
@@ -1045,7 +1045,6 @@ MAX_MESSAGE = 256 * 1024 * 1024  # bytes, all parts together
 
 _ENVELOPE = struct.Struct("<2sBB8sQQ")
 _COUNT = struct.Struct("<H")
-_CALL_ONLY = struct.Struct("<HI")
 _TOTAL = struct.Struct("<I")
 
 
@@ -1085,14 +1084,27 @@ def _finite(text):
     return number if math.isfinite(number) else _no_constant(text)  # 1e999: it could not be sent on
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+def _no_json(value):
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def _make_encode():
+    """What turns a call into text. `JSONEncoder.encode` makes its C encoder anew, which is half of its cost."""
+    plain = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
+    make = json.encoder.c_make_encoder
+    if make is None:
+        return plain.encode
+    encoder = make(None, _no_json, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, False)
+    return lambda call: "".join(encoder(call, 0))
+
+
+_encode = _make_encode()
 _decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).raw_decode
 
 
 def _table(call, parts):
     """All parts with the call as the first, as flat buffers, and their sizes."""
-    flat = [_encode(call).encode()]
-    flat += [part if type(part) is bytes else memoryview(part).cast("B") for part in parts]
+    flat = [_encode(call).encode(), *parts]
     sizes = list(map(len, flat))
     if len(flat) > MAX_PARTS or sum(sizes) > MAX_MESSAGE:
         raise ProtocolError(
@@ -1104,10 +1116,11 @@ def _table(call, parts):
 
 
 def pack_body(call: list, parts: Iterable = (), envelope: bytes = b"") -> list:
-    """The body of a message as frames: the first holds `envelope`, the lengths and the small parts."""
+    """The body of a message as frames: the first holds `envelope`, the lengths and the small parts, which are bytes or
+    views of bytes."""
     flat, sizes = _table(call, parts)
-    if len(flat) == 1 and sizes[0] < INLINE:
-        return [b"".join((envelope, _CALL_ONLY.pack(1, sizes[0]), flat[0]))]
+    if max(sizes) < INLINE:
+        return [b"".join((envelope, struct.pack(f"<H{len(flat)}I", len(flat), *sizes), *flat))]
     lengths = [OWN_FRAME if size >= INLINE else size for size in sizes]
     head = struct.pack(f"<H{len(flat)}I", len(flat), *lengths)
     small = b"".join((envelope, head, *(part for part in flat if len(part) < INLINE)))
@@ -1368,7 +1381,7 @@ class Session:
 
 # -- endpoints -----------------------------------------------------------------------------------------------
 
-NOBLOCK, SNDMORE = 1, 2  # ZeroMQ's numbers: pyzmq's enums cost a tenth of a busy loop
+NOBLOCK, SNDMORE, EVENTS, READABLE = 1, 2, 15, 1  # ZeroMQ's numbers: pyzmq's enums cost a tenth of a busy loop
 HIGH_WATER = 1000  # messages in a ZeroMQ queue: credits keep far below, this stops what credits did not foresee
 MAX_SESSIONS = 16  # of one key at the same time
 LEFT = "it left"  # the reason of `on_lost` when a node said goodbye
@@ -1469,6 +1482,7 @@ class Endpoint:
         self.counts: Counter[str] = Counter()
         self.socket = None
         self._context = zmq.Context()
+        self._get = self._receive = self._send = None  # of the socket, past what pyzmq does for people
         self._wake = self._turned = clock()
         self._complained: dict[str, tuple[float, int]] = {}
 
@@ -1504,14 +1518,11 @@ class Endpoint:
             text = f"{name!r} takes {method.few} to {method.many} parameters, not {len(params)}"
             self._answer_failed(peer, name, INVALID_PARAMS, text)
         else:
-            _, error = self._attempt(self._run, method.function, peer, call, parts)
+            result, error = self._attempt(method.function, self, Request(peer, name, parts), *params)
+            if error is None and result is not None and not _is_answer(name):
+                _, error = self._attempt(self.send, peer, [f"{name}_response", result])
             if error is not None:
                 self._answer_failed(peer, name, SERVER_ERROR, str(error))
-
-    def _run(self, function, peer, call, parts):
-        result = function(self, Request(peer, call[0], parts), *call[1:])
-        if result is not None and not _is_answer(call[0]):
-            self.send(peer, [f"{call[0]}_response", result])
 
     def _attempt(self, function, *args):
         """Call what a peer set off: the border where nothing may pass. Returns (result, Error or None)."""
@@ -1540,27 +1551,33 @@ class Endpoint:
             log.warning(text + " (%d more since the last line)", *args, self.counts[kind] - before - 1)
             self._complained[kind] = (now, self.counts[kind])
 
-    def _read(self):
-        """The frames of the next message and the first one as ZeroMQ gave it; ([], None) when there is
-        none."""
-        try:
-            first = frame = self.socket.recv(NOBLOCK, copy=False)
-        except self._zmq.Again:
-            return [], None
+    def _use(self, socket):
+        """Make this the socket of the endpoint."""
+        plain = self._zmq.backend.Socket
+        self.socket = socket
+        self._get, self._receive, self._send = (one.__get__(socket) for one in (plain.get, plain.recv, plain.send))
+
+    def _read(self, routed=False):
+        """The route (with `routed`) and the frames of the next message, and the first frame as ZeroMQ gave it, which is
+        None when there is no message."""
+        if not self._get(EVENTS) & READABLE:
+            return b"", [], None
+        route = self._receive(NOBLOCK) if routed else b""
+        first = frame = self._receive(NOBLOCK, False)
         frames = [first.bytes]
         while frame.more:
-            frame = self.socket.recv(NOBLOCK, copy=False)
+            frame = self._receive(NOBLOCK, False)
             if len(frames) <= MAX_PARTS + 1:  # more than a message can have: unpack will say so
                 frames.append(frame.bytes if len(frame) < INLINE else frame.buffer)
-        return frames, first
+        return route, frames, first
 
     def _post(self, frames):
         """Give a message to ZeroMQ without waiting. False: there is no connection or no room, the session
         keeps it."""
         try:
             for frame in frames[:-1]:
-                self.socket.send(frame, SNDMORE | NOBLOCK, copy=len(frame) < INLINE)
-            self.socket.send(frames[-1], NOBLOCK, copy=len(frames[-1]) < INLINE)
+                self._send(frame, SNDMORE | NOBLOCK, len(frame) < INLINE)
+            self._send(frames[-1], NOBLOCK, len(frames[-1]) < INLINE)
         except self._zmq.ZMQError as error:
             if error.errno not in (errno.EAGAIN, errno.EHOSTUNREACH):
                 raise
@@ -1641,7 +1658,7 @@ class Channel(Endpoint):
         self.on_hello: Callable[[Peer, dict], dict] = lambda peer, info: {}
         self.on_lost: Callable[[Peer, str], None] = lambda peer, reason: None
         self._start_doorkeeper()  # before any bind: without it nobody is refused
-        self.socket = self._context.socket(self._zmq.ROUTER)
+        self._use(self._context.socket(self._zmq.ROUTER))
         self._tune(self.socket, ROUTER_MANDATORY=1, ZAP_ENFORCE_DOMAIN=1)
         self.socket.zap_domain = b"compute"
 
@@ -1693,10 +1710,10 @@ class Channel(Endpoint):
     def receive(self, limit: int = 256) -> int:
         """Read and dispatch up to `limit` messages without waiting; returns how many there were."""
         for count in range(limit):
-            frames, first = self._read()
+            route, frames, first = self._read(routed=True)
             if first is None:
                 return count
-            self._arrived(frames[0], frames[1:], first, self.clock())
+            self._arrived(route, frames, first, self.clock())
         return limit
 
     def _arrived(self, route, frames, first, now):
@@ -1887,7 +1904,7 @@ class Link(Endpoint):
     def _open(self, now):
         zmq = self._zmq
         address = preferred_address(self._addresses)
-        self.socket = self._context.socket(zmq.DEALER)
+        self._use(self._context.socket(zmq.DEALER))
         # IMMEDIATE: without a connection a message waits in the session, so HELLO is the first on a new one
         self._tune(self.socket, IMMEDIATE=1, RECONNECT_IVL=100, RECONNECT_IVL_MAX=2000)
         self.credentials.dress(self.socket, address)
@@ -1951,14 +1968,24 @@ class Link(Endpoint):
 
     def receive(self, limit: int = 256) -> int:
         """Read and dispatch up to `limit` messages without waiting; returns how many there were."""
-        now = self.clock()
-        self._read_monitor(now)
+        self._read_monitor(self.clock())
+        return self._read_messages(limit)
+
+    def readable(self, source: Any) -> None:
+        """One of the sockets that `watch` has named is readable."""
+        if source is self.monitor:
+            self._read_monitor(self.clock())
+        else:
+            self._read_messages(256)
+
+    def _read_messages(self, limit):
         for count in range(limit):
-            frames, first = self._read() if self.socket is not None else ([], None)
+            _, frames, first = self._read() if self.socket is not None else (b"", [], None)
             if first is None:
                 return count
+            now = self.clock()
             try:
-                self._arrived(unpack(frames), self.clock())
+                self._arrived(unpack(frames), now)
             except VersionMismatch as error:
                 self._refused(components.Unreachable(error.what, error.why, error.fix), now)
             except ProtocolError as error:
@@ -1968,14 +1995,15 @@ class Link(Endpoint):
 
     def _arrived(self, message, now):
         about = message.call[1] if len(message.call) > 1 and isinstance(message.call[1], dict) else {}
-        if message.kind == REFUSE and message.session in (self.session.id, bytes(8)):
+        mine = message.session == self.session.id
+        if mine and message.kind in (DATA, BEAT) and self._known:
+            self._take(self.master, message, now)
+        elif message.kind == REFUSE and (mine or message.session == bytes(8)):
             self._refusal(about, now)
-        elif message.session != self.session.id:
+        elif not mine:
             self.counts["old session"] += 1
         elif message.kind == WELCOME:
             self._welcomed(message, about, now)
-        elif message.kind in (DATA, BEAT) and self._known:
-            self._take(self.master, message, now)
         else:
             raise ProtocolError(f"a message of kind {message.kind} at the wrong time")
 
@@ -2101,12 +2129,12 @@ class Pulse:
 
     def _run(self):
         heart = Endpoint(time.monotonic, self._timing)
-        heart.socket = heart._context.socket(heart._zmq.DEALER)
+        heart._use(heart._context.socket(heart._zmq.DEALER))
         heart._tune(heart.socket, IMMEDIATE=1, RECONNECT_IVL=100, RECONNECT_IVL_MAX=2000)
         self._credentials.dress(heart.socket, self._address)
         heart.socket.connect(self._address)
         while not self._stop.wait(self._timing.beat if heart._post(self._beat) else self._timing.held):
-            while heart._read()[1] is not None:  # a refusal also reaches the link
+            while heart._read()[2] is not None:  # a refusal also reaches the link
                 heart.counts["dropped"] += 1
         heart.close()
 
@@ -3214,7 +3242,7 @@ class Loop:
         import zmq
 
         self._poller = zmq.Poller()
-        self._in, self._out = zmq.POLLIN, zmq.POLLOUT
+        self._in, self._out = int(zmq.POLLIN), int(zmq.POLLOUT)  # its enums are slow to combine
         self._handlers: dict[Any, Callable] = {}
         self._writers: dict[Any, Callable] = {}
         self._posted: collections.deque = collections.deque()
@@ -3283,11 +3311,11 @@ class Loop:
             if event & self._out and source in self._writers:
                 self._writers[source]()
             if event & ~self._out:
-                self._handlers.get(source, self._link_readable)()
-
-    def _link_readable(self) -> None:
-        if self.link:
-            self.link.receive()
+                handler = self._handlers.get(source)
+                if handler is not None:
+                    handler()
+                elif self.link:
+                    self.link.readable(source)
 
     def forget_link(self) -> None:
         """The link is about to close."""

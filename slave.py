@@ -21,6 +21,7 @@ if __name__ == "__main__":  # hand over to the one copy of this module, under it
 
 import argparse
 import collections
+import functools
 import logging
 import math
 import os
@@ -52,6 +53,7 @@ class Worker:
         self.pid = 0
         self.envelope: tasks.Envelope | None = None  # what it runs
         self.grant: dict = {}
+        self.told: dict | None = None  # the variables of the last grant
         self.lo = 0  # the first task of the lease that was not reported
         self.forgotten = False  # the lease belongs to a master that is gone
         self.doomed = False  # it was killed, and its end has not been heard of yet
@@ -110,10 +112,11 @@ class ProcessTaskManager(components.Component):
     def push_task(self, envelope: tasks.Envelope) -> None:
         """Takes a lease; starts it as soon as its bundle is here and its resources are free."""
         if not self.waiting:
+            if self._can_start(envelope):
+                return
             self._least = math.inf
         self._least = min(self._least, demand_of(envelope).get("cpus", 0))
         self.waiting.append(envelope)
-        self.schedule()
 
     # the life of a lease
 
@@ -132,9 +135,13 @@ class ProcessTaskManager(components.Component):
         waiting, self.waiting = self.waiting, collections.deque()
         while waiting and self.free["cpus"] >= self._least:
             envelope = waiting.popleft()
-            if not (self._has_bundle(envelope) and self._fits(envelope) and self._start(envelope)):
+            if not self._can_start(envelope):
                 self.waiting.append(envelope)
         self.waiting.extend(waiting)
+
+    def _can_start(self, envelope: tasks.Envelope) -> bool:
+        """Starts it, if its bundle is here and its resources are free."""
+        return self._has_bundle(envelope) and self._fits(envelope) and self._start(envelope)
 
     def revoke(self, lease: int, kill: bool) -> None:
         """The master does not want it any more; a running task ends first unless it is to be killed."""
@@ -172,13 +179,13 @@ class ProcessTaskManager(components.Component):
     def bundle_failed(self, digest: str, error: components.Error) -> None:
         """A bundle cannot be used here: its leases fail, each task with the reason."""
         self._fetching.discard(digest)
-        for envelope in [e for e in self.waiting if e.options["bundle"] == digest]:
+        for envelope in [e for e in self.waiting if e.head["bundle"] == digest]:
             self.waiting.remove(envelope)
             failures = {"*": tasks.describe_failure(error, kind="setup")}
             self.node.report("result", envelope.lease, envelope.lo, envelope.hi, 0.0, failures)
 
     def _has_bundle(self, envelope: tasks.Envelope) -> bool:
-        digest = envelope.options["bundle"]
+        digest = envelope.head["bundle"]
         if digest in self.node.bundles:
             return True
         if digest not in self._fetching:
@@ -190,15 +197,17 @@ class ProcessTaskManager(components.Component):
         return all(self.free.get(name, 0) + EPSILON >= amount for name, amount in demand_of(envelope).items())
 
     def _start(self, envelope: tasks.Envelope) -> bool:
-        worker = self._idle_worker(envelope.options["bundle"])
+        worker = self._idle_worker(envelope.head["bundle"])
         if worker is None:
             return False
-        worker.grant = demand_of(envelope)
+        worker.grant = dict(demand_of(envelope))
         for name, amount in worker.grant.items():
             self.free[name] -= amount
         worker.envelope, worker.lo, worker.forgotten = envelope, envelope.lo, False
-        options = {**envelope.options, "granted": self._granted(worker)}
-        worker.pipe.call("run", *envelope[:7], options, parts=envelope.parts)
+        variables = self._granted(worker)
+        news = None if variables == worker.told else variables
+        worker.told = variables
+        worker.pipe.call("run", *envelope[:8], news, parts=envelope.parts)
         return True
 
     def _granted(self, worker: Worker) -> dict[str, str]:
@@ -218,10 +227,12 @@ class ProcessTaskManager(components.Component):
         worker.envelope, worker.grant, worker.used = None, {}, time.monotonic()
 
     def _idle_worker(self, digest: str) -> Worker | None:
-        idle = [w for w in self.workers.values() if not w.envelope and w.pipe.open and not w.doomed]
-        for worker in idle:
-            if worker.digest == digest:
-                return worker
+        idle = []
+        for worker in self.workers.values():
+            if worker.envelope is None and worker.pipe.open and not worker.doomed:
+                if worker.digest == digest:
+                    return worker
+                idle.append(worker)
         if len(self.workers) >= self.get_num_workers() + IDLE_KEPT and idle:
             self._end(min(idle, key=lambda worker: worker.used))
         return self._fork(digest)
@@ -265,7 +276,8 @@ class ProcessTaskManager(components.Component):
             if hi < envelope.hi and not worker.forgotten:
                 self.node.report("given_back", lease, hi, envelope.hi)
             self._release(worker)
-            self.schedule()
+            if self.waiting:
+                self.schedule()
 
     def died(self, token: int, how: str) -> None:
         """A worker ended: its lease, if it had one, is reported lost, and its slot is free again."""
@@ -304,8 +316,13 @@ class ProcessTaskManager(components.Component):
 
 
 def demand_of(envelope: tasks.Envelope) -> dict[str, float]:
-    """What a lease takes of the pools: one processor unless its tasks say otherwise."""
-    needs = {"cpus": 1, **(envelope.options.get("resources") or {})}
+    """What a lease takes of the pools: one processor unless its tasks say otherwise. Nobody may change it."""
+    return _demand_in(bytes(envelope.parts[0]))
+
+
+@functools.lru_cache(maxsize=1024)
+def _demand_in(head: bytes) -> dict[str, float]:
+    needs = {"cpus": 1, **(tasks.read_head(head).get("resources") or {})}
     return {name: amount for name, amount in needs.items() if name != "tags" and amount}
 
 
@@ -333,7 +350,7 @@ class SlaveNode(rpc.Node):
     workers = components.IntItem("slave", "workers", -1, "leases that run at once; -1: one per processor", minimum=-1)
     amounts = components.ListItem("slave", "resources", "", "named amounts on offer, such as gpu=2, memory=16")
     tags = components.ListItem("slave", "tags", "", "words that tasks may ask for")
-    manager = components.ExtensionPointItem(
+    chosen = components.ExtensionPointItem(
         "slave", "task_manager", "ProcessTaskManager", tasks.ITaskManager, "what runs leases"
     )
 
@@ -347,6 +364,7 @@ class SlaveNode(rpc.Node):
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
+        self.manager = self.chosen  # for this life: asking the configuration at each lease would cost more than the lease
         for digest in rpc.known_bundles(self.environment / "apps"):
             self.bundles[digest] = self.environment / "apps" / digest
         self.manager.start()

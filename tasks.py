@@ -7,10 +7,10 @@
        |  Owner: keeps each task until its outcome,                  clean_up, pack results and failures
        +-- finished, task_finished <-- results, failures  <......
 
-A *batch* is what an owner submits in one message: a table of classes, an index that names the class of each task
-(empty if there is only one class) and *groups*, each the pickle of up to 64 task states. Nobody between the owner
-and the worker opens a group. A *lease* is a range of a batch; the worker opens the groups that the range touches and
-runs its part.
+A *batch* is what an owner submits in one message: a *head* with what its tasks have in common (JSON: application, name,
+resources, classes), an index that names the class of each task (empty if there is only one class) and *groups*, each
+the pickle of up to 64 task states. Nobody between the owner and the worker opens a group. A *lease* is a range of a
+batch; the worker opens the groups that the range touches and runs its part.
 
 A *task system* is an owner that lives on the master: its host process is forked like a worker, holds an `Owner` and
 drives `ITaskSystem`. User code runs in workers, hosts and clients; never in a master or a slave.
@@ -26,12 +26,14 @@ import base64
 import collections
 import contextlib
 import copyreg
+import functools
 import gc
 import itertools
 import json
 import logging
 import multiprocessing
 import multiprocessing.resource_tracker
+import operator
 import os
 import pickle
 import select
@@ -54,10 +56,11 @@ log = logging.getLogger(__name__)
 
 GROUP = 64  # tasks in one pickle, at most
 GROUP_BYTES = 16 * 1024  # a group of larger tasks holds fewer: a lease of one task opens a whole group
-CHUNK = 1024  # tasks in one batch, at most
+CHUNK = 62 * GROUP  # tasks in one batch, at most: a message has room for a group of each
 CHUNK_BYTES = 1024 * 1024  # a batch is closed once its records weigh this much
 WINDOW = 64 * 1024  # tasks an owner has out without an outcome; more are drawn as these end
 WINDOW_BYTES = 64 * 1024 * 1024
+MOST_HEADS = 256  # kept by an owner
 SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the master hears that they may be forgotten
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
 LOOK_EVERY = 0.02  # seconds after which a worker looks for a revoke or steal between two tasks
@@ -129,13 +132,20 @@ class Task:
 class Handle(str):
     """A name that carries what it names: equal to the plain text of the id, with further attributes."""
 
-    task: Task | None = None
-    stats: dict = {}
+    __slots__ = ("stats", "task", "title")
+
+    @classmethod
+    def of(cls, task: Task) -> Handle:
+        """The handle of a task that was pushed."""
+        self = cls(task.task_id or "")
+        self.task = task
+        return self
 
     @property
     def name(self) -> str:
         """What it is called by the one who made it."""
-        return self.task.name if self.task else self.__dict__.get("title", "")
+        task = getattr(self, "task", None)
+        return self.title if task is None else task.name
 
     @property
     def task_id(self) -> str:
@@ -263,7 +273,7 @@ class ITaskManager(Interface):
 
 
 class Envelope(NamedTuple):
-    """A lease as a slave sees it: who, what range, under which conditions, and the sealed parts."""
+    """A lease as a slave sees it: who, what range, and the sealed parts. `first`: the ordinal of the batch's task 0."""
 
     lease: int
     owner: str
@@ -272,15 +282,20 @@ class Envelope(NamedTuple):
     hi: int
     group: int
     attempt: int
-    options: dict
+    first: int
     parts: list
+
+    @property
+    def head(self) -> dict:
+        """What the tasks have in common, see `read_head`."""
+        return read_head(bytes(self.parts[0]))
 
 
 # -- sealed records ------------------------------------------------------------------------------------------------
 
 
 class Batch(NamedTuple):
-    """Packed tasks: `parts` are the class table (JSON), the class of each task (u16 each) and the groups (pickles)."""
+    """Packed tasks: `parts` are the head (JSON), the class of each task (u16 each) and the groups (pickles)."""
 
     count: int
     group: int
@@ -317,28 +332,58 @@ def class_form(cls: type) -> list:
     return [cls.__module__, cls.__qualname__, whole]
 
 
-def pack_tasks(tasks: list[Task], forms: dict[type, list]) -> Batch:
-    """Packs tasks for one batch. `forms` remembers `class_form` between calls.
+@functools.lru_cache(maxsize=1024)
+def read_head(data: bytes) -> dict:
+    """What the tasks of a batch have in common, from its first part: "bundle" (digest), "name" (what is measured
+    together), "classes" (`class_form` of each), and "resources" if they need more than one processor.
 
-    Raises Error naming the task and the attribute if one cannot be pickled, with its index as `index`; None if it is
-    not a task.
+    Heads repeat from batch to batch, so each is read once; nobody may change what this returns. Raises ValueError.
     """
-    kinds = list(dict.fromkeys(map(type, tasks)))
-    for cls in kinds:
-        if cls not in forms:
-            try:
-                forms[cls] = class_form(cls)
-            except components.Error as error:
-                a_task = issubclass(cls, Task)
-                error.index = next(i for i, task in enumerate(tasks) if type(task) is cls) if a_task else None
-                raise
-    table = [forms[cls] for cls in kinds]
-    index = b"" if len(kinds) == 1 else array("H", map(kinds.index, map(type, tasks))).tobytes()
-    plain = not any(whole for _, _, whole in table)
-    states = [task.__dict__ if plain or not forms[type(task)][2] else task for task in tasks]
-    group, groups = _pack_states(states, plain)
-    parts = [json.dumps(table).encode(), index, *groups]
-    return Batch(len(tasks), group, parts, sum(map(len, groups)))
+    head = json.loads(data)
+    if type(head) is not dict:
+        raise ValueError("the head of a batch is no object")
+    return head
+
+
+class Packer:
+    """Packs the tasks of one owner. `common` goes into the head of every batch (the bundle's digest)."""
+
+    def __init__(self, common: dict):
+        self._common = common
+        self._forms: dict[type, list] = {}
+        self._heads: dict[tuple, bytes] = {}  # of batches without a demand of their own
+
+    def pack(self, tasks: list[Task], demand: dict | None = None) -> Batch:
+        """Packs tasks for one batch. `demand`: the resources that each of them needs.
+
+        Raises Error naming the task and the attribute if one cannot be pickled, with its index as `index`; None if it
+        is not a task.
+        """
+        kinds = list(dict.fromkeys(map(type, tasks)))
+        table = [self._forms.get(cls) or self._form(cls, tasks) for cls in kinds]
+        index = b"" if len(kinds) == 1 else array("H", map(kinds.index, map(type, tasks))).tobytes()
+        plain = not any(whole for _, _, whole in table)
+        states = [task.__dict__ if plain or not self._forms[type(task)][2] else task for task in tasks]
+        group, groups = _pack_states(states, plain)
+        return Batch(len(tasks), group, [self._head(kinds, table, demand), index, *groups], sum(map(len, groups)))
+
+    def _form(self, cls: type, tasks: list[Task]) -> list:
+        try:
+            form = self._forms[cls] = class_form(cls)
+        except components.Error as error:
+            a_task = issubclass(cls, Task)
+            error.index = next(i for i, task in enumerate(tasks) if type(task) is cls) if a_task else None
+            raise
+        return form
+
+    def _head(self, kinds: list[type], table: list, demand: dict | None) -> bytes:
+        head = None if demand else self._heads.get(tuple(kinds))
+        if head is None:
+            about = {**self._common, "name": kinds[0].__name__, "classes": table}
+            head = json.dumps({**about, "resources": demand} if demand else about).encode()
+            if not demand and len(self._heads) < MOST_HEADS:
+                self._heads[tuple(kinds)] = head
+        return head
 
 
 def _pack_states(states: list, plain: bool) -> tuple[int, list[bytes]]:
@@ -380,35 +425,55 @@ def find_class(module: str, qualname: str) -> type:
 
 
 class Records:
-    """The sealed tasks of a lease, opened one by one: `task(i)` for i in lo..hi-1 of the batch."""
+    """The sealed tasks of a lease, opened group by group: `task(i)` for i in lo..hi-1 of the batch.
 
-    def __init__(self, envelope: Envelope):
-        self._table = json.loads(bytes(envelope.parts[0]))
-        self._classes: dict[int, type] = {}
+    `known` remembers the classes that heads name, from lease to lease.
+    """
+
+    def __init__(self, envelope: Envelope, known: dict[bytes, list] | None = None):
+        head = bytes(envelope.parts[0])
+        self._table = read_head(head)["classes"]
+        self._classes = ({} if known is None else known).setdefault(head, [None] * len(self._table))
         self._index = array("H", bytes(envelope.parts[1]))
         self._groups = envelope.parts[2:]
         self._first = envelope.lo // envelope.group  # the groups of a lease begin here
         self._group = envelope.group
-        self._owner = envelope.owner
-        self._ordinal = envelope.options["first"]
+        self._hi = envelope.hi
+        self.owner = envelope.owner
+        self.ordinal = envelope.first
         self._opened = -1
         self._states: list = []
+
+    def alike(self, i: int) -> tuple[type, list, int, int] | None:
+        """The class and the states of the group of task i, with the places in it from i to the end of the lease; None
+        if its tasks are of several classes, or have a way of their own."""
+        if self._index or self._table[0][2]:
+            return None
+        cls = self._classes[0] or self._find(0)
+        if cls.clean_up is not Task.clean_up:
+            return None
+        group, place = divmod(i, self._group)
+        states = self._open(group)
+        return cls, states, place, min(len(states), self._hi - group * self._group)
 
     def task(self, i: int) -> Task:
         """Makes task i; a new object at each call."""
         group, place = divmod(i, self._group)
+        task = self._open(group)[place]
+        kind = self._index[i] if self._index else 0
+        if not self._table[kind][2]:
+            cls = self._classes[kind] or self._find(kind)
+            state, task = task, cls.__new__(cls)
+            task.__dict__ = state.copy()  # one task may have been pushed many times
+        task._owner = self.owner
+        task._ordinal = self.ordinal + i
+        return task
+
+    def _open(self, group: int) -> list:
         if group != self._opened:
             self._states = open_group(self._groups[group - self._first])
             self._opened = group
-        kind = self._index[i] if self._index else 0
-        task = self._states[place]
-        if not self._table[kind][2]:
-            cls = self._classes.get(kind) or self._find(kind)
-            state, task = task, cls.__new__(cls)
-            task.__dict__ = state.copy()  # one task may have been pushed many times
-        task._owner = self._owner
-        task._ordinal = self._ordinal + i
-        return task
+        return self._states
 
     def _find(self, kind: int) -> type:
         cls = self._classes[kind] = find_class(*self._table[kind][:2])
@@ -416,6 +481,9 @@ class Records:
 
 
 # -- failures ------------------------------------------------------------------------------------------------------
+
+
+OUR_FILES = ("tasks.py", "rpc.py", "client.py", "slave.py", "master.py", "components.py")
 
 
 def describe_failure(error: BaseException, root: str = "", kind: str = "error") -> dict:
@@ -440,9 +508,8 @@ def _text_of(error: BaseException) -> str:
 
 
 def _is_ours(filename: str) -> bool:
-    return os.path.dirname(filename) == os.path.dirname(__file__) and os.path.basename(filename) in (
-        "tasks.py", "rpc.py", "client.py", "slave.py", "master.py", "components.py",
-    )
+    folder, name = os.path.split(filename)
+    return filename == "fastpath.pyx" or (name in OUR_FILES and folder == os.path.dirname(__file__))
 
 
 def _shorten(filename: str, root: str) -> str:
@@ -561,17 +628,19 @@ class Owner:
     """Keeps tasks from the push to the outcome: draws by credit, packs, submits, opens results, calls back.
 
     `call(method, *params, parts=())` sends to the master. `callback(task, result, error)` gets every outcome, after
-    `task.finished`. `options` go with every batch (the bundle's digest). All methods belong to one thread.
+    `task.finished`; with `handles` it gets a `Handle` of the task. `options` go with every batch (the bundle's digest).
+    All methods belong to one thread.
     """
 
-    def __init__(self, call: Callable, callback: Callable, options: dict, name: str = ""):
+    def __init__(self, call: Callable, callback: Callable, options: dict, name: str = "", handles: bool = False):
         rpc.speak_wire()
         self.call = call
         self.callback = callback
-        self.options = options
+        self.handles = handles
         self.name = name
         self.flights: dict[int, Flight] = {}
-        self.outstanding = 0  # tasks pushed or drawn without an outcome
+        self.taken = 0  # tasks pushed or drawn so far
+        self.unsent = 0  # tasks pushed that wait for room
         self.weight = 0  # bytes of the records that are out
         self.done = self.failed = 0  # tasks
         self.failures: list[tuple[str, dict]] = []  # the first thousand, for the report
@@ -580,7 +649,8 @@ class Owner:
         self._sources: collections.deque[Source] = collections.deque()
         self._loose: list[Task] = []
         self._loose_source: Source | None = None
-        self._forms: dict[type, list] = {}
+        self._full: collections.deque[tuple[list[Task], Source]] = collections.deque()  # what was loose, by batches
+        self._packer = Packer(options)
         self.drawn = 0  # tasks sent so far; the ordinal of the next one
         self._batches = 0  # number of the next batch
         self._settled: list[int] = []  # batches whose callbacks ran, not yet told
@@ -597,9 +667,13 @@ class Owner:
             self._loose_source = Source((), response, refused)
             self._loose_source.drawn = True
         self._loose.append(task)
-        self.outstanding += 1
-        if len(self._loose) >= CHUNK:
-            self._flush()
+        self.taken += 1
+        self.unsent += 1
+        if len(self._loose) >= self._chunk:
+            self._gather()
+            self._chunk = min(2 * self._chunk, CHUNK)
+            if self._room():
+                self._submit_loose()
 
     def draw(self, tasks: Iterable[Task], response: Callable | None = None, refused: Callable | None = None) -> Source:
         """Takes an iterable, which is drawn as the swarm has room."""
@@ -608,13 +682,14 @@ class Owner:
         return source
 
     def pump(self) -> None:
-        """Sends what can be sent: loose tasks first, then as much of the sources as the window lets through."""
-        while not self.closed and (self._loose or self._unsendable or (self._sources and self._room())):
-            if self._loose:
-                self._flush()
-            elif self._unsendable:
-                self.outstanding -= 1
+        """Sends as much as the window lets through: loose tasks first, then what the sources give."""
+        if self._loose:
+            self._gather()
+        while not self.closed and (self._unsendable or ((self._full or self._sources) and self._room())):
+            if self._unsendable:
                 self._failed(*self._unsendable.popleft())
+            elif self._full:
+                self._submit_loose()
             else:
                 self._draw_some()
         if self._settled and (len(self._settled) >= SETTLE_MANY or time.monotonic() >= self._settle_at):
@@ -623,24 +698,30 @@ class Owner:
 
     def _draw_some(self) -> None:
         source = self._sources[0]
-        tasks = self._take(source, min(self._chunk, WINDOW - self.outstanding))
+        tasks = self._take(source, self._chunk)
         self._submit(tasks, source)
         if source.drawn:
             self._sources.popleft()
             source.settle()
 
     @property
+    def outstanding(self) -> int:
+        """Tasks pushed or drawn that have no outcome yet."""
+        return self.taken - self.done - self.failed
+
+    @property
     def idle(self) -> bool:
         """True if nothing is out and nothing is left to draw."""
-        return not self.outstanding and not self._sources and not self._loose
+        return not self.outstanding and not self._sources
 
     def close(self) -> None:
         """Draws no more and forgets what is out."""
         self.closed = True
         self._sources.clear()
         self._loose.clear()
+        self._full.clear()
         self.flights.clear()
-        self.outstanding = 0
+        self.taken = self.done + self.failed
 
     # what the master says
 
@@ -691,22 +772,10 @@ class Owner:
         results, failures = self._open(lo, hi, parts, failures)
         self.seconds += seconds
         self.slaves.add(slave)
-        tasks, callback = flight.tasks, self.callback
-        for i, result in zip(range(lo, hi), results, strict=False):
-            task = tasks[i]
-            if task is None or self.closed:
-                continue
-            tasks[i] = None
-            task._ordinal = flight.first + i  # again: one task may have been pushed many times
-            flight.open -= 1
-            self.outstanding -= 1
-            if failures and (failure := failures.get(str(i)) or failures.get("*")):
-                self._failed(task, failure)
-                continue
-            self.done += 1
-            if type(task).finished is not Task.finished:
-                task.finished(result, None)
-            callback(task, result, None)
+        if failures:
+            self._settle_one_by_one(flight, lo, results, failures)
+        else:
+            settle(self, flight, lo, results, Handle if self.handles else None, Task.finished)
         self._forget_if_done(flight)
 
     @property
@@ -717,25 +786,33 @@ class Owner:
     # inside
 
     def _room(self) -> bool:
-        return self.outstanding < WINDOW and self.weight < WINDOW_BYTES
+        """Whether a whole batch may go out: were the window filled up with what each outcome leaves free, batches would
+        become ever smaller."""
+        return self.outstanding - self.unsent + self._chunk <= WINDOW and self.weight < WINDOW_BYTES
 
     def _take(self, source: Source, count: int) -> list[Task]:
         tasks = list(itertools.islice(source.tasks, count))
         source.drawn = len(tasks) < count
         source.count += len(tasks)
-        self.outstanding += len(tasks)
+        self.taken += len(tasks)
         return tasks
 
-    def _flush(self) -> None:
+    def _gather(self) -> None:
+        """The loose tasks become a batch that waits for room."""
         tasks, self._loose = self._loose, []
         source, self._loose_source = self._loose_source, None
         source.count = len(tasks)
+        self._full.append((tasks, source))
+
+    def _submit_loose(self) -> None:
+        tasks, source = self._full.popleft()
+        self.unsent -= len(tasks)
         self._submit(tasks, source)
         source.settle()
 
     def _submit(self, tasks: list[Task], source: Source) -> None:
         """Packs and sends tasks, in a batch for each run of equal resources; what cannot be packed fails here."""
-        demands = list(map(_demand, tasks))
+        demands = _demands(tasks)
         if not any(demands):
             self._submit_alike(tasks, source, None)
             return
@@ -746,7 +823,7 @@ class Owner:
     def _submit_alike(self, tasks: list[Task], source: Source, demand: dict | None) -> None:
         while tasks:
             try:
-                batch = pack_tasks(tasks, self._forms)
+                batch = self._packer.pack(tasks, demand)
             except components.Error as error:
                 if error.index is None:  # no task at all: the mistake of whoever pushed it
                     raise
@@ -755,17 +832,14 @@ class Owner:
                 if source.refused:
                     source.refused({"c": -32602, "m": error.what, "t": "", "e": error})
             else:
-                self._send(batch, tasks, source, demand)
+                self._send(batch, tasks, source)
                 return
 
-    def _send(self, batch: Batch, tasks: list[Task], source: Source, demand: dict | None) -> None:
+    def _send(self, batch: Batch, tasks: list[Task], source: Source) -> None:
         number, first = self._batches, self.drawn
         self._batches += 1
         self.drawn += batch.count
-        options = {**self.options, "first": first, "name": type(tasks[0]).__name__}
-        if demand:
-            options["resources"] = demand
-        params = (number, batch.count, batch.group, options)
+        params = (number, batch.count, batch.group, first)
         for ordinal, task in enumerate(tasks, first):
             task._owner = self.name
             task._ordinal = ordinal
@@ -806,7 +880,18 @@ class Owner:
         error = open_failure(failure)
         if type(task).finished is not Task.finished:
             task.finished(None, error)
-        self.callback(task, None, error)
+        self.callback(Handle.of(task) if self.handles else task, None, error)
+
+    def _settle_one_by_one(self, flight: Flight, lo: int, results: list, failures: dict) -> None:
+        for i, result in enumerate(results, lo):
+            failure = failures.get(str(i)) or failures.get("*")
+            if failure is None:
+                settle(self, flight, i, [result], Handle if self.handles else None, Task.finished)
+            elif not (flight.tasks[i] is None or self.closed):
+                task, flight.tasks[i] = flight.tasks[i], None
+                task._ordinal = flight.first + i
+                flight.open -= 1
+                self._failed(task, failure)
 
     def _forget_if_done(self, flight: Flight) -> None:
         if not flight.open and flight.accepted and self.flights.pop(flight.number, None):
@@ -819,8 +904,11 @@ class Owner:
         self._settled.append(number)
 
 
-def _demand(task: Task) -> dict | None:
-    return getattr(task, "resources", None)
+def _demands(tasks: list[Task]) -> list[dict | None]:
+    try:
+        return list(map(operator.attrgetter("resources"), tasks))
+    except AttributeError:  # something among them is no task; packing will say which
+        return [getattr(task, "resources", None) for task in tasks]
 
 
 class SystemMaster:
@@ -1463,35 +1551,55 @@ class LeaseRunner:
         self.look = look
         self.root = root
         self.on_error = on_error
+        self._known: dict[bytes, list] = {}  # the classes of heads
         self._plain: list = []  # results that may share a pickle
         self._parts: list[bytes] = []
         self._failures: dict[str, dict] = {}
 
     def run(self, envelope: Envelope) -> int:
         """Runs lo..hi-1 of the envelope. Returns where it stopped: hi, or less if the rest was not wanted."""
-        records = Records(envelope)
-        lo, began = envelope.lo, time.perf_counter()
-        looked = reported = began
-        for i in range(envelope.lo, envelope.hi):
-            self._one(records, i)
+        records = Records(envelope, self._known)
+        lo = i = envelope.lo
+        looked = reported = began = time.perf_counter()
+        while i < envelope.hi:
+            i = self._some(records, i, looked + LOOK_EVERY)
             now = time.perf_counter()
-            if now - looked > LOOK_EVERY and i + 1 < envelope.hi:
+            if now - looked > LOOK_EVERY and i < envelope.hi:
                 looked = now
                 if self.look():
-                    self._send(lo, i + 1, now - began, True)
-                    return i + 1
+                    self._send(lo, i, now - began, True)
+                    return i
                 if now - reported > REPORT_EVERY:
-                    self._send(lo, i + 1, now - began, False)
-                    lo, began, reported = i + 1, now, now
+                    self._send(lo, i, now - began, False)
+                    lo, began, reported = i, now, now
         self._send(lo, envelope.hi, time.perf_counter() - began, True)
         return envelope.hi
+
+    def _some(self, records: Records, i: int, until: float) -> int:
+        """Runs task i, and those after it in its group as long as nothing is odd and it is not `until` yet; returns the
+        next."""
+        alike, error = attempt(records.alike, i)
+        if alike is None or error is not None:
+            self._one(records, i)
+            return i + 1
+        cls, states, place, stop = alike
+        first = records.ordinal + i - place
+        ran, task, result, error = run_alike(cls, states, place, stop, records.owner, first, self._plain, until)
+        i += ran - place
+        if len(self._plain) >= GROUP:
+            self._flush()
+        if task is not None:
+            self._settle(i - 1, task, result, error)
+        return i
 
     def _one(self, records: Records, i: int) -> None:
         task, error = attempt(records.task, i)
         if error is not None:
             self._fail(i, error, "setup")
             return
-        result, error = attempt(task)
+        self._settle(i, task, *attempt(task))
+
+    def _settle(self, i: int, task: Task, result: Any, error: BaseException | None) -> None:
         if error is None:
             self._keep(i, result)
         else:
@@ -1539,11 +1647,26 @@ def worker_main(sock: socket.socket, root: str) -> None:
     """The life of a worker: one bundle, one lease after the other, until the slave closes the socket."""
     wire = Wire(sock)
     _open_application(root)
-    granted: dict[str, str] = {}  # the variables that the last lease was given
+    granted: dict[str, str] = {}  # the variables of the last grant
+    dropped: set[int] = set()
+    lease = 0
+
+    def report(lo: int, hi: int, seconds: float, failures: dict, parts: list, last: bool) -> None:
+        wire.call("result", lease, lo, hi, seconds, failures, last, parts=parts)
+
+    def unwanted() -> bool:
+        while wire.waiting() and wire.peek() == "drop":
+            dropped.add(wire.next()[0][1])
+        return lease in dropped
+
+    runner = LeaseRunner(report, unwanted, root)
     while True:
         call, parts = wire.next()
         if call[0] == "run":  # a "drop" that comes between two leases is late
-            _run_lease(wire, Envelope(*call[1:], parts), root, granted)
+            _, lease, *details, attempt, first, grant = call
+            dropped.clear()
+            _grant(granted, grant, attempt)
+            runner.run(Envelope(lease, *details, attempt, first, parts))
 
 
 def _open_application(root: str) -> None:
@@ -1554,32 +1677,15 @@ def _open_application(root: str) -> None:
     rpc.install_bundle(root, manifest)
 
 
-def _grant(before: dict[str, str], now: dict[str, str]) -> None:
-    """Sets the variables of a lease, and takes those of the last one away; most leases have the same."""
+def _grant(before: dict[str, str], now: dict[str, str] | None, attempt: int) -> None:
+    """Sets the variables of a lease, and takes those of the last one away; None: they are the same."""
+    now = {**(before if now is None else now), "CONCURRENT_SWARM_ATTEMPT": str(attempt)}
     if now != before:
         for name in before.keys() - now.keys():
             os.environ.pop(name, None)
         os.environ.update(now)
         before.clear()
         before.update(now)
-
-
-def _run_lease(wire: Wire, envelope: Envelope, root: str, granted: dict[str, str]) -> None:
-    lease, dropped = envelope.lease, set()
-
-    def report(lo: int, hi: int, seconds: float, failures: dict, parts: list, last: bool) -> None:
-        wire.call("result", lease, lo, hi, seconds, failures, last, parts=parts)
-
-    def unwanted() -> bool:
-        while wire.waiting() and wire.peek() == "drop":
-            dropped.add(wire.next()[0][1])
-        return lease in dropped
-
-    _grant(granted, {**envelope.options["granted"], "CONCURRENT_SWARM_ATTEMPT": str(envelope.attempt)})
-    if unwanted():
-        report(envelope.lo, envelope.lo, 0.0, {}, [], True)
-    else:
-        LeaseRunner(report, unwanted, root).run(envelope)
 
 
 # -- the process that hosts a task system --------------------------------------------------------------------------
@@ -1642,10 +1748,60 @@ def md5_search(digest: bytes, start: int, stop: int) -> int | None:
     return None
 
 
-pure_md5_search = md5_search
+def run_alike(
+    cls: type, states: list, place: int, stop: int, owner: str, first: int, results: list, until: float
+) -> tuple[int, Task | None, Any, BaseException | None]:
+    """The loop of a worker: makes a task of each of states[place:stop] and calls it; its result goes to `results`.
+
+    Stops after the first task that raises or whose result may not share a pickle, or once the clock (that of
+    `time.perf_counter`) has passed `until`. Returns (place of the next state, task, result, error); the last three are
+    None unless it stopped over this task, whose result is then still to be kept. `first` is the ordinal of states[0].
+    """
+    new, clock = cls.__new__, time.perf_counter
+    while place < stop:
+        task = new(cls)
+        task.__dict__ = state = states[place].copy()  # one task may have been pushed many times
+        state["_owner"] = owner
+        state["_ordinal"] = first + place
+        place += 1
+        result, error = attempt(task)
+        if error is not None or type(result) not in ATOMS:
+            return place, task, result, error
+        results.append(result)
+        if clock() > until:
+            break
+    return place, None, None, None
+
+
+def settle(owner: Owner, flight: Flight, lo: int, results: list, handle: type | None, plain: Callable) -> None:
+    """The loop of an owner: the results of the tasks from `lo` on go to `task.finished` and the owner's callback, which
+    gets a `handle` of the task if that is not None. `plain` is the `finished` that does nothing.
+
+    A task that has its outcome already is left out, and so is everything once the owner is closed.
+    """
+    tasks, callback, name, first = flight.tasks, owner.callback, owner.name, flight.first
+    for i, result in enumerate(results, lo):
+        task = tasks[i]
+        if task is None or owner.closed:
+            continue
+        tasks[i] = None
+        task._ordinal = first + i  # again: one task may have been pushed many times
+        flight.open -= 1
+        owner.done += 1
+        if type(task).finished is not plain:
+            task.finished(result, None)
+        if handle is None:
+            callback(task, result, None)
+        else:
+            told = handle(f"{name}.{first + i}")
+            told.task = task
+            callback(told, result, None)
+
+
+pure_md5_search, pure_run_alike, pure_settle = md5_search, run_alike, settle
 
 try:  # only a missing build is in order: a broken one raises ImportError and must be heard
-    from .fastpath import md5_search
+    from .fastpath import md5_search, run_alike, settle
 except ModuleNotFoundError:
     log.debug("fastpath is not built")
 

@@ -270,7 +270,7 @@ def sorted_out(messages):
     for call, parts in messages:
         pickles["failure"] += exceptions_in(call)
         if call[0] in ("submit", "lease", "run"):
-            tables.append(json.loads(parts[0]))
+            tables.append(json.loads(parts[0])["classes"])
             parts = parts[2:]
         pickles[call[0]] += parts
     return pickles, tables

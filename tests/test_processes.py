@@ -49,10 +49,9 @@ def nursery(request, monkeypatch):
 
 def run_one(sock, setup, lease=1):
     """Sends a lease of one task by hand, and waits for its result."""
-    table = json.dumps([[setup["manifest"]["module"], "Look", False]]).encode()
-    parts = [table, b"", rpc.dumps([{"name": "look", "system_id": None, "client_id": None}])]
-    options = {"first": 0, "granted": {}}
-    for buffer in rpc.pack_stream(["run", lease, "c1", 0, 0, 1, 1, 1, options], parts):
+    head = json.dumps({"classes": [[setup["manifest"]["module"], "Look", False]]}).encode()
+    parts = [head, b"", rpc.dumps([{"name": "look", "system_id": None, "client_id": None}])]
+    for buffer in rpc.pack_stream(["run", lease, "c1", 0, 0, 1, 1, 1, 0, {}], parts):
         sock.setblocking(True)
         sock.sendall(buffer)
     parser, calls = rpc.StreamParser(), []

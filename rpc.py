@@ -2689,7 +2689,7 @@ def _pickled(pickler, obj):
         raw = buffer.raw()
         if len(raw) < INLINE:
             return True
-        return buffers.append(raw)
+        return buffers.append(raw)  # None: it is not in the pickle
 
     pickler(pieces, PICKLE_PROTOCOL, buffer_callback=in_band).dump(obj)
     return pieces, buffers
@@ -2825,30 +2825,28 @@ class Reference:
 
 def read_payload(file: int, at: int, size: int) -> bytes:
     """So many bytes of an open file. Raises ProtocolError if it is shorter."""
+    _length(file, at + size)
     data = os.pread(file, size, at)
-    return data if len(data) == size else _cut_short(file, at + size)
+    if len(data) < size:
+        raise ProtocolError(f"{len(data):,} of {size:,} bytes of a payload were read")
+    return data
 
 
 def map_payload(file: int, at: int, size: int) -> memoryview:
     """A read-only view of so many bytes of an open file: mapped, or read where that is faster. Raises ProtocolError."""
     if size < MAPPED:
         return memoryview(read_payload(file, at, size))
+    _length(file, at + size)
     skip = at % mmap.ALLOCATIONGRANULARITY
-    try:
-        mapped = mmap.mmap(file, skip + size, access=mmap.ACCESS_READ, offset=at - skip)
-    except ValueError:  # it has looked at the file's size
-        return _cut_short(file, at + size)
-    return memoryview(mapped)[skip:]
+    return memoryview(mmap.mmap(file, skip + size, access=mmap.ACCESS_READ, offset=at - skip))[skip:]
 
 
-def _cut_short(file, wanted):
-    raise ProtocolError(f"a payload file has {os.fstat(file).st_size:,} bytes", f"{wanted:,} were announced")
-
-
-def _look(file, at, size):
-    """How long an open file is, and the first byte of a part. Raises ProtocolError if it is shorter than the part."""
+def _length(file, wanted):
+    """The length of an open file. Raises ProtocolError if that is less than wanted."""
     have = os.fstat(file).st_size
-    return (have, os.pread(file, 1, at)) if at + size <= have else _cut_short(file, at + size)
+    if have < wanted:
+        raise ProtocolError(f"a payload file has {have:,} bytes", f"{wanted:,} were announced")
+    return have
 
 
 def write_pieces(file: int, pieces: Iterable, at: int = 0) -> int:
@@ -2998,13 +2996,13 @@ class Store:
         if kept is None or name in self._free:
             raise ProtocolError(f"{name!r:.80} is no payload file in use")
         reference = Reference(self.folder, name, at, size)
-        have, first = reference._with_file(_look)
+        have, first = reference._with_file(lambda file, *_: (_length(file, at + size), os.pread(file, 1, at)))
         self.used += max(0, have - kept.size)
         kept.size, kept.parts = max(kept.size, have), kept.parts + 1
         kept.plain = kept.plain and first != bytes([BUFFERS])
         return reference
 
-    def adopt(self, reference: Reference) -> Reference | None:
+    def adopt(self, reference: Reference, whose: str = "") -> Reference | None:
         """The same bytes as a reference of this store's own, whatever becomes of the other store: the file is linked,
         or copied from another file system, and then None if there is no room. Raises OSError if it is gone."""
         source = (reference.folder, reference.name)
@@ -3016,7 +3014,7 @@ class Store:
             except OSError as error:
                 if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
                     raise
-                copied = self.write([reference.view()])
+                copied = self.write([reference.view()], whose)
                 return copied and copied[0]
             self._files[name] = _File(0, source=source)
             self._adopted[source] = name
@@ -3096,10 +3094,10 @@ def _remove_dead(root):
     for name in filter(_FOLDER.fullmatch, os.listdir(root)):
         try:
             os.close(_lock_file(f"{root}/{name}/lock", wait=False, create=0))
-        except BlockingIOError:
-            continue  # its owner lives
-        except OSError as error:
-            log.debug("a store without a lock: %s", error)
+        except FileNotFoundError:
+            log.debug("the store %s has no lock", name)
+        except OSError:  # its owner lives; or who knows, with no descriptor left
+            continue
         shutil.rmtree(f"{root}/{name}", ignore_errors=True)
 
 
@@ -3143,7 +3141,7 @@ class Receiver:
 
     def _read(self, room, flags):
         if self._space:
-            flags |= socket.MSG_CMSG_CLOEXEC
+            flags |= getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # macOS has none
             size, ancillary, flags, _ = self._sock.recvmsg_into([room], self._space, flags)
             if ancillary or flags & socket.MSG_CTRUNC:
                 self._collect(ancillary, flags)

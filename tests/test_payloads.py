@@ -152,7 +152,8 @@ def test_our_classes_are_referred_to_by_the_fixed_name_beside_large_data():
 @pytest.mark.parametrize("before", [1, BIG - 1, 20 * BIG, (1 << 8 * BIG)], ids=["small", "a frame", "frames", "number"])
 def test_a_reference_to_us_is_seen_wherever_it_stands(before):
     before = before if before.bit_length() > 64 else ["x" * 50 + str(i) for i in range(before // 60)]
-    data = sealed([before, tasks.Task, [b"\x95" * BIG, b"\x80" * BIG]])
+    after = ["x" * 50 + str(i) for i in range(BIG // 20)]
+    data = sealed([before, tasks.Task, after, [b"\x95" * BIG, b"\x80" * BIG]])
     assert b"concurrent_swarm" not in data and rpc.open_pieces(data)[1] is tasks.Task
 
 
@@ -262,6 +263,8 @@ def test_a_file_that_is_shorter_than_said_is_a_protocol_error(store, open_it, ha
     (reference,) = store.write([bytes(have)])
     with pytest.raises(rpc.ProtocolError, match=f"has {have:,} bytes"):
         open_it(rpc.Reference(reference.folder, reference.name, at, have - min(at, 1) + 1))
+    with pytest.raises(rpc.ProtocolError, match=f"has {have:,} bytes"):
+        open_it(rpc.Reference(reference.folder, reference.name, at, 10**14))
 
 
 # -- stores --------------------------------------------------------------------------------------------------------
@@ -552,6 +555,13 @@ def test_a_folder_without_a_lock_is_swept_and_what_is_no_store_is_not(store):
         os.mkdir(f"{store.root}/{name}")
     rpc.sweep(store.root)
     assert sorted(os.listdir(store.root)) == sorted(["notes", "b" * 17, "lock", os.path.basename(store.folder)])
+
+
+def test_a_store_whose_lock_cannot_be_looked_at_stays(store):
+    os.mkdir(f"{store.root}/{'a' * 16}")
+    os.symlink("nowhere", f"{store.root}/{'a' * 16}/lock")
+    rpc.sweep(store.root)
+    assert "a" * 16 in os.listdir(store.root)
 
 
 def test_stores_made_while_others_sweep_stay(tmp_path):

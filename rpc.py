@@ -72,6 +72,7 @@ import itertools
 import json
 import logging
 import math
+import mmap
 import os
 import pickle
 import platform
@@ -2673,6 +2674,554 @@ def _values_of(obj: Any) -> list[tuple[str, Any]]:
     if isinstance(obj, (list, tuple)):
         return [(f"[{i}]", value) for i, value in enumerate(obj)]
     return [] if isinstance(obj, (type, types.FunctionType)) else list(getattr(obj, "__dict__", {}).items())
+
+
+# -- sealed pickles with buffers -----------------------------------------------------------------------------------
+
+BUFFERS = 0xC5  # the first byte of the sealed form that has buffers beside its pickle; a pickle begins with 0x80
+ALIGNMENT = 64  # bytes; every buffer begins at a whole cache line
+
+_FRAME_OPCODE = 0x95
+_BUFFERS_HEAD = struct.Struct("<B3xIQ")  # BUFFERS, how many, the pickle's length; their lengths follow, u64 each
+
+
+class _Pieces(list):
+    """A file for a pickler, which hands `bytes` of 64 KiB and up to `write` as they are."""
+
+    write = list.append
+
+
+def seal_pieces(obj: Any) -> list:
+    """The sealed form of the user's object in pieces that, joined, `open_pieces` opens; large data is not copied.
+
+    The form is that of `dumps`, unless the object has contiguous buffers of 64 KiB and up (arrays); then these follow
+    its pickle, each aligned. The pieces may be the object's own memory: use them before the user's code goes on.
+    Raises whatever the object's own code raises.
+    """
+    try:
+        pieces, buffers = _pickled(pickle.Pickler, obj)
+        plain = not _mentions_us(pieces)
+    except (pickle.PicklingError, ImportError, AttributeError) as error:
+        log.debug("pickle alone cannot: %s", error)
+        plain = False
+    if not plain:
+        speak_wire()
+        pieces, buffers = _pickled(Sealer, obj)
+    return _with_buffers(pieces, buffers) if buffers else pieces
+
+
+def _pickled(pickler, obj):
+    pieces, buffers = _Pieces(), []
+
+    def in_band(buffer):
+        raw = buffer.raw()
+        if len(raw) < INLINE:
+            return True
+        return buffers.append(raw)  # None: it is not in the pickle
+
+    pickler(pieces, PICKLE_PROTOCOL, buffer_callback=in_band).dump(obj)
+    return pieces, buffers
+
+
+def _mentions_us(pieces):
+    """Whether the pickle's own bytes hold our name; the user's large data are pieces of their own and passed over."""
+    for piece in pieces:
+        own = len(piece) < INLINE or piece[0] == _FRAME_OPCODE or piece is pieces[0]
+        if own and (_PACKAGE in piece or _COMPILED in piece):
+            return True
+    return False
+
+
+def _with_buffers(pieces, buffers):
+    length, sizes = sum(map(len, pieces)), list(map(len, buffers))
+    head = _BUFFERS_HEAD.pack(BUFFERS, len(buffers), length) + struct.pack(f"<{len(sizes)}Q", *sizes)
+    laid, end = [head, *pieces], len(head) + length
+    for buffer in buffers:
+        laid += [bytes(-end % ALIGNMENT), buffer]
+        end += -end % ALIGNMENT + len(buffer)
+    return laid
+
+
+def open_pieces(data: Any) -> Any:
+    """The object in a sealed form of either kind, one contiguous bytes-like; where `open_sealed` may be called.
+
+    Buffers become read-only views of `data`, without a copy: an array of 64 KiB and up arrives read-only. Raises
+    ProtocolError if the lengths do not add up.
+    """
+    if not data or data[0] != BUFFERS:
+        return pickle.loads(data)
+    data = memoryview(data).toreadonly()
+    try:
+        _, count, length = _BUFFERS_HEAD.unpack_from(data)
+        sizes = struct.unpack_from(f"<{count}Q", data, _BUFFERS_HEAD.size)
+    except struct.error as error:
+        raise ProtocolError("a sealed pickle is cut short", str(error)) from error
+    start, buffers = _BUFFERS_HEAD.size + 8 * count, []
+    end = start + length
+    for size in sizes:
+        end += -end % ALIGNMENT
+        buffers.append(data[end : end + size])
+        end += size
+    if end != len(data):
+        raise ProtocolError("the lengths in a sealed pickle do not add up", f"{end:,} bytes of {len(data):,}")
+    return pickle.loads(data[start : start + length], buffers=buffers)
+
+
+# -- payloads in files ---------------------------------------------------------------------------------------------
+
+MAPPED = 512 * 1024  # bytes; a payload below this is read: to map it costs more than the copy
+KEPT_FILES, KEPT_BYTES = 64, 512 << 20  # free files that a store keeps, since new memory costs more than the copy
+
+_FOLDER = re.compile(r"[0-9a-f]{16}")
+_REFERENCE = re.compile(r"([0-9a-f]{16})/([0-9]{1,15})/([0-9]{1,15})/([0-9]{1,15})")
+
+
+def payload_root() -> str:
+    """The folder in memory where this user's nodes lay their stores, made on the first call. Raises Error."""
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
+    return _own_folder(os.path.join(memory, f"concurrent-swarm-{os.getuid()}"))
+
+
+def _own_folder(path):
+    """The path, if it is a folder of this user's that nobody else can reach, and no link. Raises Error, OSError."""
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    return _checked_folder(path)
+
+
+def _checked_folder(path):
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        raise components.Error(f"{path} is no folder", "payloads lie in a folder of this user's", f"remove {path}")
+    _check_private(path, 0o700, status)
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A part of a message that lies in a file of this machine: `size` bytes from `at`; `len` says the size."""
+
+    folder: str
+    name: str
+    at: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __bool__(self) -> bool:
+        return True
+
+    def to_text(self) -> str:
+        """What goes over the wire: the store's folder without its root, the file, where, how much."""
+        return f"{os.path.basename(self.folder)}/{self.name}/{self.at}/{self.size}"
+
+    @classmethod
+    def from_text(cls, text: Any, root: str) -> Reference:
+        """The reference that a peer sent, into a store below `root` and nowhere else.
+
+        Raises ProtocolError for any other text, Error for a folder that is not this user's alone, FileNotFoundError.
+        """
+        found = _REFERENCE.fullmatch(text) if isinstance(text, str) else None
+        if not found:
+            raise ProtocolError(f"{text!r:.80} names no payload", "a peer sent folder/file/offset/size of another form")
+        folder, name, at, size = found.groups()
+        return cls(_checked_folder(f"{root}/{folder}"), name, int(at), int(size))
+
+    def open(self) -> int:
+        """A descriptor for reading; the caller closes it. Raises OSError."""
+        return os.open(f"{self.folder}/{self.name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def view(self) -> memoryview:
+        """The bytes, read-only, large ones not copied; they stay when the file goes. Raises OSError, ProtocolError.
+
+        Not for a file that somebody distrusted may still cut short: to touch what is gone ends the process.
+        """
+        return self._with_file(map_payload)
+
+    def read(self) -> bytes:
+        """The bytes, copied. Raises OSError, ProtocolError."""
+        return self._with_file(read_payload)
+
+    def _with_file(self, function):
+        file = self.open()
+        try:
+            return function(file, self.at, self.size)
+        finally:
+            os.close(file)
+
+
+def read_payload(file: int, at: int, size: int) -> bytes:
+    """So many bytes of an open file. Raises ProtocolError if it is shorter."""
+    _length(file, at + size)
+    data = os.pread(file, size, at)
+    if len(data) < size:
+        raise ProtocolError(f"{len(data):,} of {size:,} bytes of a payload were read")
+    return data
+
+
+def map_payload(file: int, at: int, size: int) -> memoryview:
+    """A read-only view of so many bytes of an open file: mapped, or read where that is faster. Raises ProtocolError."""
+    if size < MAPPED:
+        return memoryview(read_payload(file, at, size))
+    _length(file, at + size)
+    skip = at % mmap.ALLOCATIONGRANULARITY
+    return memoryview(mmap.mmap(file, skip + size, access=mmap.ACCESS_READ, offset=at - skip))[skip:]
+
+
+def _length(file, wanted):
+    """The length of an open file. Raises ProtocolError if that is less than wanted."""
+    have = os.fstat(file).st_size
+    if have < wanted:
+        raise ProtocolError(f"a payload file has {have:,} bytes", f"{wanted:,} were announced")
+    return have
+
+
+def write_pieces(file: int, pieces: Iterable, at: int = 0) -> int:
+    """Writes the pieces one after the other into an open file, from `at` on; returns where they end."""
+    pieces = list(pieces)
+    for first in range(0, len(pieces), 512):  # the kernel takes 1,024 at a time
+        some = pieces[first : first + 512]
+        while some:
+            written = os.pwritev(file, some, at)
+            at += written
+            some = _rest(some, written)
+    return at
+
+
+def _rest(buffers, done):
+    """What is left of the buffers when so many bytes are done."""
+    for i, buffer in enumerate(buffers):
+        if done < len(buffer):
+            return [memoryview(buffer)[done:], *buffers[i + 1 :]]
+        done -= len(buffer)
+    return []
+
+
+def lay_out(parts: Iterable) -> tuple[list, list[tuple[int, int]], bool]:
+    """The pieces of parts for one file, (at, size) of each, and whether all can be read by copying only.
+
+    A part is a bytes-like or a list of them; each begins aligned.
+    """
+    pieces, places, plain, end = [], [], True, 0
+    for part in parts:
+        part = part if isinstance(part, list) else [part]
+        if end % ALIGNMENT:
+            pieces.append(bytes(-end % ALIGNMENT))
+            end += -end % ALIGNMENT
+        size = sum(map(len, part))
+        plain = plain and (not size or next(filter(len, part))[0] != BUFFERS)
+        places.append((end, size))
+        pieces += part
+        end += size
+    return pieces, places, plain
+
+
+@dataclass(slots=True)
+class _File:
+    """A file of a store: `size` is what counts, `parts` are not released yet; `source` is where it was linked from."""
+
+    size: int
+    whose: str = ""
+    parts: int = 0
+    plain: bool = True
+    source: tuple[str, str] | None = None
+
+
+class Store:
+    """The payload files of one node, in a folder that lives as long as its process; for one thread at a time.
+
+    A file that is not needed any more is written again, which costs a third of a new one, if its link count says that
+    no other store holds it, and if it was plain: who reads a plain pickle has copied what it needs, while arrays are
+    views of their file. It is written again for the same `whose` only: who once had its descriptor may have kept it.
+    `budget` is in bytes of files written here, in use or free; as a rule half of what the file system has left.
+    """
+
+    def __init__(self, root: str | None = None, budget: int | None = None) -> None:
+        self.root = _own_folder(root) if root else payload_root()
+        system = os.statvfs(self.root)
+        self.budget = system.f_bavail * system.f_frsize // 2 if budget is None else budget
+        self.used = 0  # bytes, free files included
+        self.folder = f"{self.root}/{secrets.token_hex(8)}"
+        self._files: dict[str, _File] = {}
+        self._free: dict[str, int] = {}  # name -> size; the oldest first
+        self._adopted: dict[tuple[str, str], str] = {}
+        self._names = itertools.count(1)
+        self._warned = False
+        with _locked(self.root):
+            _remove_dead(self.root)
+            os.mkdir(self.folder, 0o700)
+            self._lock = _lock_file(f"{self.folder}/lock")
+
+    def write(self, parts: Iterable, whose: str = "") -> list[Reference] | None:
+        """Writes the parts (bytes-likes, or lists of them) into one file: a reference to each. None if there is no room
+        in the budget or the file system."""
+        pieces, places, plain = lay_out(parts)
+        made = self.create(sum(map(len, pieces)), whose)
+        if made is None:
+            return None
+        name, file = made
+        try:
+            write_pieces(file, pieces)
+        except OSError as error:
+            self._remove(name)
+            return self._refuse(error)
+        finally:
+            os.close(file)
+        self._files[name].parts, self._files[name].plain = len(places), plain
+        return [Reference(self.folder, name, at, size) for at, size in places]
+
+    def create(self, size: int, whose: str = "") -> tuple[str, int] | None:
+        """A file for about `size` bytes: its name, and a descriptor to fill it by, which the caller closes. None as
+        above. It is in use until `release_file`, or until all its references are released."""
+        name = self._fitting(size, whose)
+        try:
+            if name:
+                return name, self._open_again(name)
+            if self._make_room(size):
+                return self._open_new(size, whose)
+        except OSError as error:
+            return self._refuse(error)
+        return self._refuse(f"{self.used:,} of {self.budget:,} bytes are in use")
+
+    def _fitting(self, size, whose):
+        """The smallest free file that so much fits into and that nobody holds any more."""
+        fits = [(have, name) for name, have in self._free.items() if size <= have <= 4 * size]
+        return next((name for _, name in sorted(fits) if self._files[name].whose == whose and self._alone(name)), None)
+
+    def _alone(self, name):
+        with suppress(FileNotFoundError):
+            return os.stat(f"{self.folder}/{name}").st_nlink == 1
+        return False
+
+    def _open_again(self, name):
+        file = os.open(f"{self.folder}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        del self._free[name]
+        self._files[name].plain, self._files[name].parts = True, 0
+        return file
+
+    def _open_new(self, size, whose):
+        name = str(next(self._names))
+        file = os.open(f"{self.folder}/{name}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._files[name] = _File(size, whose)
+        self.used += size
+        return name, file
+
+    def _make_room(self, size):
+        while self._free and self.used + size > self.budget:
+            self._remove(next(iter(self._free)))
+        return self.used + size <= self.budget
+
+    def _refuse(self, reason):
+        log.log(logging.DEBUG if self._warned else logging.WARNING,
+                "no room for a payload in %s (%s): such payloads are copied instead", self.folder, reason)  # fmt: skip
+        self._warned = True
+
+    def reference(self, name: str, at: int, size: int) -> Reference:
+        """One more reference into a file of this store, as the process that filled it says. Raises ProtocolError if
+        there is no such file or it is shorter."""
+        kept = self._files.get(name)
+        if kept is None or name in self._free:
+            raise ProtocolError(f"{name!r:.80} is no payload file in use")
+        reference = Reference(self.folder, name, at, size)
+        have, first = reference._with_file(lambda file, *_: (_length(file, at + size), os.pread(file, 1, at)))
+        self.used += max(0, have - kept.size)
+        kept.size, kept.parts = max(kept.size, have), kept.parts + 1
+        kept.plain = kept.plain and first != bytes([BUFFERS])
+        return reference
+
+    def adopt(self, reference: Reference, whose: str = "") -> Reference | None:
+        """The same bytes as a reference of this store's own, whatever becomes of the other store: the file is linked,
+        or copied from another file system, and then None if there is no room. Raises OSError if it is gone."""
+        source = (reference.folder, reference.name)
+        name = self._adopted.get(source)
+        if name is None:
+            name = str(next(self._names))
+            try:
+                os.link("/".join(source), f"{self.folder}/{name}", follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+                    raise
+                copied = self.write([reference.view()], whose)
+                return copied and copied[0]
+            self._files[name] = _File(0, source=source)
+            self._adopted[source] = name
+        self._files[name].parts += 1
+        return Reference(self.folder, name, reference.at, reference.size)
+
+    def release(self, reference: Reference) -> None:
+        """This node needs the part no more; with the last one of a file goes the file."""
+        file = self._files.get(reference.name)
+        if file is not None:
+            file.parts -= 1
+            if file.parts <= 0:
+                self.release_file(reference.name)
+
+    def release_file(self, name: str) -> None:
+        """This node needs nothing of the file any more."""
+        file = self._files.get(name)
+        if file is None or name in self._free:
+            return
+        if file.source or not file.plain:
+            self._remove(name)
+            return
+        self._free[name] = file.size
+        self.trim(KEPT_FILES, KEPT_BYTES)
+
+    def trim(self, files: int = 0, size: int = 0) -> None:
+        """Keeps at most so many free files and bytes, the youngest; an idle node keeps none."""
+        while len(self._free) > files or sum(self._free.values()) > size:
+            self._remove(next(iter(self._free)))
+
+    def _remove(self, name):
+        file = self._files.pop(name)
+        self._free.pop(name, None)
+        self._adopted.pop(file.source, None)
+        self.used -= file.size
+        with suppress(FileNotFoundError):
+            os.unlink(f"{self.folder}/{name}")
+
+    def close(self) -> None:
+        """Removes the folder; who has linked, opened or mapped a file keeps it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+        self._files, self._free, self._adopted, self._lock = {}, {}, {}, None
+
+
+def sweep(root: str) -> None:
+    """Removes the stores below `root` whose processes have ended; a new store does that too."""
+    with _locked(root):
+        _remove_dead(root)
+
+
+@contextmanager
+def _locked(root):
+    """Only one process at a time makes or removes stores, so there is none without a held lock but the dead ones."""
+    file = _lock_file(f"{root}/lock")
+    try:
+        yield
+    finally:
+        os.close(file)
+
+
+def _lock_file(path, wait=True, create=os.O_CREAT):
+    """An open file that is locked until it is closed, or the process ends."""
+    import fcntl
+
+    file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | create, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
+def _remove_dead(root):
+    for name in filter(_FOLDER.fullmatch, os.listdir(root)):
+        try:
+            os.close(_lock_file(f"{root}/{name}/lock", wait=False, create=0))
+        except FileNotFoundError:
+            log.debug("the store %s has no lock", name)
+        except OSError:  # its owner lives; or who knows, with no descriptor left
+            continue
+        shutil.rmtree(f"{root}/{name}", ignore_errors=True)
+
+
+# -- large messages on a socketpair --------------------------------------------------------------------------------
+
+LARGE = 256 * 1024  # bytes; a message from this size on is received into memory of its own
+
+
+class Receiver:
+    """Takes messages from a socketpair, and the descriptors that came with them; what `StreamParser` does, without
+    joining large ones. The socket may block or not.
+
+    At most `descriptors` may wait to be taken; 0: none are received, the kernel closes them.
+    """
+
+    def __init__(self, sock: socket.socket, limit: int = MAX_MESSAGE + INLINE, descriptors: int = 0) -> None:
+        self._sock = sock
+        self._limit = limit
+        self._buffer = memoryview(bytearray(LARGE + INLINE))  # for small messages, again and again
+        self._have = 0
+        self._large = None  # the memory of the large message that is coming, as much of it as is empty yet
+        self._whole = None
+        self._most = descriptors
+        self._space = socket.CMSG_SPACE(4 * descriptors) if descriptors else 0
+        self._descriptors: deque = deque()
+
+    def receive(self) -> list[tuple[list, list]]:
+        """Reads once; returns (call, parts) of each message that is complete now, parts being bytes or views.
+
+        Raises EOFError when the other end has closed, ProtocolError, and OSError as the socket does: BlockingIOError if
+        it does not block and nothing is there.
+        """
+        if self._large is None:
+            self._have += self._read(self._buffer[self._have :], 0)
+            return self._complete()
+        self._large = self._large[self._read(self._large, socket.MSG_WAITALL) :]
+        if len(self._large):
+            return []
+        whole, self._whole, self._large = self._whole, None, None
+        return [unpack_body([whole])]
+
+    def _read(self, room, flags):
+        if self._space:
+            flags |= getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # macOS has none
+            size, ancillary, flags, _ = self._sock.recvmsg_into([room], self._space, flags)
+            if ancillary or flags & socket.MSG_CTRUNC:
+                self._collect(ancillary, flags)
+        else:
+            size = self._sock.recv_into(room, 0, flags)
+        if not size:
+            raise EOFError("the other end of a socketpair has closed")
+        return size
+
+    def _collect(self, ancillary, flags):
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self._descriptors.extend(struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4]))
+        if flags & socket.MSG_CTRUNC or len(self._descriptors) > self._most:
+            self.close()
+            raise ProtocolError(f"more than {self._most} descriptors came that no message has taken")
+
+    def _complete(self):
+        """The messages in the buffer; the rest moves to its front, or on to memory of its own."""
+        messages, at, have, buffer = [], 0, self._have, self._buffer
+        while have - at >= 4:
+            (total,) = _TOTAL.unpack_from(buffer, at)
+            if total > self._limit:
+                raise ProtocolError(f"a message of {total:,} bytes", f"at most {self._limit:,} are taken")
+            end = at + 4 + total
+            if end > have:
+                if total >= LARGE:
+                    self._begin(total, buffer[at + 4 : have])
+                    at = have
+                break
+            messages.append(unpack_body([bytes(buffer[at + 4 : end])]))
+            at = end
+        self._have = have - at
+        if at and self._have:
+            buffer[: self._have] = buffer[at:have]
+        return messages
+
+    def _begin(self, total, begun):
+        self._whole = memoryview(bytearray(total))
+        self._whole[: len(begun)] = begun
+        self._large = self._whole[len(begun) :]
+
+    def take_descriptor(self) -> int:
+        """The next descriptor, in the order in which they were sent; the caller closes it. Raises ProtocolError."""
+        if not self._descriptors:
+            raise ProtocolError("a message speaks of a descriptor that did not come with it")
+        return self._descriptors.popleft()
+
+    def close(self) -> None:
+        """Closes the descriptors that nobody has taken; the socket is the caller's."""
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
 
 
 # -- bundles: what is sent -----------------------------------------------------------------------------------

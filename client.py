@@ -163,6 +163,14 @@ class ApplicationNode(components.Component):
         """Sends a task system to the master, where it runs. Several may run at once."""
         self._on_loop(lambda: self._push_system(system))
 
+    def publish(self, obj: Any) -> rpc.Shared:
+        """A reference to an object, for many tasks to carry: `self.publish(array)` here, `self.data.get()` in the task.
+
+        Each slave fetches it once, and its workers map the same memory. It stays until the client ends. From callbacks
+        only. Raises UsageError if the object cannot be pickled.
+        """
+        return tasks.publish(obj)
+
     def next_step(self, number: int) -> None:
         """Lets a task system that waits at its barrier go on."""
         self._on_loop(lambda: self.call("step", number))
@@ -190,6 +198,8 @@ class ApplicationNode(components.Component):
         self.names: dict[int, str] = {}  # number of a system -> its name at the master
         self.ended: dict[int, dict] = {}  # number of a system -> its stats
         self._sealed: dict[int, tuple] = {}
+        self._published: dict[str, Any] = {}  # what was published, for a master that must be told again
+        rpc.Exchange(self._publish, self.swarm.fetch)
         listens = type(self).task_finished is not ApplicationNode.task_finished
         callback = self.task_finished if listens else self._unheard
         self.owner = tasks.Owner(self.call, callback, {"bundle": self.bundle.digest}, handles=True)
@@ -220,6 +230,8 @@ class ApplicationNode(components.Component):
         if welcome["missing"]:
             self.call("bundle", self.bundle.digest, self.bundle.manifest, parts=[self.bundle.zip])
         if fresh:
+            for key in self._published:
+                self._send_published(key)
             self.owner.resubmit(welcome.get("known", True))
             for number, (sealed, options) in list(self._sealed.items()):
                 self.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
@@ -247,6 +259,17 @@ class ApplicationNode(components.Component):
             self.call("cancel_tasksystem", number)
         if not self.pending:
             self.shutdown_main_loop()
+
+    def _publish(self, key: str, pieces: list) -> None:
+        kept = self.swarm.store and self.swarm.store.write([pieces])
+        self._published[key] = kept[0].held(self.swarm.store) if kept else b"".join(pieces)  # as it is now
+        if self.welcomed:
+            self._send_published(key)
+
+    def _send_published(self, key: str) -> None:
+        part = self._published[key]
+        for at, total, piece in rpc.slices(part, type(part) is rpc.Reference and self.swarm.is_local):
+            self.call("publish", key, at, total, parts=[b"", piece])
 
     def _push_system(self, system: tasks.ITaskSystem) -> None:
         try:
@@ -354,6 +377,8 @@ class ClientNode(rpc.Node):
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self._todo: collections.deque = collections.deque()  # what the application has not heard yet
+        self._shelf = rpc.Shelf(self.store)  # published objects on their way
+        self._missing: dict[str, str] = {}
 
     def info(self) -> dict:
         return {**super().info(), "bundle": self.app.bundle.digest}
@@ -382,6 +407,14 @@ class ClientNode(rpc.Node):
         for method in ApplicationNode.HEARD:
             self._expose_one(link, method)
 
+        @rpc.tcpremote(link)
+        def shared(handler, request, key, at, total):
+            self._shelf.take(key, at, total, request.parts[1])
+
+        @rpc.tcpremote(link)
+        def no_shared(handler, request, key, reason):
+            self._missing[key] = reason
+
     def _expose_one(self, link: rpc.Link, method: str) -> None:
         @rpc.tcpremote(link, name=method)
         def heard(handler, request, *params):
@@ -404,6 +437,18 @@ class ClientNode(rpc.Node):
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
         """Sends a call to the master."""
         self.link.call(method, *params, parts=parts)
+
+    def fetch(self, key: str) -> Any:
+        """Waits for the bytes of a published object; callbacks wait meanwhile. Raises Error."""
+        self._shelf.forget([key])
+        self.call("fetch_shared", key)
+        while self._shelf.get(key) is None:
+            if self.loop.stopped or self.refusal or key in self._missing:
+                raise components.Error(f"the published object {key[:12]} is not here", self._missing.pop(key, ""))
+            self.loop.step(1.0)
+        part = self._shelf.get(key)
+        self._shelf.forget([key])
+        return part
 
     def step(self) -> None:
         """Waits for something and lets the application hear it. Its exceptions pass through."""
@@ -441,18 +486,21 @@ class Inline(components.ComponentManager):
     log_format = rpc.BaseNode.log_format
     address = "this process"
     node_id = "inline"
+    store = None
+    is_local = False
     watch: "Watch | None" = None
 
     def __init__(self, config: components.Config, on_error: Callable | None = None):
         super().__init__(config)
         self._on_error = on_error
+        self._objects: dict[str, bytes] = {}
         self._runs: dict[int, tasks.SystemRun] = {}
         self._todo: collections.deque = collections.deque()
 
     def join(self, node: ApplicationNode) -> None:
         """Welcomes the node."""
         self._node = node
-        node.joined({"name": "c1", "slaves": 1, "workers": 1, "missing": False}, False)
+        node.joined({"name": "c1", "slaves": 1, "workers": 1, "missing": False}, True)
 
     def on_loop(self, function) -> None:
         """Runs it."""
@@ -460,6 +508,10 @@ class Inline(components.ComponentManager):
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
         """A call of the client's."""
+        if method == "publish":
+            key, at, _total = params
+            self._objects[key] = self._objects.get(key, b"") + parts[1] if at else bytes(parts[1])
+            return
         self._todo.append((self._node.owner, self._node.hear, method, params, list(parts)))
 
     def step(self) -> None:
@@ -477,6 +529,10 @@ class Inline(components.ComponentManager):
             self._run_system(params, parts)
         elif method == "step":
             self._runs[params[0]].next_step()
+
+    def fetch(self, key: str) -> bytes:
+        """The bytes of a published object."""
+        return self._objects[key]
 
     def close(self) -> None:
         """Nothing to end."""

@@ -142,6 +142,7 @@ from cpython.object cimport PyObject, PyTypeObject
 from time import perf_counter as _clock
 
 cdef tuple NOTHING = ()
+DEF GROUP_BYTES = 16384  # as in tasks.py
 
 
 def run_alike(type cls, list states, Py_ssize_t place, Py_ssize_t stop, owner, Py_ssize_t first, list results,
@@ -163,8 +164,10 @@ def run_alike(type cls, list states, Py_ssize_t place, Py_ssize_t stop, owner, P
         except BaseException as error:
             return place, task, None, error
         kind = type(result)
-        if not (kind is int or result is None or kind is float or kind is str or kind is bytes or kind is bool
-                or kind is complex):
+        if kind is str or kind is bytes:
+            if len(result) > GROUP_BYTES:
+                return place, task, result, None
+        elif not (kind is int or result is None or kind is float or kind is bool or kind is complex):
             return place, task, result, None
         results.append(result)
         if <double>_clock() > until:

@@ -70,7 +70,7 @@ from .components import Error
 log = logging.getLogger(__spec__.name)
 
 
-TARGET = 0.005  # seconds of work a lease should hold: 25 times what a lease itself costs
+TARGET = 0.010  # seconds of work a lease should hold: 20 times what a lease itself costs
 LEAST = 0.001  # seconds of work below which a lease is not divided, though a slot stays idle for that long
 MAX_LEASE = tasks.CHUNK  # tasks; beyond, nothing is gained and tails grow
 UNKNOWN = 0.020  # seconds a lease of a kind that was never measured is taken for: two per slot
@@ -1234,6 +1234,7 @@ ACCEPT_EVERY = 0.01  # seconds that the news of accepted batches may wait for mo
 MOST_WORKERS = 10_000  # of one slave
 MOST_HEAD = 64 * 1024  # bytes of what the tasks of a batch have in common
 GRACE = 10.0  # seconds that a stopping master lets tasks run on
+WANTED_FOR = 30.0  # seconds that a published object which is not here may still come
 FAILURES_TOLD = 1000  # kinds of failures that are logged
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
 
@@ -1317,6 +1318,38 @@ class Names:
         self._last[prefix] = max(self._last[prefix], int(name[len(prefix) :]))
 
 
+class Memory:
+    """Counts the bytes of the payloads in memory: `count` gives a list that counts until nobody holds it any more."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.used = 0
+        self.dropped: collections.deque[int] = collections.deque()  # by whatever thread
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes more may be held."""
+        while self.dropped:
+            self.used -= self.dropped.popleft()
+        return self.used + size <= self.limit
+
+    def count(self, parts: list) -> list:
+        """The same parts, counted."""
+        counted = Counted(parts)
+        counted.memory = self
+        counted.size = sum(rpc.size_of(part) for part in parts if type(part) is not rpc.Reference)
+        self.used += counted.size
+        return counted
+
+
+class Counted(list):
+    """Parts of a payload that take up memory as long as this list is there."""
+
+    __slots__ = ("memory", "size")
+
+    def __del__(self):
+        self.memory.dropped.append(self.size)
+
+
 class System:
     """A task system as the master sees it: the pipe to its host, and the client that waits for it."""
 
@@ -1347,6 +1380,9 @@ class MasterNode(rpc.BaseNode):
     scheduler = components.ExtensionPointItem(
         "master", "task_scheduler", "ZMQTaskScheduler", tasks.ITaskScheduler, "what places work on slaves"
     )
+    memory_limit = components.IntItem(
+        "master", "memory", 64, "MiB of payloads to hold in memory; more lie on the disk until needed", minimum=0
+    )
     journalled = components.BoolItem("master", "journal", True, "keep accepted work in SQLite until its owner has it")
     retention = components.FloatItem(
         "master", "retention", 3600.0, "seconds to keep the work of a client that went away without a word", minimum=0
@@ -1370,6 +1406,13 @@ class MasterNode(rpc.BaseNode):
         self._slow_at = self._sweep_at = self._tell_at = self._accept_at = 0.0
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
+        self.store = self.open_store()
+        self.spool = rpc.Store(rpc.own_folder(self.environment / "spool"))
+        self.closing.callback(self.spool.close)
+        self.memory = Memory(self.memory_limit * 1024 * 1024)
+        self.shelf = rpc.Shelf(self.store or self.spool)
+        self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
+        self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
         self.board = Board()
         self.journal = None
         self.set_scheduler()
@@ -1509,6 +1552,7 @@ class MasterNode(rpc.BaseNode):
     def open_compute_channel(self) -> None:
         """Binds ipc for this user and TCP for everybody with a key, and exposes the methods of the compute channel."""
         self.channel = rpc.Channel(self.keyring)
+        self.channel.store = self.store
         self.closing.callback(self.channel.close)
         self.closing.callback(lambda: self.loop.remove(self.channel.socket))
         self.channel.on_hello = self._hello
@@ -1528,6 +1572,14 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=owners)
         def bundle(handler, request, digest, manifest):
             self.store_bundle(digest, manifest, bytes(request.parts[0]))
+
+        @rpc.tcpremote(channel, roles=owners)
+        def publish(handler, request, key, at, total):
+            self.publish(request.peer.label, key, at, total, request.parts[1])
+
+        @rpc.tcpremote(channel, roles=(*owners, "slave"))
+        def fetch_shared(handler, request, key):
+            self.want_shared(request.peer.label, key)
 
         @rpc.tcpremote(channel, roles=owners)
         def submit(handler, request, number, count, group, first):
@@ -1578,6 +1630,12 @@ class MasterNode(rpc.BaseNode):
         def result(handler, request, lease, lo, hi, seconds, failures):
             name, parts = request.peer.label, request.parts
             check_report(lease, lo, hi, failures)
+            try:
+                parts = self.take_in(parts)
+            except OSError as error:
+                reason = f"the file with its results cannot be opened ({error})"
+                self.apply(self.board.worker_lost(name, lease, lo, hi, reason, time.monotonic()))
+                return
             self.apply(self.board.result(name, lease, lo, hi, seconds, parts, failures, time.monotonic()))
 
         @rpc.tcpremote(channel, roles=slaves)
@@ -1590,6 +1648,10 @@ class MasterNode(rpc.BaseNode):
             check_report(lease, lo, hi)
             log.warning("slave %s: %s", request.peer.label, reason)
             self.apply(self.board.worker_lost(request.peer.label, lease, lo, hi, reason, time.monotonic()))
+
+        @rpc.tcpremote(channel, roles=slaves)
+        def publish_for(handler, request, owner, key, at, total):
+            self.publish(owner, key, at, total, request.parts[1])
 
         @rpc.tcpremote(channel, roles=slaves)
         def fetch(handler, request, digest):
@@ -1670,6 +1732,7 @@ class MasterNode(rpc.BaseNode):
             self.end_system(system, tasks.cancelled_failure(), {}, ())
         self._finished = {key: end for key, end in self._finished.items() if key[0] != name}
         self._gone_at.pop(name, None)
+        self._forget_shared(name)
         if name in self.board.owners:
             self.names.forget("c", self.board.owners[name].key)
         self.apply(self.board.owner_gone(name, time.monotonic()))
@@ -1686,7 +1749,29 @@ class MasterNode(rpc.BaseNode):
             if owner in self.systems:
                 self.systems[owner].known += count
             options = {**head, "first": first}
+            try:
+                parts = self.take_in(parts)
+            except OSError as error:
+                self._send_refused(owner, number, f"the file that it lies in cannot be opened ({error})")
+                return
             self.apply(self.board.submit(owner, number, count, time.monotonic(), group, options, parts))
+
+    def take_in(self, parts: list) -> list:
+        """Parts that this master holds on to: files are linked, so that they stay whatever becomes of their sender, and
+        what memory has no room for is written to the disk. Raises OSError if a file is gone."""
+        taken = [self._adopted(part) if type(part) is rpc.Reference else part for part in parts]
+        sizes = [0 if type(part) is rpc.Reference else rpc.size_of(part) for part in taken]
+        if not self.memory.has_room(sum(sizes)):
+            large = [i for i, size in enumerate(sizes) if i and size]
+            for i, reference in zip(large, self.spool.write([taken[i] for i in large]) or (), strict=False):
+                taken[i] = reference.held(self.spool)
+        return self.memory.count(taken)
+
+    def _adopted(self, part: rpc.Reference) -> rpc.Reference | bytes:
+        if part.store is self.store:
+            return part  # the host of a system wrote it here
+        adopted = self.store.adopt(part)
+        return adopted.held(self.store) if adopted else part.read()
 
     # -- bundles
 
@@ -1706,6 +1791,49 @@ class MasterNode(rpc.BaseNode):
             self.channel.send(peer, ["bundle", digest, self.bundles[digest]], [data])
         else:
             self.channel.send(peer, ["no_bundle", digest])
+
+    # -- published objects
+
+    def publish(self, owner: str, key: str, at: int, total: int, part: Any) -> None:
+        """Takes a slice of an object that somebody publishes; it stays until the client ends to which it belongs."""
+        client = self.systems[owner].client if owner in self.systems else owner
+        if client not in self.board.owners or self.published.setdefault(key, client) != client:
+            return
+        if self.shelf.take(key, at, total, part):
+            for target, _ in self._wanted.pop(key, ()):
+                self._send_shared(target, key)
+
+    def want_shared(self, target: str, key: str) -> None:
+        """Sends a published object; one that is not here may come yet, from a client that has just come back."""
+        rpc.check_key(key)
+        if self.shelf.get(key) is None:
+            self._wanted.setdefault(key, []).append((target, time.monotonic()))
+        else:
+            self._send_shared(target, key)
+
+    def _send_shared(self, target: str, key: str) -> None:
+        part = self.shelf.get(key)
+        if target in self.systems:
+            self.systems[target].pipe.call("shared", key, parts=[part])
+        elif target in self._peers:
+            here = self._peers[target].local
+            by_file = type(part) is rpc.Reference and bool(here) and part.folder.startswith(here)
+            for at, total, piece in rpc.slices(part, by_file):
+                self._send(target, ["shared", key, at, total], [b"", piece])
+
+    def _forget_shared(self, client: str) -> None:
+        keys = [key for key, owner in self.published.items() if owner == client]
+        for key in keys:
+            del self.published[key]
+        self.shelf.forget(keys)
+        for slave in self.board.slaves if keys else ():
+            self._send(slave, ["forget_shared", keys])
+
+    def _give_up_wanted(self, now: float) -> None:
+        for key, asking in list(self._wanted.items()):
+            if now - asking[0][1] > WANTED_FOR:
+                for target, _ in self._wanted.pop(key):
+                    self._send(target, ["no_shared", key, "the client that published it has ended, or lost it"])
 
     # -- task systems
 
@@ -1734,7 +1862,8 @@ class MasterNode(rpc.BaseNode):
         root = self.environment / "apps" / digest
         system.token, sock = self.zygote.fork("host", str(root))
         system.pipe = rpc.Pipe(
-            self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts), lambda pipe: None
+            self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts), lambda pipe: None,
+            self.store, digest,
         )
         self.systems[system.name] = self._hosts[system.token] = system
         self.apply(self.board.owner_joined(system.name, "system", now, name=system.app))
@@ -1748,6 +1877,10 @@ class MasterNode(rpc.BaseNode):
             return
         if method == "submit":
             self.submit(system.name, *params, parts)
+        elif method == "publish":
+            self.publish(system.name, *params, parts[1])
+        elif method == "fetch_shared":
+            self.want_shared(system.name, *params)
         elif method == "settled":
             self.apply(self.board.settled(system.name, *params, time.monotonic()))
         elif method == "system_step":
@@ -1827,12 +1960,17 @@ class MasterNode(rpc.BaseNode):
 
     def _unheard(self) -> bool:
         """True while a node has not acknowledged what was sent to it."""
-        return any(peer.session.pending for peer in self._peers.values())
+        return any(peer.unheard for peer in self._peers.values())
 
     def _busy(self) -> bool:
         return bool(self.board.owners)
 
     def _sweep(self, now: float) -> None:
+        self._give_up_wanted(now)
+        for store in filter(None, (self.store, self.spool)):
+            store.collect()
+            if not self.board.leases:
+                store.trim()
         for name, since in list(self._gone_at.items()):
             if now - since > self.retention:
                 log.info("client %s did not come back in %.0f s: its work is dropped", name, self.retention)

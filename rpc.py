@@ -30,7 +30,8 @@ sent a message twice.
 
 The calls, with their opaque parts in braces; an owner is a client, or the host of a task system:
 
-    owner → master   bundle(digest, manifest) {zip} · submit(number, count, group, first) {head, index, groups…}
+    owner → master   publish(key, at, total) {, bytes} · fetch_shared(key)
+                     bundle(digest, manifest) {zip} · submit(number, count, group, first) {head, index, groups…}
                      settled([numbers]) · cancel(number, kill) · push_tasksystem(number, digest, options) {system}
                      cancel_tasksystem(number) · step(number) · work_settled(number) · goodbye()
     host → master    system_step(step, waiting) · system_done(failure, stats) {result}
@@ -38,13 +39,18 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      outcome(number, lo, hi, seconds, failures, slave) {groups…}
                      push_tasksystem_response(number, name) · push_tasksystem_failed(number, error)
                      work_finished(number, failure, stats) {result} · swarm(slaves, workers, busy, systems)
+                     shared(key, at, total) {, bytes} · no_shared(key, reason)
     master → slave   lease(id, owner, number, lo, hi, group, attempt, first) {head, index, groups…}
                      revoke(id, kill) · steal(id) · bundle(digest, manifest) {zip} · no_bundle(digest)
-                     workers(count) · drain()
+                     workers(count) · drain() · shared(key, at, total) {, bytes} · no_shared(key, reason)
+                     forget_shared([keys])
     slave → master   result(id, lo, hi, seconds, failures) {groups…} · given_back(id, lo, hi) · fetch(digest)
                      worker_lost(id, lo, hi, reason) · resources(amounts, workers) · leaving()
+                     publish_for(owner, key, at, total) {, bytes} · fetch_shared(key)
     slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
-    worker → slave   result(id, lo, hi, seconds, failures, last) {groups…}
+                     shared(key) {bytes} · no_shared(key, reason) · spare() with a descriptor
+    worker → slave   result(id, lo, hi, seconds, failures, last) {groups…} · publish(key, at, total) {, bytes}
+                     fetch_shared(key)
 
 On TCP a message is encrypted and its sender known by CURVE; on a socket file in a private folder PLAIN says the same
 with a password that both ends derive. Either way the master reads the sender's public key from the connection, never
@@ -58,6 +64,7 @@ import ast
 import collections
 import concurrent.futures
 import errno
+import functools
 import hashlib
 import hmac
 import http.client
@@ -1039,7 +1046,9 @@ def _result(answer):
 MAGIC = b"CS"
 PROTOCOL = 1
 HELLO, WELCOME, REFUSE, DATA, BEAT = range(5)
-OWN_FRAME = 0xFFFFFFFF  # a length that says: this part is the next ZeroMQ frame
+FRAMES = 0xFFFF0000  # FRAMES | n, in place of a length: the part is the next n ZeroMQ frames
+OWN_FRAME = FRAMES | 1
+REFERENCE = FRAMES  # in place of a length: the part lies in a file; a byte with a length and a text that says where
 INLINE = 64 * 1024  # bytes; a part from this size on is sent uncopied: below it the copy is cheaper than the frame
 MAX_PARTS = 4096
 MAX_MESSAGE = 256 * 1024 * 1024  # bytes, all parts together
@@ -1103,33 +1112,49 @@ _encode = _make_encode()
 _decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).raw_decode
 
 
-def _table(call, parts):
-    """All parts with the call as the first, as flat buffers, and their sizes."""
+def size_of(part: Any) -> int:
+    """Bytes of a part: a bytes-like, a list of bytes-likes that follow each other, or what lies in a file."""
+    return sum(map(len, part)) if type(part) is list else part.size if type(part) is Place else len(part)
+
+
+def _table(call, parts, by_file=False):
+    """All parts with the call as the first, and their sizes; what is in files is no part of the message if it goes
+    `by_file`."""
     flat = [_encode(call).encode(), *parts]
-    sizes = list(map(len, flat))
-    if len(flat) > MAX_PARTS or sum(sizes) > MAX_MESSAGE:
+    sizes = list(map(size_of if SEVERAL.intersection(map(type, flat)) else len, flat))
+    if len(flat) > MAX_PARTS or (sum(sizes) > MAX_MESSAGE and not by_file):
         raise ProtocolError(
             f"{call[0]} has {len(flat)} parts and {sum(sizes):,} bytes",
-            f"a message may have {MAX_PARTS} parts and {MAX_MESSAGE:,} bytes",
-            "split the work into smaller tasks, or pass large data as a file",
+            f"a message may have {MAX_PARTS} parts and {MAX_MESSAGE:,} bytes (rpc.MAX_MESSAGE)",
+            "split the work into smaller tasks, publish what many of them need, or pass large data as a file",
         )
     return flat, sizes
 
 
-def pack_body(call: list, parts: Iterable = (), envelope: bytes = b"") -> list:
-    """The body of a message as frames: the first holds `envelope`, the lengths and the small parts, which are bytes or
-    views of bytes."""
-    flat, sizes = _table(call, parts)
-    if max(sizes) < INLINE:
+def pack_body(call: list, parts: Iterable = (), envelope: bytes = b"", local: str = "") -> list:
+    """The body of a message as frames: the first holds `envelope`, the lengths and the small parts. A part is bytes, a
+    view of bytes, a list of these that follow each other, or a `Reference`, which the peer can follow if it lies below
+    `local`."""
+    flat, sizes = _table(call, parts, bool(local))
+    if max(sizes) < INLINE and not SEVERAL.intersection(map(type, flat)):
         return [b"".join((envelope, struct.pack(f"<H{len(flat)}I", len(flat), *sizes), *flat))]
-    lengths = [OWN_FRAME if size >= INLINE else size for size in sizes]
-    head = struct.pack(f"<H{len(flat)}I", len(flat), *lengths)
-    small = b"".join((envelope, head, *(part for part in flat if len(part) < INLINE)))
-    return [small, *(part for part in flat if len(part) >= INLINE)]
+    lengths, small, frames = [], [], []
+    for part, size in zip(flat, sizes, strict=True):
+        if type(part) is Reference and local and part.folder.startswith(local):
+            text = part.to_text().encode()
+            lengths.append(REFERENCE)
+            small += (bytes([len(text)]), text)
+        else:
+            pieces = [part.read()] if type(part) is Reference else part if type(part) is list else [part]
+            pieces = list(filter(len, pieces))  # read: who can cut a mapped file short could end this process
+            lengths.append(size if size < INLINE else FRAMES | len(pieces))
+            (small if size < INLINE else frames).extend(pieces)
+    return [b"".join((envelope, struct.pack(f"<H{len(flat)}I", len(flat), *lengths), *small)), *frames]
 
 
-def unpack_body(frames: list, start: int = 0) -> tuple[list, list]:
-    """The call and the parts of a body that begins at `start` of the first frame. Raises ProtocolError."""
+def unpack_body(frames: list, start: int = 0, follow: Callable[[str], Any] | None = None) -> tuple[list, list]:
+    """The call and the parts of a body that begins at `start` of the first frame; `follow` makes a part of the text of
+    a reference, which nobody else may send. Raises ProtocolError."""
     body = frames[0]
     try:
         (count,) = _COUNT.unpack_from(body, start)
@@ -1138,9 +1163,14 @@ def unpack_body(frames: list, start: int = 0) -> tuple[list, list]:
         raise ProtocolError("a message is cut short", str(error)) from error
     at, own, parts = start + 2 + 4 * count, 1, []
     for length in lengths:
-        if length == OWN_FRAME:
-            parts.append(frames[own] if own < len(frames) else b"")
-            own += 1
+        if length > FRAMES:
+            pieces = frames[own : own + (length & 0xFFFF)]
+            parts.append(pieces[0] if len(pieces) == 1 else pieces)
+            own += length & 0xFFFF
+        elif length == REFERENCE:
+            end = at + 1 + body[at] if at < len(body) else at
+            parts.append(_followed(bytes(body[at + 1 : end]), follow))
+            at = end
         elif length < INLINE:
             parts.append(body[at : at + length])
             at += length
@@ -1150,6 +1180,12 @@ def unpack_body(frames: list, start: int = 0) -> tuple[list, list]:
     if not 1 <= count <= MAX_PARTS or at != len(body) or own != len(frames):
         raise ProtocolError("the lengths in a message do not add up")
     return _read_call(parts.pop(0)), parts
+
+
+def _followed(text, follow):
+    if follow is None:
+        raise ProtocolError("a message refers to a file, and its sender is not of this machine and user")
+    return follow(text.decode("ascii", "replace"))
 
 
 def _read_call(text):
@@ -1163,15 +1199,17 @@ def _read_call(text):
     return call
 
 
-def pack(kind: int, session: bytes, number: int, ack: int, call: list, parts: Iterable = ()) -> list:
+def pack(
+    kind: int, session: bytes, number: int, ack: int, call: list, parts: Iterable = (), local: str = ""
+) -> list:
     """One message as ZeroMQ frames; parts of 64 KiB and up become frames of their own, uncopied.
 
     Raises ProtocolError when it is too large, TypeError or ValueError when `call` cannot be JSON.
     """
-    return pack_body(call, parts, _ENVELOPE.pack(MAGIC, PROTOCOL, kind, session, number, ack))
+    return pack_body(call, parts, _ENVELOPE.pack(MAGIC, PROTOCOL, kind, session, number, ack), local)
 
 
-def unpack(frames: list) -> Message:
+def unpack(frames: list, follow: Callable[[str], Any] | None = None) -> Message:
     """The message in ZeroMQ frames. Raises ProtocolError on anything odd, VersionMismatch on another
     protocol."""
     if not frames or len(frames[0]) < _ENVELOPE.size:
@@ -1185,14 +1223,21 @@ def unpack(frames: list) -> Message:
         raise ProtocolError(f"a message of the unknown kind {kind}")
     if len(frames) > 1 and sum(map(len, frames)) > MAX_MESSAGE + INLINE:
         raise ProtocolError(f"a message of more than {MAX_MESSAGE:,} bytes")
-    return Message(kind, session, number, ack, *unpack_body(frames, _ENVELOPE.size))
+    return Message(kind, session, number, ack, *unpack_body(frames, _ENVELOPE.size, follow))
 
 
-def pack_stream(call: list, parts: Iterable = ()) -> list:
-    """One message for a socketpair, as buffers for `sendmsg`: large parts uncopied, the rest joined."""
-    flat, sizes = _table(call, parts)
-    count = len(flat)
-    small = [struct.pack(f"<IH{count}I", 2 + 4 * count + sum(sizes), count, *sizes)]
+def pack_stream(call: list, parts: Iterable = (), files: list | None = None) -> list:
+    """One message for a socketpair, as buffers for `sendmsg`: large parts uncopied, the rest joined.
+
+    Files that parts refer to are added to `files`, for their descriptors to be sent along; without it what they hold is
+    in the message.
+    """
+    flat, sizes = _table(call, parts, files is not None)
+    if SEVERAL.intersection(map(type, flat)):
+        flat, sizes, lengths = _inline(flat, sizes, files)
+    else:
+        lengths = sizes
+    small = [struct.pack(f"<IH{len(lengths)}I", 2 + 4 * len(lengths) + sum(sizes), len(lengths), *lengths)]
     buffers = []
     for part in flat:
         if len(part) < INLINE:
@@ -1201,6 +1246,25 @@ def pack_stream(call: list, parts: Iterable = ()) -> list:
             buffers += [b"".join(small), part] if small else [part]
             small = []
     return [*buffers, b"".join(small)] if small else buffers
+
+
+def _inline(flat, sizes, files):
+    """Parts for a stream as pieces, with the sizes of these, and the lengths that the table has for the parts."""
+    pieces, lengths = [], []
+    for part, size in zip(flat, sizes, strict=True):
+        if type(part) is Reference and files is not None:
+            name = f"{part.folder}/{part.name}"
+            if name not in files:
+                files.append(name)
+            part = Place(files.index(name), part.at, part.size)
+        if type(part) is Place:
+            text = part.to_text().encode()
+            lengths.append(REFERENCE)
+            pieces += (bytes([len(text)]), text)
+        else:
+            lengths.append(size)
+            pieces += [part.read()] if type(part) is Reference else part if type(part) is list else [part]
+    return pieces, list(map(len, pieces)), lengths
 
 
 class StreamParser:
@@ -1277,7 +1341,7 @@ class Session:
         self.unsaid = 0  # messages received since we last said so
         self.pending_bytes = 0
         self.heard_at = self.sent_at = now
-        self._window = deque()  # (frames, size) of the numbers _acked + 1, + 2, …
+        self._window = deque()  # (frames, size, parts) of the numbers _acked + 1, + 2, …
         self._acked = 0
         self._cursor = 1  # the first number not given to the socket
         self._ack_by = math.inf
@@ -1294,13 +1358,13 @@ class Session:
         """Whether a message has still to be given to the socket."""
         return self._cursor <= self._acked + len(self._window)
 
-    def wrap(self, call: list, parts: Iterable = ()) -> list | None:
-        """Number a call and keep it. Returns its frames if they may be sent now, None if others wait before
-        it."""
+    def wrap(self, call: list, parts: Iterable = (), local: str = "") -> list | None:
+        """Number a call and keep it, and files that it refers to. Returns its frames if they may be sent now, None if
+        others wait before it. `local` as for `pack_body`."""
         number = self._acked + len(self._window) + 1
-        frames = pack(DATA, self.id, number, self.received, call, parts)
+        frames = pack(DATA, self.id, number, self.received, call, parts, local)
         size = sum(map(len, frames))
-        self._window.append((frames, size))
+        self._window.append((frames, size, parts if local else None))
         self.pending_bytes += size
         if not self._ask:
             self.unsaid, self._ack_by = 0, math.inf
@@ -1385,6 +1449,7 @@ class Session:
 NOBLOCK, SNDMORE, EVENTS, READABLE = 1, 2, 15, 1  # ZeroMQ's numbers: pyzmq's enums cost a tenth of a busy loop
 HIGH_WATER = 1000  # messages in a ZeroMQ queue: credits keep far below, this stops what credits did not foresee
 MAX_SESSIONS = 16  # of one key at the same time
+ROOM = 32 * 1024 * 1024  # bytes that a peer may leave unacknowledged until further calls to it wait
 LEFT = "it left"  # the reason of `on_lost` when a node said goodbye
 COMPLAIN = 10.0  # seconds between two log lines about the same kind of trouble
 
@@ -1439,6 +1504,13 @@ class Peer:
     def __init__(self, session: Session, role: str, key: str = "", name: str = "", info: dict | None = None) -> None:
         self.session, self.role, self.key, self.name, self.info = session, role, key, name, info or {}
         self.route, self.attempt, self.welcome, self.lost = b"", 0, {}, False
+        self.local = ""  # the folder below which it can follow references to files
+        self.backlog: deque[tuple[list, Iterable]] = deque()  # calls for which its session has no room
+
+    @property
+    def unheard(self) -> bool:
+        """Whether it has not acknowledged all that was sent."""
+        return bool(self.session.pending or self.backlog)
 
     @property
     def id(self) -> bytes:
@@ -1499,8 +1571,13 @@ class Endpoint:
         """
         if peer.lost:
             self.counts["to lost peers"] += 1
-            return
-        frames = peer.session.wrap(call, parts)
+        elif peer.backlog or peer.session.pending_bytes > ROOM:
+            peer.backlog.append((call, parts))
+        else:
+            self._send_now(peer, call, parts)
+
+    def _send_now(self, peer, call, parts):
+        frames = peer.session.wrap(call, parts, peer.local)
         now = self.clock()
         if frames is not None and self._transmit(peer, frames):
             peer.session.sent(now)
@@ -1594,13 +1671,15 @@ class Endpoint:
         else:
             session.heard(message.ack, now)
             session.beaten(message.number, message.call, now)
-        if session.waiting or session.unsaid >= ACK_EVERY:
+        if session.waiting or session.unsaid >= ACK_EVERY or peer.backlog:
             self._care(peer, now)
         self._wake = min(self._wake, now + self.timing.ack)
 
     def _care(self, peer, now):
         """Send what is due in a session; returns when to look again."""
         session = peer.session
+        while peer.backlog and session.pending_bytes <= ROOM and not peer.lost:
+            self._send_now(peer, *peer.backlog.popleft())
         while (frames := session.due()) is not None and self._transmit(peer, frames):
             session.sent(now)
         if (frames := session.beat(now)) is not None and self._transmit(peer, frames):
@@ -1655,6 +1734,7 @@ class Channel(Endpoint):
     ) -> None:
         super().__init__(clock, timing)
         self.keyring = keyring
+        self.store: Store | None = None  # of the node, if it follows references of peers on this machine
         self.peers: dict[bytes, Peer] = {}
         self.on_hello: Callable[[Peer, dict], dict] = lambda peer, info: {}
         self.on_lost: Callable[[Peer, str], None] = lambda peer, reason: None
@@ -1677,7 +1757,8 @@ class Channel(Endpoint):
                     key, _ = self._attempt(self.keyring.admit, mechanism, secret)
                     if key is None:
                         self._complain("unknown keys", "an unknown key from %r was turned away", address)
-                    verdict = [b"200", b"", key.encode()] if key else [b"400", b"unknown key", b""]
+                    user = b"%s %s" % (key.encode(), mechanism) if key else b""
+                    verdict = [b"200", b"", user] if key else [b"400", b"unknown key", b""]
                     door.send_multipart([version, request, *verdict, b""])
                 except self._zmq.ContextTerminated:
                     return
@@ -1719,11 +1800,11 @@ class Channel(Endpoint):
 
     def _arrived(self, route, frames, first, now):
         try:
-            message = unpack(frames)
+            message = unpack(frames, self._follow if self.store and _user_of(first)[1] == "PLAIN" else None)
             peer = self.peers.get(message.session)
-            user = peer.key if peer and route == peer.route else first.get("User-Id")
+            user = peer.key if peer and route == peer.route else _user_of(first)[0]
             if message.kind == HELLO:
-                self._hello(route, user, message, now)
+                self._hello(route, user, message, now, _user_of(first)[1] == "PLAIN")
             elif peer is None:
                 self._refuse(route, message.session, "unknown session")
             elif user != peer.key:
@@ -1747,7 +1828,10 @@ class Channel(Endpoint):
             self.drop(peer, "it sent garbage")
         self._refuse(route, bytes(8), "garbage", error)
 
-    def _hello(self, route, key, message, now):
+    def _follow(self, text):
+        return Reference.from_text(text, self.store.root)
+
+    def _hello(self, route, key, message, now, here):
         peer = self.peers.get(message.session)
         info, known = message.call[1:] if len(message.call) == 3 else (None, None)
         if not isinstance(info, dict):
@@ -1768,7 +1852,10 @@ class Channel(Endpoint):
         peer.session.heard(message.ack, now)
         peer.session.rewind()
         peer.route, peer.attempt = route, message.number
-        self._post([route, *pack(WELCOME, peer.id, 0, peer.session.received, ["welcome", peer.welcome])])
+        payloads = self.store.identity if self.store else ""
+        peer.local = self.store.root if here and self.store and info.get("payloads") == payloads else ""
+        welcome = {**peer.welcome, "payloads": payloads if peer.local else ""}
+        self._post([route, *pack(WELCOME, peer.id, 0, peer.session.received, ["welcome", welcome])])
         self._wake = min(self._wake, self._care(peer, now))
 
     def _newcomer(self, key, info, session, now):
@@ -1829,6 +1916,12 @@ class Channel(Endpoint):
         return wake
 
 
+def _user_of(frame):
+    """The key of whoever sent this frame, and how its connection is secured, as the doorkeeper said."""
+    key, _, mechanism = frame.get("User-Id").partition(" ")
+    return key, mechanism
+
+
 def _removed_key():
     return components.Unreachable(
         "the master does not know this node's key",
@@ -1874,6 +1967,7 @@ class Link(Endpoint):
         self.info = {**info, "role": credentials.role}
         self.state = "connecting"
         self.monitor = None
+        self.store: Store | None = None  # of the node, if it passes large parts to a master on this machine by file
         self.on_welcome: Callable[[dict, bool], None] = lambda info, fresh: None
         self.on_lost: Callable[[str], None] = lambda reason: None
         self.on_refused: Callable[[components.Error], None] = lambda error: None
@@ -1962,7 +2056,18 @@ class Link(Endpoint):
 
     def send(self, peer: Peer | None, call: list, parts: Iterable = ()) -> None:
         """Send a call to the master; what answers a session that is over goes nowhere."""
-        super().send(peer or self.master, call, parts)
+        peer = peer or self.master
+        super().send(peer, call, self._by_file(parts) if peer.local else parts)
+
+    def _by_file(self, parts):
+        """The same parts; what is large and in memory lies in a file now. The first is for the master itself."""
+        parts = list(parts)
+        sizes = [0 if type(part) is Reference else size_of(part) for part in parts]
+        large = [i for i, size in enumerate(sizes) if i and size >= PART_BY_FILE]
+        if sum(sizes[i] for i in large) >= BY_FILE:
+            for i, reference in zip(large, self.store.write([parts[i] for i in large]) or (), strict=False):
+                parts[i] = reference.held(self.store)
+        return parts
 
     def _transmit(self, peer, frames):
         return self._greeted and self.socket is not None and self._post(frames)
@@ -1986,7 +2091,7 @@ class Link(Endpoint):
                 return count
             now = self.clock()
             try:
-                self._arrived(unpack(frames), now)
+                self._arrived(unpack(frames, self._follow if self.master.local else None), now)
             except VersionMismatch as error:
                 self._refused(components.Unreachable(error.what, error.why, error.fix), now)
             except ProtocolError as error:
@@ -2008,8 +2113,13 @@ class Link(Endpoint):
         else:
             raise ProtocolError(f"a message of kind {message.kind} at the wrong time")
 
+    def _follow(self, text):
+        return Reference.from_text(text, self.store.root)
+
     def _welcomed(self, message, info, now):
         session, fresh = self.session, not self._known
+        shared = self.store and info.get("payloads") == self.store.identity
+        self.master.local = self.store.root if shared else ""
         session.heard(message.ack, now)
         session.rewind()
         self._known = self._greeted = True
@@ -2092,7 +2202,7 @@ class Link(Endpoint):
 
     def _say_hello(self, now):
         self._attempt_number += 1
-        call = ["hello", self.info, self._known]
+        call = ["hello", {**self.info, "payloads": self.store.identity if self.store else ""}, self._known]
         sent = self._post(pack(HELLO, self.session.id, self._attempt_number, self.session.received, call))
         self._hello_at = now + (self.timing.hello if sent else self.timing.held)
 
@@ -2720,7 +2830,7 @@ def _pickled(pickler, obj):
         return buffers.append(raw)  # None: it is not in the pickle
 
     pickler(pieces, PICKLE_PROTOCOL, buffer_callback=in_band).dump(obj)
-    return pieces, buffers
+    return list(pieces), buffers
 
 
 def _mentions_us(pieces):
@@ -2779,16 +2889,20 @@ _REFERENCE = re.compile(r"([0-9a-f]{16})/([0-9]{1,15})/([0-9]{1,15})/([0-9]{1,15
 def payload_root() -> str:
     """The folder in memory where this user's nodes lay their stores, made on the first call. Raises Error."""
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
-    return _own_folder(os.path.join(memory, f"concurrent-swarm-{os.getuid()}"))
+    return own_folder(os.path.join(memory, f"concurrent-swarm-{os.getuid()}"))
 
 
-def _own_folder(path):
-    """The path, if it is a folder of this user's that nobody else can reach, and no link. Raises Error, OSError."""
+def own_folder(path: str | os.PathLike) -> str:
+    """The path of a folder, made if it is not there; it must be this user's, out of others' reach, and no link.
+
+    Raises Error, OSError.
+    """
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
-    return _checked_folder(path)
+    return _checked_folder(os.fspath(path))
 
 
+@functools.lru_cache(maxsize=256)
 def _checked_folder(path):
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode):
@@ -2805,6 +2919,15 @@ class Reference:
     name: str
     at: int
     size: int
+    store: Store | None = field(default=None, compare=False, repr=False)  # that is told when nobody holds this any more
+
+    def __del__(self) -> None:
+        if self.store is not None:
+            self.store.dropped.append(self)  # from any thread; the store looks there in its own
+
+    def held(self, store: Store) -> Reference:
+        """The same reference; with the last one the store may have the part back."""
+        return Reference(self.folder, self.name, self.at, self.size, store)
 
     def __len__(self) -> int:
         return self.size
@@ -2851,6 +2974,30 @@ class Reference:
             os.close(file)
 
 
+class Place(NamedTuple):
+    """A part that lies in a file whose descriptor both ends of a socketpair have: the file's number in its message."""
+
+    file: int
+    at: int
+    size: int
+
+    def to_text(self) -> str:
+        """What goes over the wire."""
+        return f"{self.file}/{self.at}/{self.size}"
+
+    @classmethod
+    def from_text(cls, text: str) -> Place:
+        """Raises ProtocolError."""
+        if not re.fullmatch(r"[0-9]{1,3}/[0-9]{1,15}/[0-9]{1,15}", text):
+            raise ProtocolError(f"{text!r:.80} is no place in a file")
+        return cls(*map(int, text.split("/")))
+
+
+SEVERAL = frozenset((list, Reference, Place))  # parts that are not simply bytes
+BY_FILE = 128 * 1024  # bytes of a message; from here on a file costs less than the copies
+PART_BY_FILE = 8 * 1024  # bytes of a part that goes there then
+
+
 def read_payload(file: int, at: int, size: int) -> bytes:
     """So many bytes of an open file. Raises ProtocolError if it is shorter."""
     _length(file, at + size)
@@ -2885,12 +3032,12 @@ def write_pieces(file: int, pieces: Iterable, at: int = 0) -> int:
         while some:
             written = os.pwritev(file, some, at)
             at += written
-            some = _rest(some, written)
+            some = left_of(some, written)
     return at
 
 
-def _rest(buffers, done):
-    """What is left of the buffers when so many bytes are done."""
+def left_of(buffers: list, done: int) -> list:
+    """What is left of the buffers when so many bytes of them are done."""
     for i, buffer in enumerate(buffers):
         if done < len(buffer):
             return [memoryview(buffer)[done:], *buffers[i + 1 :]]
@@ -2938,7 +3085,7 @@ class Store:
     """
 
     def __init__(self, root: str | None = None, budget: int | None = None) -> None:
-        self.root = _own_folder(root) if root else payload_root()
+        self.root = own_folder(root) if root else payload_root()
         system = os.statvfs(self.root)
         self.budget = system.f_bavail * system.f_frsize // 2 if budget is None else budget
         self.used = 0  # bytes, free files included
@@ -2948,6 +3095,7 @@ class Store:
         self._adopted: dict[tuple[str, str], str] = {}
         self._names = itertools.count(1)
         self._warned = False
+        self.dropped: deque[Reference] = deque()
         with _locked(self.root):
             _remove_dead(self.root)
             os.mkdir(self.folder, 0o700)
@@ -2974,6 +3122,7 @@ class Store:
     def create(self, size: int, whose: str = "") -> tuple[str, int] | None:
         """A file for about `size` bytes: its name, and a descriptor to fill it by, which the caller closes. None as
         above. It is in use until `release_file`, or until all its references are released."""
+        self.collect()
         name = self._fitting(size, whose)
         try:
             if name:
@@ -3033,6 +3182,7 @@ class Store:
     def adopt(self, reference: Reference, whose: str = "") -> Reference | None:
         """The same bytes as a reference of this store's own, whatever becomes of the other store: the file is linked,
         or copied from another file system, and then None if there is no room. Raises OSError if it is gone."""
+        self.collect()
         source = (reference.folder, reference.name)
         name = self._adopted.get(source)
         if name is None:
@@ -3048,6 +3198,17 @@ class Store:
             self._adopted[source] = name
         self._files[name].parts += 1
         return Reference(self.folder, name, reference.at, reference.size)
+
+    @property
+    def identity(self) -> str:
+        """Equal for the stores that can follow each other's references."""
+        status = os.stat(self.root)
+        return f"{self.root} {status.st_dev} {status.st_ino}"
+
+    def collect(self) -> None:
+        """Takes back what held references have let go."""
+        while self.dropped:
+            self.release(self.dropped.popleft())
 
     def release(self, reference: Reference) -> None:
         """This node needs the part no more; with the last one of a file goes the file."""
@@ -3129,8 +3290,179 @@ def _remove_dead(root):
         shutil.rmtree(f"{root}/{name}", ignore_errors=True)
 
 
+# -- published objects -------------------------------------------------------------------------------------------------
+
+SLICE = 16 * 1024 * 1024  # bytes of a published object in one message, where it does not travel by file
+KEPT_OPEN = 512 * 1024 * 1024  # bytes of published objects that a process keeps open, the last used ones
+_PUBLISHED = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
+
+
+class Shared:
+    """A reference to a published object, which tasks may carry; `get` gives the object.
+
+    The object is fetched once per slave and mapped by its workers: arrays of 64 KiB and up are read-only views of the
+    same memory. It stays until the client that published it, or for which it was published, ends.
+    """
+
+    exchange: Exchange | None = None  # of this process
+
+    def __init__(self, key: str, size: int):
+        self.key, self.size = key, size
+
+    def get(self) -> Any:
+        """The object. Raises Error if nobody has it any more."""
+        return sys.modules[WIRE].Shared.exchange.get(self)
+
+    def __repr__(self) -> str:
+        return f"<Shared {self.key[:12]}, {self.size:,} bytes>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shared) and other.key == self.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __reduce__(self):
+        return sys.modules[WIRE].Shared, (self.key, self.size)
+
+
+Shared.__module__ = WIRE  # found there by every node, see `named`
+
+
+class Exchange:
+    """How the user's code in this process publishes objects, and reaches published ones.
+
+    `send(key, pieces)` hands a sealed object on; `fetch(key)` waits for one and returns its bytes.
+    """
+
+    def __init__(self, send: Callable[[str, list], None], fetch: Callable[[str], Any]):
+        self._send, self._fetch = send, fetch
+        self._owner = None
+        self._open: collections.OrderedDict[str, tuple[Any, int]] = collections.OrderedDict()
+        self.serve("")
+        speak_wire()
+        sys.modules[WIRE].Shared.exchange = self
+
+    def serve(self, owner: str) -> None:
+        """From now on this owner publishes; what an earlier one has published may be gone with it."""
+        if owner != self._owner:
+            self._owner = owner
+            self._mark = secrets.token_hex(8)  # nobody else's object has this key, whatever its content
+            self._sent: set[str] = set()
+
+    def publish(self, obj: Any) -> Shared:
+        """Publishes an object; equal content is sent once. Raises UsageError if it cannot be pickled."""
+        try:
+            pieces = seal_pieces(obj)
+        except Exception as error:  # pickle runs user code, which may raise anything
+            raise explain_unpicklable(obj, error, "the published object") from None
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+        shared = sys.modules[WIRE].Shared(f"{digest.hexdigest()}-{self._mark}", sum(map(len, pieces)))
+        if shared.key not in self._sent:
+            self._send(shared.key, pieces)
+            self._sent.add(shared.key)
+        return shared
+
+    def get(self, shared: Shared) -> Any:
+        """The object of a reference, opened once while it is among the last used. Raises Error."""
+        if shared.key not in self._open:
+            data = self._fetch(shared.key)
+            if type(data) is Reference:
+                data = data.view()
+            self._open[shared.key] = open_pieces(b"".join(data) if type(data) is list else data), shared.size
+            while len(self._open) > 1 and sum(size for _, size in self._open.values()) > KEPT_OPEN:
+                self._open.popitem(last=False)
+        self._open.move_to_end(shared.key)
+        return self._open[shared.key][0]
+
+
+def slices(part: Any, by_file: bool) -> Iterator[tuple[int, int, Any]]:
+    """(at, total, part) of the messages in which a published object travels: one if it goes `by_file`, or is small."""
+    total = size_of(part)
+    if by_file or total <= SLICE:
+        yield 0, total, part
+        return
+    data = memoryview(b"".join(part) if type(part) is list else part.read() if type(part) is Reference else part)
+    for at in range(0, total, SLICE):
+        yield at, total, data[at : at + SLICE]
+
+
+def check_key(key: Any, at: Any = 0, total: Any = 0) -> None:
+    """Raises ProtocolError unless these can say what of a published object a message holds."""
+    numbers = type(at) is type(total) is int and 0 <= at <= total
+    if type(key) is not str or not _PUBLISHED.fullmatch(key) or not numbers:
+        raise ProtocolError(f"{str(key)[:80]!r} names no published object")
+
+
+class Shelf:
+    """The published objects that a node holds, each as a part: in a file of its store, or in memory where it has none.
+
+    The last used ones are kept, up to `budget` bytes (None: all).
+    """
+
+    def __init__(self, store: Store | None, budget: int | None = None):
+        self._store, self._budget = store, budget
+        self._held: collections.OrderedDict[str, Any] = collections.OrderedDict()
+        self._coming: dict[str, tuple[int, list]] = {}  # key -> how much is here, and this in slices
+
+    def get(self, key: str) -> Any:
+        """The part, or None."""
+        if key in self._held:
+            self._held.move_to_end(key)
+        return self._held.get(key)
+
+    def take(self, key: str, at: int, total: int, part: Any) -> bool:
+        """One slice; True if that completes the object. Raises OSError if its file is gone, ProtocolError."""
+        check_key(key, at, total)
+        if key in self._held:
+            return True
+        if type(part) is Reference and part.size == total:
+            self._put(key, self._kept(part))
+            return True
+        have, slices = self._coming.pop(key, (0, []))
+        if at != have or have + size_of(part) > total:
+            raise ProtocolError(f"a slice of a published object begins at {at:,}, {have:,} bytes are here")
+        slices.append(self._filed(part))
+        if have + size_of(part) < total:
+            self._coming[key] = have + size_of(part), slices
+            return False
+        pieces = [piece.view() if type(piece) is Reference else piece for piece in slices]
+        self._put(key, slices[0] if len(slices) == 1 else self._filed(pieces))
+        return True
+
+    def _filed(self, part: Any) -> Any:
+        """The part in a file of the store, if there is room."""
+        written = self._store.write([part]) if self._store and type(part) is not Reference else None
+        return written[0].held(self._store) if written else part
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Lets objects go; who has mapped one keeps it."""
+        for key in keys:
+            self._held.pop(key, None)
+            self._coming.pop(key, None)
+
+    def _kept(self, reference: Reference) -> Any:
+        if reference.store is self._store:
+            return reference
+        adopted = self._store.adopt(reference)
+        return adopted.held(self._store) if adopted else [reference.read()]
+
+    def _put(self, key: str, part: Any) -> None:
+        self._held[key] = part
+        while self._budget is not None and len(self._held) > 1 and self.size > self._budget:
+            self._held.popitem(last=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes of what is held."""
+        return sum(map(size_of, self._held.values()))
+
+
 # -- large messages on a socketpair --------------------------------------------------------------------------------
 
+MOST_FILES = 64  # descriptors that may wait in a socketpair
 LARGE = 256 * 1024  # bytes; a message from this size on is received into memory of its own
 
 
@@ -3138,11 +3470,16 @@ class Receiver:
     """Takes messages from a socketpair, and the descriptors that came with them; what `StreamParser` does, without
     joining large ones. The socket may block or not.
 
-    At most `descriptors` may wait to be taken; 0: none are received, the kernel closes them.
+    At most `descriptors` may wait to be taken; 0: none are received, the kernel closes them. `follow` as for
+    `unpack_body`.
     """
 
-    def __init__(self, sock: socket.socket, limit: int = MAX_MESSAGE + INLINE, descriptors: int = 0) -> None:
+    def __init__(
+        self, sock: socket.socket, limit: int = MAX_MESSAGE + INLINE, descriptors: int = 0,
+        follow: Callable[[str], Any] | None = None,
+    ) -> None:
         self._sock = sock
+        self._follow = follow
         self._limit = limit
         self._buffer = memoryview(bytearray(LARGE + INLINE))  # for small messages, again and again
         self._have = 0
@@ -3165,7 +3502,7 @@ class Receiver:
         if len(self._large):
             return []
         whole, self._whole, self._large = self._whole, None, None
-        return [unpack_body([whole])]
+        return [unpack_body([whole], 0, self._follow)]
 
     def _read(self, room, flags):
         if self._space:
@@ -3200,7 +3537,7 @@ class Receiver:
                     self._begin(total, buffer[at + 4 : have])
                     at = have
                 break
-            messages.append(unpack_body([bytes(buffer[at + 4 : end])]))
+            messages.append(unpack_body([bytes(buffer[at + 4 : end])], 0, self._follow))
             at = end
         self._have = have - at
         if at and self._have:
@@ -3901,30 +4238,36 @@ class Pipe:
     """A node's end of a child's socketpair: calls in and out, never waiting.
 
     `on_call(pipe, call, parts)` gets each call of the child, `on_end(pipe)` is told once that the child has closed.
+    Parts that lie in files go as descriptors. With a `store`, a child that has sent something large is given a *spare*,
+    a file of the store, into which it writes the next large thing instead of sending it. `whose`: see `Store`.
     """
 
-    def __init__(self, loop: Loop, sock: socket.socket, on_call: Callable, on_end: Callable):
+    def __init__(
+        self, loop: Loop, sock: socket.socket, on_call: Callable, on_end: Callable, store: Store | None = None,
+        whose: str = "",
+    ):
         self._loop = loop
         self._sock = sock
         self._on_call = on_call
         self._on_end = on_end
-        self._parser = StreamParser()
-        self._unsent: collections.deque = collections.deque()
+        self._receiver = Receiver(sock, follow=self._stored)
+        self._unsent: collections.deque[tuple[list, list]] = collections.deque()  # buffers and descriptors of messages
+        self._store, self._whose = store, whose
+        self._spare = ""  # the name of the file that the child has
+        self._wanted = 0  # bytes of the last large thing that it sent
         self.open = True
         loop.add(sock, self._read)
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
-        """Sends a call as far as the child reads; the rest waits here."""
+        """Sends a call as far as the child reads; the rest waits here. Raises OSError if a file of its parts is
+        gone."""
         if not self.open:
             return
-        buffers = pack_stream([method, *params], list(parts))
-        if not self._unsent:
-            buffers = self._send(buffers)
-        if buffers:
-            first = not self._unsent
-            self._unsent.extend(buffers)
-            if first:
-                self._loop.write_when_ready(self._sock, self._write)
+        if self._wanted and not self._spare:
+            self._give_spare()
+        names: list[str] = []
+        buffers = pack_stream([method, *params], parts, names)
+        self._queue(buffers, _open_all(names) if names else [])
 
     def close(self) -> None:
         """Ends it; the child reads an end of file."""
@@ -3932,25 +4275,49 @@ class Pipe:
             self.open = False
             self._loop.remove(self._sock)
             self._sock.close()
+            while self._unsent:
+                _close_all(self._unsent.popleft()[1])
+            if self._spare:
+                self._store.release_file(self._spare)
 
-    def _send(self, buffers: list) -> list:
-        """What could not be sent."""
+    def _give_spare(self) -> None:
+        made = self._store.create(self._wanted, self._whose)
+        if made is not None:
+            self._spare, file = made
+            self._queue(pack_stream(["spare"]), [file])
+
+    def _stored(self, text: str) -> Reference:
+        """The part that the child has written into its spare."""
+        place = Place.from_text(text)
+        return self._store.reference(self._spare, place.at, place.size).held(self._store)
+
+    def _queue(self, buffers: list, files: list) -> None:
+        self._unsent.append((buffers, files))
+        if len(self._unsent) == 1 and not self._send_first():
+            self._loop.write_when_ready(self._sock, self._write)
+
+    def _send_first(self) -> bool:
+        """Sends of the first message what the child takes now; True if that is all of it."""
+        buffers, files = self._unsent[0]
         try:
-            sent = self._sock.sendmsg(buffers[:64])
+            sent = socket.send_fds(self._sock, buffers[:64], files) if files else self._sock.sendmsg(buffers[:64])
         except BlockingIOError:
-            return buffers
+            return False
         except OSError as error:
             log.debug("a child does not read any more: %s", error)
-            return []
-        while buffers and sent >= len(buffers[0]):
-            sent -= len(buffers.pop(0))
-        if buffers and sent:
-            buffers[0] = memoryview(buffers[0])[sent:]
-        return buffers
+            buffers = []
+            sent = 0
+        _close_all(files)
+        rest = left_of(buffers, sent)
+        if rest:
+            self._unsent[0] = (rest, [])
+        else:
+            self._unsent.popleft()
+        return not rest
 
     def _write(self) -> None:
-        some = [self._unsent.popleft() for _ in range(min(64, len(self._unsent)))]
-        self._unsent.extendleft(reversed(self._send(some)))
+        while self._unsent and self._send_first():
+            pass
         if not self._unsent:
             self._loop.write_when_ready(self._sock, None)
 
@@ -3961,22 +4328,53 @@ class Pipe:
 
     def _read(self) -> bool:
         try:
-            data = self._sock.recv(1024 * 1024)
+            messages = self._receiver.receive()
         except BlockingIOError:
             return False
-        except OSError as error:
-            log.debug("a child broke its connection: %s", error)
-            data = b""
-        if components.run_foreign("what a child sent cannot be; it is dropped", self._deliver, data):
-            data = b""
-        if not data:
+        except (EOFError, OSError) as error:
+            log.debug("a child has ended its connection: %s", error)
+            messages = None
+        except ProtocolError as error:
+            log.error("what a child sent cannot be; it is dropped: %s", error)
+            messages = None
+        if messages is None or components.run_foreign(
+            "what a child sent cannot be; it is dropped", self._deliver, messages
+        ):
             self.close()
             self._on_end(self)
-        return bool(data)
+            return False
+        return True
 
-    def _deliver(self, data: bytes) -> None:
-        for call, parts in self._parser.feed(data):
+    def _deliver(self, messages: list) -> None:
+        for call, parts in messages:
+            if self._store:
+                self._notice(parts)
             self._on_call(self, call, parts)
+
+    def _notice(self, parts: list) -> None:
+        """Whether the child sends large things, and has used its spare."""
+        if any(type(part) is Reference for part in parts):
+            self._spare = ""
+        size = sum(map(len, parts))
+        if size >= BY_FILE:
+            self._wanted = size
+
+
+def _open_all(names: list[str]) -> list[int]:
+    """Descriptors of files, for reading. Raises OSError."""
+    files: list[int] = []
+    try:
+        for name in names:
+            files.append(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except OSError:
+        _close_all(files)
+        raise
+    return files
+
+
+def _close_all(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 # -- nodes ---------------------------------------------------------------------------------------------------------
@@ -3995,6 +4393,9 @@ class BaseNode(components.ComponentManager):
     role = ""
     log_level = components.ChoiceItem("node", "log_level", "info", ("debug", "info", "warning", "error"), "what to log")
     log_format = components.ChoiceItem("node", "log_format", "text", ("text", "json"), "how to log")
+    by_reference = components.BoolItem(
+        "node", "by_reference", True, "pass large payloads between nodes of one machine as files in memory"
+    )
 
     def __init__(self, environment: components.Environment, config: components.Config):
         super().__init__(config)
@@ -4046,6 +4447,18 @@ class BaseNode(components.ComponentManager):
             "host": socket.gethostname(), "uptime": round(time.monotonic() - self.started, 1),
             "environment": str(self.environment.path), "plugins_failed": self.plugins.failed,
         }
+
+    def open_store(self) -> Store | None:
+        """Where this node lays large payloads for others on this machine; None where they travel as frames."""
+        if not self.by_reference:
+            return None
+        try:
+            store = Store()
+        except (components.Error, OSError) as error:
+            log.warning("large payloads are copied, for no folder in memory can be used: %s", error)
+            return None
+        self.closing.callback(store.close)
+        return store
 
     def close(self) -> None:
         """Ends everything that was opened, the last first."""
@@ -4110,11 +4523,17 @@ class Node(BaseNode):
         self.link: Link | None = None
         self.name = ""
         self.refusal: components.Error | None = None
+        self.store = self.open_store()
         self._pulse: Pulse | None = None
         self._retry_at = math.inf
         self._looking: threading.Thread | None = None
         self._addresses: dict = {}
         self.closing.callback(self._close_link)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the master can follow references to files of this node."""
+        return bool(self.link and self.link.master.local)
 
     def info(self) -> dict:
         """What this node tells of itself when it says hello."""
@@ -4164,6 +4583,7 @@ class Node(BaseNode):
         self._close_link()
         self.refusal = None
         self.link = self.loop.link = Link(self._credentials, self.info())
+        self.link.store = self.store
         self.link.on_welcome = self._on_welcome
         self.link.on_lost = self._on_lost
         self.link.on_refused = self._on_refused

@@ -77,6 +77,7 @@ class ProcessTaskManager(components.Component):
         self.done = collections.Counter(tasks=0, failed=0, leases=0)
         self._fetching: set[str] = set()
         self._least = math.inf  # processors that the most modest of the waiting leases needs
+        self._asking: dict[str, list[Worker]] = {}  # published objects that are on their way, and who waits
         self._deaths: collections.deque[float] = collections.deque(maxlen=RESPAWN_LIMIT)
 
     # ITaskManager
@@ -163,6 +164,7 @@ class ProcessTaskManager(components.Component):
         """Forgets all leases and kills the workers that run one."""
         self.waiting.clear()
         self._fetching.clear()
+        self._asking.clear()
         for worker in self.running:
             worker.forgotten = True
             self._kill(worker)
@@ -207,7 +209,12 @@ class ProcessTaskManager(components.Component):
         variables = self._granted(worker)
         news = None if variables == worker.told else variables
         worker.told = variables
-        worker.pipe.call("run", *envelope[:8], news, parts=envelope.parts)
+        try:
+            worker.pipe.call("run", *envelope[:8], news, parts=envelope.parts)
+        except OSError as error:
+            self._release(worker)
+            failures = {"*": tasks.describe_failure(error, kind="setup")}
+            self.node.report("result", envelope.lease, envelope.lo, envelope.hi, 0.0, failures)
         return True
 
     def _granted(self, worker: Worker) -> dict[str, str]:
@@ -251,7 +258,8 @@ class ProcessTaskManager(components.Component):
             return None
         worker = self.workers[token] = Worker(token, digest, now)
         worker.pipe = rpc.Pipe(
-            self.node.loop, sock, lambda pipe, call, parts: self._heard(worker, call, parts), lambda pipe: None
+            self.node.loop, sock, lambda pipe, call, parts: self._heard(worker, call, parts), lambda pipe: None,
+            self.node.store, digest,
         )
         return worker
 
@@ -263,6 +271,9 @@ class ProcessTaskManager(components.Component):
 
     def _heard(self, worker: Worker, call: list, parts: list) -> None:
         envelope = worker.envelope
+        if call[0] != "result":
+            self._heard_of_shared(worker, *call, parts)
+            return
         if envelope is None or call[1] != envelope.lease:
             return
         _, lease, lo, hi, seconds, failures, last = call
@@ -278,6 +289,33 @@ class ProcessTaskManager(components.Component):
             self._release(worker)
             if self.waiting:
                 self.schedule()
+
+    def _heard_of_shared(self, worker: Worker, method: str, key: str, *details) -> None:
+        """A worker publishes an object, or wants one."""
+        *numbers, parts = details
+        if method == "publish" and worker.envelope:
+            if self.node.shelf.take(key, *numbers, parts[1]):
+                part = self.node.shelf.get(key)
+                for at, total, piece in rpc.slices(part, type(part) is rpc.Reference and self.node.is_local):
+                    self.node.report("publish_for", worker.envelope.owner, key, at, total, parts=[b"", piece])
+        elif method == "fetch_shared":
+            part = self.node.shelf.get(key)
+            if part is not None:
+                worker.pipe.call("shared", key, parts=[part])
+                return
+            if key not in self._asking:
+                self.node.report("fetch_shared", key)
+            self._asking.setdefault(key, []).append(worker)
+
+    def shared_here(self, key: str) -> None:
+        """A published object has come."""
+        for worker in self._asking.pop(key, ()):
+            worker.pipe.call("shared", key, parts=[self.node.shelf.get(key)])
+
+    def shared_missing(self, key: str, reason: str) -> None:
+        """Nobody has that object."""
+        for worker in self._asking.pop(key, ()):
+            worker.pipe.call("no_shared", key, reason)
 
     def died(self, token: int, how: str) -> None:
         """A worker ended: its lease, if it had one, is reported lost, and its slot is free again."""
@@ -349,6 +387,9 @@ class SlaveNode(rpc.Node):
     master_address = components.ConfigItem("slave", "master", "", "HOST:PORT of the master")
     workers = components.IntItem("slave", "workers", -1, "leases that run at once; -1: one per processor", minimum=-1)
     amounts = components.ListItem("slave", "resources", "", "named amounts on offer, such as gpu=2, memory=16")
+    shared_limit = components.IntItem(
+        "slave", "shared", 1024, "MiB of published objects to keep for further tasks", minimum=0
+    )
     tags = components.ListItem("slave", "tags", "", "words that tasks may ask for")
     chosen = components.ExtensionPointItem(
         "slave", "task_manager", "ProcessTaskManager", tasks.ITaskManager, "what runs leases"
@@ -364,7 +405,8 @@ class SlaveNode(rpc.Node):
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
-        self.manager = self.chosen  # for this life: asking the configuration at each lease would cost more than the lease
+        self.shelf = rpc.Shelf(self.store, self.shared_limit * 1024 * 1024)
+        self.manager = self.chosen  # for this life: to ask the configuration at each lease costs more than a lease
         for digest in rpc.known_bundles(self.environment / "apps"):
             self.bundles[digest] = self.environment / "apps" / digest
         self.manager.start()
@@ -426,6 +468,20 @@ class SlaveNode(rpc.Node):
             self.manager.bundle_failed(digest, missing)
 
         @rpc.tcpremote(link)
+        def shared(handler, request, key, at, total):
+            self.stats.add_avg("bytes of published objects", rpc.size_of(request.parts[1]))
+            if self.shelf.take(key, at, total, request.parts[1]):
+                self.manager.shared_here(key)
+
+        @rpc.tcpremote(link)
+        def no_shared(handler, request, key, reason):
+            self.manager.shared_missing(key, reason)
+
+        @rpc.tcpremote(link)
+        def forget_shared(handler, request, keys):
+            self.shelf.forget(keys)
+
+        @rpc.tcpremote(link)
         def workers(handler, request, count):
             self.set_workers(count)
 
@@ -478,6 +534,8 @@ class SlaveNode(rpc.Node):
         deadline = super().tick(now)
         if self.leaving_at and (now >= self.leaving_at or not (self.manager.running or self.unheard())):
             self.loop.stop()
+        if self.store:
+            self.store.collect()
         for alarm in [alarm for alarm in self._alarms if alarm[0] <= now]:
             self._alarms.remove(alarm)
             alarm[1]()
@@ -485,7 +543,7 @@ class SlaveNode(rpc.Node):
 
     def unheard(self) -> bool:
         """True while the master has not acknowledged what was reported to it."""
-        return bool(self.link and self.link.state == "ready" and self.link.session.pending)
+        return bool(self.link and self.link.state == "ready" and self.link.master.unheard)
 
     def config_changed(self, changes: set) -> None:
         super().config_changed(changes)

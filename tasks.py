@@ -57,9 +57,10 @@ log = logging.getLogger(__name__)
 GROUP = 64  # tasks in one pickle, at most
 GROUP_BYTES = 16 * 1024  # a group of larger tasks holds fewer: a lease of one task opens a whole group
 CHUNK = 62 * GROUP  # tasks in one batch, at most: a message has room for a group of each
-CHUNK_BYTES = 1024 * 1024  # a batch is closed once its records weigh this much
+CHUNK_BYTES = 4 * 1024 * 1024  # a batch is closed once its records weigh this much
 WINDOW = 64 * 1024  # tasks an owner has out without an outcome; more are drawn as these end
 WINDOW_BYTES = 64 * 1024 * 1024
+MOST_BYTES = 16 * 1024 * 1024  # of the records of a batch that has more than one task
 MOST_HEADS = 256  # kept by an owner
 SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the master hears that they may be forgotten
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
@@ -69,8 +70,9 @@ FORGOTTEN = {"type": "Forgotten", "message": "the master was started again witho
              "where": "", "kind": "lost"}
 CHAIN_LIMIT = 20  # exceptions of a chain of causes that are told
 
-# Values that are copied, not shared, by a pickle: tasks whose attributes are all of these may share one pickle.
-ATOMS = frozenset({int, float, str, bytes, bool, complex, type(None)})
+# Values of which nobody can tell whether a pickle copied or shared them: tasks that have no other may share one pickle.
+ATOMS = frozenset({int, float, str, bytes, bool, complex, type(None), rpc.Shared})
+SIZED = frozenset({str, bytes})  # those of them that may be large
 
 
 def attempt(function: Callable, *args: Any) -> tuple[Any, BaseException | None]:
@@ -294,6 +296,15 @@ class Envelope(NamedTuple):
 # -- sealed records ------------------------------------------------------------------------------------------------
 
 
+def too_large(what: str, size: int) -> components.UsageError:
+    """The error for something that does not fit into a message."""
+    return components.UsageError(
+        f"{what} has {size:,} bytes, a message holds {rpc.MAX_MESSAGE:,}",
+        "both ends have a message in memory as a whole (rpc.MAX_MESSAGE)",
+        "publish the large object and pass the reference, or split the work",
+    )
+
+
 class Batch(NamedTuple):
     """Packed tasks: `parts` are the head (JSON), the class of each task (u16 each) and the groups (pickles)."""
 
@@ -352,6 +363,7 @@ class Packer:
         self._common = common
         self._forms: dict[type, list] = {}
         self._heads: dict[tuple, bytes] = {}  # of batches without a demand of their own
+        self._seal = rpc.dumps  # what suited the last batch
 
     def pack(self, tasks: list[Task], demand: dict | None = None) -> Batch:
         """Packs tasks for one batch. `demand`: the resources that each of them needs.
@@ -364,8 +376,10 @@ class Packer:
         index = b"" if len(kinds) == 1 else array("H", map(kinds.index, map(type, tasks))).tobytes()
         plain = not any(whole for _, _, whole in table)
         states = [task.__dict__ if plain or not self._forms[type(task)][2] else task for task in tasks]
-        group, groups = _pack_states(states, plain)
-        return Batch(len(tasks), group, [self._head(kinds, table, demand), index, *groups], sum(map(len, groups)))
+        group, groups = _pack_states(states, plain, self._seal)
+        self._seal = rpc.seal_pieces if rpc.size_of(groups[0]) >= rpc.INLINE else rpc.dumps
+        size = sum(map(rpc.size_of, groups))
+        return Batch(len(tasks), group, [self._head(kinds, table, demand), index, *groups], size)
 
     def _form(self, cls: type, tasks: list[Task]) -> list:
         try:
@@ -386,23 +400,23 @@ class Packer:
         return head
 
 
-def _pack_states(states: list, plain: bool) -> tuple[int, list[bytes]]:
+def _pack_states(states: list, plain: bool, seal: Callable) -> tuple[int, list]:
     """Groups where no state holds anything that siblings could share, else one pickle a task."""
-    first = _dumps(states, 0)
+    first = _sealed(states, 0, seal)
     group = 1
     if plain and ATOMS.issuperset(map(type, itertools.chain.from_iterable(map(dict.values, states)))):
-        group = max(1, min(GROUP, GROUP_BYTES // len(first)))
+        group = max(1, min(GROUP, GROUP_BYTES // rpc.size_of(first)))
     while group > 1:
         groups = [pickle.dumps(states[i : i + group], 5) for i in range(0, len(states), group)]
         largest = max(map(len, groups))
         if largest <= 4 * GROUP_BYTES:
             return group, groups
         group = max(1, group * GROUP_BYTES // largest)  # the first task was a small one
-    return 1, [first, *(_dumps(states, i) for i in range(1, len(states)))]
+    return 1, [first, *(_sealed(states, i, seal) for i in range(1, len(states)))]
 
 
-def _dumps(states: list, i: int) -> bytes:
-    data, error = attempt(rpc.dumps, [states[i]])
+def _sealed(states: list, i: int, seal: Callable) -> bytes | list:
+    data, error = attempt(seal, [states[i]])
     if error is not None:
         problem = rpc.explain_unpicklable(states[i], error, "task")
         problem.index = i
@@ -410,9 +424,11 @@ def _dumps(states: list, i: int) -> bytes:
     return data
 
 
-def open_group(data: bytes) -> list:
-    """The states (or whole tasks) of one group."""
-    return pickle.loads(data)
+def open_group(data: Any) -> list:
+    """The states (or whole tasks) of one group, or the results of one, wherever its bytes are."""
+    if type(data) is rpc.Reference:
+        data = data.view()
+    return rpc.open_pieces(b"".join(data) if type(data) is list else data)
 
 
 def find_class(module: str, qualname: str) -> type:
@@ -478,6 +494,16 @@ class Records:
     def _find(self, kind: int) -> type:
         cls = self._classes[kind] = find_class(*self._table[kind][:2])
         return cls
+
+
+def publish(obj: Any) -> rpc.Shared:
+    """Publishes an object: a reference that any task may carry, whose `get()` gives the object where it is needed.
+
+    For tasks and hooks of task systems as for clients. Each slave fetches the object once, and its workers map the same
+    memory; it stays until the client ends for which it was published. A task that returns `publish(result)` leaves a
+    large result where it is until somebody asks. Raises UsageError if the object cannot be pickled.
+    """
+    return sys.modules[rpc.WIRE].Shared.exchange.publish(obj)
 
 
 # -- failures ------------------------------------------------------------------------------------------------------
@@ -671,7 +697,6 @@ class Owner:
         self.unsent += 1
         if len(self._loose) >= self._chunk:
             self._gather()
-            self._chunk = min(2 * self._chunk, CHUNK)
             if self._room():
                 self._submit_loose()
 
@@ -832,8 +857,19 @@ class Owner:
                 if source.refused:
                     source.refused({"c": -32602, "m": error.what, "t": "", "e": error})
             else:
-                self._send(batch, tasks, source)
+                if batch.size > rpc.MAX_MESSAGE and len(tasks) == 1:
+                    self._refuse_large(tasks[0], batch.size)
+                elif batch.size > MOST_BYTES and len(tasks) > 1:
+                    half = len(tasks) // 2
+                    self._submit_alike(tasks[:half], source, demand)
+                    self._submit_alike(tasks[half:], source, demand)
+                else:
+                    self._send(batch, tasks, source)
                 return
+
+    def _refuse_large(self, task: Task, size: int) -> None:
+        problem = too_large(f"task {task.name}", size)
+        self._unsendable.append((task, describe_failure(problem, kind="unsendable")))
 
     def _send(self, batch: Batch, tasks: list[Task], source: Source) -> None:
         number, first = self._batches, self.drawn
@@ -867,7 +903,9 @@ class Owner:
             return [None] * (hi - lo), failures
         results: list = []
         for part in parts:
-            some, error = attempt(pickle.loads, part)
+            some, error = attempt(open_group, part)
+            if isinstance(error, OSError) and type(part) is rpc.Reference:  # the file is gone; how many were in it?
+                return [None] * (hi - lo), {"*": describe_failure(error, kind="result")}
             if error is not None:  # only single results can fail, groups are plain
                 failures = {**failures, str(lo + len(results)): describe_failure(error, kind="result")}
             results += some or [None]
@@ -933,6 +971,10 @@ class SystemMaster:
     def push_tasks(self, tasks: Iterable[Task]) -> None:
         """Adds tasks from any iterable, drawn as the swarm has room."""
         self._run.push(tasks)
+
+    def publish(self, obj: Any) -> rpc.Shared:
+        """A reference to an object, for tasks to carry; see `tasks.publish`."""
+        return publish(obj)
 
     @property
     def outstanding(self) -> int:
@@ -1505,16 +1547,48 @@ class Wire:
     def __init__(self, sock: socket.socket):
         sock.setblocking(True)
         self._sock = sock
-        self._parser = rpc.StreamParser()
+        self._receiver = rpc.Receiver(sock, descriptors=rpc.MOST_FILES, follow=rpc.Place.from_text)
         self._calls: collections.deque = collections.deque()
+        self._spare = -1  # the file that the node gave for large parts
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
         """Sends a call; returns when the kernel has it."""
-        buffers = rpc.pack_stream([method, *params], list(parts))
-        sent = self._sock.sendmsg(buffers)
-        total = sum(map(len, buffers))
-        if sent < total:
-            self._sock.sendall(memoryview(b"".join(buffers))[sent:])
+        parts = list(parts)
+        if self._spare >= 0 and sum(map(rpc.size_of, parts)) >= rpc.BY_FILE:
+            parts = self._by_file(parts)
+        buffers = rpc.pack_stream([method, *params], parts)
+        while buffers:
+            buffers = rpc.left_of(buffers, self._sock.sendmsg(buffers[:512]))
+
+    def _by_file(self, parts: list) -> list:
+        """Writes the parts into the spare file; they stay as they are if there is no room for it."""
+        pieces, places, _ = rpc.lay_out(parts)
+        try:
+            rpc.write_pieces(self._spare, pieces)
+        except OSError as error:
+            log.debug("a result does not fit into a file, and is sent: %s", error)
+            return parts
+        os.close(self._spare)
+        self._spare = -1
+        return [rpc.Place(0, at, size) for at, size in places]
+
+    def publish(self, key: str, pieces: list) -> None:
+        """Hands a sealed object of this process on to the node."""
+        for at, total, part in rpc.slices(pieces, self._spare >= 0):
+            self.call("publish", key, at, total, parts=[b"", part])
+
+    def fetch(self, key: str) -> Any:
+        """Waits for the bytes of a published object; other calls wait meanwhile. Raises Error if nobody has it."""
+        self.call("fetch_shared", key)
+        while True:
+            for place, (call, parts) in enumerate(self._calls):
+                if call[:2] == ["shared", key]:
+                    del self._calls[place]
+                    return parts[0]
+                if call[:2] == ["no_shared", key]:
+                    del self._calls[place]
+                    raise components.Error(f"the published object {key[:12]} is not here", call[2])
+            self._read()
 
     def next(self) -> tuple[list, list]:
         """Waits for a call. Raises EOFError when the node has closed its end."""
@@ -1533,10 +1607,22 @@ class Wire:
         return self._calls[0][0][0]
 
     def _read(self) -> None:
-        data = self._sock.recv(256 * 1024)
-        if not data:
-            raise EOFError
-        self._calls.extend(self._parser.feed(data))
+        for call, parts in self._receiver.receive():
+            if call[0] == "spare":
+                self._spare = self._receiver.take_descriptor()
+            else:
+                self._calls.append((call, self._open(parts)))
+
+    def _open(self, parts: list) -> list:
+        """The parts, those that lie in files mapped."""
+        count = max((part.file + 1 for part in parts if type(part) is rpc.Place), default=0)
+        files = [self._receiver.take_descriptor() for _ in range(count)]
+        try:
+            return [rpc.map_payload(files[part.file], part.at, part.size) if type(part) is rpc.Place else part
+                    for part in parts]
+        finally:
+            for file in files:
+                os.close(file)
 
 
 class LeaseRunner:
@@ -1553,7 +1639,8 @@ class LeaseRunner:
         self.on_error = on_error
         self._known: dict[bytes, list] = {}  # the classes of heads
         self._plain: list = []  # results that may share a pickle
-        self._parts: list[bytes] = []
+        self._parts: list = []
+        self._weight = 0  # bytes of these, about
         self._failures: dict[str, dict] = {}
 
     def run(self, envelope: Envelope) -> int:
@@ -1564,12 +1651,13 @@ class LeaseRunner:
         while i < envelope.hi:
             i = self._some(records, i, looked + LOOK_EVERY)
             now = time.perf_counter()
-            if now - looked > LOOK_EVERY and i < envelope.hi:
+            heavy = self._weight > MOST_BYTES
+            if (heavy or now - looked > LOOK_EVERY) and i < envelope.hi:
                 looked = now
                 if self.look():
                     self._send(lo, i, now - began, True)
                     return i
-                if now - reported > REPORT_EVERY:
+                if heavy or now - reported > REPORT_EVERY:
                     self._send(lo, i, now - began, False)
                     lo, began, reported = i, now, now
         self._send(lo, envelope.hi, time.perf_counter() - began, True)
@@ -1615,17 +1703,22 @@ class LeaseRunner:
             self._failures[str(i)] = describe_failure(error, self.root, "clean_up")
 
     def _keep(self, i: int, result: Any) -> None:
-        if type(result) in ATOMS:
+        if type(result) in ATOMS and not (type(result) in SIZED and len(result) > GROUP_BYTES):
             self._plain.append(result)
             if len(self._plain) >= GROUP:
                 self._flush()
             return
-        data, error = attempt(rpc.dumps, [result])
+        pieces, error = attempt(rpc.seal_pieces, [result])
         if error is not None:
             self._fail(i, rpc.explain_unpicklable(result, error, "the result"), "result")
             return
+        size = rpc.size_of(pieces)
+        if size > rpc.MAX_MESSAGE:
+            self._fail(i, too_large("the result", size), "result")
+            return
         self._flush()
-        self._parts.append(data)
+        self._parts.append(pieces[0] if len(pieces) == 1 else pieces)
+        self._weight += size
 
     def _fail(self, i: int, error: BaseException, kind: str) -> None:
         self._failures[str(i)] = describe_failure(error, self.root, kind)
@@ -1634,11 +1727,12 @@ class LeaseRunner:
     def _flush(self) -> None:
         if self._plain:
             self._parts.append(pickle.dumps(self._plain, 5))
+            self._weight += len(self._parts[-1])
             self._plain = []
 
     def _send(self, lo: int, hi: int, seconds: float, last: bool) -> None:
         self._flush()
-        parts, self._parts = self._parts, []
+        parts, self._parts, self._weight = self._parts, [], 0
         failures, self._failures = self._failures, {}
         self.report(lo, hi, seconds, failures, parts, last)
 
@@ -1647,6 +1741,7 @@ def worker_main(sock: socket.socket, root: str) -> None:
     """The life of a worker: one bundle, one lease after the other, until the slave closes the socket."""
     wire = Wire(sock)
     _open_application(root)
+    exchange = rpc.Exchange(wire.publish, wire.fetch)
     granted: dict[str, str] = {}  # the variables of the last grant
     dropped: set[int] = set()
     lease = 0
@@ -1665,6 +1760,7 @@ def worker_main(sock: socket.socket, root: str) -> None:
         if call[0] == "run":  # a "drop" that comes between two leases is late
             _, lease, *details, attempt, first, grant = call
             dropped.clear()
+            exchange.serve(details[0])
             _grant(granted, grant, attempt)
             runner.run(Envelope(lease, *details, attempt, first, parts))
 
@@ -1696,6 +1792,7 @@ def host_main(sock: socket.socket, root: str) -> None:
     wire = Wire(sock)
     (_, name, options), parts = wire.next()
     _open_application(root)
+    rpc.Exchange(wire.publish, wire.fetch)
     system, error = attempt(rpc.open_sealed, parts[0])
     run = None
     if error is not None:
@@ -1765,7 +1862,8 @@ def run_alike(
         state["_ordinal"] = first + place
         place += 1
         result, error = attempt(task)
-        if error is not None or type(result) not in ATOMS:
+        kind = type(result)
+        if error is not None or kind not in ATOMS or (kind in SIZED and len(result) > GROUP_BYTES):
             return place, task, result, error
         results.append(result)
         if clock() > until:

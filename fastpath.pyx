@@ -17,6 +17,7 @@ at the call, one if it is not set; the module itself starts no thread.
 """
 
 import os
+from operator import index
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -73,7 +74,12 @@ cdef extern from *:
 cdef extern from *:
     r"""
     /* RFC 1321. Step i mixes word MD5_WORD(i) of the message and a constant into the value of four steps ago:
-       v[i] = v[i-1] + ((v[i-4] + mix(v[i-1], v[i-2], v[i-3]) + constant + word) turned left), kept in slot i % 4. */
+       v[i] = v[i-1] + ((v[i-4] + mix(v[i-1], v[i-2], v[i-3]) + constant + word) turned left), kept in slot i % 4.
+
+       The candidates of a run differ in one word, which step L uses last. From the digest back, the steps after L
+       are undone once for all: that leaves v[L-3]..v[L]. Step L then gives v[L-4] as a constant less the word, and
+       two more undone steps v[L-5] and v[L-6], the latter with few operations for each candidate. So the candidates
+       go forward from the step that uses the word first to L-6 only, and one comparison of 32 bits tells nearly all. */
     #define MD5_F(x, y, z) (z ^ (x & (y ^ z)))
     #define MD5_G(x, y, z) (y ^ (z & (x ^ y)))
     #define MD5_H(x, y, z) (x ^ y ^ z)
@@ -100,7 +106,7 @@ cdef extern from *:
     typedef struct {
         uint32_t sum[64];         /* of each step: its constant and its word, if that is fixed */
         uint32_t begin[4];        /* the slots before the first step that uses the word */
-        uint32_t end[5];          /* what the last steps leave, see md5_prepare */
+        uint32_t end[5];          /* of steps L, L-1, L-2: MD5_UNDO, for L less what it mixed; then v[L-2] and v[L-3] */
         const uint32_t *values;   /* what the word can be */
     } md5_run;
 
@@ -120,7 +126,7 @@ cdef extern from *:
         return !memcmp(v, target, sizeof v);
     }
 
-    /* What step i has turned left, less its sum and, if known, what it mixed: the value of four steps before. */
+    /* What step i turned left, less its sum: what it mixed is still to be taken off. */
     #define MD5_UNDO(i) \
         (MD5_TURN(v[(i) & 3] - v[((i) - 1) & 3], 32 - MD5_BITS[(i) / 16][(i) & 3]) - run->sum[i])
 
@@ -152,7 +158,7 @@ cdef extern from *:
                 v[i & 3][n] = b + MD5_TURN(s, MD5_BITS[i / 16][i & 3]);                                         \
             }
 
-    /* Where the first block lies, from `at` on, in which a candidate may match; stop if there is none. */
+    /* The first block from `at` on in which a candidate may match, by its position; stop if there is none. */
     #define MD5_SCAN(LEVEL, TARGET, VEC, LANES, VECTORS)                                                        \
     TARGET INLINE uint32_t md5_scan_##LEVEL(const int word, const md5_run *run, uint32_t at, uint32_t stop)     \
     {                                                                                                           \
@@ -426,9 +432,14 @@ _use(levels()[0])
 
 # -- the MD5 search ------------------------------------------------------------------------------------------
 
+# The digits of a number fill the words of the message, four to a word. A *run* are the numbers that differ in one
+# word: 1763 0000 to 1763 9999 in the second one, or 1000 965 to 9999 965, a thousand apart, in the first. Its
+# candidates come from a table. So numbers are not tried in their order, but the first that matches is found even if
+# several did: a match lowers `found`, and the runs that are left try only what lies below it.
+
 cdef struct Search:  # of numbers with the same count of digits
-    uint32_t target[4]
-    uint64_t start, found  # tries start..found-1; found goes down to a number that matches
+    uint32_t target[4]  # the slots after the last step
+    uint64_t start, found  # start..found-1 are tried; found is the least number known to match
     int digits, word
     uint64_t step, span  # from one number of a run to the next; how many values the word can have
     const uint32_t *values
@@ -472,7 +483,7 @@ cdef void choose_word(Search *search) noexcept nogil:
     cdef uint64_t step, span
     for word in range((search.digits + 3) // 4):
         width = min(4, search.digits - 4 * word)
-        step, span = 10 ** <uint64_t>(search.digits - 4 * word - width), 10 ** <uint64_t>width
+        step, span = <uint64_t>10 ** (search.digits - 4 * word - width), <uint64_t>10 ** width
         run = min(<double>(search.found - search.start) / step, <double>span)  # below 1 if most are empty
         cost = (MD5_LAST[word] - word) * (1 + (40 + level.block / 2) / run)
         if cost < least:
@@ -549,17 +560,18 @@ def md5_search(digest: bytes, start: int, stop: int) -> int | None:
         search.target[slot] = <uint32_t>int.from_bytes(word, "little") - MD5_START[slot]
     while at < end:
         search.start, search.digits = at, len(str(at))
-        search.found = at = min(end, at + 1_000_000 * level.block, 10 ** <uint64_t>search.digits)
+        search.found = at = min(end, at + 1_000_000 * level.block, <uint64_t>10 ** search.digits)
         search_part(&search)
         if search.found < at:
             return search.found
     return None
 
+
 # -- the Mandelbrot set --------------------------------------------------------------------------------------
 
 cdef struct Image:  # of columns * height counts
-    double *xs  # of the columns, then COLUMNS more
-    double *ys  # of the rows, then ROWS more
+    double *xs  # of the columns, and COLUMNS times the last one
+    double *ys  # of the rows, and ROWS times the last one
     uint32_t *counts
     int64_t columns, height, limit
     double margin
@@ -608,22 +620,26 @@ def mandelbrot(left: float, right: float, top: float, bottom: float, width: int,
     Needs 0 <= start <= stop <= width, width and height in 1..2**31-1, limit in 0..2**32-1, and a window whose
     corners, and sides times width or height, are finite. Raises ValueError for others.
     """
-    cdef double x = left, right_x = right, y = top, bottom_y = bottom
-    cdef int64_t wide = width, first = start, end = stop, at
-    cdef Image image
-    image.height, image.limit, image.columns = height, limit, end - first
-    if not (1 <= wide < 2**31 and 1 <= image.height < 2**31 and 0 <= first <= end <= wide and 0 <= image.limit < 2**32):
+    cdef double x0 = left, x1 = right, y0 = top, y1 = bottom
+    cdef int64_t wide = index(width), high = index(height), first = index(start), end = index(stop)
+    cdef int64_t most = index(limit), at
+    if not (0 <= first <= end <= wide < 2**31 and 0 < high < 2**31 and wide > 0 and 0 <= most < 2**32):
         raise ValueError("mandelbrot needs 0 <= start <= stop <= width, width and height in 1..2**31-1 and limit in "
                          f"0..2**32-1, not {start=}, {stop=}, {width=}, {height=}, {limit=}")
-    if not (isfinite(x) and isfinite((right_x - x) * wide) and isfinite(y) and isfinite((bottom_y - y) * image.height)):
+    if not (isfinite(x0) and isfinite((x1 - x0) * wide) and isfinite(y0) and isfinite((y1 - y0) * high)):
         raise ValueError(f"mandelbrot needs a window of finite size, not {left=}, {right=}, {top=}, {bottom=}")
-    columns, rows = bytearray(8 * (image.columns + COLUMNS)), bytearray(8 * (image.height + ROWS))
-    counts = PyBytes_FromStringAndSize(NULL, sizeof(uint32_t) * image.columns * image.height)
-    image.xs, image.ys = <double *>PyByteArray_AS_STRING(columns), <double *>PyByteArray_AS_STRING(rows)
-    image.counts, image.margin = <uint32_t *>PyBytes_AS_STRING(counts), 1e-6 * sqrt(<double>image.limit)
-    for at in range(image.columns):
-        image.xs[at] = x + (right_x - x) * <double>(first + at) / <double>wide
-    for at in range(image.height):
-        image.ys[at] = y + (bottom_y - y) * <double>at / <double>image.height
+    if first == end:
+        return b""
+    if (end - first) * high > 2**60:
+        raise MemoryError(f"{end - first} columns of {height} counts are more than any memory")
+    cdef Image image = Image(NULL, NULL, NULL, end - first, high, most, 1e-6 * sqrt(<double>most))
+    xs, ys = bytearray(8 * (image.columns + COLUMNS)), bytearray(8 * (high + ROWS))
+    counts = PyBytes_FromStringAndSize(NULL, 4 * image.columns * high)
+    image.xs, image.ys = <double *>PyByteArray_AS_STRING(xs), <double *>PyByteArray_AS_STRING(ys)
+    image.counts = <uint32_t *>PyBytes_AS_STRING(counts)
+    for at in range(image.columns + COLUMNS):
+        image.xs[at] = x0 + (x1 - x0) * <double>min(first + at, end - 1) / <double>wide
+    for at in range(high + ROWS):
+        image.ys[at] = y0 + (y1 - y0) * <double>min(at, high - 1) / <double>high
     draw(&image)
     return counts

@@ -1655,12 +1655,12 @@ def mandelbrot(left: float, right: float, top: float, bottom: float, width: int,
     """
     left, right, top, bottom = array("d", (left, right, top, bottom))
     width, height, start, stop, limit = array("q", (width, height, start, stop, limit))
-    if not (0 <= start <= stop <= width < 2**31 and 0 < height < 2**31 and 0 < width and 0 <= limit < 2**32):
+    if not (0 <= start <= stop <= width < 2**31 and 0 < height < 2**31 and width > 0 and 0 <= limit < 2**32):
         raise ValueError("mandelbrot needs 0 <= start <= stop <= width, width and height in 1..2**31-1 and limit in "
                          f"0..2**32-1, not {start=}, {stop=}, {width=}, {height=}, {limit=}")  # fmt: skip
     if not all(abs(size) < float("inf") for size in (left, (right - left) * width, top, (bottom - top) * height)):
         raise ValueError(f"mandelbrot needs a window of finite size, not {left=}, {right=}, {top=}, {bottom=}")
-    ys = [top + (bottom - top) * py / height for py in range(height)]
+    ys = [top + (bottom - top) * py / height for py in range(height if start < stop else 0)]
     xs = (left + (right - left) * px / width for px in range(start, stop))
     return array("I", (_escape_count(x, y, limit) for x in xs for y in ys)).tobytes()
 

@@ -322,6 +322,18 @@ def test_neighbours_of_a_delicate_point_get_the_count_of_plain_iteration(compile
         assert compiled.mandelbrot(*image) == tasks.pure_mandelbrot(*image)
 
 
+RESTLESS = (-0.748, -0.7475, 0.0995, 0.1, 40, 30, 0, 40, 3000)  # where a last bit decides: long orbits that escape
+
+
+@pytest.fixture(scope="session")
+def restless():
+    return tasks.pure_mandelbrot(*RESTLESS)
+
+
+def test_restless_points_get_the_count_of_plain_iteration(compiled, restless):
+    assert compiled.mandelbrot(*RESTLESS) == restless
+
+
 def test_however_an_image_is_cut_its_counts_are_the_same(kernels):
     image = (-2, 1, -1.1, 1.2, 13, 70)
     whole = kernels.mandelbrot(*image, 0, 13, 25)
@@ -498,11 +510,10 @@ def compiler(folder: Path, program: str, flags: str = "", refused: str = "none")
 
 
 def check_build(fastpath):
-    image = (-0.77, -0.7, 0.05, 0.2, 96, 64, 0, 96, 1000)
-    wanted = tasks.pure_mandelbrot(*image)
+    wanted = tasks.pure_mandelbrot(*RESTLESS)
     for level in fastpath.levels():
         with at_level(fastpath, level):
-            assert fastpath.mandelbrot(*image) == wanted
+            assert fastpath.mandelbrot(*RESTLESS) == wanted
             assert fastpath.md5_search(digest(1_013_579), 1_000_000, 1_015_625) == 1_013_579
 
 

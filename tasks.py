@@ -1896,11 +1896,59 @@ def settle(owner: Owner, flight: Flight, lo: int, results: list, handle: type | 
             callback(told, result, None)
 
 
-pure_md5_search, pure_run_alike, pure_settle = md5_search, run_alike, settle
+def mandelbrot(left: float, right: float, top: float, bottom: float, width: int, height: int,
+               start: int, stop: int, limit: int) -> bytes:  # fmt: skip
+    """The escape counts of the columns start..stop-1 of an image, column by column: `height` native uint32 each.
+
+    Pixel (px, py) is c = complex(left + (right-left)*px/width, top + (bottom-top)*py/height), reckoned in this order,
+    so that no count depends on how the image was cut. Its count is the number of steps z = z*z + c, from z = 0, that
+    leave |z|**2 = re*re + im*im below 4 before the first one that does not; at most `limit`.
+
+    Needs 0 <= start <= stop <= width, width and height in 1..2**31-1, limit in 0..2**32-1, and a window whose
+    corners, and sides times width or height, are finite. Raises ValueError for others.
+    """
+    left, right, top, bottom = array("d", (left, right, top, bottom))
+    width, height, start, stop, limit = array("q", (width, height, start, stop, limit))
+    if not (0 <= start <= stop <= width < 2**31 and 0 < height < 2**31 and width > 0 and 0 <= limit < 2**32):
+        raise ValueError("mandelbrot needs 0 <= start <= stop <= width, width and height in 1..2**31-1 and limit in "
+                         f"0..2**32-1, not {start=}, {stop=}, {width=}, {height=}, {limit=}")  # fmt: skip
+    if not all(abs(size) < float("inf") for size in (left, (right - left) * width, top, (bottom - top) * height)):
+        raise ValueError(f"mandelbrot needs a window of finite size, not {left=}, {right=}, {top=}, {bottom=}")
+    ys = [top + (bottom - top) * py / height for py in range(height if start < stop else 0)]
+    xs = (left + (right - left) * px / width for px in range(start, stop))
+    return array("I", (_escape_count(x, y, limit) for x in xs for y in ys)).tobytes()
+
+
+def _escape_count(x: float, y: float, limit: int) -> int:
+    re = im = 0.0
+    for count in range(limit):  # z*z + c, as `complex` reckons it up to Python 3.13
+        re, im = re * re - im * im + x, re * im + im * re + y
+        if re * re + im * im >= 4:
+            return count
+    return limit
+
+
+def simd() -> str:
+    """The vector instructions at work in the compiled kernels, such as "avx512"; "none" if they are not built."""
+    return "none"
+
+
+def openmp() -> bool:
+    """Whether the compiled kernels can use several cores."""
+    return False
+
+
+pure_md5_search, pure_mandelbrot, pure_simd, pure_openmp = md5_search, mandelbrot, simd, openmp
+pure_run_alike, pure_settle = run_alike, settle
 
 try:  # only a missing build is in order: a broken one raises ImportError and must be heard
-    from .fastpath import md5_search, run_alike, settle
+    from .fastpath import mandelbrot, md5_search, openmp, run_alike, settle, simd
 except ModuleNotFoundError:
     log.debug("fastpath is not built")
 
 FASTPATH = md5_search is not pure_md5_search
+
+
+def kernels() -> dict[str, Any]:
+    """What the kernels run on: whether `fastpath` is built, its vector instructions, whether it can use more cores."""
+    return {"fastpath": FASTPATH, "simd": simd(), "openmp": openmp()}

@@ -1642,6 +1642,28 @@ def md5_search(digest: bytes, start: int, stop: int) -> int | None:
     return None
 
 
+def mandelbrot(
+    left: float, right: float, top: float, bottom: float, width: int, height: int, start: int, stop: int, limit: int
+) -> bytes:
+    """Escape counts of the Mandelbrot set for the columns start..stop-1 of a picture, column by column.
+
+    Pixel (x, y) of `width` by `height` stands for c = complex(left + (right-left)*x/width, top + (bottom-top)*y/height).
+    Its count, a native uint32, is the first i in range(limit) after which |z|^2 >= 4 in z = z*z + c, else `limit`.
+    """
+    counts = array("I")
+    for x in range(start, stop):
+        for y in range(height):
+            c = complex(left + (right - left) * x / width, top + (bottom - top) * y / height)
+            z, count = 0j, limit
+            for i in range(limit):
+                z = z * z + c
+                if z.real * z.real + z.imag * z.imag >= 4:
+                    count = i
+                    break
+            counts.append(count)
+    return counts.tobytes()
+
+
 pure_md5_search = md5_search
 
 try:  # only a missing build is in order: a broken one raises ImportError and must be heard

@@ -154,7 +154,7 @@ class MandelbrotNode(ApplicationNode):
         self.result = f"{self.job.width} x {self.job.height} pixels, checksum {zlib.crc32(counts):08x}"
         if self.picture:
             write_png(self.picture, self.job.width, rows_of(counts, self.job))
-            print(f"wrote {self.picture}")
+            self.log.info("wrote %s", self.picture)
         self.shutdown_main_loop()
 
 

@@ -1647,7 +1647,7 @@ def mandelbrot(
 ) -> bytes:
     """Escape counts of the Mandelbrot set for the columns start..stop-1 of a picture, column by column.
 
-    Pixel (x, y) of `width` by `height` stands for c = complex(left + (right-left)*x/width, top + (bottom-top)*y/height).
+    Pixel (x, y) of `width` by `height` is c = complex(left + (right-left)*x/width, top + (bottom-top)*y/height).
     Its count, a native uint32, is the first i in range(limit) after which |z|^2 >= 4 in z = z*z + c, else `limit`.
     """
     counts = array("I")

@@ -7,7 +7,7 @@ writes mandelbrot.png and prints a checksum of the counts, which is the same for
     --app MandelbrotNode                                a task system on the master makes the tasks (the default)
     --app MandelbrotSimpleNode                          the client pushes plain tasks, in one batch
     --set mandelbrotsample.task_batch=false             ... or one by one
-    --set mandelbrotsample.use_optimized_task=false     tasks carry the coordinates of each pixel, not eight numbers
+    --set mandelbrotsample.use_optimized_task=false     tasks carry the coordinates of each pixel, not five numbers
     --set mandelbrotsample.factor=100                   a task computes so many columns
 
 The thesis measured with `iters` 20 and `factor` 1. The set lies in -2..1 by -1..1; see `tasks.mandelbrot` for what
@@ -35,9 +35,7 @@ class MandelbrotTaskOptimized(Task):
     """The columns start..stop-1; the coordinates are made where they are needed."""
 
     def __call__(self):
-        return mandelbrot(
-            LEFT, RIGHT, TOP, BOTTOM, self.width, self.height, self.start, self.stop, self.iters
-        )
+        return mandelbrot(LEFT, RIGHT, TOP, BOTTOM, self.width, self.height, self.start, self.stop, self.iters)
 
 
 class MandelbrotTask(Task):
@@ -136,7 +134,7 @@ class MandelbrotNode(ApplicationNode):
     height = Setting(IntItem, "height", 1024, "rows of the picture", minimum=1)
     iters = Setting(IntItem, "iters", 200, "iterations after which a point counts as inside", minimum=1)
     factor = Setting(IntItem, "factor", 16, "columns per task", minimum=1)
-    use_optimized_task = Setting(BoolItem, "use_optimized_task", True, "send eight numbers instead of all coordinates")
+    use_optimized_task = Setting(BoolItem, "use_optimized_task", True, "send five numbers instead of all coordinates")
     task_batch = Setting(BoolItem, "task_batch", True, "push plain tasks in one batch instead of one by one")
     picture = Setting(ConfigItem, "picture", "mandelbrot.png", "file for the picture; empty: none")
 

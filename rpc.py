@@ -4010,15 +4010,19 @@ def _load_error(error, root, manifest):
 def find_application(module: ModuleType, base_class: type, name: str | None = None) -> type:
     """The one subclass of `base_class` that `module` (or, of a package, a module in it) defines.
 
-    `name` chooses among several. Raises UsageError that lists what is there.
+    `name` chooses among several, by any name that a class has in the module; without it, the class that the module
+    calls `application` is meant. Raises UsageError that lists what is there.
     """
     home, shown = module.__name__, _shown(module.__file__)
-    classes = [one for one in vars(module).values() if isinstance(one, type) and _below(one.__module__, home)]
-    own = {one.__name__: one for one in classes if issubclass(one, base_class) and one is not base_class}
+    named = [(known_as, one) for known_as, one in vars(module).items() if isinstance(one, type)]
+    named = [(known_as, one) for known_as, one in named if _below(one.__module__, home)
+             and issubclass(one, base_class) and one is not base_class]
+    own, aliases = {one.__name__: one for _, one in named}, dict(named)
     if not own:
         raise _no_application(module.__file__, f"it defines no {base_class.__name__} subclass")
-    if name in own or (name is None and len(own) == 1):
-        return own[name or min(own)]
+    chosen = own.get(name) or aliases.get(name or "application")
+    if chosen or (name is None and len(own) == 1):
+        return chosen or own[min(own)]
     problem = f"no application {name}" if name else "no single application"
     raise UsageError(f"{problem} in {shown}", f"it defines {len(own)}: {', '.join(sorted(own))}",
                      f"choose one, as with --app {min(own)}")

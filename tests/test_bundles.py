@@ -719,6 +719,15 @@ def test_two_applications_are_listed_and_one_can_be_chosen(source):
         application(two, name="C")
 
 
+def test_of_several_applications_the_one_called_application_runs_unless_another_is_chosen(source):
+    source({"app.py": ""})
+    text = "class A(Node): pass\nclass B(A): pass\napplication = B\nOldName = A"
+    assert application(text).__name__ == "B"
+    assert application(text, name="A").__name__ == application(text, name="OldName").__name__ == "A"
+    with pytest.raises(components.UsageError, match=r"no application C in app\.py.*it defines 2: A, B"):
+        application(text, name="C")
+
+
 def test_a_package_may_hand_up_an_application_from_its_own_module(source):
     source({"pkg/__init__.py": "from .app import App", "pkg/app.py": APP})
     bundle = rpc.make_bundle("pkg")

@@ -34,6 +34,8 @@ class Deadline:
 
 
 class Concurrent(common.Peer):
+    """A swarm of its own for one run of the harness; its handles are the numbers of tasks."""
+
     has_nodes = True
 
     def __init__(self, opts):
@@ -105,7 +107,7 @@ class Concurrent(common.Peer):
 
     def submit_many(self, fn, rows, n):
         push, make, handles = self.app.push_task, self.module.MAKE[fn], []
-        for row, number in zip(rows, self.numbers):  # noqa: B905
+        for row, number in zip(rows, self.numbers, strict=False):
             push(make(number, *row))
             handles.append(number)
         return handles

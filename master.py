@@ -1628,15 +1628,8 @@ class MasterNode(rpc.BaseNode):
 
         @rpc.tcpremote(channel, roles=slaves)
         def result(handler, request, lease, lo, hi, seconds, failures):
-            name, parts = request.peer.label, request.parts
             check_report(lease, lo, hi, failures)
-            try:
-                parts = self.take_in(parts)
-            except OSError as error:
-                reason = f"the file with its results cannot be opened ({error})"
-                self.apply(self.board.worker_lost(name, lease, lo, hi, reason, time.monotonic()))
-                return
-            self.apply(self.board.result(name, lease, lo, hi, seconds, parts, failures, time.monotonic()))
+            self.take_result(request.peer.label, lease, lo, hi, seconds, failures, request.parts)
 
         @rpc.tcpremote(channel, roles=slaves)
         def given_back(handler, request, lease, lo, hi):
@@ -1755,6 +1748,19 @@ class MasterNode(rpc.BaseNode):
                 self._send_refused(owner, number, f"the file that it lies in cannot be opened ({error})")
                 return
             self.apply(self.board.submit(owner, number, count, time.monotonic(), group, options, parts))
+
+    def take_result(
+        self, slave: str, lease: int, lo: int, hi: int, seconds: float, failures: dict, parts: list
+    ) -> None:
+        """What a slave reports of a lease; results that cannot be opened any more are computed again."""
+        now = time.monotonic()
+        try:
+            parts = self.take_in(parts)
+        except OSError as error:
+            reason = f"the file with its results cannot be opened ({error})"
+            self.apply(self.board.worker_lost(slave, lease, lo, hi, reason, now))
+        else:
+            self.apply(self.board.result(slave, lease, lo, hi, seconds, parts, failures, now))
 
     def take_in(self, parts: list) -> list:
         """Parts that this master holds on to: files are linked, so that they stay whatever becomes of their sender, and

@@ -468,6 +468,17 @@ class SlaveNode(rpc.Node):
             self.manager.bundle_failed(digest, missing)
 
         @rpc.tcpremote(link)
+        def workers(handler, request, count):
+            self.set_workers(count)
+
+        @rpc.tcpremote(link)
+        def drain(handler, request):
+            self.leave()
+
+        self._expose_shelf(link)
+
+    def _expose_shelf(self, link: rpc.Link) -> None:
+        @rpc.tcpremote(link)
         def shared(handler, request, key, at, total):
             self.stats.add_avg("bytes of published objects", rpc.size_of(request.parts[1]))
             if self.shelf.take(key, at, total, request.parts[1]):
@@ -480,14 +491,6 @@ class SlaveNode(rpc.Node):
         @rpc.tcpremote(link)
         def forget_shared(handler, request, keys):
             self.shelf.forget(keys)
-
-        @rpc.tcpremote(link)
-        def workers(handler, request, count):
-            self.set_workers(count)
-
-        @rpc.tcpremote(link)
-        def drain(handler, request):
-            self.leave()
 
     def take_bundle(self, digest: str, manifest: dict, data: bytes) -> None:
         """Unpacks an application; what waited for it starts, or fails with the reason."""
@@ -555,7 +558,7 @@ class SlaveNode(rpc.Node):
         return {
             **super().status(), "name": self.name, "master": self.address if self.link else "", "pool": manager.pool,
             "free": manager.free, "workers": len(manager.workers), "running": len(manager.running),
-            "waiting": len(manager.waiting), "done": dict(manager.done), "fastpath": tasks.FASTPATH,
+            "waiting": len(manager.waiting), "done": dict(manager.done), **tasks.kernels(),
             "link": self.link.state if self.link else "none", "applications": len(self.bundles),
         }
 

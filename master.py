@@ -424,13 +424,16 @@ class Board:
         be replaced while running. None takes the slave that was not served for longest.
     limit -- unsettled tasks an owner may have.
     max_attempts -- worker deaths that make a task poisoned.
+    max_lease -- tasks that a lease may hold.
 
     `deadline`: when to call `tick` next (None: not before the next event). `counters`: what happened, by
     name. `scheduler_error`: the last exception of the scheduler, for the node to report (the board then chose
     by itself)."""
 
-    def __init__(self, scheduler: Any = None, limit: int = LIMIT, max_attempts: int = MAX_ATTEMPTS):
-        self.scheduler, self.limit, self.max_attempts = scheduler, limit, max_attempts
+    def __init__(
+        self, scheduler: Any = None, limit: int = LIMIT, max_attempts: int = MAX_ATTEMPTS, max_lease: int = MAX_LEASE
+    ):
+        self.scheduler, self.limit, self.max_attempts, self.max_lease = scheduler, limit, max_attempts, max_lease
         self.owners = {}  # id -> Owner
         self.slaves = {}  # id -> Slave
         self.leases = {}  # id -> Lease
@@ -884,7 +887,7 @@ class Board:
         if deaths:
             return 1
         fair = max(-(-line.tasks // (2 * self.slots or 1)), batch.kind.least)
-        tasks = min(batch.kind.size, hi - lo, fair)
+        tasks = min(batch.kind.size, hi - lo, fair, self.max_lease)
         if tasks > batch.group and lo + tasks < hi:
             tasks -= (lo + tasks) % batch.group
         return tasks
@@ -1380,6 +1383,7 @@ class MasterNode(rpc.BaseNode):
     scheduler = components.ExtensionPointItem(
         "master", "task_scheduler", "ZMQTaskScheduler", tasks.ITaskScheduler, "what places work on slaves"
     )
+    max_lease = components.IntItem("master", "max_lease", MAX_LEASE, "tasks that a lease may hold", minimum=1)
     memory_limit = components.IntItem(
         "master", "memory", 64, "MiB of payloads to hold in memory; more lie on the disk until needed", minimum=0
     )
@@ -1413,7 +1417,7 @@ class MasterNode(rpc.BaseNode):
         self.shelf = rpc.Shelf(self.store or self.spool)
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
-        self.board = Board()
+        self.board = Board(max_lease=self.max_lease)
         self.journal = None
         self.set_scheduler()
         self.keyring = rpc.Keyring(str(self.environment / "keys"))
@@ -2166,6 +2170,7 @@ def _run(node: MasterNode, options: Any) -> int:
     began = time.monotonic()
     code = 0
     rpc.raise_open_files()
+    rpc.keep_memory()
 
     def interrupt(number: int) -> None:
         nonlocal code

@@ -403,6 +403,8 @@ class Packer:
 def _pack_states(states: list, plain: bool, seal: Callable) -> tuple[int, list]:
     """Groups where no state holds anything that siblings could share, else one pickle a task."""
     first = _sealed(states, 0, seal)
+    if rpc.size_of(first) >= rpc.INLINE:
+        seal = rpc.seal_pieces
     group = 1
     if plain and ATOMS.issuperset(map(type, itertools.chain.from_iterable(map(dict.values, states)))):
         group = max(1, min(GROUP, GROUP_BYTES // rpc.size_of(first)))
@@ -666,7 +668,7 @@ class Owner:
         self.name = name
         self.flights: dict[int, Flight] = {}
         self.taken = 0  # tasks pushed or drawn so far
-        self.unsent = 0  # tasks pushed that wait for room
+        self.unsent = 0  # tasks of batches that wait for room
         self.weight = 0  # bytes of the records that are out
         self.done = self.failed = 0  # tasks
         self.failures: list[tuple[str, dict]] = []  # the first thousand, for the report
@@ -675,7 +677,7 @@ class Owner:
         self._sources: collections.deque[Source] = collections.deque()
         self._loose: list[Task] = []
         self._loose_source: Source | None = None
-        self._full: collections.deque[tuple[list[Task], Source]] = collections.deque()  # what was loose, by batches
+        self._waiting: collections.deque[tuple[list[Task], Source]] = collections.deque()  # batches that wait for room
         self._packer = Packer(options)
         self.drawn = 0  # tasks sent so far; the ordinal of the next one
         self._batches = 0  # number of the next batch
@@ -694,11 +696,10 @@ class Owner:
             self._loose_source.drawn = True
         self._loose.append(task)
         self.taken += 1
-        self.unsent += 1
         if len(self._loose) >= self._chunk:
             self._gather()
             if self._room():
-                self._submit_loose()
+                self._submit_waiting()
 
     def draw(self, tasks: Iterable[Task], response: Callable | None = None, refused: Callable | None = None) -> Source:
         """Takes an iterable, which is drawn as the swarm has room."""
@@ -710,11 +711,11 @@ class Owner:
         """Sends as much as the window lets through: loose tasks first, then what the sources give."""
         if self._loose:
             self._gather()
-        while not self.closed and (self._unsendable or ((self._full or self._sources) and self._room())):
+        while not self.closed and (self._unsendable or ((self._waiting or self._sources) and self._room())):
             if self._unsendable:
                 self._failed(*self._unsendable.popleft())
-            elif self._full:
-                self._submit_loose()
+            elif self._waiting:
+                self._submit_waiting()
             else:
                 self._draw_some()
         if self._settled and (len(self._settled) >= SETTLE_MANY or time.monotonic() >= self._settle_at):
@@ -744,7 +745,7 @@ class Owner:
         self.closed = True
         self._sources.clear()
         self._loose.clear()
-        self._full.clear()
+        self._waiting.clear()
         self.flights.clear()
         self.taken = self.done + self.failed
 
@@ -827,12 +828,22 @@ class Owner:
         tasks, self._loose = self._loose, []
         source, self._loose_source = self._loose_source, None
         source.count = len(tasks)
-        self._full.append((tasks, source))
+        self._wait(tasks, source)
 
-    def _submit_loose(self) -> None:
-        tasks, source = self._full.popleft()
+    def _wait(self, tasks: list[Task], source: Source, first: bool = False) -> None:
+        """These tasks are a batch that waits for room, at the end or as the first one."""
+        self.unsent += len(tasks)
+        source.unaccepted += 1
+        if first:
+            self._waiting.appendleft((tasks, source))
+        else:
+            self._waiting.append((tasks, source))
+
+    def _submit_waiting(self) -> None:
+        tasks, source = self._waiting.popleft()
         self.unsent -= len(tasks)
         self._submit(tasks, source)
+        source.unaccepted -= 1
         source.settle()
 
     def _submit(self, tasks: list[Task], source: Source) -> None:
@@ -860,9 +871,8 @@ class Owner:
                 if batch.size > rpc.MAX_MESSAGE and len(tasks) == 1:
                     self._refuse_large(tasks[0], batch.size)
                 elif batch.size > MOST_BYTES and len(tasks) > 1:
-                    half = len(tasks) // 2
-                    self._submit_alike(tasks[:half], source, demand)
-                    self._submit_alike(tasks[half:], source, demand)
+                    self._wait(tasks[len(tasks) // 2 :], source, first=True)
+                    self._submit_alike(tasks[: len(tasks) // 2], source, demand)
                 else:
                     self._send(batch, tasks, source)
                 return
@@ -1405,6 +1415,7 @@ def spawned_main(sock: socket.socket, kind: str, root: str) -> None:
 
 def zygote_main(sock: socket.socket) -> None:
     """Forks on demand, reaps, reports; ends with its node. Single-threaded, and imports nothing of the user's."""
+    rpc.keep_memory()
     os.setsid()  # a Ctrl-C in the terminal is the node's business
     _scrub_environment()
     _quiet_stdio()

@@ -72,6 +72,7 @@ class Concurrent(common.Peer):
 
     def join(self, access):
         """The application, connected; as `client.py` does it, but for the main loop."""
+        rpc.keep_memory()
         bundle = rpc.make_bundle(APP)
         rpc.answer_framework([rpc.PUBLIC_NAME])
         self.module = rpc.load_app(bundle.root, bundle.manifest)
@@ -118,13 +119,9 @@ class Concurrent(common.Peer):
         return self.collect(handles)
 
     def broadcast(self, fn, obj, n):
-        shared = self.publish(obj)
+        self.mode["w3b"] = "object published once, reference as the argument"
+        shared = self.app.publish(obj)
         return self.collect(self.submit_many(fn, ((shared, i) for i in range(n)), n))
-
-    def publish(self, obj):
-        """What tasks are given that all use this object."""
-        self.mode["w3b"] = "object passed as an ordinary argument of every task"
-        return obj
 
     def result(self, handle, timeout=None):
         self.deadline.at = math.inf if timeout is None else time.monotonic() + timeout

@@ -21,7 +21,7 @@ class Echo(Task):
 
 class Broadcast(Task):
     def __call__(self):
-        return tasks.broadcast(self.obj, self.i)
+        return tasks.broadcast(self.obj.get(), self.i)
 
 
 class Dna(Task):

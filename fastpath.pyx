@@ -533,7 +533,7 @@ cdef void try_runs(Search *search, int64_t first, int64_t stop, int threads) noe
 cdef search_part(Search *search):
     """Sets search.found to the first number that matches, if one does; looks for Ctrl-C every few million numbers."""
     cdef uint64_t count = search.found - search.start, runs, at, group
-    cdef int threads = cores() if count > 200_000 else 1
+    cdef int threads = cores() if count > 1_000_000 else 1
     choose_word(search)
     runs = (search.found - 1) // search.step // search.span - search.start // search.step // search.span + 1
     runs *= search.step
@@ -597,14 +597,14 @@ cdef void draw_tiles(Image *image, int64_t first, int64_t stop, int threads) noe
         for at in range(first, stop):
             draw_tile(image, at)
     else:
-        for at in prange(first, stop, num_threads=threads, schedule="dynamic"):
+        for at in prange(first, stop, num_threads=threads, schedule="dynamic", chunksize=16):
             draw_tile(image, at)
 
 
 cdef draw(Image *image):
     """Draws all tiles; looks for Ctrl-C every 100 million iterations."""
     cdef int64_t tiles = (image.columns + COLUMNS - 1) // COLUMNS * ((image.height + ROWS - 1) // ROWS), at
-    cdef int threads = cores() if image.columns * image.height * <double>image.limit > 1e6 else 1
+    cdef int threads = cores() if image.columns * image.height * <double>image.limit > 1e7 else 1
     cdef int64_t group = threads * (100_000_000 // (COLUMNS * ROWS * (image.limit + 1)) + 1)
     for at in range(0, tiles, group):
         with nogil:

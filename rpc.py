@@ -1800,7 +1800,7 @@ class Channel(Endpoint):
 
     def _arrived(self, route, frames, first, now):
         try:
-            message = unpack(frames, self._follow if self.store and _user_of(first)[1] == "PLAIN" else None)
+            message = unpack(frames, functools.partial(self._follow, first))
             peer = self.peers.get(message.session)
             user = peer.key if peer and route == peer.route else _user_of(first)[0]
             if message.kind == HELLO:
@@ -1828,7 +1828,9 @@ class Channel(Endpoint):
             self.drop(peer, "it sent garbage")
         self._refuse(route, bytes(8), "garbage", error)
 
-    def _follow(self, text):
+    def _follow(self, first, text):
+        if self.store is None or _user_of(first)[1] != "PLAIN":
+            return _followed(text, None)
         return Reference.from_text(text, self.store.root)
 
     def _hello(self, route, key, message, now, here):

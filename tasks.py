@@ -1626,7 +1626,9 @@ class Wire:
 
     def _open(self, parts: list) -> list:
         """The parts, those that lie in files mapped."""
-        count = max((part.file + 1 for part in parts if type(part) is rpc.Place), default=0)
+        if rpc.Place not in map(type, parts):
+            return parts
+        count = max(part.file + 1 for part in parts if type(part) is rpc.Place)
         files = [self._receiver.take_descriptor() for _ in range(count)]
         try:
             return [rpc.map_payload(files[part.file], part.at, part.size) if type(part) is rpc.Place else part

@@ -4,6 +4,7 @@
     here           twin in tasks.py     what it does
     md5_search     pure_md5_search      the number whose decimal text has a given MD5
     run_alike      pure_run_alike       makes and calls the tasks of a lease, one after the other
+    number_tasks   pure_number_tasks    tells the tasks of a batch their ordinals
     settle         pure_settle          hands the outcomes of a range to their owner's callbacks
     mandelbrot     pure_mandelbrot      the escape counts of some columns of the Mandelbrot set
     simd, openmp   pure_simd, …         which instructions are at work, and whether several cores can be
@@ -683,6 +684,13 @@ def run_alike(type cls, list states, Py_ssize_t place, Py_ssize_t stop, owner, P
         if <double>perf_counter() > until:
             break
     return place, None, None, None
+
+
+def number_tasks(list tasks, owner, first):
+    """Tells tasks whose they are, and their ordinals."""
+    for ordinal, task in enumerate(tasks, first):
+        task._owner = owner
+        task._ordinal = ordinal
 
 
 def settle(owner, flight, Py_ssize_t lo, list results, handle, plain):

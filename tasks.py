@@ -886,9 +886,7 @@ class Owner:
         self._batches += 1
         self.drawn += batch.count
         params = (number, batch.count, batch.group, first)
-        for ordinal, task in enumerate(tasks, first):
-            task._owner = self.name
-            task._ordinal = ordinal
+        number_tasks(tasks, self.name, first)
         self.flights[number] = Flight(number, first, tasks, source, batch.size, (params, batch.parts))
         source.unaccepted += 1
         self.weight += batch.size
@@ -1884,6 +1882,13 @@ def run_alike(
     return place, None, None, None
 
 
+def number_tasks(tasks: list[Task], owner: str, first: int) -> None:
+    """Tells tasks whose they are, and their ordinals."""
+    for ordinal, task in enumerate(tasks, first):
+        task._owner = owner
+        task._ordinal = ordinal
+
+
 def settle(owner: Owner, flight: Flight, lo: int, results: list, handle: type | None, plain: Callable) -> None:
     """The loop of an owner: the results of the tasks from `lo` on go to `task.finished` and the owner's callback, which
     gets a `handle` of the task if that is not None. `plain` is the `finished` that does nothing.
@@ -1952,10 +1957,10 @@ def openmp() -> bool:
 
 
 pure_md5_search, pure_mandelbrot, pure_simd, pure_openmp = md5_search, mandelbrot, simd, openmp
-pure_run_alike, pure_settle = run_alike, settle
+pure_run_alike, pure_settle, pure_number_tasks = run_alike, settle, number_tasks
 
 try:  # only a missing build is in order: a broken one raises ImportError and must be heard
-    from .fastpath import mandelbrot, md5_search, openmp, run_alike, settle, simd
+    from .fastpath import mandelbrot, md5_search, number_tasks, openmp, run_alike, settle, simd
 except ModuleNotFoundError:
     log.debug("fastpath is not built")
 

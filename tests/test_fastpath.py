@@ -536,3 +536,135 @@ def test_without_openmp_it_is_built_for_one_core(tmp_path, monkeypatch):
     fastpath = build_fastpath(tmp_path)
     assert not fastpath.openmp()
     check_build(fastpath)
+
+
+# -- the loops of workers and owners -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["pure", "compiled"])
+def loops(request):
+    """The loops over tasks, of one kind."""
+    names = ("run_alike", "settle", "number_tasks")
+    if request.param == "pure":
+        return SimpleNamespace(**{name: getattr(tasks, f"pure_{name}") for name in names})
+    compiled = request.getfixturevalue("fastpath")
+    return SimpleNamespace(**{name: getattr(compiled, name) for name in names})
+
+
+class Gives(tasks.Task):
+    """Returns its value, or raises it."""
+
+    def __call__(self):
+        if isinstance(self.value, BaseException):
+            raise self.value
+        return self.value
+
+
+class Count(int):
+    """A number of a class of its own."""
+
+
+def run_values(loops, *values, place=0, until=math.inf):
+    results = []
+    states = [{"name": str(at), "value": value} for at, value in enumerate(values)]
+    told = loops.run_alike(Gives, states, place, len(states), "c1", 100, results, until)
+    return told, results
+
+
+def test_plain_results_are_gathered_in_order(loops):
+    assert run_values(loops, 1, None, "x", b"y", 2.5, True, 3j) == (
+        (7, None, None, None), [1, None, "x", b"y", 2.5, True, 3j])  # fmt: skip
+
+
+def test_a_run_begins_where_it_is_told_to(loops):
+    assert run_values(loops, 1, 2, 3, place=1) == ((3, None, None, None), [2, 3])
+
+
+LONG = tasks.GROUP_BYTES + 1
+
+
+@pytest.mark.parametrize("odd", [[1], (1,), {}, Count(3), b"x" * LONG, "x" * LONG])
+def test_a_run_stops_after_a_result_that_may_not_share_a_pickle(loops, odd):
+    (place, task, result, error), results = run_values(loops, 1, odd, 3)
+    assert (place, task.name, result, error, results) == (2, "1", odd, None, [1])
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()])
+def test_a_run_stops_after_a_task_that_raises(loops, error):
+    told, results = run_values(loops, 1, 2, error, 4)
+    assert told[0] == 3 and told[1].name == "2" and told[3] is error and results == [1, 2]
+
+
+def test_a_run_stops_when_its_time_is_up_but_runs_one_task_at_least(loops):
+    assert run_values(loops, 1, 2, 3, until=-1.0) == ((1, None, None, None), [1])
+
+
+def test_tasks_of_a_run_know_who_they_are_and_leave_their_states_alone(loops):
+    state = {"name": "x", "value": [1]}
+    _, task, _, _ = loops.run_alike(Gives, [None, state], 1, 2, "c7", 40, [], math.inf)
+    assert task.task_id == "c7.41" and type(task) is Gives and task.value is state["value"]
+    assert state == {"name": "x", "value": [1]}
+
+
+def owner_of(heard, count):
+    """An owner with a flight of so many tasks, as `settle` sees them."""
+    made = [Gives(f"t{at}") for at in range(count)]
+    owner = SimpleNamespace(closed=False, done=0, name="c1", callback=lambda *told: heard.append(told))
+    return owner, SimpleNamespace(tasks=list(made), open=count, first=10), made
+
+
+def test_outcomes_go_to_the_callback_in_order_and_once(loops):
+    heard = []
+    owner, flight, made = owner_of(heard, 4)
+    flight.tasks[2] = None
+    loops.settle(owner, flight, 1, ["a", "b", "c"], None, tasks.Task.finished)
+    assert heard == [(made[1], "a", None), (made[3], "c", None)]
+    assert (owner.done, flight.open, flight.tasks) == (2, 2, [made[0], None, None, None])
+    assert [task._ordinal for task in made] == [-1, 11, -1, 13]
+
+
+def test_a_handle_is_the_id_and_carries_the_task(loops):
+    heard = []
+    owner, flight, made = owner_of(heard, 2)
+    loops.settle(owner, flight, 0, [1, 2], tasks.Handle, tasks.Task.finished)
+    assert [(told, told.task) for told, _, _ in heard] == [("c1.10", made[0]), ("c1.11", made[1])]
+
+
+def test_finished_of_a_task_comes_before_the_callback(loops):
+    heard = []
+    owner, flight, _ = owner_of(heard, 1)
+    flight.tasks[0] = Finishes("f")
+    flight.tasks[0].heard = heard
+    loops.settle(owner, flight, 0, [5], None, tasks.Task.finished)
+    assert heard[0] == "finished 5" and heard[1][1] == 5
+
+
+class Finishes(Gives):
+    def finished(self, result, error):
+        self.heard.append(f"finished {result}")
+
+
+def test_nothing_is_told_once_the_owner_is_closed(loops):
+    heard = []
+    owner, flight, _ = owner_of(heard, 3)
+    owner.callback = lambda *told: (heard.append(told), setattr(owner, "closed", True))
+    loops.settle(owner, flight, 0, [1, 2, 3], None, tasks.Task.finished)
+    assert len(heard) == 1 and owner.done == 1 and flight.open == 2
+
+
+def test_a_callback_that_raises_leaves_the_outcomes_after_it_untold(loops):
+    owner, flight, made = owner_of([], 3)
+
+    def fail(*told):
+        raise ValueError("mine")
+
+    owner.callback = fail
+    with pytest.raises(ValueError, match="mine"):
+        loops.settle(owner, flight, 0, [1, 2, 3], None, tasks.Task.finished)
+    assert (owner.done, flight.open, flight.tasks) == (1, 2, [None, *made[1:]])
+
+
+def test_tasks_are_numbered_in_order(loops):
+    made = [Gives("a"), Gives("b")]
+    loops.number_tasks(made, "c3", 7)
+    assert [task.task_id for task in made] == ["c3.7", "c3.8"]

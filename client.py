@@ -848,7 +848,7 @@ def _settings_of_nodes(options: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: contextlib.ExitStack) -> int:
-    rpc.keep_memory()
+    rpc.tune_process()
     settings = [f"client.master={options.master}"] if options.master else []
     environment, config = rpc.open_environment("client", options, settings)
     stack.enter_context(environment)

@@ -2170,7 +2170,7 @@ def _run(node: MasterNode, options: Any) -> int:
     began = time.monotonic()
     code = 0
     rpc.raise_open_files()
-    rpc.keep_memory()
+    rpc.tune_process()
 
     def interrupt(number: int) -> None:
         nonlocal code

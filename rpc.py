@@ -2273,7 +2273,15 @@ def _bracketed(host):
     return f"[{host}]" if ":" in host else host
 
 
+SWITCH = 0.0005  # seconds; a tenth of Python's own: for so long a busy thread may keep the loop from its messages
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of the GNU C library
+
+
+def tune_process() -> None:
+    """What a process of a node does first: the loop gets its turn soon whatever other threads do (answering people by
+    HTTP, most of all), and memory is kept for the next payload."""
+    sys.setswitchinterval(SWITCH)
+    keep_memory()
 
 
 def keep_memory() -> None:
@@ -4140,6 +4148,9 @@ def _old_import(line, module, names, path):
 # -- the loop of a node --------------------------------------------------------------------------------------------
 
 
+TICK_WITHIN = 0.01  # seconds after something happened: it may have brought a deadline forward
+
+
 class Loop:
     """One thread that waits for everything a node listens to: sockets, timers' deadlines, calls from other threads.
 
@@ -4156,6 +4167,7 @@ class Loop:
         self._writers: dict[Any, Callable] = {}
         self._posted: collections.deque = collections.deque()
         self._tick = tick
+        self._due = 0.0  # when to tick
         self.link: Link | None = None  # whose sockets come and go
         self._woken, self._wake = socket.socketpair()
         self._woken.setblocking(False)
@@ -4212,11 +4224,16 @@ class Loop:
     def step(self, limit: float = 3600.0) -> None:
         """Waits once, at most `limit` seconds, and dispatches what came."""
         now = time.monotonic()
-        deadline = self._tick(now)
+        if now >= self._due:
+            due = self._tick(now)
+            self._due = math.inf if due is None else due
         if self.link:
             self.link.watch(self._poller)
-        wait = limit if deadline is None else min(limit, max(0.0, deadline - now))
-        for source, event in self._poller.poll(0 if self._posted else math.ceil(wait * 1000)):
+        wait = min(limit, max(0.0, self._due - now))
+        ready = self._poller.poll(0 if self._posted else math.ceil(wait * 1000))
+        if ready:
+            self._due = min(self._due, now + TICK_WITHIN)
+        for source, event in ready:
             if event & self._out and source in self._writers:
                 self._writers[source]()
             if event & ~self._out:

@@ -631,7 +631,7 @@ def _main(argv: list[str]) -> int:
 def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
     code = components.EXIT_OK
     rpc.raise_open_files()
-    rpc.keep_memory()
+    rpc.tune_process()
 
     def interrupt(number: int) -> None:
         nonlocal code

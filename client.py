@@ -198,7 +198,7 @@ class ApplicationNode(components.Component):
         self.names: dict[int, str] = {}  # number of a system -> its name at the master
         self.ended: dict[int, dict] = {}  # number of a system -> its stats
         self._sealed: dict[int, tuple] = {}
-        self._published: dict[str, Any] = {}  # what was published, for a master that must be told again
+        self.published: dict[str, Any] = {}  # what was published, for a master that must be told again
         rpc.Exchange(self._publish, self.swarm.fetch)
         listens = type(self).task_finished is not ApplicationNode.task_finished
         callback = self.task_finished if listens else self._unheard
@@ -230,7 +230,7 @@ class ApplicationNode(components.Component):
         if welcome["missing"]:
             self.call("bundle", self.bundle.digest, self.bundle.manifest, parts=[self.bundle.zip])
         if fresh:
-            for key in self._published:
+            for key in self.published:
                 self._send_published(key)
             self.owner.resubmit(welcome.get("known", True))
             for number, (sealed, options) in list(self._sealed.items()):
@@ -262,12 +262,12 @@ class ApplicationNode(components.Component):
 
     def _publish(self, key: str, pieces: list) -> None:
         kept = self.swarm.store and self.swarm.store.write([pieces])
-        self._published[key] = kept[0].held(self.swarm.store) if kept else b"".join(pieces)  # as it is now
+        self.published[key] = kept[0].held(self.swarm.store) if kept else b"".join(pieces)  # as it is now
         if self.welcomed:
             self._send_published(key)
 
     def _send_published(self, key: str) -> None:
-        part = self._published[key]
+        part = self.published[key]
         for at, total, piece in rpc.slices(part, type(part) is rpc.Reference and self.swarm.is_local):
             self.call("publish", key, at, total, parts=[b"", piece])
 
@@ -332,13 +332,13 @@ class ApplicationNode(components.Component):
             return
         self.ended[number] = stats
         self._sealed.pop(number, None)
+        result, error = (None, tasks.open_failure(failure)) if failure else tasks.attempt(tasks.open_group, parts[0])
         self.call("work_settled", number)
         handle = tasks.Handle(system.system_id)
         handle.title, handle.stats = type(system).__name__, stats
         self._system_handle = handle
-        result, error = None, tasks.open_failure(failure) if failure else None
-        if not failure:
-            result = self.result = rpc.open_sealed(parts[0])
+        if error is None:
+            self.result = result
         self._announce(result, error, stats)
 
     def _announce(self, result: Any, error: BaseException | None, stats: dict) -> None:
@@ -418,7 +418,12 @@ class ClientNode(rpc.Node):
     def _expose_one(self, link: rpc.Link, method: str) -> None:
         @rpc.tcpremote(link, name=method)
         def heard(handler, request, *params):
-            self._todo.append((self.app.hear, method, params, request.parts))
+            self._todo.append((self.app.hear, method, params, self._adopted(request.parts)))
+
+    def _adopted(self, parts: list) -> list:
+        """Parts that stay until the application has heard of them, whatever becomes of the master. Raises OSError for
+        what is gone already: a master that still has it will say it again."""
+        return [self._shelf.kept(part) if type(part) is rpc.Reference else part for part in parts]
 
     def welcomed(self, info: dict, fresh: bool) -> None:
         self._todo.append((self.app.joined, info, fresh))
@@ -440,9 +445,14 @@ class ClientNode(rpc.Node):
 
     def fetch(self, key: str) -> Any:
         """Waits for the bytes of a published object; callbacks wait meanwhile. Raises Error."""
+        if key in self.app.published:
+            return self.app.published[key]
         self._shelf.forget([key])
-        self.call("fetch_shared", key)
+        asked = None
         while self._shelf.get(key) is None:
+            if asked is not self.link.session and self.link.state == "ready":  # a new master was not asked yet
+                asked = self.link.session
+                self.call("fetch_shared", key)
             if self.loop.stopped or self.refusal or key in self._missing:
                 raise components.Error(f"the published object {key[:12]} is not here", self._missing.pop(key, ""))
             self.loop.step(1.0)

@@ -27,6 +27,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject, PyTypeObject
+from cython cimport boundscheck
 from cython.parallel cimport prange
 from libc.math cimport isfinite, sqrt
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -665,7 +666,7 @@ def run_alike(type cls, list states, Py_ssize_t place, Py_ssize_t stop, owner, P
     cdef dict state
     while place < stop:
         task = (<PyTypeObject *>cls).tp_new(cls, <PyObject *>NOTHING, NULL)
-        state = (<dict>states[place]).copy()
+        state = (<dict?>states[place]).copy()
         state["_owner"] = owner
         state["_ordinal"] = first + place
         task.__dict__ = state
@@ -693,6 +694,7 @@ def number_tasks(list tasks, owner, first):
         task._ordinal = ordinal
 
 
+@boundscheck(True)
 def settle(owner, flight, Py_ssize_t lo, list results, handle, plain):
     """The loop of an owner: hands the results of tasks to its callback.
 

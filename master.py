@@ -47,6 +47,7 @@ if __name__ == "__main__":  # hand over to the one copy of this module, under it
 
 import argparse
 import collections
+import functools
 import heapq
 import itertools
 import json
@@ -1173,7 +1174,7 @@ class Journal(threading.Thread):
                 batch.append(self._queue.get())
             try:
                 self._commit([record for records, _ in batch for record in records or ()])
-            except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:  # a full disk, most of all
+            except (sqlite3.Error, OSError, Error, ValueError, TypeError, OverflowError) as error:  # a full disk
                 self._failed(error)
                 return
             after = [message for _, messages in batch for message in messages]
@@ -1490,7 +1491,22 @@ class MasterNode(rpc.BaseNode):
 
     def _send_all(self, messages: list) -> None:
         for kind, target, *details in messages:
-            self._senders[kind](self, target, *details)
+            try:
+                self._senders[kind](self, target, *details)
+            except (OSError, Error) as error:
+                self._not_sent(kind, target, details, error)
+
+    def _not_sent(self, kind: str, target: str, details: list, error: Exception) -> None:
+        """A payload that is gone, or too large for where it should go: its tasks end in order all the same."""
+        reason = f"it cannot be sent ({error})"
+        log.error("%s for %s: %s", kind, target, reason)
+        if kind == "lease":
+            lease = details[0]
+            lost = functools.partial(self.board.worker_lost, target, lease.id, lease.lo, lease.hi, reason)
+            self.loop.post(lambda: self.apply(lost(time.monotonic())))
+        elif kind == "outcome":
+            number, lo, hi, seconds, _, _, slave = details
+            self._send_outcome(target, number, lo, hi, seconds, failure("result", "NotSent", reason, slave), [], slave)
 
     def _send_lease(self, slave: str, lease: Lease) -> None:
         batch = lease.batch
@@ -1737,6 +1753,8 @@ class MasterNode(rpc.BaseNode):
     def submit(self, owner: str, number: int, count: int, group: int, first: int, parts: list) -> None:
         """Takes a batch of a client or a system. Raises UsageError for what is no batch at all."""
         check_whole(number, count, group, first)
+        if parts and type(parts[0]) is rpc.Reference:
+            parts[0] = parts[0].read()
         head = read_options(parts)
         if head.get("bundle") not in self.bundles:
             self._send_refused(owner, number, "its application was never sent here")
@@ -1806,6 +1824,7 @@ class MasterNode(rpc.BaseNode):
 
     def publish(self, owner: str, key: str, at: int, total: int, part: Any) -> None:
         """Takes a slice of an object that somebody publishes; it stays until the client ends to which it belongs."""
+        rpc.check_key(key, at, total)
         client = self.systems[owner].client if owner in self.systems else owner
         if client not in self.board.owners or self.published.setdefault(key, client) != client:
             return
@@ -1824,7 +1843,8 @@ class MasterNode(rpc.BaseNode):
     def _send_shared(self, target: str, key: str) -> None:
         part = self.shelf.get(key)
         if target in self.systems:
-            self.systems[target].pipe.call("shared", key, parts=[part])
+            for at, total, piece in rpc.slices(part, type(part) is rpc.Reference):
+                self.systems[target].pipe.call("shared", key, at, total, parts=[piece])
         elif target in self._peers:
             here = self._peers[target].local
             by_file = type(part) is rpc.Reference and bool(here) and part.folder.startswith(here)
@@ -1977,10 +1997,7 @@ class MasterNode(rpc.BaseNode):
 
     def _sweep(self, now: float) -> None:
         self._give_up_wanted(now)
-        for store in filter(None, (self.store, self.spool)):
-            store.collect()
-            if not self.board.leases:
-                store.trim()
+        self.spool.tidy()
         for name, since in list(self._gone_at.items()):
             if now - since > self.retention:
                 log.info("client %s did not come back in %.0f s: its work is dropped", name, self.retention)

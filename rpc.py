@@ -1253,10 +1253,10 @@ def _inline(flat, sizes, files):
     pieces, lengths = [], []
     for part, size in zip(flat, sizes, strict=True):
         if type(part) is Reference and files is not None:
-            name = f"{part.folder}/{part.name}"
-            if name not in files:
-                files.append(name)
-            part = Place(files.index(name), part.at, part.size)
+            place = part.folder, part.name
+            if place not in files:
+                files.append(place)
+            part = Place(files.index(place), part.at, part.size)
         if type(part) is Place:
             text = part.to_text().encode()
             lengths.append(REFERENCE)
@@ -1572,6 +1572,8 @@ class Endpoint:
         if peer.lost:
             self.counts["to lost peers"] += 1
         elif peer.backlog or peer.session.pending_bytes > ROOM:
+            parts = list(parts)
+            _table(call, parts, bool(peer.local))  # it may be too large
             peer.backlog.append((call, parts))
         else:
             self._send_now(peer, call, parts)
@@ -1679,7 +1681,9 @@ class Endpoint:
         """Send what is due in a session; returns when to look again."""
         session = peer.session
         while peer.backlog and session.pending_bytes <= ROOM and not peer.lost:
-            self._send_now(peer, *peer.backlog.popleft())
+            _, error = self._attempt(self._send_now, peer, *peer.backlog.popleft())
+            if error is not None:  # a file that is gone; in a new session everything is said again
+                self._give_up(peer, f"what it was to get is gone: {error.what}", now)
         while (frames := session.due()) is not None and self._transmit(peer, frames):
             session.sent(now)
         if (frames := session.beat(now)) is not None and self._transmit(peer, frames):
@@ -1896,6 +1900,9 @@ class Channel(Endpoint):
 
     def _transmit(self, peer, frames):
         return self._post([peer.route, *frames])
+
+    def _give_up(self, peer, reason, now):
+        self.drop(peer, reason)
 
     def tick(self, now: float) -> float:
         """Send what is due, notice who is lost or whose key was removed; returns when to call again at the
@@ -2152,6 +2159,9 @@ class Link(Endpoint):
         self._new_session()
         self._reopen(now)
         self._lose(reason)
+
+    def _give_up(self, peer, reason, now):
+        self._over(reason, now)
 
     def _lose(self, reason):
         if self.state == "ready":
@@ -2929,7 +2939,6 @@ def own_folder(path: str | os.PathLike) -> str:
     return _checked_folder(os.fspath(path))
 
 
-@functools.lru_cache(maxsize=256)
 def _checked_folder(path):
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode):
@@ -2968,19 +2977,19 @@ class Reference:
 
     @classmethod
     def from_text(cls, text: Any, root: str) -> Reference:
-        """The reference that a peer sent, into a store below `root` and nowhere else.
+        """The reference that a peer sent, into a store below `root`, which is this user's alone, and nowhere else.
 
-        Raises ProtocolError for any other text, Error for a folder that is not this user's alone, FileNotFoundError.
+        Whether the file is there shows when it is opened. Raises ProtocolError for any other text.
         """
         found = _REFERENCE.fullmatch(text) if isinstance(text, str) else None
         if not found:
             raise ProtocolError(f"{text!r:.80} names no payload", "a peer sent folder/file/offset/size of another form")
         folder, name, at, size = found.groups()
-        return cls(_checked_folder(f"{root}/{folder}"), name, int(at), int(size))
+        return cls(f"{root}/{folder}", name, int(at), int(size))
 
     def open(self) -> int:
         """A descriptor for reading; the caller closes it. Raises OSError."""
-        return os.open(f"{self.folder}/{self.name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return open_payload(self.folder, self.name)
 
     def view(self) -> memoryview:
         """The bytes, read-only, large ones not copied; they stay when the file goes. Raises OSError, ProtocolError.
@@ -2999,6 +3008,20 @@ class Reference:
             return function(file, self.at, self.size)
         finally:
             os.close(file)
+
+
+def open_payload(folder: str, name: str) -> int:
+    """A descriptor for reading a file of a store. Raises OSError, also for a folder that is not this user's alone."""
+    _check_store(folder)
+    return os.open(f"{folder}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+@functools.lru_cache(maxsize=256)
+def _check_store(folder):
+    try:
+        _checked_folder(folder)
+    except components.Error as error:
+        raise OSError(errno.EPERM, error.what, folder) from None
 
 
 class Place(NamedTuple):
@@ -3100,6 +3123,7 @@ class _File:
     parts: int = 0
     plain: bool = True
     source: tuple[str, str] | None = None
+    length: int = 0  # of a file that was linked
 
 
 class Store:
@@ -3122,6 +3146,10 @@ class Store:
         self._adopted: dict[tuple[str, str], str] = {}
         self._names = itertools.count(1)
         self._warned = False
+        self._idle = False  # nothing was written since the last `tidy`
+        status = os.stat(self.root)
+        # equal for the stores that can follow each other's references
+        self.identity = f"{self.root} {status.st_dev} {status.st_ino}"
         self.dropped: deque[Reference] = deque()
         with _locked(self.root):
             _remove_dead(self.root)
@@ -3150,6 +3178,7 @@ class Store:
         """A file for about `size` bytes: its name, and a descriptor to fill it by, which the caller closes. None as
         above. It is in use until `release_file`, or until all its references are released."""
         self.collect()
+        self._idle = False
         name = self._fitting(size, whose)
         try:
             if name:
@@ -3214,6 +3243,7 @@ class Store:
         name = self._adopted.get(source)
         if name is None:
             name = str(next(self._names))
+            _check_store(reference.folder)
             try:
                 os.link("/".join(source), f"{self.folder}/{name}", follow_symlinks=False)
             except OSError as error:
@@ -3221,16 +3251,20 @@ class Store:
                     raise
                 copied = self.write([reference.view()], whose)
                 return copied and copied[0]
-            self._files[name] = _File(0, source=source)
+            length = os.stat(f"{self.folder}/{name}", follow_symlinks=False).st_size
+            self._files[name] = _File(0, source=source, length=length)
             self._adopted[source] = name
+        if reference.at + reference.size > self._files[name].length:
+            raise OSError(errno.ENODATA, "the file is shorter than was said", "/".join(source))
         self._files[name].parts += 1
         return Reference(self.folder, name, reference.at, reference.size)
 
-    @property
-    def identity(self) -> str:
-        """Equal for the stores that can follow each other's references."""
-        status = os.stat(self.root)
-        return f"{self.root} {status.st_dev} {status.st_ino}"
+    def tidy(self) -> None:
+        """Takes back what was let go, and keeps no free files if nothing was written for a while."""
+        self.collect()
+        if self._idle:
+            self.trim()
+        self._idle = True
 
     def collect(self) -> None:
         """Takes back what held references have let go."""
@@ -3423,6 +3457,42 @@ def check_key(key: Any, at: Any = 0, total: Any = 0) -> None:
         raise ProtocolError(f"{str(key)[:80]!r} names no published object")
 
 
+class _Incoming:
+    """A published object whose slices are coming, into a file of the store, or into memory where it has no room."""
+
+    def __init__(self, store: Store | None, total: int):
+        self.have, self.total = 0, total
+        self._store = store
+        self._name, self._file = (store and store.create(total)) or ("", -1)
+        self._pieces: list = []
+
+    def add(self, part: Any) -> None:
+        """The next slice."""
+        pieces = part if type(part) is list else [part.read() if type(part) is Reference else part]
+        if self._file >= 0:
+            try:
+                write_pieces(self._file, pieces, self.have)
+            except OSError as error:
+                log.warning("a published object goes to memory, for its file cannot grow (%s)", error)
+                self._pieces.append(os.pread(self._file, self.have, 0))
+                self._close()
+                self._store.release_file(self._name)
+        if self._file < 0:
+            self._pieces += pieces
+        self.have += sum(map(len, pieces))
+
+    def end(self) -> Any:
+        """The object as a part. Nothing comes any more."""
+        if self._file < 0:
+            return self._pieces
+        self._close()
+        return self._store.reference(self._name, 0, self.have).held(self._store)
+
+    def _close(self) -> None:
+        os.close(self._file)
+        self._file = -1
+
+
 class Shelf:
     """The published objects that a node holds, each as a part: in a file of its store, or in memory where it has none.
 
@@ -3432,7 +3502,7 @@ class Shelf:
     def __init__(self, store: Store | None, budget: int | None = None):
         self._store, self._budget = store, budget
         self._held: collections.OrderedDict[str, Any] = collections.OrderedDict()
-        self._coming: dict[str, tuple[int, list]] = {}  # key -> how much is here, and this in slices
+        self._coming: dict[str, _Incoming] = {}
 
     def get(self, key: str) -> Any:
         """The part, or None."""
@@ -3446,31 +3516,32 @@ class Shelf:
         if key in self._held:
             return True
         if type(part) is Reference and part.size == total:
-            self._put(key, self._kept(part))
+            self._put(key, self.kept(part))
             return True
-        have, slices = self._coming.pop(key, (0, []))
-        if at != have or have + size_of(part) > total:
-            raise ProtocolError(f"a slice of a published object begins at {at:,}, {have:,} bytes are here")
-        slices.append(self._filed(part))
-        if have + size_of(part) < total:
-            self._coming[key] = have + size_of(part), slices
+        if at == 0:  # from the beginning, maybe again
+            self._drop(key)
+            self._coming[key] = _Incoming(self._store, total)
+        coming = self._coming.get(key)
+        if coming is None or at != coming.have or at + size_of(part) > coming.total != total:
+            raise ProtocolError(f"a slice of a published object begins at {at:,}, which nobody waits for")
+        coming.add(part)
+        if coming.have < total:
             return False
-        pieces = [piece.view() if type(piece) is Reference else piece for piece in slices]
-        self._put(key, slices[0] if len(slices) == 1 else self._filed(pieces))
+        self._put(key, self._coming.pop(key).end())
         return True
-
-    def _filed(self, part: Any) -> Any:
-        """The part in a file of the store, if there is room."""
-        written = self._store.write([part]) if self._store and type(part) is not Reference else None
-        return written[0].held(self._store) if written else part
 
     def forget(self, keys: Iterable[str]) -> None:
         """Lets objects go; who has mapped one keeps it."""
         for key in keys:
             self._held.pop(key, None)
-            self._coming.pop(key, None)
+            self._drop(key)
 
-    def _kept(self, reference: Reference) -> Any:
+    def _drop(self, key: str) -> None:
+        if key in self._coming:
+            self._coming.pop(key).end()
+
+    def kept(self, reference: Reference) -> Any:
+        """The same bytes as a part that stays, whatever becomes of the sender's file. Raises OSError if it is gone."""
         if reference.store is self._store:
             return reference
         adopted = self._store.adopt(reference)
@@ -4290,7 +4361,7 @@ class Pipe:
         self._sock = sock
         self._on_call = on_call
         self._on_end = on_end
-        self._receiver = Receiver(sock, follow=self._stored)
+        self._receiver = Receiver(sock, follow=self._stored if store else None)
         self._unsent: collections.deque[tuple[list, list]] = collections.deque()  # buffers and descriptors of messages
         self._store, self._whose = store, whose
         self._spare = ""  # the name of the file that the child has
@@ -4305,9 +4376,9 @@ class Pipe:
             return
         if self._wanted and not self._spare:
             self._give_spare()
-        names: list[str] = []
-        buffers = pack_stream([method, *params], parts, names)
-        self._queue(buffers, _open_all(names) if names else [])
+        places: list[tuple[str, str]] = []
+        buffers = pack_stream([method, *params], parts, places)
+        self._queue(buffers, _open_all(places) if places else [])
 
     def close(self) -> None:
         """Ends it; the child reads an end of file."""
@@ -4400,12 +4471,12 @@ class Pipe:
             self._wanted = size
 
 
-def _open_all(names: list[str]) -> list[int]:
+def _open_all(places: list[tuple[str, str]]) -> list[int]:
     """Descriptors of files, for reading. Raises OSError."""
     files: list[int] = []
     try:
-        for name in names:
-            files.append(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        for place in places:
+            files.append(open_payload(*place))
     except OSError:
         _close_all(files)
         raise
@@ -4446,6 +4517,7 @@ class BaseNode(components.ComponentManager):
         components.load_entry_points()
         self.plugins = components.load_plugins(environment / "plugins")
         self.stats = components.Stats()
+        self.store: Store | None = None  # where large payloads lie for others on this machine
         self._look_at = 0.0
         self.service = Service()
         self.server: ControlServer | None = None
@@ -4477,6 +4549,8 @@ class BaseNode(components.ComponentManager):
             self.config_changed(changes)
         for name in self.plugins.poll(now):
             log.info("plug-in %s loaded", name)
+        if self.store:
+            self.store.tidy()
         return self._look_at
 
     def status(self) -> dict:

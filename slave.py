@@ -85,6 +85,8 @@ class ProcessTaskManager(components.Component):
     def init(self, identity: str, address: str) -> None:
         """The slave has joined as `identity`; whatever ran for an earlier master is not wanted any more."""
         self.drop_everything()
+        for worker in [worker for worker in self.workers.values() if not worker.envelope]:
+            self._end(worker)  # what it has published went with the earlier master
 
     def start(self) -> None:
         """Takes the pools from the node; workers are forked when the first lease of a bundle comes."""
@@ -112,9 +114,9 @@ class ProcessTaskManager(components.Component):
 
     def push_task(self, envelope: tasks.Envelope) -> None:
         """Takes a lease; starts it as soon as its bundle is here and its resources are free."""
+        if self._can_start(envelope):
+            return
         if not self.waiting:
-            if self._can_start(envelope):
-                return
             self._least = math.inf
         self._least = min(self._least, demand_of(envelope).get("cpus", 0))
         self.waiting.append(envelope)
@@ -142,7 +144,7 @@ class ProcessTaskManager(components.Component):
 
     def _can_start(self, envelope: tasks.Envelope) -> bool:
         """Starts it, if its bundle is here and its resources are free."""
-        return self._has_bundle(envelope) and self._fits(envelope) and self._start(envelope)
+        return self._fits(envelope) and self._has_bundle(envelope) and self._start(envelope)
 
     def revoke(self, lease: int, kill: bool) -> None:
         """The master does not want it any more; a running task ends first unless it is to be killed."""
@@ -208,13 +210,13 @@ class ProcessTaskManager(components.Component):
         worker.envelope, worker.lo, worker.forgotten = envelope, envelope.lo, False
         variables = self._granted(worker)
         news = None if variables == worker.told else variables
-        worker.told = variables
         try:
             worker.pipe.call("run", *envelope[:8], news, parts=envelope.parts)
+            worker.told = variables
         except OSError as error:
             self._release(worker)
-            failures = {"*": tasks.describe_failure(error, kind="setup")}
-            self.node.report("result", envelope.lease, envelope.lo, envelope.hi, 0.0, failures)
+            reason = f"a file of its payload cannot be opened ({error})"
+            self.node.report("worker_lost", envelope.lease, envelope.lo, envelope.hi, reason)
         return True
 
     def _granted(self, worker: Worker) -> dict[str, str]:
@@ -299,18 +301,22 @@ class ProcessTaskManager(components.Component):
                 for at, total, piece in rpc.slices(part, type(part) is rpc.Reference and self.node.is_local):
                     self.node.report("publish_for", worker.envelope.owner, key, at, total, parts=[b"", piece])
         elif method == "fetch_shared":
-            part = self.node.shelf.get(key)
-            if part is not None:
-                worker.pipe.call("shared", key, parts=[part])
+            if self.node.shelf.get(key) is not None:
+                self._hand_shared(worker, key)
                 return
             if key not in self._asking:
                 self.node.report("fetch_shared", key)
             self._asking.setdefault(key, []).append(worker)
 
+    def _hand_shared(self, worker: Worker, key: str) -> None:
+        part = self.node.shelf.get(key)
+        for at, total, piece in rpc.slices(part, type(part) is rpc.Reference):
+            worker.pipe.call("shared", key, at, total, parts=[piece])
+
     def shared_here(self, key: str) -> None:
         """A published object has come."""
         for worker in self._asking.pop(key, ()):
-            worker.pipe.call("shared", key, parts=[self.node.shelf.get(key)])
+            self._hand_shared(worker, key)
 
     def shared_missing(self, key: str, reason: str) -> None:
         """Nobody has that object."""
@@ -537,8 +543,6 @@ class SlaveNode(rpc.Node):
         deadline = super().tick(now)
         if self.leaving_at and (now >= self.leaving_at or not (self.manager.running or self.unheard())):
             self.loop.stop()
-        if self.store:
-            self.store.collect()
         for alarm in [alarm for alarm in self._alarms if alarm[0] <= now]:
             self._alarms.remove(alarm)
             alarm[1]()

@@ -61,6 +61,7 @@ CHUNK_BYTES = 4 * 1024 * 1024  # a batch is closed once its records weigh this m
 WINDOW = 64 * 1024  # tasks an owner has out without an outcome; more are drawn as these end
 WINDOW_BYTES = 64 * 1024 * 1024
 MOST_BYTES = 16 * 1024 * 1024  # of the records of a batch that has more than one task
+LARGEST = rpc.MAX_MESSAGE - 2 * MOST_BYTES  # of a single record or result: it may share its message
 MOST_HEADS = 256  # kept by an owner
 SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the master hears that they may be forgotten
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
@@ -299,8 +300,8 @@ class Envelope(NamedTuple):
 def too_large(what: str, size: int) -> components.UsageError:
     """The error for something that does not fit into a message."""
     return components.UsageError(
-        f"{what} has {size:,} bytes, a message holds {rpc.MAX_MESSAGE:,}",
-        "both ends have a message in memory as a whole (rpc.MAX_MESSAGE)",
+        f"{what} has {size:,} bytes, at most {LARGEST:,} are sent",
+        f"a message has {rpc.MAX_MESSAGE:,} bytes (rpc.MAX_MESSAGE), for both ends hold it in memory as a whole",
         "publish the large object and pass the reference, or split the work",
     )
 
@@ -472,7 +473,8 @@ class Records:
             return None
         group, place = divmod(i, self._group)
         states = self._open(group)
-        return cls, states, place, min(len(states), self._hi - group * self._group)
+        stop = min(len(states), self._hi - group * self._group)
+        return (cls, states, place, stop) if place < stop else None
 
     def task(self, i: int) -> Task:
         """Makes task i; a new object at each call."""
@@ -868,7 +870,7 @@ class Owner:
                 if source.refused:
                     source.refused({"c": -32602, "m": error.what, "t": "", "e": error})
             else:
-                if batch.size > rpc.MAX_MESSAGE and len(tasks) == 1:
+                if batch.size > LARGEST and len(tasks) == 1:
                     self._refuse_large(tasks[0], batch.size)
                 elif batch.size > MOST_BYTES and len(tasks) > 1:
                     self._wait(tasks[len(tasks) // 2 :], source, first=True)
@@ -917,6 +919,9 @@ class Owner:
             if error is not None:  # only single results can fail, groups are plain
                 failures = {**failures, str(lo + len(results)): describe_failure(error, kind="result")}
             results += some or [None]
+        if len(results) != hi - lo:
+            error = components.Error(f"{len(results)} results came for {hi - lo} tasks", "a worker lost count")
+            return [None] * (hi - lo), {"*": describe_failure(error, kind="result")}
         return results, failures
 
     def _failed(self, task: Task, failure: dict) -> None:
@@ -1571,32 +1576,44 @@ class Wire:
 
     def _by_file(self, parts: list) -> list:
         """Writes the parts into the spare file; they stay as they are if there is no room for it."""
-        pieces, places, _ = rpc.lay_out(parts)
+        large = [i for i, part in enumerate(parts) if rpc.size_of(part) >= rpc.PART_BY_FILE]
+        pieces, places, _ = rpc.lay_out([parts[i] for i in large])
         try:
             rpc.write_pieces(self._spare, pieces)
         except OSError as error:
-            log.debug("a result does not fit into a file, and is sent: %s", error)
+            log.debug("a payload does not fit into a file, and is sent: %s", error)
             return parts
         os.close(self._spare)
         self._spare = -1
-        return [rpc.Place(0, at, size) for at, size in places]
+        for i, (at, size) in zip(large, places, strict=True):
+            parts[i] = rpc.Place(0, at, size)
+        return parts
 
     def publish(self, key: str, pieces: list) -> None:
         """Hands a sealed object of this process on to the node."""
-        for at, total, part in rpc.slices(pieces, self._spare >= 0):
+        placed = self._by_file([pieces])[0] if self._spare >= 0 else pieces
+        for at, total, part in rpc.slices(placed, type(placed) is rpc.Place):
             self.call("publish", key, at, total, parts=[b"", part])
 
     def fetch(self, key: str) -> Any:
         """Waits for the bytes of a published object; other calls wait meanwhile. Raises Error if nobody has it."""
         self.call("fetch_shared", key)
+        slices: list = []
+        while True:
+            call, parts = self._answer_about(key)
+            if call[0] == "no_shared":
+                raise components.Error(f"the published object {key[:12]} is not here", call[2])
+            slices.append(parts[0])
+            if call[2] + len(parts[0]) == call[3]:
+                return slices if len(slices) > 1 else slices[0]
+
+    def _answer_about(self, key: str) -> tuple[list, list]:
+        """The next call about a published object, out of its turn."""
         while True:
             for place, (call, parts) in enumerate(self._calls):
-                if call[:2] == ["shared", key]:
+                if call[0] in ("shared", "no_shared") and call[1] == key:
                     del self._calls[place]
-                    return parts[0]
-                if call[:2] == ["no_shared", key]:
-                    del self._calls[place]
-                    raise components.Error(f"the published object {key[:12]} is not here", call[2])
+                    return call, parts
             self._read()
 
     def next(self) -> tuple[list, list]:
@@ -1682,8 +1699,13 @@ class LeaseRunner:
             self._one(records, i)
             return i + 1
         cls, states, place, stop = alike
-        first = records.ordinal + i - place
-        ran, task, result, error = run_alike(cls, states, place, stop, records.owner, first, self._plain, until)
+        first, before = records.ordinal + i - place, len(self._plain)
+        told, error = attempt(run_alike, cls, states, place, stop, records.owner, first, self._plain, until)
+        if error is not None:  # a task that cannot even be made in the quick way
+            i += len(self._plain) - before
+            self._one(records, i)
+            return i + 1
+        ran, task, result, error = told
         i += ran - place
         if len(self._plain) >= GROUP:
             self._flush()
@@ -1724,7 +1746,7 @@ class LeaseRunner:
             self._fail(i, rpc.explain_unpicklable(result, error, "the result"), "result")
             return
         size = rpc.size_of(pieces)
-        if size > rpc.MAX_MESSAGE:
+        if size > LARGEST:
             self._fail(i, too_large("the result", size), "result")
             return
         self._flush()

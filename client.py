@@ -203,6 +203,7 @@ class ApplicationNode(components.Component):
         listens = type(self).task_finished is not ApplicationNode.task_finished
         callback = self.task_finished if listens else self._unheard
         self.owner = tasks.Owner(self.call, callback, {"bundle": self.bundle.digest}, handles=True)
+        self.owner.keep = self.swarm.keep
 
     def connect(self) -> None:
         """Joins the swarm. Raises Unreachable."""
@@ -269,11 +270,11 @@ class ApplicationNode(components.Component):
     def _send_published(self, key: str) -> None:
         part = self._published[key]
         for at, total, piece in rpc.slices(part, type(part) is rpc.Reference and self.swarm.is_local):
-            self.call("publish", key, at, total, parts=[b"", piece])
+            self.call("publish", key, at, total, parts=[piece])
 
     def _push_system(self, system: tasks.ITaskSystem) -> None:
         try:
-            sealed = rpc.seal(system, f"task system {type(system).__name__}")
+            sealed = rpc.seal(system, f"task system {type(system).__name__}")  # one pickle: its arrays can be written
         except components.Error as error:
             self.push_tasksystem_failed({"c": -32602, "m": str(error), "t": "", "e": error})
             return
@@ -409,7 +410,7 @@ class ClientNode(rpc.Node):
 
         @rpc.tcpremote(link)
         def shared(handler, request, key, at, total):
-            self._shelf.take(key, at, total, request.parts[1])
+            self._shelf.take(key, at, total, request.parts[0])
 
         @rpc.tcpremote(link)
         def no_shared(handler, request, key, reason):
@@ -438,13 +439,17 @@ class ClientNode(rpc.Node):
         """Sends a call to the master."""
         self.link.call(method, *params, parts=parts)
 
+    def keep(self, parts: list) -> list:
+        """The parts of a batch as they are now: in a file if the master takes it, else copied if need be."""
+        return list(map(rpc.frozen, self.link.by_file(parts, 1) if self.is_local else parts))
+
     def fetch(self, key: str) -> Any:
         """Waits for the bytes of a published object; callbacks wait meanwhile. Raises Error."""
         self._shelf.forget([key])
         self.call("fetch_shared", key)
         while self._shelf.get(key) is None:
             if self.loop.stopped or self.refusal or key in self._missing:
-                raise components.Error(f"the published object {key[:12]} is not here", self._missing.pop(key, ""))
+                raise rpc.no_such_object(key, self._missing.pop(key, "the master is gone"))
             self.loop.step(1.0)
         part = self._shelf.get(key)
         self._shelf.forget([key])
@@ -510,7 +515,7 @@ class Inline(components.ComponentManager):
         """A call of the client's."""
         if method == "publish":
             key, at, _total = params
-            self._objects[key] = self._objects.get(key, b"") + parts[1] if at else bytes(parts[1])
+            self._objects[key] = self._objects.get(key, b"") + parts[0] if at else bytes(parts[0])
             return
         self._todo.append((self._node.owner, self._node.hear, method, params, list(parts)))
 
@@ -530,8 +535,12 @@ class Inline(components.ComponentManager):
         elif method == "step":
             self._runs[params[0]].next_step()
 
+    keep = staticmethod(tasks.Owner.keep)
+
     def fetch(self, key: str) -> bytes:
-        """The bytes of a published object."""
+        """The bytes of a published object. Raises Error."""
+        if key not in self._objects:
+            raise rpc.no_such_object(key, "nobody in this process published it")
         return self._objects[key]
 
     def close(self) -> None:
@@ -552,7 +561,7 @@ class Inline(components.ComponentManager):
 
         def call(method: str, *details: Any, parts: Iterable = ()) -> None:
             if method == "submit":
-                self._todo.append((run.owner, hear, method, details, list(parts)))
+                self._todo.append((run.owner, hear, method, details, tasks.Owner.keep(parts)))
             elif method == "system_step" and details[1]:
                 self._node.hear("system_step", [number, *details], [])
             elif method == "system_done":

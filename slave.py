@@ -209,12 +209,7 @@ class ProcessTaskManager(components.Component):
         variables = self._granted(worker)
         news = None if variables == worker.told else variables
         worker.told = variables
-        try:
-            worker.pipe.call("run", *envelope[:8], news, parts=envelope.parts)
-        except OSError as error:
-            self._release(worker)
-            failures = {"*": tasks.describe_failure(error, kind="setup")}
-            self.node.report("result", envelope.lease, envelope.lo, envelope.hi, 0.0, failures)
+        worker.pipe.call("run", *envelope[:8], news, parts=envelope.parts)
         return True
 
     def _granted(self, worker: Worker) -> dict[str, str]:
@@ -294,10 +289,10 @@ class ProcessTaskManager(components.Component):
         """A worker publishes an object, or wants one."""
         *numbers, parts = details
         if method == "publish" and worker.envelope:
-            if self.node.shelf.take(key, *numbers, parts[1]):
+            if self.node.shelf.take(key, *numbers, parts[0]):
                 part = self.node.shelf.get(key)
                 for at, total, piece in rpc.slices(part, type(part) is rpc.Reference and self.node.is_local):
-                    self.node.report("publish_for", worker.envelope.owner, key, at, total, parts=[b"", piece])
+                    self.node.report("publish_for", worker.envelope.owner, key, at, total, parts=[piece])
         elif method == "fetch_shared":
             part = self.node.shelf.get(key)
             if part is not None:
@@ -316,6 +311,11 @@ class ProcessTaskManager(components.Component):
         """Nobody has that object."""
         for worker in self._asking.pop(key, ()):
             worker.pipe.call("no_shared", key, reason)
+
+    def forget_shared(self, keys: list) -> None:
+        """Nobody needs these objects any more."""
+        for worker in self.workers.values():
+            worker.pipe.call("forget_shared", keys)
 
     def died(self, token: int, how: str) -> None:
         """A worker ended: its lease, if it had one, is reported lost, and its slot is free again."""
@@ -468,9 +468,20 @@ class SlaveNode(rpc.Node):
             self.manager.bundle_failed(digest, missing)
 
         @rpc.tcpremote(link)
+        def workers(handler, request, count):
+            self.set_workers(count)
+
+        @rpc.tcpremote(link)
+        def drain(handler, request):
+            self.leave()
+
+        self._expose_shared(link)
+
+    def _expose_shared(self, link: rpc.Link) -> None:
+        @rpc.tcpremote(link)
         def shared(handler, request, key, at, total):
-            self.stats.add_avg("bytes of published objects", rpc.size_of(request.parts[1]))
-            if self.shelf.take(key, at, total, request.parts[1]):
+            self.stats.add_avg("bytes of published objects", rpc.size_of(request.parts[0]))
+            if self.shelf.take(key, at, total, request.parts[0]):
                 self.manager.shared_here(key)
 
         @rpc.tcpremote(link)
@@ -480,14 +491,7 @@ class SlaveNode(rpc.Node):
         @rpc.tcpremote(link)
         def forget_shared(handler, request, keys):
             self.shelf.forget(keys)
-
-        @rpc.tcpremote(link)
-        def workers(handler, request, count):
-            self.set_workers(count)
-
-        @rpc.tcpremote(link)
-        def drain(handler, request):
-            self.leave()
+            self.manager.forget_shared(keys)
 
     def take_bundle(self, digest: str, manifest: dict, data: bytes) -> None:
         """Unpacks an application; what waited for it starts, or fails with the reason."""

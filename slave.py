@@ -377,6 +377,7 @@ def usable_cpus() -> int:
 
 # -- the slave -----------------------------------------------------------------------------------------------------
 
+TRIM_EVERY = 1.0  # seconds between two looks whether free payload files can go
 GRACE = 10.0  # seconds that a leaving slave lets tasks run on
 
 
@@ -401,6 +402,7 @@ class SlaveNode(rpc.Node):
         self.leaving_at = 0.0
         self._zygotes: collections.deque[float] = collections.deque(maxlen=RESPAWN_LIMIT)  # when they were started
         self._alarms: list[tuple[float, object]] = []
+        self._trim_at = 0.0
         self.joined_at = 0.0
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
         self.start_zygote()
@@ -540,6 +542,10 @@ class SlaveNode(rpc.Node):
             self.loop.stop()
         if self.store:
             self.store.collect()
+            if now >= self._trim_at:
+                self._trim_at = now + TRIM_EVERY
+                if not (self.manager.running or self.manager.waiting):
+                    self.store.trim()
         for alarm in [alarm for alarm in self._alarms if alarm[0] <= now]:
             self._alarms.remove(alarm)
             alarm[1]()

@@ -198,11 +198,12 @@ class ApplicationNode(components.Component):
         self.names: dict[int, str] = {}  # number of a system -> its name at the master
         self.ended: dict[int, dict] = {}  # number of a system -> its stats
         self._sealed: dict[int, tuple] = {}
-        self.published: dict[str, Any] = {}  # what was published, for a master that must be told again
+        self._published: dict[str, Any] = {}  # what was published, for a master that must be told again
         rpc.Exchange(self._publish, self.swarm.fetch)
         listens = type(self).task_finished is not ApplicationNode.task_finished
         callback = self.task_finished if listens else self._unheard
         self.owner = tasks.Owner(self.call, callback, {"bundle": self.bundle.digest}, handles=True)
+        self.owner.keep = self.swarm.keep
 
     def connect(self) -> None:
         """Joins the swarm. Raises Unreachable."""
@@ -230,7 +231,7 @@ class ApplicationNode(components.Component):
         if welcome["missing"]:
             self.call("bundle", self.bundle.digest, self.bundle.manifest, parts=[self.bundle.zip])
         if fresh:
-            for key in self.published:
+            for key in self._published:
                 self._send_published(key)
             self.owner.resubmit(welcome.get("known", True))
             for number, (sealed, options) in list(self._sealed.items()):
@@ -262,18 +263,18 @@ class ApplicationNode(components.Component):
 
     def _publish(self, key: str, pieces: list) -> None:
         kept = self.swarm.store and self.swarm.store.write([pieces])
-        self.published[key] = kept[0].held(self.swarm.store) if kept else b"".join(pieces)  # as it is now
+        self._published[key] = kept[0].held(self.swarm.store) if kept else b"".join(pieces)  # as it is now
         if self.welcomed:
             self._send_published(key)
 
     def _send_published(self, key: str) -> None:
-        part = self.published[key]
+        part = self._published[key]
         for at, total, piece in rpc.slices(part, type(part) is rpc.Reference and self.swarm.is_local):
-            self.call("publish", key, at, total, parts=[b"", piece])
+            self.call("publish", key, at, total, parts=[piece])
 
     def _push_system(self, system: tasks.ITaskSystem) -> None:
         try:
-            sealed = rpc.seal(system, f"task system {type(system).__name__}")
+            sealed = rpc.seal(system, f"task system {type(system).__name__}")  # one pickle: its arrays can be written
         except components.Error as error:
             self.push_tasksystem_failed({"c": -32602, "m": str(error), "t": "", "e": error})
             return
@@ -332,7 +333,7 @@ class ApplicationNode(components.Component):
             return
         self.ended[number] = stats
         self._sealed.pop(number, None)
-        result, error = (None, tasks.open_failure(failure)) if failure else tasks.attempt(tasks.open_group, parts[0])
+        result, error = (None, tasks.open_failure(failure)) if failure else tasks.attempt(rpc.open_sealed, parts[0])
         self.call("work_settled", number)
         handle = tasks.Handle(system.system_id)
         handle.title, handle.stats = type(system).__name__, stats
@@ -409,7 +410,7 @@ class ClientNode(rpc.Node):
 
         @rpc.tcpremote(link)
         def shared(handler, request, key, at, total):
-            self._shelf.take(key, at, total, request.parts[1])
+            self._shelf.take(key, at, total, request.parts[0])
 
         @rpc.tcpremote(link)
         def no_shared(handler, request, key, reason):
@@ -421,9 +422,17 @@ class ClientNode(rpc.Node):
             self._todo.append((self.app.hear, method, params, self._adopted(request.parts)))
 
     def _adopted(self, parts: list) -> list:
-        """Parts that stay until the application has heard of them, whatever becomes of the master. Raises OSError for
-        what is gone already: a master that still has it will say it again."""
-        return [self._shelf.kept(part) if type(part) is rpc.Reference else part for part in parts]
+        """Parts that stay until the application has heard of them, whatever becomes of the master. Raises OSError if a
+        master that is gone has said this: the next one says it again."""
+        return [self._kept(part) if type(part) is rpc.Reference else part for part in parts]
+
+    def _kept(self, part: rpc.Reference) -> Any:
+        try:
+            return self._shelf.kept(part)
+        except OSError:
+            if not os.path.exists(part.folder):
+                raise
+            return part  # the file alone is missing: whoever opens it says so
 
     def welcomed(self, info: dict, fresh: bool) -> None:
         self._todo.append((self.app.joined, info, fresh))
@@ -443,10 +452,14 @@ class ClientNode(rpc.Node):
         """Sends a call to the master."""
         self.link.call(method, *params, parts=parts)
 
+    def keep(self, parts: list) -> list:
+        """The parts of a batch as they are now: in a file if the master takes it, else copied if need be."""
+        return list(map(rpc.frozen, self.link.by_file(parts, 1) if self.is_local else parts))
+
     def fetch(self, key: str) -> Any:
         """Waits for the bytes of a published object; callbacks wait meanwhile. Raises Error."""
-        if key in self.app.published:
-            return self.app.published[key]
+        if key in self.app._published:
+            return self.app._published[key]
         self._shelf.forget([key])
         asked = None
         while self._shelf.get(key) is None:
@@ -454,7 +467,7 @@ class ClientNode(rpc.Node):
                 asked = self.link.session
                 self.call("fetch_shared", key)
             if self.loop.stopped or self.refusal or key in self._missing:
-                raise components.Error(f"the published object {key[:12]} is not here", self._missing.pop(key, ""))
+                raise rpc.no_such_object(key, self._missing.pop(key, "the master is gone"))
             self.loop.step(1.0)
         part = self._shelf.get(key)
         self._shelf.forget([key])
@@ -520,7 +533,7 @@ class Inline(components.ComponentManager):
         """A call of the client's."""
         if method == "publish":
             key, at, _total = params
-            self._objects[key] = self._objects.get(key, b"") + parts[1] if at else bytes(parts[1])
+            self._objects[key] = self._objects.get(key, b"") + parts[0] if at else bytes(parts[0])
             return
         self._todo.append((self._node.owner, self._node.hear, method, params, list(parts)))
 
@@ -540,8 +553,12 @@ class Inline(components.ComponentManager):
         elif method == "step":
             self._runs[params[0]].next_step()
 
+    keep = staticmethod(tasks.Owner.keep)
+
     def fetch(self, key: str) -> bytes:
-        """The bytes of a published object."""
+        """The bytes of a published object. Raises Error."""
+        if key not in self._objects:
+            raise rpc.no_such_object(key, "nobody in this process published it")
         return self._objects[key]
 
     def close(self) -> None:
@@ -562,7 +579,7 @@ class Inline(components.ComponentManager):
 
         def call(method: str, *details: Any, parts: Iterable = ()) -> None:
             if method == "submit":
-                self._todo.append((run.owner, hear, method, details, list(parts)))
+                self._todo.append((run.owner, hear, method, details, tasks.Owner.keep(parts)))
             elif method == "system_step" and details[1]:
                 self._node.hear("system_step", [number, *details], [])
             elif method == "system_done":

@@ -1163,7 +1163,7 @@ class Environment:
             self._lock = None
 
     def backup(self, target: str | os.PathLike | None = None, keys: bool = False) -> Path:
-        """Write a zip archive (mode 0600) of all but logs and run, keys only if asked. Returns its path.
+        """Write a zip archive (mode 0600) of all but logs, run and spool, keys only if asked. Returns its path.
 
         Without `target` it goes beside the folder, with the time in its name. The node may be running:
         databases (`*.db`) are copied by SQLite itself.
@@ -1182,7 +1182,7 @@ class Environment:
         return target
 
     def _files(self, keys):
-        left_out = {"logs", "run", "lock"} | (set() if keys else {"keys"})
+        left_out = {"logs", "run", "spool", "lock"} | (set() if keys else {"keys"})
         temporary = (".db-wal", ".db-shm", ".db-journal", ".pyc")
         for top in sorted(path for path in self.path.iterdir() if path.name not in left_out):
             for file in sorted(top.rglob("*")) if top.is_dir() else [top]:

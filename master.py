@@ -1227,8 +1227,7 @@ def unpack_payload(blob: bytes | None) -> list | None:
     """The parts of a payload."""
     if blob is None:
         return None
-    ((_, parts),) = rpc.StreamParser().feed(blob)
-    return parts
+    return rpc.unpack_body([blob[4:]])[1]
 
 
 # -- the master ----------------------------------------------------------------------------------------------------
@@ -1585,6 +1584,7 @@ class MasterNode(rpc.BaseNode):
         self._expose_to_owners(self.channel)
         self._expose_systems_to_owners(self.channel)
         self._expose_to_slaves(self.channel)
+        self._expose_shared(self.channel)
 
     def _expose_to_owners(self, channel: rpc.Channel) -> None:
         owners = ("client", "admin")
@@ -1592,14 +1592,6 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=owners)
         def bundle(handler, request, digest, manifest):
             self.store_bundle(digest, manifest, bytes(request.parts[0]))
-
-        @rpc.tcpremote(channel, roles=owners)
-        def publish(handler, request, key, at, total):
-            self.publish(request.peer.label, key, at, total, request.parts[1])
-
-        @rpc.tcpremote(channel, roles=(*owners, "slave"))
-        def fetch_shared(handler, request, key):
-            self.want_shared(request.peer.label, key)
 
         @rpc.tcpremote(channel, roles=owners)
         def submit(handler, request, number, count, group, first):
@@ -1614,6 +1606,21 @@ class MasterNode(rpc.BaseNode):
         def cancel(handler, request, number, kill=False):
             check_whole(*([] if number is None else [number]))
             self.apply(self.board.cancel(request.peer.label, number, time.monotonic(), bool(kill)))
+
+    def _expose_shared(self, channel: rpc.Channel) -> None:
+        owners = ("client", "admin")
+
+        @rpc.tcpremote(channel, roles=owners)
+        def publish(handler, request, key, at, total):
+            self.publish(request.peer.label, key, at, total, request.parts[0])
+
+        @rpc.tcpremote(channel, roles=("slave",))
+        def publish_for(handler, request, owner, key, at, total):
+            self.publish(owner, key, at, total, request.parts[0])
+
+        @rpc.tcpremote(channel, roles=(*owners, "slave"))
+        def fetch_shared(handler, request, key):
+            self.want_shared(request.peer.label, key)
 
     def _expose_systems_to_owners(self, channel: rpc.Channel) -> None:
         owners = ("client", "admin")
@@ -1661,10 +1668,6 @@ class MasterNode(rpc.BaseNode):
             check_report(lease, lo, hi)
             log.warning("slave %s: %s", request.peer.label, reason)
             self.apply(self.board.worker_lost(request.peer.label, lease, lo, hi, reason, time.monotonic()))
-
-        @rpc.tcpremote(channel, roles=slaves)
-        def publish_for(handler, request, owner, key, at, total):
-            self.publish(owner, key, at, total, request.parts[1])
 
         @rpc.tcpremote(channel, roles=slaves)
         def fetch(handler, request, digest):
@@ -1765,7 +1768,7 @@ class MasterNode(rpc.BaseNode):
                 self.systems[owner].known += count
             options = {**head, "first": first}
             try:
-                parts = self.take_in(parts)
+                parts = self.take_in(parts, 1)
             except OSError as error:
                 self._send_refused(owner, number, f"the file that it lies in cannot be opened ({error})")
                 return
@@ -1784,13 +1787,14 @@ class MasterNode(rpc.BaseNode):
         else:
             self.apply(self.board.result(slave, lease, lo, hi, seconds, parts, failures, now))
 
-    def take_in(self, parts: list) -> list:
+    def take_in(self, parts: list, first: int = 0) -> list:
         """Parts that this master holds on to: files are linked, so that they stay whatever becomes of their sender, and
-        what memory has no room for is written to the disk. Raises OSError if a file is gone."""
+        what memory has no room for is written to the disk, from the part `first` on. Raises OSError if a file is gone.
+        """
         taken = [self._adopted(part) if type(part) is rpc.Reference else part for part in parts]
         sizes = [0 if type(part) is rpc.Reference else rpc.size_of(part) for part in taken]
         if not self.memory.has_room(sum(sizes)):
-            large = [i for i, size in enumerate(sizes) if i and size]
+            large = [i for i, size in enumerate(sizes) if i >= first and size]
             for i, reference in zip(large, self.spool.write([taken[i] for i in large]) or (), strict=False):
                 taken[i] = reference.held(self.spool)
         return self.memory.count(taken)
@@ -1849,7 +1853,7 @@ class MasterNode(rpc.BaseNode):
             here = self._peers[target].local
             by_file = type(part) is rpc.Reference and bool(here) and part.folder.startswith(here)
             for at, total, piece in rpc.slices(part, by_file):
-                self._send(target, ["shared", key, at, total], [b"", piece])
+                self._send(target, ["shared", key, at, total], [piece])
 
     def _forget_shared(self, client: str) -> None:
         keys = [key for key, owner in self.published.items() if owner == client]
@@ -1908,7 +1912,7 @@ class MasterNode(rpc.BaseNode):
         if method == "submit":
             self.submit(system.name, *params, parts)
         elif method == "publish":
-            self.publish(system.name, *params, parts[1])
+            self.publish(system.name, *params, parts[0])
         elif method == "fetch_shared":
             self.want_shared(system.name, *params)
         elif method == "settled":

@@ -1145,9 +1145,8 @@ def pack_body(call: list, parts: Iterable = (), envelope: bytes = b"", local: st
             lengths.append(REFERENCE)
             small += (bytes([len(text)]), text)
         else:
-            pieces = [part.read()] if type(part) is Reference else part if type(part) is list else [part]
-            pieces = list(filter(len, pieces))  # read: who can cut a mapped file short could end this process
-            lengths.append(size if size < INLINE else FRAMES | len(pieces))
+            pieces = list(filter(len, _pieces_of(part)))
+            lengths.append(sum(map(len, pieces)) if size < INLINE else FRAMES | len(pieces))
             (small if size < INLINE else frames).extend(pieces)
     return [b"".join((envelope, struct.pack(f"<H{len(flat)}I", len(flat), *lengths), *small)), *frames]
 
@@ -1192,7 +1191,7 @@ def _read_call(text):
     try:
         text = str(text, "utf-8")
         call, end = _decode(text)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:  # TypeError: it is in frames of its own, or in a file
         raise ProtocolError("the call in a message is no JSON", str(error)) from error
     if end != len(text) or type(call) is not list or not call or type(call[0]) is not str:
         raise ProtocolError("the call in a message is no list that begins with a method name")
@@ -1234,7 +1233,7 @@ def pack_stream(call: list, parts: Iterable = (), files: list | None = None) -> 
     """
     flat, sizes = _table(call, parts, files is not None)
     if SEVERAL.intersection(map(type, flat)):
-        flat, sizes, lengths = _inline(flat, sizes, files)
+        flat, sizes, lengths = _inline(flat, files)
     else:
         lengths = sizes
     small = [struct.pack(f"<IH{len(lengths)}I", 2 + 4 * len(lengths) + sum(sizes), len(lengths), *lengths)]
@@ -1248,10 +1247,10 @@ def pack_stream(call: list, parts: Iterable = (), files: list | None = None) -> 
     return [*buffers, b"".join(small)] if small else buffers
 
 
-def _inline(flat, sizes, files):
+def _inline(flat, files):
     """Parts for a stream as pieces, with the sizes of these, and the lengths that the table has for the parts."""
     pieces, lengths = [], []
-    for part, size in zip(flat, sizes, strict=True):
+    for part in flat:
         if type(part) is Reference and files is not None:
             place = part.folder, part.name
             if place not in files:
@@ -1262,46 +1261,21 @@ def _inline(flat, sizes, files):
             lengths.append(REFERENCE)
             pieces += (bytes([len(text)]), text)
         else:
-            lengths.append(size)
-            pieces += [part.read()] if type(part) is Reference else part if type(part) is list else [part]
+            own = _pieces_of(part)
+            lengths.append(sum(map(len, own)))
+            pieces += own
     return pieces, list(map(len, pieces)), lengths
 
 
-class StreamParser:
-    """Takes messages out of the bytes of a socketpair, however they were cut."""
-
-    def __init__(self, limit: int = MAX_MESSAGE + INLINE) -> None:
-        self._limit = limit
-        self._chunks = []  # joined once, when the message they hold is complete
-        self._have = 0
-        self._need = _TOTAL.size
-
-    def feed(self, data: bytes) -> list[tuple[list, list]]:
-        """Take the next bytes read; returns (call, parts) of each message they complete. Raises
-        ProtocolError."""
-        self._chunks.append(data)
-        self._have += len(data)
-        messages = []
-        while self._have >= self._need:
-            data = b"".join(self._chunks) if len(self._chunks) > 1 else self._chunks[0]
-            at = 0
-            while len(data) - at >= _TOTAL.size:
-                end = at + _TOTAL.size + self._total(data, at)
-                if end > len(data):
-                    break
-                large = end - at >= INLINE  # then its parts are views of the bytes read
-                messages.append(unpack_body([(memoryview(data) if large else data)[at + _TOTAL.size : end]]))
-                at = end
-            rest = data[at:]
-            self._chunks, self._have = [rest] if rest else [], len(rest)
-            self._need = _TOTAL.size + (self._total(rest, 0) if len(rest) >= _TOTAL.size else 0)
-        return messages
-
-    def _total(self, data, at):
-        (total,) = _TOTAL.unpack_from(data, at)
-        if total > self._limit:
-            raise ProtocolError(f"a message of {total:,} bytes", f"at most {self._limit:,} are taken")
-        return total
+def _pieces_of(part):
+    """A part as bytes-likes. What a file holds is read: who can cut a mapped one short could end this process. If it
+    is gone, whoever opens the part will hear why."""
+    if type(part) is not Reference:
+        return part if type(part) is list else [part]
+    try:
+        return [part.read()]
+    except (OSError, ProtocolError) as error:
+        return [bytes([GONE]) + str(error).encode()]
 
 
 # -- sessions ------------------------------------------------------------------------------------------------
@@ -1804,8 +1778,8 @@ class Channel(Endpoint):
 
     def _arrived(self, route, frames, first, now):
         try:
-            message = unpack(frames, functools.partial(self._follow, first))
-            peer = self.peers.get(message.session)
+            peer = self.peers.get(frames[0][4:12])
+            message = unpack(frames, self._follow if peer and peer.local and peer.route == route else None)
             user = peer.key if peer and route == peer.route else _user_of(first)[0]
             if message.kind == HELLO:
                 self._hello(route, user, message, now, _user_of(first)[1] == "PLAIN")
@@ -1832,9 +1806,7 @@ class Channel(Endpoint):
             self.drop(peer, "it sent garbage")
         self._refuse(route, bytes(8), "garbage", error)
 
-    def _follow(self, first, text):
-        if self.store is None or _user_of(first)[1] != "PLAIN":
-            return _followed(text, None)
+    def _follow(self, text):
         return Reference.from_text(text, self.store.root)
 
     def _hello(self, route, key, message, now, here):
@@ -2066,13 +2038,15 @@ class Link(Endpoint):
     def send(self, peer: Peer | None, call: list, parts: Iterable = ()) -> None:
         """Send a call to the master; what answers a session that is over goes nowhere."""
         peer = peer or self.master
-        super().send(peer, call, self._by_file(parts) if peer.local else parts)
+        if peer.local and call[0] in LARGE_CALLS:
+            parts = self.by_file(parts, LARGE_CALLS[call[0]])
+        super().send(peer, call, parts)
 
-    def _by_file(self, parts):
-        """The same parts; what is large and in memory lies in a file now. The first is for the master itself."""
+    def by_file(self, parts: Iterable, first: int) -> list:
+        """The same parts; from the part `first` on, what is large and in memory lies in a file now if there is room."""
         parts = list(parts)
         sizes = [0 if type(part) is Reference else size_of(part) for part in parts]
-        large = [i for i, size in enumerate(sizes) if i and size >= PART_BY_FILE]
+        large = [i for i, size in enumerate(sizes) if i >= first and size >= PART_BY_FILE]
         if sum(sizes[i] for i in large) >= BY_FILE:
             for i, reference in zip(large, self.store.write([parts[i] for i in large]) or (), strict=False):
                 parts[i] = reference.held(self.store)
@@ -2771,17 +2745,12 @@ def dumps(obj: Any) -> bytes:
     return file.getvalue()
 
 
-def seal(obj: Any, what: str) -> bytes:
-    """Pickles an object of the user's for the journey. `what` names it in the error if that cannot be done."""
+def seal(obj: Any, what: str, how: Callable = dumps) -> Any:
+    """What `how` (`dumps` or `seal_pieces`) makes of the user's object. `what` names it in the error if it cannot."""
     try:
-        return dumps(obj)
+        return how(obj)
     except Exception as error:  # pickle runs user code, which may raise anything
         raise explain_unpicklable(obj, error, what) from None
-
-
-def open_sealed(data: Any) -> Any:
-    """The object of a sealed pickle. Only for processes that run the user's code: workers, hosts, clients."""
-    return pickle.loads(data)
 
 
 def explain_unpicklable(obj: Any, error: Exception, what: str) -> components.UsageError:
@@ -2826,10 +2795,19 @@ def _values_of(obj: Any) -> list[tuple[str, Any]]:
 # -- sealed pickles with buffers -----------------------------------------------------------------------------------
 
 BUFFERS = 0xC5  # the first byte of the sealed form that has buffers beside its pickle; a pickle begins with 0x80
+GONE = 0xC4  # the first byte in place of a part whose file is gone; a text says why
 ALIGNMENT = 64  # bytes; every buffer begins at a whole cache line
 
 _FRAME_OPCODE = 0x95
 _BUFFERS_HEAD = struct.Struct("<B3xIQ")  # BUFFERS, how many, the pickle's length; their lengths follow, u64 each
+
+
+class PayloadGone(components.Error):
+    """The file with a task, a result or a published object is not there any more."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__("a payload is gone", why, "leave the files of running nodes alone; node.by_reference = no "
+                         "makes them copy instead")  # fmt: skip
 
 
 class _Pieces(list):
@@ -2839,7 +2817,7 @@ class _Pieces(list):
 
 
 def seal_pieces(obj: Any) -> list:
-    """The sealed form of the user's object in pieces that, joined, `open_pieces` opens; large data is not copied.
+    """The sealed form of the user's object in pieces that `open_sealed` opens; large data is not copied.
 
     The form is that of `dumps`, unless the object has contiguous buffers of 64 KiB and up (arrays); then these follow
     its pickle, each aligned. The pieces may be the object's own memory: use them before the user's code goes on.
@@ -2889,14 +2867,31 @@ def _with_buffers(pieces, buffers):
     return laid
 
 
-def open_pieces(data: Any) -> Any:
-    """The object in a sealed form of either kind, one contiguous bytes-like; where `open_sealed` may be called.
+def is_lent(part: Any) -> bool:
+    """Whether a part is memory of the user's objects, which may change as soon as the user's code goes on."""
+    return type(part) is list and any(type(piece) is not bytes for piece in part)
 
-    Buffers become read-only views of `data`, without a copy: an array of 64 KiB and up arrives read-only. Raises
-    ProtocolError if the lengths do not add up.
+
+def frozen(part: Any) -> Any:
+    """The same part, or a copy if it is lent."""
+    return b"".join(part) if is_lent(part) else part
+
+
+def open_sealed(part: Any) -> Any:
+    """The object in a sealed form of either kind: bytes, pieces or what lies in a file. Only for processes that run the
+    user's code: workers, hosts, clients.
+
+    Buffers become read-only views of the bytes, without a copy: an array of 64 KiB and up arrives read-only. Raises
+    ProtocolError if the lengths do not add up, PayloadGone if the file is gone.
     """
-    if not data or data[0] != BUFFERS:
+    try:
+        data = part.view() if type(part) is Reference else b"".join(part) if type(part) is list else part
+    except OSError as error:
+        raise PayloadGone(str(error)) from error
+    if not data or data[0] not in (BUFFERS, GONE):
         return pickle.loads(data)
+    if data[0] == GONE:
+        raise PayloadGone(str(data[1:], "utf-8", "replace"))
     data = memoryview(data).toreadonly()
     try:
         _, count, length = _BUFFERS_HEAD.unpack_from(data)
@@ -3046,6 +3041,8 @@ class Place(NamedTuple):
 SEVERAL = frozenset((list, Reference, Place))  # parts that are not simply bytes
 BY_FILE = 128 * 1024  # bytes of a message; from here on a file costs less than the copies
 PART_BY_FILE = 8 * 1024  # bytes of a part that goes there then
+# Calls whose parts may lie in files, and how many parts come first that the receiver reads itself.
+LARGE_CALLS = {"submit": 1, "result": 0, "publish": 0, "publish_for": 0, "system_done": 0}
 
 
 def read_payload(file: int, at: int, size: int) -> bytes:
@@ -3279,12 +3276,12 @@ class Store:
             if file.parts <= 0:
                 self.release_file(reference.name)
 
-    def release_file(self, name: str) -> None:
-        """This node needs nothing of the file any more."""
+    def release_file(self, name: str, again: bool = True) -> None:
+        """This node needs nothing of the file any more. `again`: it may be written again."""
         file = self._files.get(name)
         if file is None or name in self._free:
             return
-        if file.source or not file.plain:
+        if file.source or not (file.plain and again):
             self._remove(name)
             return
         self._free[name] = file.size
@@ -3413,10 +3410,7 @@ class Exchange:
 
     def publish(self, obj: Any) -> Shared:
         """Publishes an object; equal content is sent once. Raises UsageError if it cannot be pickled."""
-        try:
-            pieces = seal_pieces(obj)
-        except Exception as error:  # pickle runs user code, which may raise anything
-            raise explain_unpicklable(obj, error, "the published object") from None
+        pieces = seal(obj, "the published object", seal_pieces)
         digest = hashlib.sha256()
         for piece in pieces:
             digest.update(piece)
@@ -3429,14 +3423,22 @@ class Exchange:
     def get(self, shared: Shared) -> Any:
         """The object of a reference, opened once while it is among the last used. Raises Error."""
         if shared.key not in self._open:
-            data = self._fetch(shared.key)
-            if type(data) is Reference:
-                data = data.view()
-            self._open[shared.key] = open_pieces(b"".join(data) if type(data) is list else data), shared.size
+            self._open[shared.key] = open_sealed(self._fetch(shared.key)), shared.size
             while len(self._open) > 1 and sum(size for _, size in self._open.values()) > KEPT_OPEN:
                 self._open.popitem(last=False)
         self._open.move_to_end(shared.key)
         return self._open[shared.key][0]
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Keeps these objects open no more."""
+        for key in keys:
+            self._open.pop(key, None)
+
+
+def no_such_object(key: str, why: str) -> components.Error:
+    """The error for a published object that nobody has."""
+    return components.Error(f"the published object {key[:12]} is not here", why,
+                            "publish it again, from a client that runs as long as its tasks need it")  # fmt: skip
 
 
 def slices(part: Any, by_file: bool) -> Iterator[tuple[int, int, Any]]:
@@ -3505,10 +3507,13 @@ class Shelf:
         self._coming: dict[str, _Incoming] = {}
 
     def get(self, key: str) -> Any:
-        """The part, or None."""
-        if key in self._held:
+        """The part, or None; one whose file somebody removed is not here."""
+        part = self._held.get(key)
+        if type(part) is Reference and not os.access(f"{part.folder}/{part.name}", os.R_OK):
+            part = self._held.pop(key) and None
+        if part is not None:
             self._held.move_to_end(key)
-        return self._held.get(key)
+        return part
 
     def take(self, key: str, at: int, total: int, part: Any) -> bool:
         """One slice; True if that completes the object. Raises OSError if its file is gone, ProtocolError."""
@@ -3565,8 +3570,8 @@ LARGE = 256 * 1024  # bytes; a message from this size on is received into memory
 
 
 class Receiver:
-    """Takes messages from a socketpair, and the descriptors that came with them; what `StreamParser` does, without
-    joining large ones. The socket may block or not.
+    """Takes messages from a socketpair, however their bytes were cut, and the descriptors that came with them. Large
+    ones are received into memory of their own. The socket may block or not.
 
     At most `descriptors` may wait to be taken; 0: none are received, the kernel closes them. `follow` as for
     `unpack_body`.
@@ -4370,8 +4375,7 @@ class Pipe:
         loop.add(sock, self._read)
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
-        """Sends a call as far as the child reads; the rest waits here. Raises OSError if a file of its parts is
-        gone."""
+        """Sends a call as far as the child reads; the rest waits here."""
         if not self.open:
             return
         if self._wanted and not self._spare:
@@ -4389,7 +4393,7 @@ class Pipe:
             while self._unsent:
                 _close_all(self._unsent.popleft()[1])
             if self._spare:
-                self._store.release_file(self._spare)
+                self._store.release_file(self._spare, again=False)  # the child may still write into it
 
     def _give_spare(self) -> None:
         made = self._store.create(self._wanted, self._whose)
@@ -4400,6 +4404,8 @@ class Pipe:
     def _stored(self, text: str) -> Reference:
         """The part that the child has written into its spare."""
         place = Place.from_text(text)
+        if not self._spare:
+            raise ProtocolError("a child speaks of a file that it was not given")
         return self._store.reference(self._spare, place.at, place.size).held(self._store)
 
     def _queue(self, buffers: list, files: list) -> None:

@@ -296,10 +296,10 @@ class ProcessTaskManager(components.Component):
         """A worker publishes an object, or wants one."""
         *numbers, parts = details
         if method == "publish" and worker.envelope:
-            if self.node.shelf.take(key, *numbers, parts[1]):
+            if self.node.shelf.take(key, *numbers, parts[0]):
                 part = self.node.shelf.get(key)
                 for at, total, piece in rpc.slices(part, type(part) is rpc.Reference and self.node.is_local):
-                    self.node.report("publish_for", worker.envelope.owner, key, at, total, parts=[b"", piece])
+                    self.node.report("publish_for", worker.envelope.owner, key, at, total, parts=[piece])
         elif method == "fetch_shared":
             if self.node.shelf.get(key) is not None:
                 self._hand_shared(worker, key)
@@ -322,6 +322,11 @@ class ProcessTaskManager(components.Component):
         """Nobody has that object."""
         for worker in self._asking.pop(key, ()):
             worker.pipe.call("no_shared", key, reason)
+
+    def forget_shared(self, keys: list) -> None:
+        """Nobody needs these objects any more."""
+        for worker in self.workers.values():
+            worker.pipe.call("forget_shared", keys)
 
     def died(self, token: int, how: str) -> None:
         """A worker ended: its lease, if it had one, is reported lost, and its slot is free again."""
@@ -481,13 +486,13 @@ class SlaveNode(rpc.Node):
         def drain(handler, request):
             self.leave()
 
-        self._expose_shelf(link)
+        self._expose_shared(link)
 
-    def _expose_shelf(self, link: rpc.Link) -> None:
+    def _expose_shared(self, link: rpc.Link) -> None:
         @rpc.tcpremote(link)
         def shared(handler, request, key, at, total):
-            self.stats.add_avg("bytes of published objects", rpc.size_of(request.parts[1]))
-            if self.shelf.take(key, at, total, request.parts[1]):
+            self.stats.add_avg("bytes of published objects", rpc.size_of(request.parts[0]))
+            if self.shelf.take(key, at, total, request.parts[0]):
                 self.manager.shared_here(key)
 
         @rpc.tcpremote(link)
@@ -497,6 +502,7 @@ class SlaveNode(rpc.Node):
         @rpc.tcpremote(link)
         def forget_shared(handler, request, keys):
             self.shelf.forget(keys)
+            self.manager.forget_shared(keys)
 
     def take_bundle(self, digest: str, manifest: dict, data: bytes) -> None:
         """Unpacks an application; what waited for it starts, or fails with the reason."""

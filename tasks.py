@@ -297,6 +297,11 @@ class Envelope(NamedTuple):
 # -- sealed records ------------------------------------------------------------------------------------------------
 
 
+def fits(size: int) -> bool:
+    """Whether a single record or result of so many bytes is sent."""
+    return size <= LARGEST
+
+
 def too_large(what: str, size: int) -> components.UsageError:
     """The error for something that does not fit into a message."""
     return components.UsageError(
@@ -427,13 +432,6 @@ def _sealed(states: list, i: int, seal: Callable) -> bytes | list:
     return data
 
 
-def open_group(data: Any) -> list:
-    """The states (or whole tasks) of one group, or the results of one, wherever its bytes are."""
-    if type(data) is rpc.Reference:
-        data = data.view()
-    return rpc.open_pieces(b"".join(data) if type(data) is list else data)
-
-
 def find_class(module: str, qualname: str) -> type:
     """The class of that name, importing its module; what pickle does, for our class tables."""
     __import__(module)
@@ -491,7 +489,7 @@ class Records:
 
     def _open(self, group: int) -> list:
         if group != self._opened:
-            self._states = open_group(self._groups[group - self._first])
+            self._states = rpc.open_sealed(self._groups[group - self._first])
             self._opened = group
         return self._states
 
@@ -661,6 +659,11 @@ class Owner:
     `task.finished`; with `handles` it gets a `Handle` of the task. `options` go with every batch (the bundle's digest).
     All methods belong to one thread.
     """
+
+    @staticmethod
+    def keep(parts: list) -> list:
+        """The parts of a batch, copied where the user's code may change them."""
+        return list(map(rpc.frozen, parts))
 
     def __init__(self, call: Callable, callback: Callable, options: dict, name: str = "", handles: bool = False):
         rpc.speak_wire()
@@ -865,38 +868,36 @@ class Owner:
             except components.Error as error:
                 if error.index is None:  # no task at all: the mistake of whoever pushed it
                     raise
-                failed = tasks.pop(error.index)
-                self._unsendable.append((failed, describe_failure(error, kind="unsendable")))
-                if source.refused:
-                    source.refused({"c": -32602, "m": error.what, "t": "", "e": error})
+                self._unsendable_task(tasks.pop(error.index), error, source)
             else:
-                if batch.size > LARGEST and len(tasks) == 1:
-                    self._refuse_large(tasks[0], batch.size)
-                elif batch.size > MOST_BYTES and len(tasks) > 1:
+                if batch.size > MOST_BYTES and len(tasks) > 1:
                     self._wait(tasks[len(tasks) // 2 :], source, first=True)
                     self._submit_alike(tasks[: len(tasks) // 2], source, demand)
-                else:
+                elif fits(batch.size):
                     self._send(batch, tasks, source)
+                else:
+                    self._unsendable_task(tasks[0], too_large(f"task {tasks[0].name}", batch.size), source)
                 return
 
-    def _refuse_large(self, task: Task, size: int) -> None:
-        problem = too_large(f"task {task.name}", size)
-        self._unsendable.append((task, describe_failure(problem, kind="unsendable")))
+    def _unsendable_task(self, task: Task, error: components.Error, source: Source) -> None:
+        self._unsendable.append((task, describe_failure(error, kind="unsendable")))
+        if source.refused:
+            source.refused({"c": -32602, "m": error.what, "t": "", "e": error})
 
     def _send(self, batch: Batch, tasks: list[Task], source: Source) -> None:
         number, first = self._batches, self.drawn
         self._batches += 1
         self.drawn += batch.count
-        params = (number, batch.count, batch.group, first)
+        params, parts = (number, batch.count, batch.group, first), self.keep(batch.parts)
         number_tasks(tasks, self.name, first)
-        self.flights[number] = Flight(number, first, tasks, source, batch.size, (params, batch.parts))
+        self.flights[number] = Flight(number, first, tasks, source, batch.size, (params, parts))
         source.unaccepted += 1
         self.weight += batch.size
         if batch.size < CHUNK_BYTES // 4:
             self._chunk = min(self._chunk * 2, CHUNK)
         elif batch.size > CHUNK_BYTES:
             self._chunk = max(1, self._chunk // 4)
-        self.call("submit", *params, parts=batch.parts)
+        self.call("submit", *params, parts=parts)
 
     @staticmethod
     def _answer(flight: Flight) -> None:
@@ -913,8 +914,8 @@ class Owner:
             return [None] * (hi - lo), failures
         results: list = []
         for part in parts:
-            some, error = attempt(open_group, part)
-            if isinstance(error, OSError) and type(part) is rpc.Reference:  # the file is gone; how many were in it?
+            some, error = attempt(rpc.open_sealed, part)
+            if isinstance(error, rpc.PayloadGone):  # how many were in it?
                 return [None] * (hi - lo), {"*": describe_failure(error, kind="result")}
             if error is not None:  # only single results can fail, groups are plain
                 failures = {**failures, str(lo + len(results)): describe_failure(error, kind="result")}
@@ -1016,6 +1017,7 @@ class SystemRun:
         self.by_hand = bool(options.pop("by_hand", False))
         self.lockstep = bool(options.pop("lockstep", False) or system.lockstep or self.by_hand)
         self.owner = Owner(call, self._task_finished, options, name)
+        self.owner.keep = list  # what a host sends has left it when the call returns
         self.master = SystemMaster(self)
         self._held: list[Iterable[Task]] = []
         self._began_at = 0
@@ -1101,7 +1103,9 @@ class SystemRun:
         if self.done:
             return
         try:
-            sealed = rpc.seal(result, "the result of gather_result")
+            sealed = rpc.seal(result, "the result of gather_result", rpc.seal_pieces)
+            if not fits(rpc.size_of(sealed)):
+                raise too_large("the result of gather_result", rpc.size_of(sealed))
         except components.Error as error:
             self.fail(error, "gather_result")
             return
@@ -1567,9 +1571,9 @@ class Wire:
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
         """Sends a call; returns when the kernel has it."""
-        parts = list(parts)
-        if self._spare >= 0 and sum(map(rpc.size_of, parts)) >= rpc.BY_FILE:
-            parts = self._by_file(parts)
+        parts, first = list(parts), rpc.LARGE_CALLS.get(method)
+        if self._spare >= 0 and first is not None and sum(map(rpc.size_of, parts[first:])) >= rpc.BY_FILE:
+            parts[first:] = self._by_file(parts[first:])
         buffers = rpc.pack_stream([method, *params], parts)
         while buffers:
             buffers = rpc.left_of(buffers, self._sock.sendmsg(buffers[:512]))
@@ -1593,7 +1597,7 @@ class Wire:
         """Hands a sealed object of this process on to the node."""
         placed = self._by_file([pieces])[0] if self._spare >= 0 else pieces
         for at, total, part in rpc.slices(placed, type(placed) is rpc.Place):
-            self.call("publish", key, at, total, parts=[b"", part])
+            self.call("publish", key, at, total, parts=[part])
 
     def fetch(self, key: str) -> Any:
         """Waits for the bytes of a published object; other calls wait meanwhile. Raises Error if nobody has it."""
@@ -1602,7 +1606,7 @@ class Wire:
         while True:
             call, parts = self._answer_about(key)
             if call[0] == "no_shared":
-                raise components.Error(f"the published object {key[:12]} is not here", call[2])
+                raise rpc.no_such_object(key, call[2])
             slices.append(parts[0])
             if call[2] + len(parts[0]) == call[3]:
                 return slices if len(slices) > 1 else slices[0]
@@ -1636,6 +1640,8 @@ class Wire:
         for call, parts in self._receiver.receive():
             if call[0] == "spare":
                 self._spare = self._receiver.take_descriptor()
+            elif call[0] == "forget_shared":
+                sys.modules[rpc.WIRE].Shared.exchange.forget(call[1])
             else:
                 self._calls.append((call, self._open(parts)))
 
@@ -1669,26 +1675,27 @@ class LeaseRunner:
         self._plain: list = []  # results that may share a pickle
         self._parts: list = []
         self._weight = 0  # bytes of these, about
+        self._lent = False  # one of them is memory of the user's
         self._failures: dict[str, dict] = {}
+        self._lo, self._began = 0, 0.0  # the first task that was not reported, and when it began
 
     def run(self, envelope: Envelope) -> int:
         """Runs lo..hi-1 of the envelope. Returns where it stopped: hi, or less if the rest was not wanted."""
         records = Records(envelope, self._known)
-        lo = i = envelope.lo
-        looked = reported = began = time.perf_counter()
+        i = self._lo = envelope.lo
+        looked = self._began = time.perf_counter()
         while i < envelope.hi:
             i = self._some(records, i, looked + LOOK_EVERY)
             now = time.perf_counter()
-            heavy = self._weight > MOST_BYTES
+            heavy = self._lent or self._weight > MOST_BYTES
             if (heavy or now - looked > LOOK_EVERY) and i < envelope.hi:
                 looked = now
                 if self.look():
-                    self._send(lo, i, now - began, True)
+                    self._send(i, True)
                     return i
-                if heavy or now - reported > REPORT_EVERY:
-                    self._send(lo, i, now - began, False)
-                    lo, began, reported = i, now, now
-        self._send(lo, envelope.hi, time.perf_counter() - began, True)
+                if heavy or now - self._began > REPORT_EVERY:
+                    self._send(i, False)
+        self._send(envelope.hi, True)
         return envelope.hi
 
     def _some(self, records: Records, i: int, until: float) -> int:
@@ -1722,7 +1729,7 @@ class LeaseRunner:
 
     def _settle(self, i: int, task: Task, result: Any, error: BaseException | None) -> None:
         if error is None:
-            self._keep(i, result)
+            self._keep(i, result, type(task).clean_up is not Task.clean_up)
         else:
             if self.on_error:
                 self.on_error(task, error)
@@ -1735,7 +1742,8 @@ class LeaseRunner:
         if error is not None and str(i) not in self._failures:
             self._failures[str(i)] = describe_failure(error, self.root, "clean_up")
 
-    def _keep(self, i: int, result: Any) -> None:
+    def _keep(self, i: int, result: Any, copy: bool) -> None:
+        """`copy`: more of the user's code runs before it can be sent."""
         if type(result) in ATOMS and not (type(result) in SIZED and len(result) > GROUP_BYTES):
             self._plain.append(result)
             if len(self._plain) >= GROUP:
@@ -1746,11 +1754,15 @@ class LeaseRunner:
             self._fail(i, rpc.explain_unpicklable(result, error, "the result"), "result")
             return
         size = rpc.size_of(pieces)
-        if size > LARGEST:
+        if not fits(size):
             self._fail(i, too_large("the result", size), "result")
             return
         self._flush()
-        self._parts.append(pieces[0] if len(pieces) == 1 else pieces)
+        if not fits(self._weight + size):
+            self._send(i, False)
+        part = rpc.frozen(pieces) if copy else pieces
+        self._parts.append(part[0] if len(pieces) == 1 else part)
+        self._lent = self._lent or rpc.is_lent(part)
         self._weight += size
 
     def _fail(self, i: int, error: BaseException, kind: str) -> None:
@@ -1763,9 +1775,11 @@ class LeaseRunner:
             self._weight += len(self._parts[-1])
             self._plain = []
 
-    def _send(self, lo: int, hi: int, seconds: float, last: bool) -> None:
+    def _send(self, hi: int, last: bool) -> None:
         self._flush()
-        parts, self._parts, self._weight = self._parts, [], 0
+        now = time.perf_counter()
+        lo, seconds, self._lo, self._began = self._lo, now - self._began, hi, now
+        parts, self._parts, self._weight, self._lent = self._parts, [], 0, False
         failures, self._failures = self._failures, {}
         self.report(lo, hi, seconds, failures, parts, last)
 

@@ -110,43 +110,6 @@ def test_what_is_too_large_or_too_many_is_refused_before_it_is_sent(monkeypatch)
         rpc.pack(rpc.DATA, SID, 1, 0, ["m"], [b"x" * 1000])
 
 
-# -- streams -------------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.tuples(calls, blobs), min_size=1, max_size=4), st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
-def test_a_stream_is_parsed_however_it_is_cut(messages, seed):
-    data = b"".join(b"".join(rpc.pack_stream(*message)) for message in messages)
-    cut, parser, found, at = random.Random(seed), rpc.StreamParser(), [], 0
-    while at < len(data):
-        step = cut.choice([1, 3, 100, 70_000])
-        found += parser.feed(data[at : at + step])
-        at += step
-    assert found == messages
-
-
-def test_a_stream_gives_a_message_with_its_last_byte():
-    data, parser = b"".join(rpc.pack_stream(["m", 1], [b"part"])), rpc.StreamParser()
-    assert [parser.feed(data[n : n + 1]) for n in range(len(data) - 1)] == [[]] * (len(data) - 1)
-    assert parser.feed(data[-1:]) == [(["m", 1], [b"part"])]
-
-
-def test_a_large_message_in_small_pieces_takes_linear_time():
-    def seconds(size):
-        data, parser = b"".join(rpc.pack_stream(["m"], [b"x" * size])), rpc.StreamParser()
-        begin = time.perf_counter()
-        found = [m for at in range(0, len(data), 4096) for m in parser.feed(data[at : at + 4096])]
-        assert len(found) == 1
-        return time.perf_counter() - begin
-
-    assert min(seconds(32 << 20) for _ in range(3)) < 16 * min(seconds(4 << 20) for _ in range(3)) + 0.1
-
-
-def test_a_stream_that_announces_too_much_is_refused_at_once():
-    with pytest.raises(rpc.ProtocolError, match="4,294,967,295"):
-        rpc.StreamParser().feed(b"\xff\xff\xff\xff")
-
-
 # -- sessions ------------------------------------------------------------------------------------------------
 
 

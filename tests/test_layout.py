@@ -60,7 +60,7 @@ ROOMS_FROM = 150  # lines
 
 PICKLE = {"rpc.py", "tasks.py"}  # who may import it
 OPENERS = {  # what opens the user's pickles or runs the user's code, of rpc and tasks
-    "open_sealed", "open_group", "open_failure", "Records", "LeaseRunner", "Owner", "SystemRun", "load_app",
+    "open_sealed", "open_failure", "Records", "LeaseRunner", "Owner", "SystemRun", "load_app",
     "install_bundle", "find_class", "worker_main", "host_main",
 }  # fmt: skip
 WALL_CLOCK = {"rpc.py": 2}  # mentions of time.time: the dates of keys and enrolments; only go down

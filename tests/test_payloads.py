@@ -32,7 +32,7 @@ def sealed(obj):
 
 
 def opened_again(obj):
-    return rpc.open_pieces(sealed(obj))
+    return rpc.open_sealed(sealed(obj))
 
 
 def address(buffer):
@@ -119,7 +119,7 @@ def test_a_large_array_is_a_piece_in_its_own_memory():
 
 def test_a_large_array_arrives_as_a_read_only_view_of_the_sealed_form():
     data = bytearray(sealed({"a": numpy.arange(BIG), "b": numpy.arange(BIG)[1:]}))
-    for found in rpc.open_pieces(data).values():
+    for found in rpc.open_sealed(data).values():
         assert lies_in(found, data) and not found.flags.writeable
 
 
@@ -133,20 +133,20 @@ def test_a_small_array_stays_in_the_pickle_and_can_be_written():
 @settings(max_examples=20, deadline=None)
 def test_every_buffer_begins_aligned(sizes, more):
     data = sealed(["x" * more, *(numpy.zeros(size, "u1") for size in sizes)])
-    for found in rpc.open_pieces(data)[1:]:
+    for found in rpc.open_sealed(data)[1:]:
         assert (found.__array_interface__["data"][0] - address(data)) % rpc.ALIGNMENT == 0
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 @pytest.mark.parametrize("value", [{"a": 1}, numpy.arange(BIG)], ids=["plain", "buffers"])
 def test_either_form_is_opened_from_any_contiguous_bytes(kind, value):
-    assert pickle.dumps(rpc.open_pieces(kind(sealed(value)))) == pickle.dumps(value)
+    assert pickle.dumps(rpc.open_sealed(kind(sealed(value)))) == pickle.dumps(value)
 
 
 def test_our_classes_are_referred_to_by_the_fixed_name_beside_large_data():
     data = sealed([tasks.Task, b"x" * BIG, numpy.arange(BIG), rpc.parse_address])
     assert rpc.WIRE.encode() in data and b"concurrent_swarm" not in data
-    assert rpc.open_pieces(data)[0] is tasks.Task and rpc.open_pieces(data)[3] is rpc.parse_address
+    assert rpc.open_sealed(data)[0] is tasks.Task and rpc.open_sealed(data)[3] is rpc.parse_address
 
 
 @pytest.mark.parametrize("before", [1, BIG - 1, 20 * BIG, (1 << 8 * BIG)], ids=["small", "a frame", "frames", "number"])
@@ -154,7 +154,7 @@ def test_a_reference_to_us_is_seen_wherever_it_stands(before):
     before = before if before.bit_length() > 64 else ["x" * 50 + str(i) for i in range(before // 60)]
     after = ["x" * 50 + str(i) for i in range(BIG // 20)]
     data = sealed([before, tasks.Task, after, [b"\x95" * BIG, b"\x80" * BIG]])
-    assert b"concurrent_swarm" not in data and rpc.open_pieces(data)[1] is tasks.Task
+    assert b"concurrent_swarm" not in data and rpc.open_sealed(data)[1] is tasks.Task
 
 
 def test_our_name_in_the_user_s_large_bytes_is_not_looked_for():
@@ -175,7 +175,7 @@ def test_what_cannot_be_pickled_raises_what_pickle_raises():
 @pytest.mark.parametrize("cut", [1, 15, 20, 40, 100, BIG, -64, -1])
 def test_a_form_that_is_cut_short_is_a_protocol_error(cut):
     with pytest.raises(rpc.ProtocolError):
-        rpc.open_pieces(sealed(numpy.arange(BIG))[:cut])
+        rpc.open_sealed(sealed(numpy.arange(BIG))[:cut])
 
 
 @pytest.mark.parametrize("count, length, sizes", [
@@ -184,7 +184,7 @@ def test_a_form_that_is_cut_short_is_a_protocol_error(cut):
 def test_lengths_that_do_not_add_up_are_a_protocol_error(count, length, sizes):
     head = rpc._BUFFERS_HEAD.pack(rpc.BUFFERS, count, length) + struct.pack(f"<{len(sizes)}Q", *sizes)
     with pytest.raises(rpc.ProtocolError):
-        rpc.open_pieces(head + pickle.dumps(1234567))
+        rpc.open_sealed(head + pickle.dumps(1234567))
 
 
 # -- references ----------------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def test_parts_are_written_into_one_file_and_found_again(store):
     assert len(files_of(store)) == 1 and all(reference.at % rpc.ALIGNMENT == 0 for reference in references)
     flat = [b"".join(part) if isinstance(part, list) else bytes(part) for part in parts]
     assert [reference.read() for reference in references] == flat
-    assert numpy.array_equal(rpc.open_pieces(references[3].view()), array_)
+    assert numpy.array_equal(rpc.open_sealed(references[3].view()), array_)
 
 
 def test_thousands_of_pieces_are_written(store):
@@ -289,7 +289,7 @@ def test_thousands_of_pieces_are_written(store):
 def test_an_opened_array_is_the_file_s_memory(store):
     (reference,) = store.write([rpc.seal_pieces(numpy.arange(BIG))])
     view = reference.view()
-    found = rpc.open_pieces(view)
+    found = rpc.open_sealed(view)
     assert lies_in(found, view) and not found.flags.writeable
 
 
@@ -327,7 +327,7 @@ def test_a_file_that_another_store_holds_is_not_written_again(make_store):
 
 def test_a_file_with_buffers_is_never_written_again(store):
     (reference,) = store.write([rpc.seal_pieces(numpy.arange(BIG))])
-    array_ = rpc.open_pieces(reference.view())
+    array_ = rpc.open_sealed(reference.view())
     store.release(reference)
     assert files_of(store) == [] and store.used == 0
     store.write([b"x" * reference.size])
@@ -416,7 +416,7 @@ def test_a_file_filled_through_its_descriptor_is_referred_to(store):
     assert rpc.write_pieces(file, pieces) == sum(places[-1])
     os.close(file)
     references = [store.reference(name, *place) for place in places]
-    assert references[0].read() == b"abc" and rpc.open_pieces(references[1].view()) == b"x" * BIG
+    assert references[0].read() == b"abc" and rpc.open_sealed(references[1].view()) == b"x" * BIG
     assert store.used == sum(places[-1])
     store.release(references[0])
     assert references[1].read()
@@ -799,4 +799,4 @@ def test_a_file_made_here_is_filled_by_a_process_that_has_only_the_socket(store,
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     size = len(sealed(b"x" * BIG))
-    assert rpc.open_pieces(store.reference(name, 0, size).view()) == b"x" * BIG
+    assert rpc.open_sealed(store.reference(name, 0, size).view()) == b"x" * BIG

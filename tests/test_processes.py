@@ -54,10 +54,10 @@ def run_one(sock, setup, lease=1):
     for buffer in rpc.pack_stream(["run", lease, "c1", 0, 0, 1, 1, 1, 0, {}], parts):
         sock.setblocking(True)
         sock.sendall(buffer)
-    parser, calls = rpc.StreamParser(), []
+    receiver, calls = rpc.Receiver(sock), []
     sock.settimeout(PATIENCE)
     while not calls:
-        calls += parser.feed(sock.recv(65536))
+        calls += receiver.receive()
     (call, parts) = calls[0]
     assert call[0] == "result" and not call[5], call
     return rpc.open_sealed(parts[0])[0]

@@ -10,7 +10,7 @@ from concurrent_swarm.tasks import ITaskSystem, Owner, SystemRun, Task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from concurrent_swarm import components, tasks
+from concurrent_swarm import components, rpc, tasks
 
 # -- tasks of many kinds -------------------------------------------------------------------------------------
 
@@ -784,7 +784,7 @@ def drive(system, master, **options):
             if not one.done:
                 one.outcome(*master.run(number))
     (failure, stats), parts = next((params, parts) for name, params, parts in master.sent if name == "system_done")
-    return failure, stats, pickle.loads(parts[0]) if parts else None
+    return failure, stats, rpc.open_sealed(parts[0]) if parts else None
 
 
 @pytest.mark.parametrize("lockstep", [False, True])

@@ -1,0 +1,250 @@
+"""Large data on a whole swarm: by reference, by frames and over TCP; published objects; memory, faults, bad peers.
+
+The applications are in `apps/data.py`. What they report as `right` was compared with what was sent, byte by byte.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import APPS, CHECKOUT, Swarm, descriptors_of, wait_until, zygote_of
+
+from concurrent_swarm import rpc, tasks
+
+numpy = pytest.importorskip("numpy")
+
+MIB = 1 << 20
+NO = ("--set", "node.by_reference=no")
+SIZES = [
+    size + more
+    for size in (0, rpc.PART_BY_FILE, tasks.GROUP_BYTES, rpc.INLINE, rpc.BY_FILE, rpc.LARGE, rpc.MAPPED, MIB, 5 * MIB)
+    for more in (-1, 0, 1)
+    if size + more >= 0
+]
+
+
+# -- tools ---------------------------------------------------------------------------------------------------------
+
+
+def run(swarm, app, sizes=(MIB,), *args, seconds=60, **items):
+    """What an application of apps/data.py reports, run to its end."""
+    options = [f"data.{name}={value}" for name, value in items.items()]
+    options.append(f"data.sizes={','.join(map(str, sizes))}")
+    words = [word for option in options for word in ("--set", option)]
+    ended = swarm.run_client("data.py", "--app", app, *words, *args, seconds=seconds)
+    assert ended.about["result"], ended.err
+    return {**ended.about["result"], "log": ended.err, "code": ended.code}
+
+
+def check(about, right):
+    """Asserts that so many values came and were right, and no other."""
+    assert (about["right"], about["wrong"], about["errors"]) == (right, [], []), about["log"]
+
+
+def without_socket_file(here):
+    """From now on nodes come to this master by TCP, as from another machine."""
+    os.unlink(json.loads((here.master.folder / "keys" / "client.access").read_text())["addresses"]["ipc"])
+    return here
+
+
+def store_of(node):
+    """The folder with a node's payloads, by the lock that it holds; None if it has none."""
+    root = rpc.payload_root()
+    locks = [path for path in descriptors_of(node.pid).values() if path.startswith(root) and path.endswith("/lock")]
+    return Path(locks[0]).parent if locks else None
+
+
+def files_in(folder):
+    return sorted(set(os.listdir(folder)) - {"lock"})
+
+
+def nodes_of(here):
+    return [here.master, *here.slaves]
+
+
+def spool_of(here):
+    """The files that the master keeps on the disk."""
+    return [path for path in (here.master.folder / "spool").rglob("*") if path.is_file() and path.name != "lock"]
+
+
+# -- there and back ------------------------------------------------------------------------------------------------
+
+KINDS = ["bytes", "bytearray", "array", "nested"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("app", ["Echoes", "OneByOne", "InSystem"])
+def test_values_of_every_size_come_back_as_they_were(swarm_of_module, app, kind):
+    about = run(swarm_of_module, app, SIZES, kind=kind)
+    check(about, len(SIZES))
+    assert about["local"]
+
+
+@pytest.fixture(scope="module", params=["master", "slave", "client", "tcp"])
+def swarm_by_frames(request):
+    """A swarm in which large data cannot go by reference everywhere, and the words for its clients."""
+    one, node = Swarm(), request.param
+    try:
+        one.start_master(*(NO if node == "master" else ()))
+        if node == "tcp":
+            without_socket_file(one)
+        one.start_slave(*(NO if node == "slave" else ()), workers=1)
+        yield one, NO if node == "client" else (), node == "slave"
+    finally:
+        one.close()
+
+
+@pytest.mark.parametrize("app", ["Echoes", "OneByOne", "InSystem"])
+def test_values_come_back_where_a_node_does_not_go_by_reference(swarm_by_frames, app):
+    here, words, local = swarm_by_frames
+    about = run(here, app, SIZES, *words, kind="nested")
+    check(about, len(SIZES))
+    assert about["local"] == local
+
+
+@pytest.mark.parametrize("app", ["Echoes", "InSystem"])
+def test_values_come_back_without_a_swarm(app):
+    command = [sys.executable, "client.py", str(APPS / "data.py"), "--app", app, "--workers", "0", "--json",
+               "--set", "data.kind=nested", "--set", f"data.sizes={','.join(map(str, SIZES))}"]  # fmt: skip
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, timeout=60)
+    assert json.loads(done.stdout)["result"]["right"] == len(SIZES), done.stderr.decode()
+
+
+@pytest.mark.parametrize("size", [rpc.INLINE + 1, MIB])
+@pytest.mark.parametrize("app", ["ReusesResults", "ClearsResults", "ReusesTasks"])
+def test_a_value_is_what_it_was_when_it_was_handed_over(swarm_of_module, app, size):
+    check(run(swarm_of_module, app, [size], count=12), 12)
+
+
+@pytest.mark.parametrize("app", ["ReusesResults", "ReusesTasks"])
+def test_a_value_is_what_it_was_when_it_was_handed_over_to_frames(swarm_by_frames, app):
+    here, words, _ = swarm_by_frames
+    check(run(here, app, [MIB], *words, count=12), 12)
+
+
+# -- what is left afterwards ---------------------------------------------------------------------------------------
+
+
+def descriptors_in_use(here):
+    """How many descriptors each node and worker has open."""
+    workers = [worker for slave in here.slaves for worker in here.workers_of(slave)]
+    return {pid: len(descriptors_of(pid)) for pid in [*(node.pid for node in nodes_of(here)), *workers]}
+
+
+def test_nothing_is_left_of_runs_that_are_over(swarm):
+    here = swarm(slaves=1, workers=1)
+    apps = ["Echoes", "InSystem", "Publishes", "AsksForResults", "PublishesInSystem"]
+    for app in apps:
+        run(here, app, SIZES, kind="nested")
+    wait_until(lambda: here.proxy.status()["clients"] == [], "all clients have left")
+    before = descriptors_in_use(here)
+    for app in apps:
+        run(here, app, SIZES, kind="nested")
+    wait_until(lambda: descriptors_in_use(here) == before, f"no descriptor more is open than {before}")
+    stores = [store_of(node) for node in nodes_of(here)]
+    wait_until(lambda: not files_in(stores[0]), "no file of the master's is left")
+    wait_until(lambda: len(files_in(stores[1])) <= 1, "no file of the slave's is left but its worker's spare")
+    assert not spool_of(here)
+    for node in (*here.slaves, here.master):
+        node.ends()
+    assert not any(store.exists() for store in stores)
+
+
+@pytest.mark.parametrize("victim", ["client", "worker", "slave", "master"])
+def test_nothing_is_left_after_a_kill(swarm, tmp_path, victim):
+    here = swarm(slaves=2, workers=1)
+    client = here.start_client("data.py", "--app", "Waiting", "--set", f"data.folder={tmp_path}",
+                               "--set", "data.sizes=5000000,5000000,5000000,5000000")  # fmt: skip
+    wait_until(lambda: len(list(tmp_path.glob("runs-*"))) == 2, "both workers run")
+    stores = [store_of(node) for node in (client, *nodes_of(here))]
+    assert any(map(files_in, stores))
+    dead = {"client": client.pid, "slave": here.slaves[0].pid, "master": here.master.pid}
+    os.kill(dead.get(victim) or here.workers_of(here.slaves[0])[0], signal.SIGKILL)
+    (tmp_path / "go").touch()
+    if victim == "master":
+        here.master.wait()
+        here.master.parent.close()
+        here.master.parent = None
+        here.start_master(port=rpc.parse_address(here.address)[1])
+        stores.append(store_of(here.master))
+    if victim != "client":
+        assert client.wait().code == (1 if victim == "master" else 0), client.err
+    for node in (*here.slaves, here.master):
+        if node.code is None:
+            node.ends()
+    rpc.sweep(rpc.payload_root())
+    assert not any(store.exists() for store in stores)
+
+
+# -- faults --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bytes", "nested"])
+def test_a_task_whose_worker_was_killed_finds_its_data_again(swarm_of_module, tmp_path, kind):
+    check(run(swarm_of_module, "WorkersDie", [5 * MIB] * 2, kind=kind, folder=tmp_path), 2)
+
+
+def test_a_system_s_tasks_find_their_data_when_a_worker_is_killed(swarm_of_module):
+    """The master keeps what it has taken until the outcome is there."""
+    here = swarm_of_module
+    for worker in [worker for slave in here.slaves for worker in here.workers_of(slave)]:
+        os.kill(worker, signal.SIGKILL)
+    check(run(here, "InSystem", [5 * MIB], kind="nested"), 1)
+
+
+def remove_payloads(store):
+    for name in files_in(store):
+        (store / name).unlink()
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_payload_file_that_vanished_fails_its_task_with_the_reason(swarm, tmp_path, local):
+    here = swarm(slaves=0)
+    client = here.start_client("data.py", "--json", "--app", "Echoes", "--set", "data.sizes=1000000",
+                               "--wait", "30")  # fmt: skip
+    store = store_of(here.master)
+    wait_until(lambda: files_in(store), "the master holds the task")
+    remove_payloads(store)
+    if not local:
+        without_socket_file(here)
+    here.start_slave(workers=1)
+    assert client.wait().code == 1
+    assert "a payload is gone" in client.about["result"]["errors"][0]
+    assert here.master.code is None and here.slaves[0].code is None
+    check(run(here, "Echoes", kind="nested"), 1)
+
+
+def test_a_result_file_that_vanished_fails_its_task_with_the_reason(swarm, tmp_path):
+    here = swarm(slaves=1, workers=1)
+    client = here.start_client("data.py", "--json", "--app", "Slow", "--set", f"data.folder={tmp_path}",
+                               "--set", "data.sizes=1000000", "--set", "data.count=3")  # fmt: skip
+    wait_until(lambda: (tmp_path / "first").exists(), "the client is slow")
+    wait_until(lambda: here.proxy.status()["done"] == 3, "all tasks have run")
+    remove_payloads(store_of(here.master))
+    (tmp_path / "go").touch()
+    assert client.wait().code == 1
+    about = client.about["result"]
+    assert about["right"] == 1 and len(about["errors"]) == 2 and all("a payload is gone" in e for e in about["errors"])
+
+
+@pytest.mark.parametrize("node", ["slave", "client"])
+def test_a_node_without_room_copies_and_says_so_once(swarm, node):
+    here = swarm(slaves=0)
+    here.start_slave(workers=1)
+    limit = ["prlimit", "--fsize=100000", "--pid"]
+    if node == "slave":
+        for pid in (here.slaves[0].pid, zygote_of(here.slaves[0].pid)):
+            subprocess.run([*limit, str(pid)], check=True)
+    words = [sys.executable, "-c", "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100000, "
+             "100000)); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"]  # fmt: skip
+    command = [*(words if node == "client" else [sys.executable]), str(CHECKOUT / "client.py"), str(APPS / "data.py"),
+               "--app", "Echoes", "--json", "--master", here.address, "--set", "data.kind=nested",
+               "--set", f"data.sizes={','.join(map(str, SIZES))}"]  # fmt: skip
+    done = subprocess.run(command, env=here.environ(), capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout)["result"]["right"] == len(SIZES), done.stderr
+    log = done.stderr if node == "client" else here.slaves[0].err
+    assert log.count("no room for a payload") == 1, log

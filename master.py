@@ -46,7 +46,9 @@ if __name__ == "__main__":  # hand over to the one copy of this module, under it
     raise SystemExit(import_module(__spec__.name).main())
 
 import argparse
+import bisect
 import collections
+import functools
 import heapq
 import itertools
 import json
@@ -62,6 +64,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from . import components, rpc, tasks
@@ -76,6 +79,7 @@ MAX_LEASE = tasks.CHUNK  # tasks; beyond, nothing is gained and tails grow
 UNKNOWN = 0.020  # seconds a lease of a kind that was never measured is taken for: two per slot
 STEAL_AGE = 0.050  # seconds a lease is left alone before a slave without work may ask for a part of it
 STEAL_WIDTH = 64  # leases asked for per round
+STEAL_LOOK = 1e-5  # seconds between two rounds per lease that is out: looking at it takes 2 % of that
 WIDTH = 8  # slaves shown to the scheduler per lease: best of eight, whatever the size of the swarm
 MAX_ATTEMPTS = 3  # worker deaths until a task counts as poisoned
 MAX_LOSSES = 10  # slaves lost under one task until it counts as lost
@@ -115,9 +119,7 @@ def total(ranges: list) -> int:
 def _add(numbers: list, number: int):
     """Add a number to a sorted list of disjoint [lo, hi] lists; it stays short while numbers come about in
     order."""
-    at = len(numbers)
-    while at and numbers[at - 1][0] > number:
-        at -= 1
+    at = bisect.bisect(numbers, [number, math.inf])
     if at and numbers[at - 1][1] == number:
         numbers[at - 1][1] += 1
     else:
@@ -125,6 +127,18 @@ def _add(numbers: list, number: int):
         at += 1
     if at < len(numbers) and numbers[at - 1][1] == numbers[at][0]:
         numbers[at - 1][1] = numbers.pop(at)[1]
+
+
+def _added(numbers: list, number: int) -> bool:
+    """Whether the number is in such a list."""
+    at = bisect.bisect(numbers, [number, math.inf])
+    return at > 0 and number < numbers[at - 1][1]
+
+
+@functools.lru_cache(maxsize=128)
+def _fresh(count: int) -> tuple:
+    """The queue of a batch none of whose tasks ran: one for all batches of that size."""
+    return ((0, count, 0, 0),)
 
 
 # -- what the board holds ------------------------------------------------------------------------------------
@@ -188,6 +202,22 @@ class Demand:
         if slave in self.able:
             self.idle[slave] = self.free[slave] = None
 
+    def with_room(self, slaves: OrderedDict, estimate: float | None, width: int) -> list:
+        """Up to `width` of these (`idle` or `free`) that may take a lease of so many seconds now; None: that have a
+        free slot. Those met that may not are taken out until they have reported a lease."""
+        found, full = [], []
+        for slave in slaves:
+            if slave.room(self.needs, 1 if estimate is None else slave.deep(estimate)):
+                found.append(slave)
+                if len(found) == width:
+                    break
+            else:
+                full.append(slave)
+        for slave in full:
+            del slaves[slave]
+            slave.missing.add(self)
+        return found
+
     def fit(self, slave: Slave, here: bool = True):
         """Look anew whether the slave could ever take this; it could not when it is not here any more."""
         if here and not slave.draining and not slave.lacks(self):
@@ -239,9 +269,12 @@ class Owner:
         return self.kinds.setdefault(name, Kind())
 
 
+NONE = MappingProxyType({})
+
+
 class Batch:
     """Tasks 0..count-1 submitted together. `payload` is only handed through, and let go with the last
-    outcome."""
+    outcome. A million of them may wait, so one that waits has no containers of its own."""
 
     __slots__ = (
         *("count", "demand", "group", "kind", "leases", "number", "options", "outcomes", "owner", "payload"),
@@ -254,11 +287,32 @@ class Batch:
         self.demand = self.kind = None
         self.serial = 0  # order of arrival
         self.since = 0.0  # when it arrived
-        self.queue = []  # (lo, hi, deaths, losses), next first
+        self.queue = ()  # (lo, hi, deaths, losses), next first
         self.queued = 0  # tasks in it
-        self.leases = {}  # id -> Lease, revoked ones too
-        self.outcomes = []  # (lo, hi, seconds, failures, payload, slave)
+        self.leases = NONE  # id -> Lease, revoked ones too
+        self.outcomes = ()  # (lo, hi, seconds, failures, payload, slave)
         self.remaining = count  # tasks without outcome
+
+    def take(self, lease: Lease):
+        """A part of it is in the hands of a slave."""
+        if not self.leases:
+            self.leases = {}
+        self.leases[lease.id] = lease
+
+    def drop(self, lease: Lease):
+        """A lease is reported."""
+        del self.leases[lease.id]
+        if not self.leases:
+            self.leases = NONE
+
+    def end(self, outcome: tuple):
+        """Tasks of it have their outcome, for good."""
+        if not self.outcomes:
+            self.outcomes = []
+        self.outcomes.append(outcome)
+        self.remaining -= outcome[1] - outcome[0]
+        if not self.remaining:
+            self.payload = None
 
 
 class Lease:
@@ -308,7 +362,7 @@ class Slave:
     """
 
     __slots__ = (
-        *("done_tasks", "draining", "id", "last", "leases", "name", "open_seconds", "open_tasks", "pace"),
+        *("done_tasks", "draining", "id", "last", "leases", "missing", "name", "open_seconds", "open_tasks", "pace"),
         *("resources", "seconds", "tags", "used", "workers"),
     )
 
@@ -318,6 +372,7 @@ class Slave:
         self.draining = False
         self.leases = {}  # id -> Lease, oldest first
         self.used = {}  # resource name -> amount its leases need together
+        self.missing = set()  # demands that took it out of `idle` or `free`
         self.open_seconds = 0.0
         self.open_tasks = self.done_tasks = self.last = 0
         self.seconds = 0.0
@@ -327,6 +382,11 @@ class Slave:
     def open_leases(self) -> int:
         """Leases in its hands."""
         return len(self.leases)
+
+    @property
+    def slots(self) -> int:
+        """Leases that it could run now if it had none."""
+        return 0 if self.draining else self.workers
 
     @property
     def credit(self) -> int:
@@ -516,7 +576,7 @@ class Board:
             effects.messages.append(("refused", owner, number, reason))
             return effects
         batch = self._add_batch(known, number, count, group, options, payload, now)
-        self._enqueue(batch, (0, count, 0, 0))
+        self._enqueue(batch, _fresh(count))
         effects.records.append(("batch", owner, number, count, group, options, payload))
         effects.after.append(("accepted", owner, number))
         return self._assigned(effects, now)
@@ -547,7 +607,7 @@ class Board:
 
     @staticmethod
     def _submitted(owner, number):
-        return number in owner.batches or any(lo <= number < hi for lo, hi in owner.forgotten)
+        return number in owner.batches or _added(owner.forgotten, number)
 
     def _objection(self, known, owner, count, group, options):
         """Why a batch cannot be taken, "" if it can."""
@@ -602,15 +662,12 @@ class Board:
 
     def _end(self, batch, lo, hi, seconds, failures, payload, slave, effects):
         """Give tasks their outcome, for good."""
-        batch.outcomes.append((lo, hi, seconds, failures, payload, slave))
-        batch.remaining -= hi - lo
+        batch.end((lo, hi, seconds, failures, payload, slave))
         self.counters["ended"] += hi - lo
         owner = batch.owner
         effects.records.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload))
         if owner.attached:
             effects.messages.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload, slave))
-        if not batch.remaining:
-            batch.payload = None
 
     def _forget(self, batch, effects):
         self._dequeue_all(batch)
@@ -625,33 +682,35 @@ class Board:
 
     # -- queues ----------------------------------------------------------------------------------------------
 
-    def _enqueue(self, batch, piece, front=False):
-        """Put (lo, hi, deaths, losses) at the end of the owner's queue, or what came back at its front."""
+    def _enqueue(self, batch, pieces, front=False):
+        """Put the ranges (lo, hi, deaths, losses) at the end of the owner's queue, or what came back at its front."""
         owner, demand = batch.owner, batch.demand
         line = owner.lines.get(demand)
         if line is None:
             line = owner.lines[demand] = demand.ring[owner] = Line()
-        tasks = piece[1] - piece[0]
+        tasks = total(pieces)
         line.tasks += tasks
         batch.queued += tasks
         line.batches[batch] = None
         if front:
-            batch.queue.insert(0, piece)
+            batch.queue = pieces + batch.queue
             line.batches.move_to_end(batch, last=False)
         else:
-            batch.queue.append(piece)
+            batch.queue += pieces
+
+    def _requeue(self, batch, parts, deaths, losses):
+        """Put ranges that came back at the front."""
+        if parts:
+            self._enqueue(batch, tuple((lo, hi, deaths, losses) for lo, hi in parts), front=True)
 
     def _dequeue(self, batch, tasks):
         """Take the first tasks of the batch's first range out."""
-        lo, hi, deaths, losses = batch.queue[0]
-        if lo + tasks == hi:
-            del batch.queue[0]
-        else:
-            batch.queue[0] = (lo + tasks, hi, deaths, losses)
+        (lo, hi, deaths, losses), rest = batch.queue[0], batch.queue[1:]
+        batch.queue = rest if lo + tasks == hi else ((lo + tasks, hi, deaths, losses), *rest)
         self._shorten(batch, tasks)
 
     def _dequeue_all(self, batch):
-        pieces, batch.queue = batch.queue, []
+        pieces, batch.queue = batch.queue, ()
         if pieces:
             self._shorten(batch, batch.queued)
         return pieces
@@ -677,22 +736,23 @@ class Board:
         if slave in self.slaves:
             self._lose(slave, "joined again", effects)
         self.slaves[slave] = Slave(slave, name, resources, tags, workers)
-        self._fit(slave)
+        self._fit(slave, 0)
         return self._assigned(effects, now)
 
     def slave_changed(self, slave: str, resources: dict, workers: int, now: float) -> Effects:
         """Its amounts or slots are others now. What it holds it keeps."""
         known = self.slaves.get(slave)
         if known is not None:
-            known.resources, known.workers = dict(resources), workers
-            self._fit(slave)
+            slots, known.resources, known.workers = known.slots, dict(resources), workers
+            self._fit(slave, slots)
         return self._assigned(Effects([], [], []), now)
 
     def slave_draining(self, slave: str, now: float) -> Effects:
         """It takes no more leases; it ends or gives back those that it has."""
-        if slave in self.slaves:
-            self.slaves[slave].draining = True
-            self._fit(slave)
+        known = self.slaves.get(slave)
+        if known is not None:
+            slots, known.draining = known.slots, True
+            self._fit(slave, slots)
         return self._assigned(Effects([], [], []), now)
 
     def slave_lost(self, slave: str, now: float, reason: str = "") -> Effects:
@@ -703,12 +763,12 @@ class Board:
             self._lose(slave, reason or "lost", effects)
         return self._assigned(effects, now)
 
-    def _fit(self, slave):
-        here = slave in self.slaves
+    def _fit(self, slave, slots):
+        """Look anew at what a slave can take, which had so many slots."""
+        known = self.slaves[slave]
+        self.slots += known.slots - slots
         for demand in self.demands.values():
-            if here:
-                demand.fit(self.slaves[slave])
-        self.slots = sum(known.workers for known in self.slaves.values() if not known.draining)
+            demand.fit(known)
 
     def _lose(self, slave, reason, effects):
         gone = self.slaves[slave]
@@ -719,7 +779,7 @@ class Board:
         del self.slaves[slave]
         for demand in self.demands.values():
             demand.fit(gone, here=False)
-        self._fit(slave)
+        self.slots -= gone.slots
 
     # -- leases ----------------------------------------------------------------------------------------------
 
@@ -750,8 +810,7 @@ class Board:
             self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects)
         else:  # the payload cannot be cut here: what a confused slave left open runs again
             self.counters["repeated result"] += 1
-            for a, b in reversed(parts):
-                self._enqueue(held.batch, (a, b, held.deaths, held.losses), front=True)
+            self._requeue(held.batch, parts, held.deaths, held.losses)
         return self._assigned(effects, now)
 
     def given_back(self, slave: str, lease: int, lo: int, hi: int, now: float) -> Effects:
@@ -760,10 +819,10 @@ class Board:
         held = self._held(slave, lease)
         if held is not None:
             held.asked = False
-            for a, b in reversed(self._report(held, lo, hi)):
-                self.counters["given back"] += b - a
-                if not held.revoked:
-                    self._enqueue(held.batch, (a, b, held.deaths, held.losses), front=True)
+            parts = self._report(held, lo, hi)
+            self.counters["given back"] += total(parts)
+            if not held.revoked:
+                self._requeue(held.batch, parts, held.deaths, held.losses)
         return self._assigned(Effects([], [], []), now)
 
     def worker_lost(self, slave: str, lease: int, lo: int, hi: int, reason: str, now: float) -> Effects:
@@ -797,9 +856,10 @@ class Board:
             self._tell("task_finished", slave, tasks)
         if parts and not lease.open:
             slave.drop(lease)
-            del self.leases[lease.id], lease.batch.leases[lease.id]
-            for demand in self.demands.values():
-                demand.offer(slave)
+            lease.batch.drop(lease)
+            del self.leases[lease.id]
+            while slave.missing:
+                slave.missing.pop().offer(slave)
         return parts
 
     def _retry(self, lease, lo, hi, deaths, losses, reason, effects):
@@ -816,7 +876,7 @@ class Board:
             self._end(batch, lo, hi, 0.0, failure("lost", "SlaveLost", text, where), None, where, effects)
         else:
             effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, deaths, losses))
-            self._enqueue(batch, (lo, hi, deaths, losses), front=True)
+            self._requeue(batch, [(lo, hi)], deaths, losses)
 
     # -- assigning -------------------------------------------------------------------------------------------
 
@@ -832,7 +892,7 @@ class Board:
         """The end of every event that may free or add work."""
         self._assign(effects, now)
         if self.deadline is None and self.leases:
-            self.deadline = now + STEAL_AGE
+            self.deadline = now + max(STEAL_AGE, STEAL_LOOK * len(self.leases))
         return effects
 
     def _assign(self, effects, now):
@@ -863,7 +923,7 @@ class Board:
         lease = Lease(next(self._lease_ids), batch, lo, lo + tasks, deaths, losses, now)
         slave = self._place(slaves, lease)
         if slave is None:
-            self.deadline = min(self.deadline or math.inf, now + STEAL_AGE)  # ask again then
+            self._look_at(now + STEAL_AGE)  # ask again then
             return False
         owner.served = lease.id
         for other in owner.lines:
@@ -871,7 +931,8 @@ class Board:
         self._dequeue(batch, tasks)
         slave.take(lease)
         demand.served(slave)
-        self.leases[lease.id] = batch.leases[lease.id] = lease
+        batch.take(lease)
+        self.leases[lease.id] = lease
         self.counters["leases"] += 1
         self._tell("task_pushed", slave, tasks)
         effects.messages.append(("lease", slave.id, lease))
@@ -889,24 +950,11 @@ class Board:
             tasks -= (lo + tasks) % batch.group
         return tasks
 
-    def _candidates(self, demand, estimate):
+    @staticmethod
+    def _candidates(demand, estimate):
         """Up to WIDTH slaves that may take such a lease now: those with a free slot, else those with
         credit."""
-        return self._with_room(demand.idle, demand.needs, None) or self._with_room(demand.free, demand.needs, estimate)
-
-    @staticmethod
-    def _with_room(slaves, needs, estimate):
-        found, full = [], []
-        for slave in slaves:
-            if slave.room(needs, 1 if estimate is None else slave.deep(estimate)):
-                found.append(slave)
-                if len(found) == WIDTH:
-                    break
-            else:
-                full.append(slave)
-        for slave in full:
-            del slaves[slave]
-        return found
+        return demand.with_room(demand.idle, None, WIDTH) or demand.with_room(demand.free, estimate, WIDTH)
 
     def _place(self, slaves, lease):
         if self.scheduler is None:
@@ -931,26 +979,35 @@ class Board:
     def _steal(self, effects, now):
         """Ask the holders of the biggest leases to give a part back, one for each slave with a free slot (which
         may be the holder itself)."""
-        idle = [slave for slave in self.slaves.values() if slave.room((), 1)]
+        idle = {}  # Demand -> slaves with a free slot for it
+        for demand in self.demands.values():
+            slaves = demand.with_room(demand.idle, None, STEAL_WIDTH) if demand.batches else ()
+            if slaves:
+                idle[demand] = slaves
+        served = set()
+        for lease in self._ripe(idle, now) if idle else ():
+            slave = next((slave for slave in idle[lease.batch.demand] if slave not in served), None)
+            if slave is not None:
+                served.add(slave)
+                lease.asked = True
+                self.counters["steals"] += 1
+                effects.messages.append(("steal", lease.slave.id, lease.id))
+                self._look_at(now + STEAL_AGE)
+
+    def _ripe(self, demands, now):
+        """The biggest leases of these demands that are old enough, and may have a part to give back."""
         ripe = []
-        for lease in self.leases.values() if idle else ():
-            if lease.revoked or lease.asked or not lease.divisible:
-                continue
+        for lease in self.leases.values():  # in the order in which they were made
             if now < lease.since + STEAL_AGE:
-                self.deadline = min(self.deadline or math.inf, lease.since + STEAL_AGE)
-            else:
+                self._look_at(lease.since + STEAL_AGE)
+                break
+            if not (lease.asked or lease.revoked) and lease.batch.demand in demands and lease.divisible:
                 ripe.append(lease)
-        ripe = heapq.nlargest(STEAL_WIDTH, ripe, key=lambda lease: (lease.tasks, lease.id))
-        for slave in idle[:STEAL_WIDTH]:
-            for lease in ripe:
-                demand = lease.batch.demand
-                if slave in demand.able and slave.room(demand.needs, 1):
-                    lease.asked = True
-                    ripe.remove(lease)
-                    self.counters["steals"] += 1
-                    effects.messages.append(("steal", lease.slave.id, lease.id))
-                    self.deadline = min(self.deadline or math.inf, now + STEAL_AGE)
-                    break
+        return heapq.nlargest(STEAL_WIDTH, ripe, key=lambda lease: (lease.tasks, lease.id))
+
+    def _look_at(self, when):
+        """Call `tick` then at the latest."""
+        self.deadline = when if self.deadline is None else min(self.deadline, when)
 
     def unplaced(self, now: float) -> list[dict]:
         """What waits though no slave that is here could ever take it: per owner and demand, the first batch,
@@ -997,8 +1054,8 @@ class Board:
                     "move the journal aside and start again; what it held is not run",
                 ) from error
         for batch, pieces in waiting.items():
-            for piece in sorted(pieces):
-                self._enqueue(batch, piece)
+            if pieces:
+                self._enqueue(batch, tuple(sorted(pieces)))
         self.life = life + 1
         self._lease_ids = itertools.count((self.life << 32) + 1)
         return Effects([("life", self.life)], [], [])

@@ -75,6 +75,7 @@ log = logging.getLogger(__spec__.name)
 
 TARGET = 0.010  # seconds of work a lease should hold: 20 times what a lease itself costs
 LEAST = 0.001  # seconds of work below which a lease is not divided, though a slot stays idle for that long
+COST = 0.0001  # seconds that a lease takes of the master itself, sockets and all; a swarm of 100 slots feels it
 MAX_LEASE = tasks.CHUNK  # tasks; beyond, nothing is gained and tails grow
 UNKNOWN = 0.020  # seconds a lease of a kind that was never measured is taken for: two per slot
 STEAL_AGE = 0.050  # seconds a lease is left alone before a slave without work may ask for a part of it
@@ -163,16 +164,21 @@ class Kind:
         self.seconds = None
         self.size = 1
 
-    def measure(self, each: float):
-        """Take in the seconds one task took. The size follows, at most doubling."""
+    def measure(self, each: float, slots: int):
+        """Take in the seconds one task took. The size follows, at most doubling: TARGET, or what keeps so many
+        slots busy while the master makes a lease for each."""
         self.seconds = each if self.seconds is None else self.seconds + SMOOTH * (each - self.seconds)
-        fitting = int(min(TARGET / self.seconds, MAX_LEASE)) if self.seconds > 0 else MAX_LEASE
+        target = max(TARGET, COST * slots)
+        fitting = int(min(target / self.seconds, MAX_LEASE)) if self.seconds > 0 else MAX_LEASE
         self.size = max(1, min(self.size * 2, fitting))
 
-    @property
-    def least(self) -> int:
-        """Tasks in which a lease is not worth dividing further."""
-        return 1 if self.seconds is None else int(min(self.size, LEAST / max(self.seconds, EPSILON)))
+    def least(self, tasks: int, slots: int) -> int:
+        """Tasks in which a lease is not worth dividing further, of so many that wait. Cut into k leases, W seconds of
+        work end after k * COST + W / k, which is least for leases of sqrt(W * COST)."""
+        if self.seconds is None:
+            return 1
+        seconds = max(LEAST, min(math.sqrt(COST * tasks * self.seconds), COST * slots))
+        return int(min(self.size, seconds / max(self.seconds, EPSILON)))
 
     def estimate(self, tasks: int) -> float:
         """Seconds that a lease of so many tasks is expected to take."""
@@ -186,12 +192,13 @@ class Demand:
     `idle` and `free` may name a slave whose room is gone (it is taken out when met), never miss one that has
     room: idle for a free slot, free for prefetching."""
 
-    __slots__ = ("able", "batches", "free", "idle", "needs", "ring", "tags")
+    __slots__ = ("able", "batches", "free", "idle", "needs", "ring", "tags", "tasks")
 
     def __init__(self, needs: tuple, tags: frozenset):
         self.needs = needs  # ((name, amount), …), amounts above 0
         self.tags = tags
         self.batches = 0  # live batches with this demand
+        self.tasks = 0  # queued ones
         self.ring = OrderedDict()  # Owner -> Line, the next in turn first
         self.able = set()
         self.idle = OrderedDict()
@@ -690,6 +697,7 @@ class Board:
             line = owner.lines[demand] = demand.ring[owner] = Line()
         tasks = total(pieces)
         line.tasks += tasks
+        demand.tasks += tasks
         batch.queued += tasks
         line.batches[batch] = None
         if front:
@@ -720,6 +728,7 @@ class Board:
         owner, demand = batch.owner, batch.demand
         line = owner.lines[demand]
         line.tasks -= tasks
+        demand.tasks -= tasks
         batch.queued -= tasks
         if not batch.queued:
             del line.batches[batch]
@@ -806,7 +815,7 @@ class Board:
         elif parts == [(lo, hi)]:
             seconds = seconds if 0 <= seconds < 1e9 else 0.0
             held.slave.measure(held.batch.kind, hi - lo, seconds)
-            held.batch.kind.measure(seconds / (hi - lo))
+            held.batch.kind.measure(seconds / (hi - lo), self.slots)
             self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects)
         else:  # the payload cannot be cut here: what a confused slave left open runs again
             self.counters["repeated result"] += 1
@@ -944,7 +953,9 @@ class Board:
         lo, hi, deaths, _ = batch.queue[0]
         if deaths:
             return 1
-        fair = max(-(-line.tasks // (2 * self.slots or 1)), batch.kind.least)
+        least = batch.kind.least(max(batch.demand.tasks, batch.count), self.slots)
+        fair = max(-(-line.tasks // (2 * self.slots or 1)), least)
+        fair += -fair % batch.group if fair > batch.group else 0
         tasks = min(batch.kind.size, hi - lo, fair)
         if tasks > batch.group and lo + tasks < hi:
             tasks -= (lo + tasks) % batch.group
@@ -1105,6 +1116,8 @@ class Board:
             line = owner.lines[demand]
             assert demand.ring[owner] is line and self.demands[demand.needs, demand.tags] is demand
             assert line.tasks == queued and len(line.batches) == batches, "a queue holds what does not wait"
+        for demand in self.demands.values():
+            assert demand.tasks == sum(line.tasks for line in demand.ring.values())
         assert len(lines) == sum(len(owner.lines) for owner in self.owners.values())
         assert len(lines) == sum(len(demand.ring) for demand in self.demands.values())
         for slave in self.slaves.values():

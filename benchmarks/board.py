@@ -18,8 +18,9 @@ from pathlib import Path
 from time import process_time
 from types import SimpleNamespace
 
-from concurrent_swarm import components, tasks
 from concurrent_swarm.master import Board
+
+from concurrent_swarm import components, tasks
 
 HEAD = {"bundle": "0" * 64, "name": "Noop", "classes": [["noop", "Noop", False]]}  # read once, whatever the batch
 SCHEDULERS = ("none", "ZMQTaskScheduler", "GenericTaskScheduler")
@@ -68,7 +69,7 @@ def submit(board, batches, size, owners):
 
 
 def run(board, waiting, seconds, slots):
-    """Reports leases until none is left, with one event per lease and the ticks between; returns how many there were."""
+    """Reports leases until none is left, and lets the time pass; returns how many there were."""
     now, leases, settled = 0.0, 0, defaultdict(list)
     while waiting:
         lease = waiting.popleft()

@@ -80,7 +80,7 @@ MAX_LEASE = tasks.CHUNK  # tasks; beyond, nothing is gained and tails grow
 UNKNOWN = 0.020  # seconds a lease of a kind that was never measured is taken for: two per slot
 STEAL_AGE = 0.050  # seconds a lease is left alone before a slave without work may ask for a part of it
 STEAL_WIDTH = 64  # leases asked for per round
-STEAL_LOOK = 1e-5  # seconds between two rounds per lease that is out: looking at it takes 2 % of that
+STEAL_LOOK = 2e-5  # seconds between two rounds per lease that is out: looking at it takes 4 % of that
 WIDTH = 8  # slaves shown to the scheduler per lease: best of eight, whatever the size of the swarm
 MAX_ATTEMPTS = 3  # worker deaths until a task counts as poisoned
 MAX_LOSSES = 10  # slaves lost under one task until it counts as lost
@@ -901,7 +901,7 @@ class Board:
         """The end of every event that may free or add work."""
         self._assign(effects, now)
         if self.deadline is None and self.leases:
-            self.deadline = now + max(STEAL_AGE, STEAL_LOOK * len(self.leases))
+            self.deadline = now + self._pause
         return effects
 
     def _assign(self, effects, now):
@@ -1003,14 +1003,19 @@ class Board:
                 lease.asked = True
                 self.counters["steals"] += 1
                 effects.messages.append(("steal", lease.slave.id, lease.id))
-                self._look_at(now + STEAL_AGE)
+                self._look_at(now + self._pause)
+
+    @property
+    def _pause(self):
+        """Seconds between two rounds of stealing: what all leases in a large swarm cost to look at is little of it."""
+        return max(STEAL_AGE, STEAL_LOOK * len(self.leases))
 
     def _ripe(self, demands, now):
         """The biggest leases of these demands that are old enough, and may have a part to give back."""
         ripe = []
         for lease in self.leases.values():  # in the order in which they were made
             if now < lease.since + STEAL_AGE:
-                self._look_at(lease.since + STEAL_AGE)
+                self._look_at(now + self._pause)
                 break
             if not (lease.asked or lease.revoked) and lease.batch.demand in demands and lease.divisible:
                 ripe.append(lease)

@@ -46,6 +46,7 @@ if __name__ == "__main__":  # hand over to the one copy of this module, under it
     raise SystemExit(import_module(__spec__.name).main())
 
 import argparse
+import bisect
 import collections
 import functools
 import heapq
@@ -63,6 +64,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from . import components, rpc, tasks
@@ -73,10 +75,12 @@ log = logging.getLogger(__spec__.name)
 
 TARGET = 0.010  # seconds of work a lease should hold: 20 times what a lease itself costs
 LEAST = 0.001  # seconds of work below which a lease is not divided, though a slot stays idle for that long
+COST = 0.0001  # seconds that a lease takes of the master itself, sockets and all; a swarm of 100 slots feels it
 MAX_LEASE = tasks.CHUNK  # tasks; beyond, nothing is gained and tails grow
 UNKNOWN = 0.020  # seconds a lease of a kind that was never measured is taken for: two per slot
 STEAL_AGE = 0.050  # seconds a lease is left alone before a slave without work may ask for a part of it
 STEAL_WIDTH = 64  # leases asked for per round
+STEAL_LOOK = 2e-5  # seconds between two rounds per lease that is out: looking at it takes 4 % of that
 WIDTH = 8  # slaves shown to the scheduler per lease: best of eight, whatever the size of the swarm
 MAX_ATTEMPTS = 3  # worker deaths until a task counts as poisoned
 MAX_LOSSES = 10  # slaves lost under one task until it counts as lost
@@ -116,9 +120,7 @@ def total(ranges: list) -> int:
 def _add(numbers: list, number: int):
     """Add a number to a sorted list of disjoint [lo, hi] lists; it stays short while numbers come about in
     order."""
-    at = len(numbers)
-    while at and numbers[at - 1][0] > number:
-        at -= 1
+    at = bisect.bisect(numbers, [number, math.inf])
     if at and numbers[at - 1][1] == number:
         numbers[at - 1][1] += 1
     else:
@@ -126,6 +128,18 @@ def _add(numbers: list, number: int):
         at += 1
     if at < len(numbers) and numbers[at - 1][1] == numbers[at][0]:
         numbers[at - 1][1] = numbers.pop(at)[1]
+
+
+def _added(numbers: list, number: int) -> bool:
+    """Whether the number is in such a list."""
+    at = bisect.bisect(numbers, [number, math.inf])
+    return at > 0 and number < numbers[at - 1][1]
+
+
+@functools.lru_cache(maxsize=128)
+def _fresh(count: int) -> tuple:
+    """The queue of a batch none of whose tasks ran: one for all batches of that size."""
+    return ((0, count, 0, 0),)
 
 
 # -- what the board holds ------------------------------------------------------------------------------------
@@ -150,16 +164,21 @@ class Kind:
         self.seconds = None
         self.size = 1
 
-    def measure(self, each: float):
-        """Take in the seconds one task took. The size follows, at most doubling."""
+    def measure(self, each: float, slots: int):
+        """Take in the seconds one task took. The size follows, at most doubling: TARGET, or what keeps so many
+        slots busy while the master makes a lease for each."""
         self.seconds = each if self.seconds is None else self.seconds + SMOOTH * (each - self.seconds)
-        fitting = int(min(TARGET / self.seconds, MAX_LEASE)) if self.seconds > 0 else MAX_LEASE
+        target = max(TARGET, COST * slots)
+        fitting = int(min(target / self.seconds, MAX_LEASE)) if self.seconds > 0 else MAX_LEASE
         self.size = max(1, min(self.size * 2, fitting))
 
-    @property
-    def least(self) -> int:
-        """Tasks in which a lease is not worth dividing further."""
-        return 1 if self.seconds is None else int(min(self.size, LEAST / max(self.seconds, EPSILON)))
+    def least(self, tasks: int, slots: int) -> int:
+        """Tasks in which a lease is not worth dividing further, of so many that wait. Cut into k leases, W seconds of
+        work end after k * COST + W / k, which is least for leases of sqrt(W * COST)."""
+        if self.seconds is None:
+            return 1
+        seconds = max(LEAST, min(math.sqrt(COST * tasks * self.seconds), COST * slots))
+        return int(min(self.size, seconds / max(self.seconds, EPSILON)))
 
     def estimate(self, tasks: int) -> float:
         """Seconds that a lease of so many tasks is expected to take."""
@@ -173,12 +192,13 @@ class Demand:
     `idle` and `free` may name a slave whose room is gone (it is taken out when met), never miss one that has
     room: idle for a free slot, free for prefetching."""
 
-    __slots__ = ("able", "batches", "free", "idle", "needs", "ring", "tags")
+    __slots__ = ("able", "batches", "free", "idle", "needs", "ring", "tags", "tasks")
 
     def __init__(self, needs: tuple, tags: frozenset):
         self.needs = needs  # ((name, amount), …), amounts above 0
         self.tags = tags
         self.batches = 0  # live batches with this demand
+        self.tasks = 0  # queued ones
         self.ring = OrderedDict()  # Owner -> Line, the next in turn first
         self.able = set()
         self.idle = OrderedDict()
@@ -188,6 +208,22 @@ class Demand:
         """The slave may have room (again)."""
         if slave in self.able:
             self.idle[slave] = self.free[slave] = None
+
+    def with_room(self, slaves: OrderedDict, estimate: float | None, width: int) -> list:
+        """Up to `width` of these (`idle` or `free`) that may take a lease of so many seconds now; None: that have a
+        free slot. Those met that may not are taken out until they have reported a lease."""
+        found, full = [], []
+        for slave in slaves:
+            if slave.room(self.needs, 1 if estimate is None else slave.deep(estimate)):
+                found.append(slave)
+                if len(found) == width:
+                    break
+            else:
+                full.append(slave)
+        for slave in full:
+            del slaves[slave]
+            slave.missing.add(self)
+        return found
 
     def fit(self, slave: Slave, here: bool = True):
         """Look anew whether the slave could ever take this; it could not when it is not here any more."""
@@ -240,9 +276,12 @@ class Owner:
         return self.kinds.setdefault(name, Kind())
 
 
+NONE = MappingProxyType({})
+
+
 class Batch:
     """Tasks 0..count-1 submitted together. `payload` is only handed through, and let go with the last
-    outcome."""
+    outcome. A million of them may wait, so one that waits has no containers of its own."""
 
     __slots__ = (
         *("count", "demand", "group", "kind", "leases", "number", "options", "outcomes", "owner", "payload"),
@@ -255,11 +294,32 @@ class Batch:
         self.demand = self.kind = None
         self.serial = 0  # order of arrival
         self.since = 0.0  # when it arrived
-        self.queue = []  # (lo, hi, deaths, losses), next first
+        self.queue = ()  # (lo, hi, deaths, losses), next first
         self.queued = 0  # tasks in it
-        self.leases = {}  # id -> Lease, revoked ones too
-        self.outcomes = []  # (lo, hi, seconds, failures, payload, slave)
+        self.leases = NONE  # id -> Lease, revoked ones too
+        self.outcomes = ()  # (lo, hi, seconds, failures, payload, slave)
         self.remaining = count  # tasks without outcome
+
+    def take(self, lease: Lease):
+        """A part of it is in the hands of a slave."""
+        if not self.leases:
+            self.leases = {}
+        self.leases[lease.id] = lease
+
+    def drop(self, lease: Lease):
+        """A lease is reported."""
+        del self.leases[lease.id]
+        if not self.leases:
+            self.leases = NONE
+
+    def end(self, outcome: tuple):
+        """Tasks of it have their outcome, for good."""
+        if not self.outcomes:
+            self.outcomes = []
+        self.outcomes.append(outcome)
+        self.remaining -= outcome[1] - outcome[0]
+        if not self.remaining:
+            self.payload = None
 
 
 class Lease:
@@ -309,7 +369,7 @@ class Slave:
     """
 
     __slots__ = (
-        *("done_tasks", "draining", "id", "last", "leases", "name", "open_seconds", "open_tasks", "pace"),
+        *("done_tasks", "draining", "id", "last", "leases", "missing", "name", "open_seconds", "open_tasks", "pace"),
         *("resources", "seconds", "tags", "used", "workers"),
     )
 
@@ -319,6 +379,7 @@ class Slave:
         self.draining = False
         self.leases = {}  # id -> Lease, oldest first
         self.used = {}  # resource name -> amount its leases need together
+        self.missing = set()  # demands that took it out of `idle` or `free`
         self.open_seconds = 0.0
         self.open_tasks = self.done_tasks = self.last = 0
         self.seconds = 0.0
@@ -328,6 +389,11 @@ class Slave:
     def open_leases(self) -> int:
         """Leases in its hands."""
         return len(self.leases)
+
+    @property
+    def slots(self) -> int:
+        """Leases that it could run now if it had none."""
+        return 0 if self.draining else self.workers
 
     @property
     def credit(self) -> int:
@@ -520,7 +586,7 @@ class Board:
             effects.messages.append(("refused", owner, number, reason))
             return effects
         batch = self._add_batch(known, number, count, group, options, payload, now)
-        self._enqueue(batch, (0, count, 0, 0))
+        self._enqueue(batch, _fresh(count))
         effects.records.append(("batch", owner, number, count, group, options, payload))
         effects.after.append(("accepted", owner, number))
         return self._assigned(effects, now)
@@ -551,7 +617,7 @@ class Board:
 
     @staticmethod
     def _submitted(owner, number):
-        return number in owner.batches or any(lo <= number < hi for lo, hi in owner.forgotten)
+        return number in owner.batches or _added(owner.forgotten, number)
 
     def _objection(self, known, owner, count, group, options):
         """Why a batch cannot be taken, "" if it can."""
@@ -606,15 +672,12 @@ class Board:
 
     def _end(self, batch, lo, hi, seconds, failures, payload, slave, effects):
         """Give tasks their outcome, for good."""
-        batch.outcomes.append((lo, hi, seconds, failures, payload, slave))
-        batch.remaining -= hi - lo
+        batch.end((lo, hi, seconds, failures, payload, slave))
         self.counters["ended"] += hi - lo
         owner = batch.owner
         effects.records.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload))
         if owner.attached:
             effects.messages.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload, slave))
-        if not batch.remaining:
-            batch.payload = None
 
     def _forget(self, batch, effects):
         self._dequeue_all(batch)
@@ -629,33 +692,36 @@ class Board:
 
     # -- queues ----------------------------------------------------------------------------------------------
 
-    def _enqueue(self, batch, piece, front=False):
-        """Put (lo, hi, deaths, losses) at the end of the owner's queue, or what came back at its front."""
+    def _enqueue(self, batch, pieces, front=False):
+        """Put the ranges (lo, hi, deaths, losses) at the end of the owner's queue, or what came back at its front."""
         owner, demand = batch.owner, batch.demand
         line = owner.lines.get(demand)
         if line is None:
             line = owner.lines[demand] = demand.ring[owner] = Line()
-        tasks = piece[1] - piece[0]
+        tasks = total(pieces)
         line.tasks += tasks
+        demand.tasks += tasks
         batch.queued += tasks
         line.batches[batch] = None
         if front:
-            batch.queue.insert(0, piece)
+            batch.queue = pieces + batch.queue
             line.batches.move_to_end(batch, last=False)
         else:
-            batch.queue.append(piece)
+            batch.queue += pieces
+
+    def _requeue(self, batch, parts, deaths, losses):
+        """Put ranges that came back at the front."""
+        if parts:
+            self._enqueue(batch, tuple((lo, hi, deaths, losses) for lo, hi in parts), front=True)
 
     def _dequeue(self, batch, tasks):
         """Take the first tasks of the batch's first range out."""
-        lo, hi, deaths, losses = batch.queue[0]
-        if lo + tasks == hi:
-            del batch.queue[0]
-        else:
-            batch.queue[0] = (lo + tasks, hi, deaths, losses)
+        (lo, hi, deaths, losses), rest = batch.queue[0], batch.queue[1:]
+        batch.queue = rest if lo + tasks == hi else ((lo + tasks, hi, deaths, losses), *rest)
         self._shorten(batch, tasks)
 
     def _dequeue_all(self, batch):
-        pieces, batch.queue = batch.queue, []
+        pieces, batch.queue = batch.queue, ()
         if pieces:
             self._shorten(batch, batch.queued)
         return pieces
@@ -665,6 +731,7 @@ class Board:
         owner, demand = batch.owner, batch.demand
         line = owner.lines[demand]
         line.tasks -= tasks
+        demand.tasks -= tasks
         batch.queued -= tasks
         if not batch.queued:
             del line.batches[batch]
@@ -681,22 +748,23 @@ class Board:
         if slave in self.slaves:
             self._lose(slave, "joined again", effects)
         self.slaves[slave] = Slave(slave, name, resources, tags, workers)
-        self._fit(slave)
+        self._fit(slave, 0)
         return self._assigned(effects, now)
 
     def slave_changed(self, slave: str, resources: dict, workers: int, now: float) -> Effects:
         """Its amounts or slots are others now. What it holds it keeps."""
         known = self.slaves.get(slave)
         if known is not None:
-            known.resources, known.workers = dict(resources), workers
-            self._fit(slave)
+            slots, known.resources, known.workers = known.slots, dict(resources), workers
+            self._fit(slave, slots)
         return self._assigned(Effects([], [], []), now)
 
     def slave_draining(self, slave: str, now: float) -> Effects:
         """It takes no more leases; it ends or gives back those that it has."""
-        if slave in self.slaves:
-            self.slaves[slave].draining = True
-            self._fit(slave)
+        known = self.slaves.get(slave)
+        if known is not None:
+            slots, known.draining = known.slots, True
+            self._fit(slave, slots)
         return self._assigned(Effects([], [], []), now)
 
     def slave_lost(self, slave: str, now: float, reason: str = "") -> Effects:
@@ -707,12 +775,12 @@ class Board:
             self._lose(slave, reason or "lost", effects)
         return self._assigned(effects, now)
 
-    def _fit(self, slave):
-        here = slave in self.slaves
+    def _fit(self, slave, slots):
+        """Look anew at what a slave can take, which had so many slots."""
+        known = self.slaves[slave]
+        self.slots += known.slots - slots
         for demand in self.demands.values():
-            if here:
-                demand.fit(self.slaves[slave])
-        self.slots = sum(known.workers for known in self.slaves.values() if not known.draining)
+            demand.fit(known)
 
     def _lose(self, slave, reason, effects):
         gone = self.slaves[slave]
@@ -723,7 +791,7 @@ class Board:
         del self.slaves[slave]
         for demand in self.demands.values():
             demand.fit(gone, here=False)
-        self._fit(slave)
+        self.slots -= gone.slots
 
     # -- leases ----------------------------------------------------------------------------------------------
 
@@ -750,12 +818,11 @@ class Board:
         elif parts == [(lo, hi)]:
             seconds = seconds if 0 <= seconds < 1e9 else 0.0
             held.slave.measure(held.batch.kind, hi - lo, seconds)
-            held.batch.kind.measure(seconds / (hi - lo))
+            held.batch.kind.measure(seconds / (hi - lo), self.slots)
             self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects)
         else:  # the payload cannot be cut here: what a confused slave left open runs again
             self.counters["repeated result"] += 1
-            for a, b in reversed(parts):
-                self._enqueue(held.batch, (a, b, held.deaths, held.losses), front=True)
+            self._requeue(held.batch, parts, held.deaths, held.losses)
         return self._assigned(effects, now)
 
     def given_back(self, slave: str, lease: int, lo: int, hi: int, now: float) -> Effects:
@@ -764,10 +831,10 @@ class Board:
         held = self._held(slave, lease)
         if held is not None:
             held.asked = False
-            for a, b in reversed(self._report(held, lo, hi)):
-                self.counters["given back"] += b - a
-                if not held.revoked:
-                    self._enqueue(held.batch, (a, b, held.deaths, held.losses), front=True)
+            parts = self._report(held, lo, hi)
+            self.counters["given back"] += total(parts)
+            if not held.revoked:
+                self._requeue(held.batch, parts, held.deaths, held.losses)
         return self._assigned(Effects([], [], []), now)
 
     def worker_lost(self, slave: str, lease: int, lo: int, hi: int, reason: str, now: float) -> Effects:
@@ -801,9 +868,10 @@ class Board:
             self._tell("task_finished", slave, tasks)
         if parts and not lease.open:
             slave.drop(lease)
-            del self.leases[lease.id], lease.batch.leases[lease.id]
-            for demand in self.demands.values():
-                demand.offer(slave)
+            lease.batch.drop(lease)
+            del self.leases[lease.id]
+            while slave.missing:
+                slave.missing.pop().offer(slave)
         return parts
 
     def _retry(self, lease, lo, hi, deaths, losses, reason, effects):
@@ -820,7 +888,7 @@ class Board:
             self._end(batch, lo, hi, 0.0, failure("lost", "SlaveLost", text, where), None, where, effects)
         else:
             effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, deaths, losses))
-            self._enqueue(batch, (lo, hi, deaths, losses), front=True)
+            self._requeue(batch, [(lo, hi)], deaths, losses)
 
     # -- assigning -------------------------------------------------------------------------------------------
 
@@ -836,7 +904,7 @@ class Board:
         """The end of every event that may free or add work."""
         self._assign(effects, now)
         if self.deadline is None and self.leases:
-            self.deadline = now + STEAL_AGE
+            self.deadline = now + self._pause
         return effects
 
     def _assign(self, effects, now):
@@ -867,7 +935,7 @@ class Board:
         lease = Lease(next(self._lease_ids), batch, lo, lo + tasks, deaths, losses, now)
         slave = self._place(slaves, lease)
         if slave is None:
-            self.deadline = min(self.deadline or math.inf, now + STEAL_AGE)  # ask again then
+            self._look_at(now + STEAL_AGE)  # ask again then
             return False
         owner.served = lease.id
         for other in owner.lines:
@@ -875,7 +943,8 @@ class Board:
         self._dequeue(batch, tasks)
         slave.take(lease)
         demand.served(slave)
-        self.leases[lease.id] = batch.leases[lease.id] = lease
+        batch.take(lease)
+        self.leases[lease.id] = lease
         self.counters["leases"] += 1
         self._tell("task_pushed", slave, tasks)
         effects.messages.append(("lease", slave.id, lease))
@@ -887,30 +956,19 @@ class Board:
         lo, hi, deaths, _ = batch.queue[0]
         if deaths:
             return 1
-        fair = max(-(-line.tasks // (2 * self.slots or 1)), batch.kind.least)
+        least = batch.kind.least(max(batch.demand.tasks, batch.count), self.slots)
+        fair = max(-(-line.tasks // (2 * self.slots or 1)), least)
+        fair += -fair % batch.group if fair > batch.group else 0
         tasks = min(batch.kind.size, hi - lo, fair, self.max_lease)
         if tasks > batch.group and lo + tasks < hi:
             tasks -= (lo + tasks) % batch.group
         return tasks
 
-    def _candidates(self, demand, estimate):
+    @staticmethod
+    def _candidates(demand, estimate):
         """Up to WIDTH slaves that may take such a lease now: those with a free slot, else those with
         credit."""
-        return self._with_room(demand.idle, demand.needs, None) or self._with_room(demand.free, demand.needs, estimate)
-
-    @staticmethod
-    def _with_room(slaves, needs, estimate):
-        found, full = [], []
-        for slave in slaves:
-            if slave.room(needs, 1 if estimate is None else slave.deep(estimate)):
-                found.append(slave)
-                if len(found) == WIDTH:
-                    break
-            else:
-                full.append(slave)
-        for slave in full:
-            del slaves[slave]
-        return found
+        return demand.with_room(demand.idle, None, WIDTH) or demand.with_room(demand.free, estimate, WIDTH)
 
     def _place(self, slaves, lease):
         if self.scheduler is None:
@@ -935,26 +993,40 @@ class Board:
     def _steal(self, effects, now):
         """Ask the holders of the biggest leases to give a part back, one for each slave with a free slot (which
         may be the holder itself)."""
-        idle = [slave for slave in self.slaves.values() if slave.room((), 1)]
+        idle = {}  # Demand -> slaves with a free slot for it
+        for demand in self.demands.values():
+            slaves = demand.with_room(demand.idle, None, STEAL_WIDTH) if demand.batches else ()
+            if slaves:
+                idle[demand] = slaves
+        served = set()
+        for lease in self._ripe(idle, now) if idle else ():
+            slave = next((slave for slave in idle[lease.batch.demand] if slave not in served), None)
+            if slave is not None:
+                served.add(slave)
+                lease.asked = True
+                self.counters["steals"] += 1
+                effects.messages.append(("steal", lease.slave.id, lease.id))
+                self._look_at(now + self._pause)
+
+    @property
+    def _pause(self):
+        """Seconds between two rounds of stealing: what all leases in a large swarm cost to look at is little of it."""
+        return max(STEAL_AGE, STEAL_LOOK * len(self.leases))
+
+    def _ripe(self, demands, now):
+        """The biggest leases of these demands that are old enough, and may have a part to give back."""
         ripe = []
-        for lease in self.leases.values() if idle else ():
-            if lease.revoked or lease.asked or not lease.divisible:
-                continue
+        for lease in self.leases.values():  # in the order in which they were made
             if now < lease.since + STEAL_AGE:
-                self.deadline = min(self.deadline or math.inf, lease.since + STEAL_AGE)
-            else:
+                self._look_at(now + self._pause)
+                break
+            if not (lease.asked or lease.revoked) and lease.batch.demand in demands and lease.divisible:
                 ripe.append(lease)
-        ripe = heapq.nlargest(STEAL_WIDTH, ripe, key=lambda lease: (lease.tasks, lease.id))
-        for slave in idle[:STEAL_WIDTH]:
-            for lease in ripe:
-                demand = lease.batch.demand
-                if slave in demand.able and slave.room(demand.needs, 1):
-                    lease.asked = True
-                    ripe.remove(lease)
-                    self.counters["steals"] += 1
-                    effects.messages.append(("steal", lease.slave.id, lease.id))
-                    self.deadline = min(self.deadline or math.inf, now + STEAL_AGE)
-                    break
+        return heapq.nlargest(STEAL_WIDTH, ripe, key=lambda lease: (lease.tasks, lease.id))
+
+    def _look_at(self, when):
+        """Call `tick` then at the latest."""
+        self.deadline = when if self.deadline is None else min(self.deadline, when)
 
     def unplaced(self, now: float) -> list[dict]:
         """What waits though no slave that is here could ever take it: per owner and demand, the first batch,
@@ -1001,8 +1073,8 @@ class Board:
                     "move the journal aside and start again; what it held is not run",
                 ) from error
         for batch, pieces in waiting.items():
-            for piece in sorted(pieces):
-                self._enqueue(batch, piece)
+            if pieces:
+                self._enqueue(batch, tuple(sorted(pieces)))
         self.life = life + 1
         self._lease_ids = itertools.count((self.life << 32) + 1)
         return Effects([("life", self.life)], [], [])
@@ -1052,6 +1124,8 @@ class Board:
             line = owner.lines[demand]
             assert demand.ring[owner] is line and self.demands[demand.needs, demand.tags] is demand
             assert line.tasks == queued and len(line.batches) == batches, "a queue holds what does not wait"
+        for demand in self.demands.values():
+            assert demand.tasks == sum(line.tasks for line in demand.ring.values())
         assert len(lines) == sum(len(owner.lines) for owner in self.owners.values())
         assert len(lines) == sum(len(demand.ring) for demand in self.demands.values())
         for slave in self.slaves.values():

@@ -6,13 +6,15 @@
     python client.py benchmarks/noop.py --set noop.mode=lone --set noop.tasks=2000
 
 `batch` is one `push_tasks`, `loop` is one `push_task` per task, `system` an `ITaskSystem`; the result is tasks per
-second, from the first push to the last callback. `lone` sends one task at a time and gives round trips in µs.
+second, from the first push to the last callback. The tasks are there before the clock starts, those of a system and,
+with `noop.drawn=yes`, of a batch are made as they are drawn. `lone` sends one task at a time and gives round trips in
+µs.
 """
 
 from time import perf_counter
 
 from concurrent_swarm.client import ApplicationNode
-from concurrent_swarm.components import ChoiceItem, IntItem
+from concurrent_swarm.components import BoolItem, ChoiceItem, IntItem
 from concurrent_swarm.tasks import ITaskSystem, Task
 
 
@@ -51,6 +53,7 @@ class NoopBench(ApplicationNode):
 
     count = IntItem("noop", "tasks", 100_000, "how many tasks", minimum=1)
     mode = ChoiceItem("noop", "mode", "batch", ("batch", "loop", "system", "lone"), "how they are pushed")
+    drawn = BoolItem("noop", "drawn", False, "make the tasks of a batch while the clock runs, as they are drawn")
 
     def get_task_system(self):
         return NoopSystem(self.count) if self.mode == "system" else None
@@ -59,7 +62,9 @@ class NoopBench(ApplicationNode):
         self.left = self.total = self.count
         self.trips = []
         self.lone = self.mode == "lone"
-        tasks = [Noop("noop", number=number) for number in range(self.total)]
+        tasks = (Noop("noop", number=number) for number in range(self.total))
+        if not self.drawn:
+            tasks = list(tasks)
         self.began = perf_counter()
         if self.lone:
             self.waiting = iter(tasks)

@@ -1,7 +1,9 @@
 """What the board does, event by event."""
 
 import itertools
+import random
 import time
+import tracemalloc
 
 import pytest
 from concurrent_swarm.master import MAX_LEASE, MAX_LOSSES, STEAL_AGE, Board, Demand, Slave, depth
@@ -228,6 +230,16 @@ def test_the_last_tasks_are_not_spread_thinner_than_a_millisecond():
     told.flow(seconds=0.0001)
     told("submit", "c1", 2, 80)
     assert [lease.hi - lease.lo for lease in told.leases()] == [10] * 8
+
+
+def test_a_large_swarm_gets_fewer_leases_than_slots_rather_than_more_than_the_master_can_make():
+    told = Told(slaves=0)
+    for number in range(50):
+        told.board.slave_joined(f"s{number}", {"cpus": 2}, [], 2, 0.0)
+    told("submit", "c1", 1, 64_000, group=64)
+    told.flow(seconds=0.00005)
+    told("submit", "c1", 2, 3200, group=64)
+    assert [lease.hi - lease.lo for lease in told.leases()] == [128] * 25  # 6.4 ms each, of 160 ms
 
 
 def test_depth_follows_the_time_of_a_lease():
@@ -476,6 +488,23 @@ def test_a_slave_without_work_gets_a_part_of_the_biggest_lease_after_50_millisec
     assert told.leases()[0].slave.id == "s2"
 
 
+def test_big_leases_that_no_idle_slave_can_take_do_not_hide_those_that_one_can():
+    told = Told(slaves=0)
+    told("slave_joined", "g", {"cpus": 70, "gpu": 70}, [], 70)
+    told("submit", "c1", 1, 6000, options={"name": "gpu", "resources": {"gpu": 1}})
+    told.flow(seconds=0.0001)
+    told("submit", "c1", 2, 7000, options={"name": "gpu", "resources": {"gpu": 1}})
+    assert sum(lease.tasks > 2 for lease in told.leases()) >= 70
+    told("slave_joined", "s", {"cpus": 1}, [], 1)
+    told("submit", "c1", 3, 6, options={"name": "plain"})
+    told("slave_joined", "t", {"cpus": 1}, [], 1)
+    told.leases()
+    told.now = 2 * STEAL_AGE
+    told("tick")
+    stolen = [told.board.leases[number] for _, _, number in told.sent("steal")]
+    assert [lease.batch.number for lease in stolen] == [3]
+
+
 def test_an_idle_board_asks_for_no_time(told):
     assert told.board.deadline is None
     told("submit", "c1", 1, 1)
@@ -568,6 +597,27 @@ def test_a_million_tasks_cost_as_much_to_submit_and_cancel_as_ten(told):
     told("submit", "c1", 1, 10**8)
     assert len(told.board.owners["c1"].batches[1].queue) == 1
     assert len([message for message in told("cancel", "c1", 1).messages if message[0] == "outcome"]) <= 5
+
+
+def test_a_queued_task_weighs_less_than_a_kilobyte_besides_its_payload(told):
+    tracemalloc.start()
+    try:
+        for number in range(10_000):
+            told.board.submit("c1", number, 1, 0.0, options={"name": "n", "first": number})
+        assert tracemalloc.get_traced_memory()[0] < 1000 * 10_000
+    finally:
+        tracemalloc.stop()
+    told.board.check()
+
+
+def test_batches_settled_in_any_order_fold_into_one_range_and_are_known_as_repeats(told):
+    numbers = random.Random(1).sample(range(500), 500)
+    for number in numbers:
+        told.board.submit("c1", number, 1, 0.0)
+        told.board.cancel("c1", number, 0.0)
+        told.board.settled("c1", [number], 0.0)
+        assert told.board.submit("c1", number, 1, 0.0).records == [], "taken again"
+    assert told.board.owners["c1"].forgotten == [[0, 500]]
 
 
 def test_demands_and_names_that_nobody_uses_any_more_do_not_pile_up(told):

@@ -1122,9 +1122,12 @@ def _table(call, parts, by_file=False):
     `by_file`."""
     flat = [_encode(call).encode(), *parts]
     sizes = list(map(size_of if SEVERAL.intersection(map(type, flat)) else len, flat))
-    if len(flat) > MAX_PARTS or (sum(sizes) > MAX_MESSAGE and not by_file):
+    inside = sum(sizes)
+    if inside > MAX_MESSAGE:
+        inside -= sum(size_of(part) for part in flat if isinstance(part, (Place, Reference) if by_file else Place))
+    if len(flat) > MAX_PARTS or inside > MAX_MESSAGE:
         raise ProtocolError(
-            f"{call[0]} has {len(flat)} parts and {sum(sizes):,} bytes",
+            f"{call[0]} has {len(flat)} parts and {inside:,} bytes",
             f"a message may have {MAX_PARTS} parts and {MAX_MESSAGE:,} bytes (rpc.MAX_MESSAGE)",
             "split the work into smaller tasks, publish what many of them need, or pass large data as a file",
         )

@@ -294,18 +294,23 @@ class ProcessTaskManager(components.Component):
                 for at, total, piece in rpc.slices(part, type(part) is rpc.Reference and self.node.is_local):
                     self.node.report("publish_for", worker.envelope.owner, key, at, total, parts=[piece])
         elif method == "fetch_shared":
-            part = self.node.shelf.get(key)
-            if part is not None:
-                worker.pipe.call("shared", key, parts=[part])
+            if self.node.shelf.get(key) is not None:
+                self._hand_out(worker, key)
                 return
             if key not in self._asking:
                 self.node.report("fetch_shared", key)
             self._asking.setdefault(key, []).append(worker)
 
+    def _hand_out(self, worker: Worker, key: str) -> None:
+        try:
+            worker.pipe.call("shared", key, parts=[self.node.shelf.get(key)])
+        except rpc.ProtocolError as error:  # it lies in memory, for want of a file, and is too large for a message
+            worker.pipe.call("no_shared", key, str(error))
+
     def shared_here(self, key: str) -> None:
         """A published object has come."""
         for worker in self._asking.pop(key, ()):
-            worker.pipe.call("shared", key, parts=[self.node.shelf.get(key)])
+            self._hand_out(worker, key)
 
     def shared_missing(self, key: str, reason: str) -> None:
         """Nobody has that object."""

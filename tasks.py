@@ -1578,7 +1578,9 @@ class Wire:
 
     def publish(self, key: str, pieces: list) -> None:
         """Hands a sealed object of this process on to the node."""
-        for at, total, part in rpc.slices(pieces, self._spare >= 0):
+        large = self._spare >= 0 and rpc.size_of(pieces) >= rpc.BY_FILE
+        (whole,) = self._by_file([pieces]) if large else [pieces]
+        for at, total, part in rpc.slices(whole, type(whole) is rpc.Place):
             self.call("publish", key, at, total, parts=[part])
 
     def fetch(self, key: str) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import APPS, CHECKOUT, Swarm, descriptors_of, wait_until, zygote_of
 
-from concurrent_swarm import rpc, tasks
+from concurrent_swarm import components, rpc, tasks
 
 numpy = pytest.importorskip("numpy")
 
@@ -36,7 +36,7 @@ def run(swarm, app, sizes=(MIB,), *args, seconds=60, **items):
     options.append(f"data.sizes={','.join(map(str, sizes))}")
     words = [word for option in options for word in ("--set", option)]
     ended = swarm.run_client("data.py", "--app", app, *words, *args, seconds=seconds)
-    assert ended.about["result"], ended.err
+    assert ended.about["result"], (ended.err, *(node.err[-600:] for node in nodes_of(swarm)))
     return {**ended.about["result"], "log": ended.err, "code": ended.code}
 
 
@@ -248,3 +248,136 @@ def test_a_node_without_room_copies_and_says_so_once(swarm, node):
     assert json.loads(done.stdout)["result"]["right"] == len(SIZES), done.stderr
     log = done.stderr if node == "client" else here.slaves[0].err
     assert log.count("no room for a payload") == 1, log
+
+
+# -- published objects ---------------------------------------------------------------------------------------------
+
+
+def fetched(slave):
+    """How many messages with published objects a slave has received, and of how many bytes."""
+    told = rpc.Proxy(slave.started["address"]).stats().get("bytes of published objects", {"n": 0, "sum": 0})
+    return told["n"], told["sum"]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "nested"])
+@pytest.mark.parametrize("app, each", [("Publishes", 1), ("AsksForResults", 1), ("PublishesInSystem", 2)])
+def test_published_objects_of_every_size_arrive(swarm_of_module, app, each, kind):
+    check(run(swarm_of_module, app, SIZES, kind=kind), each * len(SIZES))
+
+
+@pytest.mark.parametrize("app, each", [("Publishes", 1), ("AsksForResults", 1), ("PublishesInSystem", 2)])
+def test_published_objects_arrive_where_a_node_does_not_go_by_reference(swarm_by_frames, app, each):
+    here, words, _ = swarm_by_frames
+    check(run(here, app, [10, MIB, 40 * MIB], *words), each * 3)
+
+
+@pytest.mark.parametrize("app", ["Publishes", "AsksForResults", "PublishesInSystem"])
+def test_published_objects_arrive_without_a_swarm(app):
+    command = [sys.executable, "client.py", str(APPS / "data.py"), "--app", app, "--workers", "0", "--json",
+               "--set", "data.kind=nested", "--set", f"data.sizes={MIB}"]  # fmt: skip
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, timeout=60)
+    assert json.loads(done.stdout)["result"]["right"] == 1 + (app == "PublishesInSystem"), done.stderr.decode()
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_an_object_is_fetched_once_per_slave(swarm, tcp):
+    here = swarm(slaves=0)
+    if tcp:
+        without_socket_file(here)
+    for _ in range(2):
+        here.start_slave(workers=2)
+    about = run(here, "Publishes", [MIB], count=40, again=2)
+    check(about, 80)
+    sealed = len(rpc.dumps(bytes(MIB)))
+    assert [fetched(slave) for slave in here.slaves] == [(1, sealed)] * 2, "equal content is one object"
+
+
+def test_equal_content_is_sent_once_until_the_owner_changes():
+    sent = []
+    exchange = rpc.Exchange(lambda key, pieces: sent.append((key, b"".join(pieces))), {}.get)
+    exchange.serve("c1")
+    first, second = exchange.publish([1, b"x"]), exchange.publish([1, b"x"])
+    assert first == second and len(sent) == 1 and first.size == len(sent[0][1])
+    exchange.serve("c2")
+    assert exchange.publish([1, b"x"]) != first, "nobody reaches the object of another owner by its content"
+
+
+def test_an_object_that_cannot_be_pickled_is_named():
+    exchange = rpc.Exchange(None, None)
+    with pytest.raises(components.UsageError, match=r"the published object cannot be sent: attribute \"\[0\]\" is a l"):
+        exchange.publish([lambda: 0])
+
+
+def test_an_object_that_had_to_go_is_fetched_again(swarm, tmp_path):
+    here = swarm(slaves=1, workers=1, slave=("--set", "slave.shared=1"))
+    check(run(here, "Chain", [700_000], steps="aabbxab", folder=tmp_path), 7)
+    assert fetched(here.slaves[0])[0] == 4, "a, b, and after b had displaced a both again"
+
+
+def test_objects_that_have_room_are_not_fetched_again_for_another_worker(swarm, tmp_path):
+    here = swarm(slaves=1, workers=1)
+    check(run(here, "Chain", [700_000], steps="abxab", folder=tmp_path), 5)
+    assert fetched(here.slaves[0])[0] == 2
+
+
+def test_an_object_whose_file_vanished_is_fetched_again(swarm, tmp_path):
+    here = swarm(slaves=1, workers=1)
+    client = here.start_client("data.py", "--json", "--app", "Chain", "--set", f"data.folder={tmp_path}",
+                               "--set", "data.steps=awxa")  # fmt: skip
+    wait_until(lambda: list(tmp_path.glob("runs-w*")), "the object was looked at")
+    remove_payloads(store_of(here.slaves[0]))
+    (tmp_path / "go").touch()
+    assert client.wait().about["result"]["right"] == 4, client.err
+    assert fetched(here.slaves[0])[0] == 2
+
+
+def maps_of(pid):
+    """How many payloads a process has mapped."""
+    return Path(f"/proc/{pid}/maps").read_text().count(rpc.payload_root())
+
+
+def test_objects_go_when_their_client_ends(swarm, tmp_path):
+    here = swarm(slaves=1, workers=1)
+    client = here.start_client("data.py", "--json", "--app", "Chain", "--set", f"data.folder={tmp_path}",
+                               "--set", "data.steps=abw", "--set", "data.sizes=3000000")  # fmt: skip
+    wait_until(lambda: list(tmp_path.glob("runs-w*")), "the objects were looked at")
+    (worker,) = here.workers_of(here.slaves[0])
+    stores = [store_of(node) for node in nodes_of(here)]
+    assert all(len(files_in(store)) >= 2 for store in stores)
+    (tmp_path / "go").touch()
+    assert client.wait().code == 0
+    wait_until(lambda: not files_in(stores[0]), "the master has let them go")
+    wait_until(lambda: len(files_in(stores[1])) <= 1, "the slave has let them go; one file is the worker's spare")
+    wait_until(lambda: not maps_of(worker), "the worker has let them go")
+
+
+def test_a_client_publishes_again_to_a_master_that_was_started_again(swarm, tmp_path):
+    here = swarm(slaves=1, workers=1, journal=True)
+    client = here.start_client("data.py", "--json", "--app", "Chain", "--set", f"data.folder={tmp_path}",
+                               "--set", "data.steps=wab")  # fmt: skip
+    wait_until(lambda: list(tmp_path.glob("runs-w*")), "the objects were published")
+    port = rpc.parse_address(here.address)[1]
+    here.master.ends(signal.SIGKILL)
+    here.master.parent.close()
+    here.master.parent = None
+    here.start_master(port=port, journal=True)
+    (tmp_path / "go").touch()
+    assert client.wait(60).about["result"]["right"] == 3, client.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("app", ["LooksForNothing", "AsksForNothing"])
+def test_an_object_that_nobody_has_gives_an_error_that_says_what_to_do(swarm_of_module, app):
+    ended = swarm_of_module.run_client("data.py", "--app", app, seconds=90)
+    assert ended.code == 1
+    told = " ".join(ended.about["result"]["errors"]) if ended.about["result"] else ended.err
+    assert "the published object 000000000000 is not here" in told, ended.err
+
+
+def test_an_object_that_comes_anew_replaces_its_beginning(tmp_path):
+    """As after a connection that broke in the middle."""
+    shelf, key = rpc.Shelf(None), f"{'a' * 64}-{'b' * 16}"
+    assert not shelf.take(key, 0, 6, b"abc")
+    assert not shelf.take(key, 0, 6, b"abcd")
+    assert shelf.take(key, 4, 6, b"ef")
+    assert b"".join(shelf.get(key)) == b"abcdef"

@@ -3189,7 +3189,7 @@ class Store:
 
     def adopt(self, reference: Reference, whose: str = "") -> Reference | None:
         """The same bytes as a reference of this store's own, whatever becomes of the other store: the file is linked,
-        or copied from another file system, and then None if there is no room. Raises OSError if it is gone."""
+        or copied where that cannot be, and then None if there is no room. Raises OSError if it is gone."""
         self.collect()
         source = (reference.folder, reference.name)
         name = self._adopted.get(source)
@@ -3198,7 +3198,7 @@ class Store:
             try:
                 os.link("/".join(source), f"{self.folder}/{name}", follow_symlinks=False)
             except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOENT):
                     raise
                 copied = self.write([reference.view()], whose)
                 return copied and copied[0]

@@ -857,12 +857,13 @@ class Owner:
                     raise
                 self._unsendable_task(tasks.pop(error.index), error, source)
             else:
-                if batch.size > MOST_BYTES and len(tasks) > 1:
+                alone = len(tasks) == 1
+                if fits(batch.size) and (alone or batch.size <= MOST_BYTES):
+                    self._send(batch, tasks, source)
+                elif not alone:
                     half = len(tasks) // 2
                     self._submit_alike(tasks[:half], source, demand)
                     self._submit_alike(tasks[half:], source, demand)
-                elif fits(batch.size):
-                    self._send(batch, tasks, source)
                 else:
                     self._unsendable_task(tasks[0], too_large(f"task {tasks[0].name}", batch.size), source)
                 return

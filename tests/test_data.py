@@ -160,7 +160,9 @@ def test_nothing_is_left_of_runs_that_are_over(swarm):
     assert not any(store.exists() for store in stores)
 
 
-@pytest.mark.parametrize("victim", ["client", "worker", "slave", "master"])
+@pytest.mark.parametrize("victim", [
+    "worker", "master", pytest.param("client", marks=pytest.mark.slow), pytest.param("slave", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_nothing_is_left_after_a_kill(swarm, tmp_path, victim):
     here = swarm(slaves=2, workers=1)
     client = here.start_client("data.py", "--app", "Waiting", "--set", f"data.folder={tmp_path}",

@@ -1122,9 +1122,12 @@ def _table(call, parts, by_file=False):
     `by_file`."""
     flat = [_encode(call).encode(), *parts]
     sizes = list(map(size_of if SEVERAL.intersection(map(type, flat)) else len, flat))
-    if len(flat) > MAX_PARTS or (sum(sizes) > MAX_MESSAGE and not by_file):
+    inside = sum(sizes)
+    if inside > MAX_MESSAGE:
+        inside -= sum(size_of(part) for part in flat if isinstance(part, (Place, Reference) if by_file else Place))
+    if len(flat) > MAX_PARTS or inside > MAX_MESSAGE:
         raise ProtocolError(
-            f"{call[0]} has {len(flat)} parts and {sum(sizes):,} bytes",
+            f"{call[0]} has {len(flat)} parts and {inside:,} bytes",
             f"a message may have {MAX_PARTS} parts and {MAX_MESSAGE:,} bytes (rpc.MAX_MESSAGE)",
             "split the work into smaller tasks, publish what many of them need, or pass large data as a file",
         )
@@ -3234,7 +3237,7 @@ class Store:
 
     def adopt(self, reference: Reference, whose: str = "") -> Reference | None:
         """The same bytes as a reference of this store's own, whatever becomes of the other store: the file is linked,
-        or copied from another file system, and then None if there is no room. Raises OSError if it is gone."""
+        or copied where that cannot be, and then None if there is no room. Raises OSError if it is gone."""
         self.collect()
         source = (reference.folder, reference.name)
         name = self._adopted.get(source)
@@ -3244,7 +3247,7 @@ class Store:
             try:
                 os.link("/".join(source), f"{self.folder}/{name}", follow_symlinks=False)
             except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOENT):
                     raise
                 copied = self.write([reference.view()], whose)
                 return copied and copied[0]

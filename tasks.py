@@ -61,7 +61,6 @@ CHUNK_BYTES = 4 * 1024 * 1024  # a batch is closed once its records weigh this m
 WINDOW = 64 * 1024  # tasks an owner has out without an outcome; more are drawn as these end
 WINDOW_BYTES = 64 * 1024 * 1024
 MOST_BYTES = 16 * 1024 * 1024  # of the records of a batch that has more than one task
-LARGEST = rpc.MAX_MESSAGE - 2 * MOST_BYTES  # of a single record or result: it may share its message
 MOST_HEADS = 256  # kept by an owner
 SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the master hears that they may be forgotten
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
@@ -298,15 +297,15 @@ class Envelope(NamedTuple):
 
 
 def fits(size: int) -> bool:
-    """Whether a single record or result of so many bytes is sent."""
-    return size <= LARGEST
+    """Whether payloads of so many bytes go into one message, beside its call and head."""
+    return size <= rpc.MAX_MESSAGE - rpc.INLINE * 2
 
 
 def too_large(what: str, size: int) -> components.UsageError:
     """The error for something that does not fit into a message."""
     return components.UsageError(
-        f"{what} has {size:,} bytes, at most {LARGEST:,} are sent",
-        f"a message has {rpc.MAX_MESSAGE:,} bytes (rpc.MAX_MESSAGE), for both ends hold it in memory as a whole",
+        f"{what} has {size:,} bytes, a message holds {rpc.MAX_MESSAGE:,}",
+        "both ends have a message in memory as a whole (rpc.MAX_MESSAGE)",
         "publish the large object and pass the reference, or split the work",
     )
 
@@ -870,10 +869,11 @@ class Owner:
                     raise
                 self._unsendable_task(tasks.pop(error.index), error, source)
             else:
-                if batch.size > MOST_BYTES and len(tasks) > 1:
+                fitting = fits(batch.size)
+                if len(tasks) > 1 and (batch.size > MOST_BYTES or not fitting):
                     self._wait(tasks[len(tasks) // 2 :], source, first=True)
                     self._submit_alike(tasks[: len(tasks) // 2], source, demand)
-                elif fits(batch.size):
+                elif fitting:
                     self._send(batch, tasks, source)
                 else:
                     self._unsendable_task(tasks[0], too_large(f"task {tasks[0].name}", batch.size), source)
@@ -1595,8 +1595,9 @@ class Wire:
 
     def publish(self, key: str, pieces: list) -> None:
         """Hands a sealed object of this process on to the node."""
-        placed = self._by_file([pieces])[0] if self._spare >= 0 else pieces
-        for at, total, part in rpc.slices(placed, type(placed) is rpc.Place):
+        large = self._spare >= 0 and rpc.size_of(pieces) >= rpc.BY_FILE
+        (whole,) = self._by_file([pieces]) if large else [pieces]
+        for at, total, part in rpc.slices(whole, type(whole) is rpc.Place):
             self.call("publish", key, at, total, parts=[part])
 
     def fetch(self, key: str) -> Any:

@@ -279,12 +279,7 @@ class Slow(Base):
 
 class Look(Task):
     def __call__(self):
-        got = digest(self.shared.get())
-        if getattr(self, "folder", ""):
-            open(f"{self.folder}/seen-{self.name}", "w").close()
-            while not os.path.exists(f"{self.folder}/go"):
-                time.sleep(0.01)
-        return got
+        return digest(self.shared.get())
 
 
 class Publishes(Base):
@@ -298,7 +293,7 @@ class Publishes(Base):
         for _ in range(1, self.again):
             self.shared += [self.publish(make(self.kind, size, number)) for number, size in enumerate(sizes)]
         self.push_tasks(
-            Look(f"{n}-{i}", number=n % len(sizes), size=sizes[n % len(sizes)], shared=shared, folder=self.folder)
+            Look(f"{n}-{i}", number=n % len(sizes), size=sizes[n % len(sizes)], shared=shared)
             for i in range(self.count)
             for n, shared in enumerate(self.shared)
         )
@@ -352,3 +347,42 @@ class LooksForNothing(Base):
 
     def is_right(self, task, result):
         return False
+
+
+class AsksForNothing(Base):
+    """The client asks for what nobody knows."""
+
+    def start_processing(self):
+        rpc.Shared(f"{'0' * 64}-{'0' * 16}", 10).get()
+
+
+class Chain(Base):
+    """Publishes two objects; then one task after the other, as `steps` says: a, b look at them, x kills its worker, w
+    waits for `go`."""
+
+    steps = ConfigItem("data", "steps", "ab", "what happens")
+
+    def start_processing(self):
+        size = int(self.sizes)
+        self.shared = {name: self.publish(make(self.kind, size, number)) for number, name in enumerate("ab")}
+        self.left = list(self.steps)
+        self.next_one()
+
+    def next_one(self):
+        step = self.left.pop(0)
+        name = f"{step}{len(self.left)}"
+        if step == "x":
+            self.push_task(DiesOnce(name, value=b"", folder=self.folder))
+        elif step == "w":
+            self.push_task(Waits(name, value=digest(b""), folder=self.folder))
+        else:
+            self.push_task(Look(name, shared=self.shared[step]))
+
+    def is_right(self, task, result):
+        wanted = b"" if task.name[0] in "xw" else make(self.kind, int(self.sizes), "ab".index(task.name[0]))
+        return result == digest(wanted)
+
+    def task_finished(self, task, result, error):
+        if self.left:
+            self.next_one()
+        super().task_finished(task, result, error)

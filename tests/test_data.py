@@ -170,15 +170,13 @@ def test_nothing_is_left_after_a_kill(swarm, tmp_path, victim):
     wait_until(lambda: len(list(tmp_path.glob("runs-*"))) == 2, "both workers run")
     stores = [store_of(node) for node in (client, *nodes_of(here))]
     assert any(map(files_in, stores))
-    dead = {"client": client.pid, "slave": here.slaves[0].pid, "master": here.master.pid}
-    os.kill(dead.get(victim) or here.workers_of(here.slaves[0])[0], signal.SIGKILL)
-    (tmp_path / "go").touch()
     if victim == "master":
-        here.master.wait()
-        here.master.parent.close()
-        here.master.parent = None
-        here.start_master(port=rpc.parse_address(here.address)[1])
+        restart_master(here)
         stores.append(store_of(here.master))
+    else:
+        dead = {"client": client.pid, "slave": here.slaves[0].pid, "worker": here.workers_of(here.slaves[0])[0]}
+        os.kill(dead[victim], signal.SIGKILL)
+    (tmp_path / "go").touch()
     if victim != "client":
         assert client.wait().code == (1 if victim == "master" else 0), client.err
     for node in (*here.slaves, here.master):
@@ -202,6 +200,27 @@ def test_a_system_s_tasks_find_their_data_when_a_worker_is_killed(swarm_of_modul
     for worker in [worker for slave in here.slaves for worker in here.workers_of(slave)]:
         os.kill(worker, signal.SIGKILL)
     check(run(here, "InSystem", [5 * MIB], kind="nested"), 1)
+
+
+@pytest.mark.parametrize("words", [(), NO], ids=["by reference", "by frames"])
+def test_large_tasks_outlive_a_master_with_a_journal(swarm, tmp_path, words):
+    here = swarm(slaves=1, workers=1, journal=True)
+    client = here.start_client("data.py", "--json", "--app", "Waiting", "--set", f"data.folder={tmp_path}", *words,
+                               "--set", "data.kind=nested", "--set", "data.sizes=1000,200000,3000000")  # fmt: skip
+    wait_until(lambda: list(tmp_path.glob("runs-*")), "a task runs")
+    restart_master(here, journal=True)
+    (tmp_path / "go").touch()
+    about = client.wait(60).about["result"]
+    assert (about["right"], about["wrong"], about["errors"]) == (3, [], []), client.err
+
+
+def restart_master(here, **options):
+    """Kills the master as a power cut would, and starts it again at its address."""
+    port = rpc.parse_address(here.address)[1]
+    here.master.ends(signal.SIGKILL)
+    here.master.parent.close()
+    here.master.parent = None
+    here.start_master(port=port, **options)
 
 
 def remove_payloads(store):
@@ -364,11 +383,7 @@ def test_a_client_publishes_again_to_a_master_that_was_started_again(swarm, tmp_
     client = here.start_client("data.py", "--json", "--app", "Chain", "--set", f"data.folder={tmp_path}",
                                "--set", "data.steps=wab")  # fmt: skip
     wait_until(lambda: list(tmp_path.glob("runs-w*")), "the objects were published")
-    port = rpc.parse_address(here.address)[1]
-    here.master.ends(signal.SIGKILL)
-    here.master.parent.close()
-    here.master.parent = None
-    here.start_master(port=port, journal=True)
+    restart_master(here, journal=True)
     (tmp_path / "go").touch()
     assert client.wait(60).about["result"]["right"] == 3, client.err
 

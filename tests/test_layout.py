@@ -38,20 +38,21 @@ TOP_LEVEL = {
     "samples", "tests", "docs", "benchmarks", ".ci",
 }  # fmt: skip
 
-# Lines of each file as it was, plus 5 %. These numbers only go down: a file that grows past its own holds a room that
-# was not found yet, or something that can be cut.
+# Lines of each file as it is, and a little. These numbers only go down: a file that grows past its own holds a room that
+# was not found yet, or something that can be cut. They went up once, for rooms that were not there before: sealed
+# pickles with buffers, payloads in files, large messages on a socketpair, published objects, both kernels.
 LINES = {
-    "client.py": 910,
+    "client.py": 975,
     "components.py": 1572,
     "concurrent_swarm.py": 21,
-    "fastpath.pyx": 645,
-    "master.py": 2037,
-    "rpc.py": 3996,
+    "fastpath.pyx": 730,
+    "master.py": 2330,
+    "rpc.py": 5020,
     "setup.py": 64,
-    "slave.py": 590,
-    "tasks.py": 1683,
+    "slave.py": 690,
+    "tasks.py": 2035,
 }
-TOTAL_LINES = 10970
+TOTAL_LINES = 13_350
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

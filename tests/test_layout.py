@@ -38,7 +38,7 @@ TOP_LEVEL = {
     "samples", "tests", "docs", "benchmarks", ".ci",
 }  # fmt: skip
 
-# Lines of each file as it is, and a little. These numbers only go down: a file that grows past its own holds a room that
+# Lines of each file as it is, nearly. These numbers only go down: a file that grows past its own holds a room that
 # was not found yet, or something that can be cut. They went up once, for rooms that were not there before: sealed
 # pickles with buffers, payloads in files, large messages on a socketpair, published objects, both kernels.
 LINES = {

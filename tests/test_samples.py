@@ -88,7 +88,7 @@ def test_the_right_spelling_comes_before_the_old_one(swarm_of_module):
 
 def test_the_lazy_tasks_carry_the_coordinates_and_the_others_do_not(mandelbrot):
     lazy, optimized = (mandelbrot.Job(37, 23, 30, 5, choice) for choice in (False, True))
-    sizes = [tasks.pack_tasks(list(job.tasks()), {}).size for job in (lazy, optimized)]
+    sizes = [tasks.Packer({}).pack(list(job.tasks())).size for job in (lazy, optimized)]
     assert sizes[0] > 37 * 23 * 16 > 10 * sizes[1]
 
 
@@ -277,7 +277,7 @@ def test_the_overload_adds_up_what_the_windows_return(swarm_of_module, dna, np):
 
 def test_windows_carry_128_bytes_a_nucleotide_and_return_16(dna):
     window = dna.WindowTask("one", steps=dna.steps_of(letters(801), "trifonov"))
-    assert 128 * 800 < tasks.pack_tasks([window], {}).size < 128 * 800 + 1000
+    assert 128 * 800 < tasks.Packer({}).pack([window]).size < 128 * 800 + 1000
     assert window().nbytes == 16 * 800
 
 

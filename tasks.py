@@ -2,7 +2,7 @@
 
     owner (client, or the host of a task system)                  slave
     ------------------------------------------------              -----------------------------------------
-    Task objects --pack_tasks--> classes + record groups  ......>  zygote --fork--> worker
+    Task objects --Packer--> head + record groups         ......>  zygote --fork--> worker
        ^                                                             LeaseRunner: open a group, call each task,
        |  Owner: keeps each task until its outcome,                  clean_up, pack results and failures
        +-- finished, task_finished <-- results, failures  <......

@@ -1311,7 +1311,7 @@ ACCEPT_EVERY = 0.01  # seconds that the news of accepted batches may wait for mo
 MOST_WORKERS = 10_000  # of one slave
 MOST_HEAD = 64 * 1024  # bytes of what the tasks of a batch have in common
 GRACE = 10.0  # seconds that a stopping master lets tasks run on
-WANTED_FOR = 30.0  # seconds that a published object which is not here may still come
+WANTED_FOR = 10.0  # seconds that a published object which is not here may still come
 FAILURES_TOLD = 1000  # kinds of failures that are logged
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
 

@@ -426,15 +426,16 @@ def highest_memory(pid):
 def test_tasks_for_which_memory_has_no_room_lie_on_the_disk_and_run(swarm):
     here = without_socket_file(swarm(slaves=0, master=("--set", "master.memory=4")))
     before = highest_memory(here.master.pid)
-    words = ["--wait", "60", "--set", "data.sizes=3000000", "--set", "data.count=20"]
-    clients = [here.start_client("data.py", "--json", "--app", "Echoes", *words) for _ in range(4)]
-    wait_until(lambda: here.proxy.status()["queued"] == 80, "all tasks are with the master")
-    assert sum(path.stat().st_size for path in spool_of(here)) > 200 * MIB
+    words = ["--wait", "60", "--set", "data.sizes=3000000", "--set", "data.count=36"]
+    clients = [here.start_client("data.py", "--json", "--app", "Echoes", *words) for _ in range(6)]
+    wait_until(lambda: here.proxy.status()["queued"] >= 6 * 21, "what the windows let through is with the master", 60)
+    assert sum(path.stat().st_size for path in spool_of(here)) > 330 * MIB
     here.start_slave(workers=1)
     for client in clients:
         about = client.wait(60).about["result"]
-        assert (about["right"], about["local"]) == (20, False), client.err
-    assert highest_memory(here.master.pid) < before + 4 + 5 * rpc.ROOM // MIB
+        assert (about["right"], about["local"]) == (36, False), client.err
+    on_their_way = 6 * (rpc.ROOM + tasks.MOST_BYTES) + rpc.ROOM  # each client and the slave, which go on to send
+    assert highest_memory(here.master.pid) < before + 4 + on_their_way // MIB < before + 6 * 36 * 3
     wait_until(lambda: not spool_of(here), "nothing is left on the disk")
 
 
@@ -449,7 +450,8 @@ def test_results_for_a_slow_client_lie_on_the_disk_and_arrive(swarm, tmp_path):
     (tmp_path / "go").touch()
     about = client.wait(60).about["result"]
     assert (about["right"], about["local"]) == (60, False), client.err
-    assert highest_memory(here.master.pid) < before + 4 + rpc.ROOM // MIB + 60
+    on_their_way = 2 * (rpc.ROOM + tasks.MOST_BYTES)  # from the slave and to the client
+    assert highest_memory(here.master.pid) < before + 4 + on_their_way // MIB + 16 < before + 60 * 4
     wait_until(lambda: not spool_of(here), "nothing is left on the disk")
 
 

@@ -1104,10 +1104,13 @@ class Environment:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not version.exists():
-                if any(self.path.iterdir()):
+                others = any(not entry.name.startswith("VERSION") for entry in self.path.iterdir())
+                if others and not version.exists():  # else another process has just made it
                     why = "it has other files but no VERSION"
                     raise UsageError(f"{self.path} is not an environment", why, "name a new folder")
-                version.write_text(f"{FORMAT}\n")  # first, so that a creation cut short can be repeated
+                fresh = version.with_name(f"VERSION.{os.getpid()}.{threading.get_ident()}")
+                fresh.write_text(f"{FORMAT}\n")
+                fresh.replace(version)  # first and whole, so that a creation cut short can be repeated
             found = version.read_text(errors="replace").strip()
             if found != str(FORMAT):
                 why = f"this version of the framework reads format {FORMAT}"

@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -277,3 +278,22 @@ def test_text_that_no_file_can_hold_is_logged_all_the_same(logged):
 def test_an_unknown_log_setting_lists_the_known_ones(env, options):
     with pytest.raises(UsageError, match="known are: "):
         configure_logging(env, **options)
+
+
+def test_processes_that_start_at_once_make_one_environment_together(tmp_path):
+    def make(number, begin, problems):
+        begin.wait()
+        try:
+            Environment(tmp_path / str(number), "client").create()
+        except UsageError as error:
+            problems.append(error)
+
+    problems = []
+    for number in range(60):
+        begin = threading.Barrier(6)
+        made = [threading.Thread(target=make, args=(number, begin, problems)) for _ in range(6)]
+        for thread in made:
+            thread.start()
+        for thread in made:
+            thread.join()
+    assert not problems

@@ -3311,12 +3311,6 @@ class Store:
         self._files, self._free, self._adopted, self._lock = {}, {}, {}, None
 
 
-def sweep(root: str) -> None:
-    """Removes the stores below `root` whose processes have ended; a new store does that too."""
-    with _locked(root):
-        _remove_dead(root)
-
-
 @contextmanager
 def _locked(root):
     """Only one process at a time makes or removes stores, so there is none without a held lock but the dead ones."""

@@ -182,7 +182,7 @@ def test_nothing_is_left_after_a_kill(swarm, tmp_path, victim):
     for node in (*here.slaves, here.master):
         if node.code is None:
             node.ends()
-    rpc.sweep(rpc.payload_root())
+    rpc.Store(rpc.payload_root()).close()  # a new store removes those of the dead
     assert not any(store.exists() for store in stores)
 
 

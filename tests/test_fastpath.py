@@ -14,6 +14,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -175,6 +176,15 @@ def test_a_bound_that_is_no_integer_is_refused(md5_search, start, stop):
         md5_search(digest(1), start, stop)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C is heard in the test, also where the run was started in the background, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_a_long_search(md5_search):
     threading.Timer(0.05, _thread.interrupt_main).start()  # runs only if the search lets go of the GIL
     with pytest.raises(KeyboardInterrupt):
@@ -384,6 +394,7 @@ def test_more_counts_than_memory_are_refused(compiled):
         compiled.mandelbrot(-2, 1, -1, 1, 2**31 - 1, 2**31 - 1, 0, 2**31 - 1, 20)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_a_large_image(kernels):
     threading.Timer(0.05, _thread.interrupt_main).start()
     with pytest.raises(KeyboardInterrupt):

@@ -31,7 +31,6 @@ def sweep(root):
     rpc.Store(str(root)).close()
 
 
-
 def sealed(obj):
     """The sealed form, joined."""
     return b"".join(rpc.seal_pieces(obj))

@@ -1104,11 +1104,11 @@ class Environment:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not version.exists():
-                others = any(not entry.name.startswith("VERSION") for entry in self.path.iterdir())
+                others = any(not entry.name.startswith(".VERSION.") for entry in self.path.iterdir())
                 if others and not version.exists():  # else another process has just made it
                     why = "it has other files but no VERSION"
                     raise UsageError(f"{self.path} is not an environment", why, "name a new folder")
-                fresh = version.with_name(f"VERSION.{os.getpid()}.{threading.get_ident()}")
+                fresh = version.with_name(f".VERSION.{os.getpid()}.{threading.get_ident()}")
                 fresh.write_text(f"{FORMAT}\n")
                 fresh.replace(version)  # first and whole, so that a creation cut short can be repeated
             found = version.read_text(errors="replace").strip()

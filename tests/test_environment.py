@@ -62,11 +62,12 @@ def test_another_format_is_one_clear_error(tmp_path, text):
         env.create()
 
 
-def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
-    (tmp_path / "photo.jpg").touch()
+@pytest.mark.parametrize("name", ["photo.jpg", "VERSION.md", "VERSIONS"])
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path, name):
+    (tmp_path / name).touch()
     with pytest.raises(UsageError, match="is not an environment"):
         Environment(tmp_path).create()
-    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_file_in_place_of_the_folder_is_one_clear_error(tmp_path):
@@ -280,7 +281,7 @@ def test_an_unknown_log_setting_lists_the_known_ones(env, options):
         configure_logging(env, **options)
 
 
-def test_processes_that_start_at_once_make_one_environment_together(tmp_path):
+def test_nodes_that_start_at_once_make_one_environment_together(tmp_path):
     def make(number, begin, problems):
         begin.wait()
         try:

@@ -1193,6 +1193,7 @@ CREATE INDEX IF NOT EXISTS by_batch ON records (owner, batch);
 FORMAT = 1
 OF_BATCH = ("batch", "retry", "outcome")
 WITH_PAYLOAD = ("batch", "outcome")
+GATHER = 0.01  # seconds that records may wait for others: nobody is told that they are safe before they are
 
 
 class Journal(threading.Thread):
@@ -1244,6 +1245,7 @@ class Journal(threading.Thread):
         """Commits until `stop`."""
         while True:
             batch = [self._queue.get()]
+            time.sleep(GATHER)
             while not self._queue.empty():
                 batch.append(self._queue.get())
             try:
@@ -1331,9 +1333,9 @@ def check_version(role: str, info: dict) -> None:
 
 def check_whole(*numbers: Any) -> None:
     """Raises UsageError unless all are numbers of things: what a peer sends may be anything."""
-    for number in numbers:
-        if type(number) is not int or not 0 <= number < 1 << 53:
-            raise components.UsageError(f"{str(number)[:80]} is no number of a thing", "whole numbers from 0 are meant")
+    if numbers and ({*map(type, numbers)} != {int} or min(numbers) < 0 or max(numbers) >= 1 << 53):
+        shown = ", ".join(str(number)[:80] for number in numbers[:10])
+        raise components.UsageError(f"one of {shown} is no number of a thing", "whole numbers from 0 are meant")
 
 
 def read_options(parts: list) -> dict:
@@ -1409,13 +1411,17 @@ class Memory:
             self.used -= self.dropped.popleft()
         return self.used + size <= self.limit
 
-    def count(self, parts: list) -> list:
-        """The same parts, counted."""
+    def count(self, parts: list, size: int) -> list:
+        """The same parts, of which so many bytes are in memory, counted."""
         counted = Counted(parts)
-        counted.memory = self
-        counted.size = sum(rpc.size_of(part) for part in parts if type(part) is not rpc.Reference)
-        self.used += counted.size
+        counted.memory, counted.size = self, size
+        self.used += size
         return counted
+
+
+def bytes_in_memory(parts: list) -> int:
+    """How many bytes of a payload are not in files."""
+    return sum([rpc.size_of(part) for part in parts if type(part) is not rpc.Reference])
 
 
 class Counted(list):
@@ -1482,6 +1488,7 @@ class MasterNode(rpc.BaseNode):
         self._failures: set[str] = set()  # kinds that were logged
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
         self._slow_at = self._sweep_at = self._tell_at = self._accept_at = 0.0
+        self._zygotes = tasks.Recent()
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
         self.store = self.open_store()
@@ -1506,6 +1513,7 @@ class MasterNode(rpc.BaseNode):
 
     def start_zygote(self) -> None:
         """Makes the process from which hosts are forked."""
+        self._zygotes.append(time.monotonic())
         self.zygote = tasks.start_zygote()
         self.loop.add(self.zygote, self._zygote_speaks)
 
@@ -1866,12 +1874,13 @@ class MasterNode(rpc.BaseNode):
         what memory has no room for is written to the disk, from the part `first` on. Raises OSError if a file is gone.
         """
         taken = [self._adopted(part) if type(part) is rpc.Reference else part for part in parts]
-        sizes = [0 if type(part) is rpc.Reference else rpc.size_of(part) for part in taken]
-        if not self.memory.has_room(sum(sizes)):
-            large = [i for i, size in enumerate(sizes) if i >= first and size]
-            for i, reference in zip(large, self.spool.write([taken[i] for i in large]) or (), strict=False):
-                taken[i] = reference.held(self.spool)
-        return self.memory.count(taken)
+        size = bytes_in_memory(taken)
+        if self.memory.has_room(size):
+            return self.memory.count(taken, size)
+        large = [i for i, part in enumerate(taken) if i >= first and bytes_in_memory([part])]
+        for i, reference in zip(large, self.spool.write([taken[i] for i in large]) or (), strict=False):
+            taken[i] = reference.held(self.spool)
+        return self.memory.count(taken, bytes_in_memory(taken))
 
     def _adopted(self, part: rpc.Reference) -> rpc.Reference | bytes:
         if part.store is self.store:
@@ -2022,6 +2031,8 @@ class MasterNode(rpc.BaseNode):
         try:
             events = self.zygote.receive()
         except components.Error as error:
+            if self._zygotes.crowded:
+                raise tasks.no_zygote() from None
             log.error("%s; starting another", error.what)
             self.loop.remove(self.zygote)
             self.zygote.stop()

@@ -36,8 +36,7 @@ log = logging.getLogger(__spec__.name)
 
 EPSILON = 1e-9  # sums of amounts such as 0.1 may miss by this much
 IDLE_KEPT = 2  # workers that stay warm beyond the number of slots
-RESPAWN_LIMIT = 5  # workers that may die within RESPAWN_PERIOD seconds before new ones wait a second
-RESPAWN_PERIOD = 10.0
+RESPAWN_PAUSE = 1.0  # seconds that new workers wait after too many have died
 
 
 # -- workers -------------------------------------------------------------------------------------------------------
@@ -78,7 +77,7 @@ class ProcessTaskManager(components.Component):
         self._fetching: set[str] = set()
         self._least = math.inf  # processors that the most modest of the waiting leases needs
         self._asking: dict[str, list[Worker]] = {}  # published objects that are on their way, and who waits
-        self._deaths: collections.deque[float] = collections.deque(maxlen=RESPAWN_LIMIT)
+        self._deaths = tasks.Recent()
 
     # ITaskManager
 
@@ -248,8 +247,8 @@ class ProcessTaskManager(components.Component):
 
     def _fork(self, digest: str) -> Worker | None:
         now = time.monotonic()
-        if len(self._deaths) == RESPAWN_LIMIT and now - self._deaths[0] < RESPAWN_PERIOD and now - self._deaths[-1] < 1:
-            self.node.later(1.0, self.schedule)
+        if self._deaths.crowded and now - self._deaths[-1] < RESPAWN_PAUSE:
+            self.node.later(RESPAWN_PAUSE, self.schedule)
             return None
         root = self.node.bundles[digest]
         try:
@@ -410,7 +409,7 @@ class SlaveNode(rpc.Node):
         """Starts the zygote and the task manager; needs no master yet."""
         self.bundles: dict[str, Path] = {}  # digest -> where it was unpacked
         self.leaving_at = 0.0
-        self._zygotes: collections.deque[float] = collections.deque(maxlen=RESPAWN_LIMIT)  # when they were started
+        self._zygotes = tasks.Recent()
         self._alarms: list[tuple[float, object]] = []
         self.joined_at = 0.0
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
@@ -576,9 +575,8 @@ class SlaveNode(rpc.Node):
         try:
             events = self.zygote.receive()
         except components.Error as error:
-            starts = self._zygotes
-            if len(starts) == RESPAWN_LIMIT and starts[-1] - starts[0] < RESPAWN_PERIOD:
-                raise  # it cannot live here: another would end the same way
+            if self._zygotes.crowded:
+                raise tasks.no_zygote() from None
             log.error("%s; starting another", error.what)
             self.loop.remove(self.zygote)
             self.zygote.stop()

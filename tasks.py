@@ -1279,6 +1279,28 @@ KEPT_VARIABLES = frozenset(
 )
 KEPT_PREFIXES = ("LC_", "PYTHON", "OMP_", "OPENBLAS_", "MKL_")
 PR_SET_PDEATHSIG = 1
+RESPAWN_LIMIT = 5  # processes that may be replaced within RESPAWN_PERIOD seconds before something must be wrong
+RESPAWN_PERIOD = 10.0
+
+
+class Recent(collections.deque):
+    """When the last of something happened, newest last."""
+
+    def __init__(self):
+        super().__init__(maxlen=RESPAWN_LIMIT)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether it happens too often."""
+        return len(self) == RESPAWN_LIMIT and self[-1] - self[0] < RESPAWN_PERIOD
+
+
+def no_zygote() -> components.Error:
+    """The error of a node that has replaced its zygote too often."""
+    return components.Error(
+        f"the zygote ended {RESPAWN_LIMIT} times within {RESPAWN_PERIOD:.0f} s",
+        "something on this machine kills it, or it cannot start here", "look above for what it printed",
+    )
 
 
 class Zygote:

@@ -20,7 +20,7 @@ from conftest import (
     zygote_of,
 )
 
-from concurrent_swarm import rpc
+from concurrent_swarm import rpc, tasks
 
 PLAIN = "plain.py"
 
@@ -377,6 +377,19 @@ def test_a_node_whose_zygote_is_killed_starts_another(swarm, tmp_path, node):
     wait_until(lambda: zygote_of(victim.pid) not in (None, zygote) or victim.code is not None, "another zygote")
     assert victim.code is None, victim.err
     assert result_of(here.run_client("md5.py", "--set", "md5.stop=2000", "--set", "md5.number=77")) == 77
+
+
+@pytest.mark.parametrize("node", ["slave", "master"])
+def test_a_node_that_cannot_keep_a_zygote_ends_with_the_reason(swarm, node):
+    here = swarm(slaves=1, workers=1)
+    victim = here.master if node == "master" else here.slaves[0]
+    for _ in range(tasks.RESPAWN_LIMIT):
+        zygote = zygote_of(victim.pid)
+        os.kill(zygote, signal.SIGKILL)
+        wait_until(lambda old=zygote: zygote_of(victim.pid) not in (None, old) or victim.code is not None, "a reaction")
+    assert victim.wait().code == 1
+    assert victim.err.count("the zygote ended; starting another") == tasks.RESPAWN_LIMIT - 1
+    assert "error: the zygote ended 5 times within 10 s" in victim.err
 
 
 # -- processes

@@ -6,7 +6,9 @@ import random
 import signal
 import socket
 import socketserver
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,15 @@ def kill_and_restart(here, *words, journal=True, between=lambda: None):
     here.start_master(*words, port=port, journal=journal)
 
 
+def unfinished(here):
+    """How many tasks the journal would give to the next master to run; None before it has any."""
+    with closing(sqlite3.connect(f"file:{here.master.folder / 'journal.db'}?mode=ro", uri=True)) as base:
+        rows = base.execute("SELECT kind, detail FROM records WHERE kind IN ('batch', 'outcome')").fetchall()
+    details = [(kind, json.loads(detail)) for kind, detail in rows]
+    tasks = [detail[0] if kind == "batch" else detail[0] - detail[1] for kind, detail in details]
+    return sum(tasks) if tasks else None
+
+
 # -- the master goes away
 
 
@@ -90,6 +101,7 @@ def test_results_that_came_before_the_master_was_killed_are_not_computed_again(s
     )
     wait_until(lambda: list(tmp_path.glob("run-*")), "the last task runs")
     wait_until(lambda: len(text_of(tmp_path / "callbacks").split()) == 29, "the others are done")
+    wait_until(lambda: unfinished(here) == 1, "their results are safe")
     kill_and_restart(here)
     (tmp_path / "go").touch()
     result_of(client.wait(60))

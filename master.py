@@ -24,6 +24,14 @@ Records, in order, are all that `restore` needs:
     ("batch", owner, number, count, group, options, payload) · ("settled", owner, number)
     ("retry", owner, number, lo, hi, deaths, losses)    these tasks lost their worker or slave, and wait again
     ("outcome", owner, number, lo, hi, seconds, failures, payload)
+and, which the Board only passes over but for the snapshot, what a task system needs to go on in another process: it is
+repeated from its beginning, or its last snapshot, with the same outcomes, steps and values in the same order.
+    ("system", owner, client, number, app, bundle, options, payload)
+    ("step", owner) · ("value", owner, value)           a person let it go on; what its clock said
+    ("snapshot", owner, heard, batches, out, drawn, ended, payload)
+                                                        the system after `heard` more outcomes and steps, when it had
+                                                        sent `batches` batches, of which those tasks were `out`
+    ("finished", owner, client, number, app, failure, stats, payload)   not heard by its client yet
 
 Messages: the second item names the peer.
     ("lease", slave, Lease) · ("revoke", slave, lease id, kill) · ("steal", slave, lease id)
@@ -55,6 +63,7 @@ import json
 import logging
 import math
 import queue
+import secrets
 import signal
 import socket
 import sqlite3
@@ -83,6 +92,7 @@ STEAL_WIDTH = 64  # leases asked for per round
 STEAL_LOOK = 2e-5  # seconds between two rounds per lease that is out: looking at it takes 4 % of that
 WIDTH = 8  # slaves shown to the scheduler per lease: best of eight, whatever the size of the swarm
 MAX_ATTEMPTS = 3  # worker deaths until a task counts as poisoned
+MAX_HOSTS = 3  # processes that a task system may have until its death counts as its own fault
 MAX_LOSSES = 10  # slaves lost under one task until it counts as lost
 LIMIT = 10_000_000  # unsettled tasks per owner
 MAX_KINDS = 1000  # names measured apart per owner
@@ -277,6 +287,7 @@ class Owner:
 
 
 NONE = MappingProxyType({})
+PASSED_OVER = ("system", "step", "value", "finished")  # records of which the Board knows nothing
 
 
 class Batch:
@@ -529,12 +540,13 @@ class Board:
             self.owners[owner].attached = False
         return Effects([], [], [])
 
-    def owner_attached(self, owner: str, now: float) -> Effects:
-        """It is back: it hears again what was accepted, and every outcome that it has not settled."""
+    def owner_attached(self, owner: str, now: float, knows: bool = False) -> Effects:
+        """It is back: it hears again what was accepted, and every outcome that it has not settled, unless it `knows`."""
         effects = Effects([], [], [])
         known = self.owners.get(owner)
         if known is not None:
             known.attached = True
+        if known is not None and not knows:
             for number, batch in known.batches.items():
                 effects.after.append(("accepted", owner, number))
                 for outcome in batch.outcomes:
@@ -612,7 +624,8 @@ class Board:
             batch = known.batches.get(number)
             if batch is not None:
                 self._forget(batch, effects)
-                effects.records.append(("settled", owner, number))
+                if known.kind != "system":  # its outcomes are what it is repeated with
+                    effects.records.append(("settled", owner, number))
         return self._assigned(effects, now)
 
     @staticmethod
@@ -1082,7 +1095,11 @@ class Board:
     def _replay(self, record, waiting, now):
         event, owner, *rest = record
         effects = Effects([], [], [])
-        if event == "owner":
+        if event in PASSED_OVER:
+            return
+        if event == "snapshot":
+            self._replay_snapshot(self.owners[owner], rest[1], dict(rest[2]), waiting)
+        elif event == "owner":
             self.owners[owner] = Owner(owner, *rest)
         elif event == "gone":
             for batch in self.owners[owner].batches.values():
@@ -1106,6 +1123,20 @@ class Board:
             else:
                 self._end(batch, lo, hi, *rest, "", effects)
             waiting[batch] = outside
+
+    def _replay_snapshot(self, owner, batches, out, waiting):
+        """Of the batches that were sent before it, only those tasks are open that it says are out: the outcomes of the
+        others are in it."""
+        for number, batch in owner.batches.items():
+            if number < batches:
+                still = []
+                for lo, hi in out[number]:
+                    inside, waiting[batch] = split(waiting[batch], lo, hi)
+                    still += inside
+                for lo, hi, *_ in waiting[batch]:
+                    batch.end((lo, hi, 0.0, {}, None, ""))
+                self.counters["ended"] += total(waiting[batch])
+                waiting[batch] = still
 
     # -- what always holds -----------------------------------------------------------------------------------
 
@@ -1192,7 +1223,7 @@ CREATE INDEX IF NOT EXISTS by_batch ON records (owner, batch);
 """
 FORMAT = 1
 OF_BATCH = ("batch", "retry", "outcome")
-WITH_PAYLOAD = ("batch", "outcome")
+WITH_PAYLOAD = ("batch", "outcome", "system", "snapshot", "finished")
 GATHER = 0.01  # seconds that records may wait for others: nobody is told that they are safe before they are
 
 
@@ -1234,7 +1265,12 @@ class Journal(threading.Thread):
 
     def load(self) -> list[tuple]:
         """All records, oldest first. Before `start`."""
-        rows = self._base.execute("SELECT kind, owner, batch, detail, payload FROM records ORDER BY number")
+        return self._select("")
+
+    def _select(self, which: str, *values: Any) -> list[tuple]:
+        rows = self._base.execute(
+            f"SELECT kind, owner, batch, detail, payload FROM records {which} ORDER BY number", values
+        )
         return [_record(*row) for row in rows]
 
     def put(self, records: list[tuple], after: list) -> None:
@@ -1273,19 +1309,36 @@ class Journal(threading.Thread):
 
     def _write(self, record: tuple) -> None:
         kind, owner, *rest = record
-        if kind == "settled":
+        if kind == "history":  # no record: all that there is of this owner at this moment
+            rest[0].extend(self._select("WHERE owner = ?", owner))
+        elif kind == "settled":
             self._base.execute("DELETE FROM records WHERE owner = ? AND batch = ?", (owner, rest[0]))
         elif kind == "gone":
             self._base.execute("DELETE FROM records WHERE owner = ?", (owner,))
         else:
             if kind == "life":
                 self._base.execute("DELETE FROM records WHERE kind = 'life'")
+            elif kind == "snapshot":
+                self._forget_before(owner, *rest[:3])
             payload = pack_payload(rest.pop()) if kind in WITH_PAYLOAD else None
             batch = rest.pop(0) if kind in OF_BATCH else None
             self._base.execute(
                 "INSERT INTO records (kind, owner, batch, detail, payload) VALUES (?, ?, ?, ?, ?)",
                 (kind, owner, batch, json.dumps(rest), payload),
             )
+
+
+    def _forget_before(self, owner: str, heard: int, batches: int, out: list) -> None:
+        """What a snapshot stands for is needed no more."""
+        delete = "DELETE FROM records WHERE owner = ? AND kind"
+        heard_rows = "SELECT number FROM records WHERE owner = ? AND kind IN ('outcome', 'step') ORDER BY number LIMIT ?"
+        self._base.execute(f"{delete} IN ('outcome', 'step') AND number IN ({heard_rows})", (owner, owner, heard))
+        self._base.execute(f"{delete} IN ('value', 'snapshot')", (owner,))
+        self._base.execute("UPDATE records SET payload = NULL WHERE owner = ? AND kind = 'system'", (owner,))
+        still = {number for number, _ in out}
+        rows = self._base.execute("SELECT batch FROM records WHERE owner = ? AND kind = 'batch'", (owner,)).fetchall()
+        over = [(owner, batch) for (batch,) in rows if batch < batches and batch not in still]
+        self._base.executemany(f"{delete} IN ('batch', 'retry', 'outcome') AND batch = ?", over)
 
 
 def _record(kind: str, owner: Any, batch: int | None, detail: str, payload: bytes | None) -> tuple:
@@ -1436,16 +1489,53 @@ class Counted(list):
 class System:
     """A task system as the master sees it: the pipe to its host, and the client that waits for it."""
 
-    def __init__(self, name: str, client: str, number: int, app: str, now: float):
+    def __init__(self, name: str, client: str, number: int, app: str, bundle: str, options: dict, now: float):
         self.name = name
         self.client = client
         self.number = number
         self.app = app
+        self.bundle = bundle
+        self.options = options
         self.since = now
-        self.token = 0
+        self.token = self.deaths = 0
         self.step = self.done = self.known = 0  # done, known: tasks with an outcome, and all tasks
         self.waiting = False
         self.pipe: rpc.Pipe | None = None
+        self.late: list[tuple] | None = None  # what its next host is to hear after all that the last one heard
+
+
+class History:
+    """What a task system is repeated with: where it starts, and the outcomes, steps and values since."""
+
+    def __init__(self, record: tuple):
+        _, self.name, self.client, self.number, self.app, self.bundle, self.options, self.parts = record
+        self.saved = False
+        self.drawn = self.ended = 0
+        self.inputs: list[tuple] = []
+        self.values: list = []
+
+    def add(self, record: tuple) -> None:
+        """One more record of this system."""
+        if record[0] in ("outcome", "step"):
+            self.inputs.append(record)
+            self.ended += record[4] - record[3] if record[0] == "outcome" else 0
+        elif record[0] == "value":
+            self.values.append(record[2])
+        elif record[0] == "snapshot":
+            *_, self.drawn, ended, self.parts = record
+            self.saved = True
+            self.ended += ended
+
+
+def histories(records: Iterable[tuple]) -> dict[str, History]:
+    """The histories of all task systems in these records, by their names."""
+    found: dict[str, History] = {}
+    for record in records:
+        if record[0] == "system":
+            found[record[1]] = History(record)
+        elif record[1] in found:
+            found[record[1]].add(record)
+    return found
 
 
 class MasterNode(rpc.BaseNode):
@@ -1502,12 +1592,12 @@ class MasterNode(rpc.BaseNode):
         self.journal = None
         self.set_scheduler()
         self.keyring = rpc.Keyring(str(self.environment / "keys"))
+        apps = self.environment / "apps"  # one without its zip is asked for again
+        self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
         if self.journalled:
             self.open_journal()
         else:
             self.board.restore([], time.monotonic())
-        apps = self.environment / "apps"  # one without its zip is asked for again
-        self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
         self.open_compute_channel()
         self.open_control_channel()
 
@@ -1539,14 +1629,29 @@ class MasterNode(rpc.BaseNode):
         self.apply(effects)
         now = time.monotonic()
         for owner in list(self.board.owners.values()):
-            if owner.kind == "system":  # its host is gone; its client pushes it again
-                self.apply(self.board.owner_gone(owner.id, now))
-            else:
+            if owner.kind != "system":
                 self.names.take(owner.id, owner.key)
                 self._gone_at[owner.id] = now
+        for _, name, client, number, app, *end in filter(lambda record: record[0] == "finished", records):
+            self._finished[client, number] = name, app, *end
+        self._go_on(histories(records), now)
         waiting = sum(batch.remaining for owner in self.board.owners.values() for batch in owner.batches.values())
         if self.board.owners:
             log.info("took over %s clients with %s unfinished tasks", len(self.board.owners), waiting)
+
+    def _go_on(self, found: dict[str, History], now: float) -> None:
+        """The task systems of an earlier life go on where they were."""
+        names = [*found, *(end[0] for end in self._finished.values())]
+        self._system_numbers = itertools.count(1 + max(map(int, names), default=0))
+        for owner in [owner.id for owner in self.board.owners.values() if owner.kind == "system"]:
+            if owner not in found:
+                self.apply(self.board.owner_gone(owner, now))
+        for name, one in found.items():
+            system = System(name, one.client, one.number, one.app, one.bundle, one.options, now)
+            self.systems[name] = system
+            self._repeat(system, one)
+            self.apply(self.board.owner_attached(name, now, knows=True))
+            log.info("system %s %s goes on: %s of its tasks have their outcome", name, one.app, f"{system.done:,}")
 
     def _journal_failed(self, error: Exception) -> None:
         """Nothing can be promised any more: the master ends, and its clients wait for the next one."""
@@ -1621,17 +1726,33 @@ class MasterNode(rpc.BaseNode):
     ) -> None:
         self._send(owner, ["outcome", number, lo, hi, seconds, failures, slave], payload or ())
 
+    def _send_history(self, name: str, records: list) -> None:
+        """To the new host of a system whose last one died."""
+        system = self.systems.get(name)
+        if system is not None:
+            late, system.late = system.late, None
+            self._repeat(system, histories(records)[name])
+            for call, parts in late:
+                self._send(name, call, parts)
+
     _senders = {
-        "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
+        "lease": _send_lease, "history": _send_history, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
         "refused": _send_refused, "outcome": _send_outcome,
     }
 
     def _send(self, target: str, call: list, parts: Iterable = ()) -> None:
         """To a slave or client by the compute channel, to a system by the pipe of its host."""
         if target in self.systems:
-            self.systems[target].pipe.call(*call, parts=parts)
+            self._send_host(self.systems[target], call, parts)
         elif target in self._peers:
             self.channel.send(self._peers[target], call, parts)
+
+    @staticmethod
+    def _send_host(system: System, call: list, parts: Iterable) -> None:
+        if system.late is None:
+            system.pipe.call(*call, parts=parts)
+        else:
+            system.late.append((call, parts))
 
     def _count(self, owner: str, tasks: int, failures: dict) -> None:
         self._counts["tasks"] += tasks
@@ -1722,11 +1843,12 @@ class MasterNode(rpc.BaseNode):
         def step(handler, request, number):
             system = self._system_of(request.peer.label, number)
             if system:
-                system.pipe.call("step")
+                self._record("step", system.name)
+                self._send(system.name, ["step"])
 
         @rpc.tcpremote(channel, roles=owners)
         def work_settled(handler, request, number):
-            self._finished.pop((request.peer.label, number), None)
+            self._forget_finished(request.peer.label, number)
 
         @rpc.tcpremote(channel, roles=owners)
         def goodbye(handler, request):
@@ -1828,7 +1950,8 @@ class MasterNode(rpc.BaseNode):
         """The client is done, or never came back: its systems end and what is left of its work is dropped."""
         for system in [system for system in self.systems.values() if system.client == name]:
             self.end_system(system, tasks.cancelled_failure(), {}, ())
-        self._finished = {key: end for key, end in self._finished.items() if key[0] != name}
+        for _, number in [key for key in self._finished if key[0] == name]:
+            self._forget_finished(name, number)
         self._gone_at.pop(name, None)
         self._forget_shared(name)
         if name in self.board.owners:
@@ -1973,27 +2096,81 @@ class MasterNode(rpc.BaseNode):
                 return
         self._send(client, ["push_tasksystem_response", number, known.name])
 
+    def _record(self, *record: Any) -> None:
+        if self.journal:
+            self.apply(Effects([record], [], []))
+
     def _fork_host(self, client: str, number: int, digest: str, options: dict, parts: list) -> System:
-        now = time.monotonic()
-        system = System(str(next(self._system_numbers)), client, number, options.get("name", "?"), now)
-        root = self.environment / "apps" / digest
-        system.token, sock = self.zygote.fork("host", str(root))
+        options = {**options, "seed": secrets.token_hex(8)}
+        name, app = str(next(self._system_numbers)), options.get("name", "?")
+        system = System(name, client, number, app, digest, options, time.monotonic())
+        self._fork(system)
+        self.systems[name] = system
+        self.apply(self.board.owner_joined(name, "system", system.since, name=app))
+        self._record("system", name, client, number, app, digest, options, list(parts))
+        self._begin(system, parts)
+        log.info("system %s %s: from client %s", name, app, client)
+        return system
+
+    def _fork(self, system: System) -> None:
+        """Makes the process that hosts it. Raises OSError."""
+        system.token, sock = self.zygote.fork("host", str(self.environment / "apps" / system.bundle))
         system.pipe = rpc.Pipe(
             self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts), lambda pipe: None,
-            self.store, digest,
+            self.store, system.bundle,
         )
-        self.systems[system.name] = self._hosts[system.token] = system
-        self.apply(self.board.owner_joined(system.name, "system", now, name=system.app))
-        system.pipe.call("system", system.name, {**options, "bundle": digest}, parts=parts)
-        log.info("system %s %s: from client %s", system.name, system.app, client)
-        return system
+        self._hosts[system.token] = system
+
+    def _begin(self, system: System, parts: list, saved: bool = False, values: Iterable = ()) -> None:
+        more = {"bundle": system.bundle, "saves": bool(self.journal), "saved": saved, "values": list(values)}
+        system.pipe.call("system", system.name, {**system.options, **more}, parts=parts)
+
+    def _repeat(self, system: System, history: History) -> None:
+        """Lets a new host of the system do all again that an earlier one did; what it sends again changes nothing."""
+        system.known, system.done = history.drawn, history.ended
+        if system.bundle not in self.bundles:
+            self._lost_host(system, "its application is not here any more")
+            return
+        try:
+            self._fork(system)
+        except OSError as error:
+            self._lost_host(system, f"no process can be started for it ({error})")
+            return
+        self._begin(system, history.parts, history.saved, history.values)
+        for kind, _, *details in history.inputs:
+            if kind == "step":
+                system.pipe.call("step")
+            else:
+                *numbers, payload = details
+                system.pipe.call("outcome", *numbers, "", parts=payload or ())
+
+    def _host_died(self, system: System, how: str) -> None:
+        """With a journal another host takes its place, but not for ever."""
+        if self.systems.get(system.name) is not system:
+            return
+        system.deaths += 1
+        if self.journal and system.deaths < MAX_HOSTS:
+            log.warning("the host of system %s ended (%s); another one repeats what it did", system.name, how)
+            system.late, records = [], []
+            self.apply(Effects([("history", system.name, records)], [], [("history", system.name, records)]))
+        else:
+            again = f", {system.deaths} times" if system.deaths > 1 else ""
+            self._lost_host(system, f"the process of the system ended: {how}{again}")
+
+    def _lost_host(self, system: System, why: str) -> None:
+        failure = {"type": "HostLost", "message": why, "traceback": "", "where": "", "kind": "system"}
+        self.end_system(system, failure, {}, ())
 
     def _host_speaks(self, system: System, call: list, parts: list) -> None:
         method, *params = call
         if system.name not in self.systems:
             return
         if method == "submit":
-            self.submit(system.name, *params, parts)
+            self._submit_again(system, *params, parts)
+        elif method == "value":
+            self._record("value", system.name, *params)
+        elif method == "snapshot":
+            self._record("snapshot", system.name, *params, list(parts))
         elif method == "publish":
             self.publish(system.name, *params, parts[0])
         elif method == "fetch_shared":
@@ -2006,6 +2183,19 @@ class MasterNode(rpc.BaseNode):
         elif method == "system_done":
             self.end_system(system, *params, parts)
 
+    def _submit_again(self, system: System, number: int, count: int, group: int, first: int, parts: list) -> None:
+        """Takes a batch of a system, which it may have sent before in another process."""
+        owner = self.board.owners[system.name]
+        before = owner.batches.get(number)
+        if before is None or before.count == count:
+            self.submit(system.name, number, count, group, first, parts)
+            return
+        self.end_system(system, tasks.describe_failure(components.Error(
+            f"task system {system.app} does not repeat itself: its batch {number} had {before.count} tasks, now {count}",
+            "its hooks depend on more than their arguments, its own attributes, master.now() and master.random",
+            "see 'What is promised' in docs/programming-model.md",
+        ), kind="system"), {}, ())
+
     def end_system(self, system: System, failure: dict | None, stats: dict, parts: Iterable) -> None:
         """The system is done, failed or cancelled: nothing of it that is queued runs, and its client hears of it."""
         if self.systems.pop(system.name, None) is None:
@@ -2014,15 +2204,23 @@ class MasterNode(rpc.BaseNode):
         stats = {**stats, "elapsed": seconds, "id": system.name}
         what = f"failed ({failure['type']}: {failure['message']})" if failure else "done"
         log.info("system %s %s: %s, %s tasks in %.1f s", system.name, system.app, what, stats.get("tasks", 0), seconds)
-        system.pipe.close()
-        self.zygote.kill(system.token)  # a hook that never returns would not notice the end of its pipe
+        if system.pipe:
+            system.pipe.close()
+            self.zygote.kill(system.token)  # a hook that never returns would not notice the end of its pipe
         self.apply(self.board.owner_gone(system.name, time.monotonic()))
-        self._finished[system.client, system.number] = (failure, stats, list(parts))
+        self._finished[system.client, system.number] = end = (system.name, system.app, failure, stats, list(parts))
+        self._record("finished", end[0], system.client, system.number, *end[1:])
         self._send_finished(system.client, system.number)
 
     def _send_finished(self, client: str, number: int) -> None:
-        failure, stats, parts = self._finished[client, number]
+        _, _, failure, stats, parts = self._finished[client, number]
         self._send(client, ["work_finished", number, failure, stats], parts)
+
+    def _forget_finished(self, client: str, number: int) -> None:
+        """Its client has heard how it ended, or will not."""
+        end = self._finished.pop((client, number), None)
+        if end is not None:
+            self._record("gone", end[0])
 
     def _system_of(self, client: str, number: int) -> System | None:
         return next((s for s in self.systems.values() if (s.client, s.number) == (client, number)), None)
@@ -2042,9 +2240,7 @@ class MasterNode(rpc.BaseNode):
             system = self._hosts.pop(token, None) if event == "died" else None
             if system:
                 system.pipe.drain()
-                failure = {"type": "HostLost", "message": f"the process of the system ended: {detail}", "traceback": "",
-                           "where": "", "kind": "system"}
-                self.end_system(system, failure, {}, ())
+                self._host_died(system, detail)
 
     # -- time, people, the end
 

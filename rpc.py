@@ -3387,12 +3387,15 @@ Shared.__module__ = WIRE  # found there by every node, see `named`
 class Exchange:
     """How the user's code in this process publishes objects, and reaches published ones.
 
-    `send(key, pieces)` hands a sealed object on; `fetch(key)` waits for one and returns its bytes.
+    `send(key, pieces)` hands a sealed object on; `fetch(key)` waits for one and returns its bytes. `mark` makes the keys
+    of this process its own; a process that repeats another has the same.
     """
 
-    def __init__(self, send: Callable[[str, list], None], fetch: Callable[[str], Any]):
+    def __init__(self, send: Callable[[str, list], None], fetch: Callable[[str], Any], mark: str = ""):
         self._send, self._fetch = send, fetch
-        self._owner = None
+        self._mark = mark
+        self._owner = "" if mark else None
+        self._sent: set[str] = set()
         self._open: collections.OrderedDict[str, tuple[Any, int]] = collections.OrderedDict()
         self.serve("")
         speak_wire()
@@ -3403,7 +3406,12 @@ class Exchange:
         if owner != self._owner:
             self._owner = owner
             self._mark = secrets.token_hex(8)  # nobody else's object has this key, whatever its content
-            self._sent: set[str] = set()
+            self._sent = set()
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was published."""
+        return bool(self._sent)
 
     def publish(self, obj: Any) -> Shared:
         """Publishes an object; equal content is sent once. Raises UsageError if it cannot be pickled."""

@@ -1,0 +1,152 @@
+"""Task systems go on in another process: the master is killed, their host dies, and the result is that of a quiet run."""
+
+import json
+import random
+import signal
+import sqlite3
+from contextlib import closing
+
+import pytest
+from conftest import text_of, wait_until
+
+APP = "durable.py"
+
+
+def words_of(app, **settings):
+    """The command line of an application of durable.py."""
+    return ["--app", app, *(word for key, value in settings.items() for word in ("--set", f"durable.{key}={value}"))]
+
+
+def result_of(run):
+    """What the application left in `self.result`; it must have ended well."""
+    assert run.code == 0, f"{run.out}\n{run.err}"
+    return run.about["result"]
+
+
+def right(count, steps=1):
+    """The result of a run in which nothing happens."""
+    extra = count // 20
+    return {"total": steps * sum(n * n for n in range(count)), "outcomes": steps * count, "extra": extra, "wrong": 0,
+            "begun": 1, "called": steps, "distinct": steps * count + extra}
+
+
+def kill_master(here):
+    """Ends the master as a power cut would."""
+    old = here.master
+    old.ends(signal.SIGKILL)
+    old.parent.close()
+    old.parent = None
+
+
+def restart(here):
+    """Starts the master in the same folder, on the same port."""
+    here.start_master(port=int(here.address.rpartition(":")[2]), journal=True)
+
+
+def done_of(here):
+    """How many tasks of systems the master says are done."""
+    return sum(row["done"] for row in here.proxy.systems())
+
+
+def rows_of(here, kind):
+    """(detail, size of the payload) of the journal's records of a kind."""
+    with closing(sqlite3.connect(f"file:{here.master.folder / 'journal.db'}?mode=ro", uri=True)) as base:
+        rows = base.execute("SELECT detail, length(payload) FROM records WHERE kind = ? ORDER BY number", (kind,))
+        return [(json.loads(detail), size) for detail, size in rows]
+
+
+def test_a_system_goes_on_after_its_master_was_killed_and_ends_as_if_nothing_had_been(swarm):
+    here = swarm(slaves=1, workers=2, journal=True)
+    client = here.start_client(APP, "--json", *words_of("RunSquares", count=600, how="slow"))
+    wait_until(lambda: done_of(here) > 150, "a part is done")
+    kill_master(here)
+    restart(here)
+    assert result_of(client.wait(60)) == right(600)
+    wait_until(lambda: rows_of(here, "system") == rows_of(here, "finished") == [], "the journal has forgotten it")
+
+
+def test_what_the_journal_has_is_not_computed_again(swarm, tmp_path):
+    here = swarm(slaves=1, workers=1, journal=True)
+    words = words_of("RunSquares", count=300, how="slow", folder=tmp_path)
+    client = here.start_client(APP, "--json", *words)
+    wait_until(lambda: sum(d[1] - d[0] for d, _ in rows_of(here, "outcome")) > 100, "a part is safe")
+    here.slaves[0].ends(signal.SIGKILL)  # nobody else may finish what it has
+    here.slaves.clear()
+    kill_master(here)
+    ran = len(list(tmp_path.iterdir()))
+    safe = sum(d[1] - d[0] for d, _ in rows_of(here, "outcome"))
+    restart(here)
+    here.start_slave(workers=1)
+    assert result_of(client.wait(60)) == right(300)
+    assert len(list(tmp_path.iterdir())) <= ran + 315 - safe
+
+
+@pytest.mark.parametrize("how", ["generator", "list"])
+def test_steps_and_published_objects_come_again(swarm, how):
+    here = swarm(slaves=1, workers=2, journal=True)
+    client = here.start_client(APP, "--json", *words_of("RunPublishing", count=200, steps=3, how=how))
+    wait_until(lambda: done_of(here) > 250, "the second step has begun")
+    kill_master(here)
+    restart(here)
+    assert result_of(client.wait(60)) == right(200, steps=3)
+
+
+@pytest.mark.parametrize("app", ["RunHeavy", "RunHeavyResumable"])
+def test_the_history_of_a_system_that_can_be_saved_does_not_grow_without_end(swarm, app):
+    here = swarm(slaves=1, workers=2, journal=True)
+    client = here.start_client(APP, "--json", *words_of(app, count=400, how="list", steps=2))
+    wait_until(lambda: rows_of(here, "snapshot"), "it was saved")
+    wait_until(lambda: done_of(here) > 500, "it has gone on since")
+    assert sum(size or 0 for _, size in rows_of(here, "outcome")) < 5_000_000, "10 MB came in"
+    kill_master(here)
+    restart(here)
+    assert result_of(client.wait(60)) == right(400, steps=2)
+
+
+def test_a_host_that_dies_is_replaced_by_one_that_repeats_what_it_did(swarm, tmp_path):
+    here = swarm(slaves=1, workers=2, journal=True)
+    run = here.run_client(APP, *words_of("RunDying", count=200, folder=tmp_path))
+    assert result_of(run) == right(200)
+    assert here.master.err.count("another one repeats what it did") == 2
+
+
+def test_a_host_that_dies_again_and_again_ends_its_system(swarm):
+    here = swarm(slaves=1, workers=2, journal=True)
+    run = here.run_client(APP, *words_of("RunAlwaysDying", count=200))
+    assert run.code == 1 and run.about["error"]["type"] == "HostLost"
+    assert run.about["error"]["message"] == "the process of the system ended: killed by SIGKILL, 3 times"
+
+
+def test_a_system_that_does_not_repeat_itself_is_told_so(swarm, tmp_path):
+    here = swarm(slaves=0, journal=True)
+    client = here.start_client(APP, "--json", *words_of("RunFickle", folder=tmp_path))
+    wait_until(lambda: rows_of(here, "batch"), "its tasks are safe")
+    kill_master(here)
+    restart(here)
+    assert client.wait(60).code == 1
+    assert "does not repeat itself: its batch 0 had 6 tasks, now 7" in client.about["error"]["message"]
+
+
+def test_a_client_that_was_away_hears_the_result_of_a_master_that_was_started_again(swarm):
+    here = swarm(slaves=1, workers=2, journal=True)
+    client = here.start_client(APP, "--json", *words_of("RunSquares", count=200, how="slow"))
+    wait_until(lambda: done_of(here) > 50, "a part is done")
+    client.send(signal.SIGSTOP)
+    wait_until(lambda: rows_of(here, "finished"), "the system is done")
+    kill_master(here)
+    restart(here)
+    client.send(signal.SIGCONT)
+    assert result_of(client.wait(60)) == right(200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_a_system_of_a_thousand_tasks_survives_kills_at_random_moments(swarm, seed):
+    here = swarm(slaves=1, workers=2, journal=True)
+    chance = random.Random(seed)
+    client = here.start_client(APP, "--json", *words_of("RunSquares", count=1000, how="slow"))
+    for share in sorted(chance.sample(range(1000), 3)):
+        wait_until(lambda at=share: client.code is not None or text_of(client.out_file) or done_of(here) >= at, "so far")
+        kill_master(here)
+        restart(here)
+    assert result_of(client.wait(90)) == right(1000)

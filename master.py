@@ -541,7 +541,7 @@ class Board:
         return Effects([], [], [])
 
     def owner_attached(self, owner: str, now: float, knows: bool = False) -> Effects:
-        """It is back: it hears again what was accepted, and every outcome that it has not settled, unless it `knows`."""
+        """It is back: unless it `knows`, it hears again what was accepted, and all outcomes it has not settled."""
         effects = Effects([], [], [])
         known = self.owners.get(owner)
         if known is not None:
@@ -1331,8 +1331,9 @@ class Journal(threading.Thread):
     def _forget_before(self, owner: str, heard: int, batches: int, out: list) -> None:
         """What a snapshot stands for is needed no more."""
         delete = "DELETE FROM records WHERE owner = ? AND kind"
-        heard_rows = "SELECT number FROM records WHERE owner = ? AND kind IN ('outcome', 'step') ORDER BY number LIMIT ?"
-        self._base.execute(f"{delete} IN ('outcome', 'step') AND number IN ({heard_rows})", (owner, owner, heard))
+        inputs = "owner = ? AND kind IN ('outcome', 'step')"
+        first = f"SELECT number FROM records WHERE {inputs} ORDER BY number LIMIT ?"
+        self._base.execute(f"DELETE FROM records WHERE number IN ({first})", (owner, heard))
         self._base.execute(f"{delete} IN ('value', 'snapshot')", (owner,))
         self._base.execute("UPDATE records SET payload = NULL WHERE owner = ? AND kind = 'system'", (owner,))
         still = {number for number, _ in out}
@@ -1736,8 +1737,8 @@ class MasterNode(rpc.BaseNode):
                 self._send(name, call, parts)
 
     _senders = {
-        "lease": _send_lease, "history": _send_history, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
-        "refused": _send_refused, "outcome": _send_outcome,
+        "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
+        "refused": _send_refused, "outcome": _send_outcome, "history": _send_history,
     }
 
     def _send(self, target: str, call: list, parts: Iterable = ()) -> None:
@@ -2191,7 +2192,7 @@ class MasterNode(rpc.BaseNode):
             self.submit(system.name, number, count, group, first, parts)
             return
         self.end_system(system, tasks.describe_failure(components.Error(
-            f"task system {system.app} does not repeat itself: its batch {number} had {before.count} tasks, now {count}",
+            f"system {system.app} does not repeat itself: its batch {number} had {before.count} tasks, now {count}",
             "its hooks depend on more than their arguments, its own attributes, master.now() and master.random",
             "see 'What is promised' in docs/programming-model.md",
         ), kind="system"), {}, ())

@@ -3387,8 +3387,8 @@ Shared.__module__ = WIRE  # found there by every node, see `named`
 class Exchange:
     """How the user's code in this process publishes objects, and reaches published ones.
 
-    `send(key, pieces)` hands a sealed object on; `fetch(key)` waits for one and returns its bytes. `mark` makes the keys
-    of this process its own; a process that repeats another has the same.
+    `send(key, pieces)` hands a sealed object on; `fetch(key)` waits for one and returns its bytes. `mark` makes the
+    keys of this process its own; a process that repeats another has the same.
     """
 
     def __init__(self, send: Callable[[str, list], None], fetch: Callable[[str], Any], mark: str = ""):

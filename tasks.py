@@ -204,9 +204,9 @@ class ITaskSystem:
     All hooks of one system are called by one thread, one after the other. `lockstep = True` holds tasks that are
     pushed during a step back until every task of the step has its outcome.
 
-    A master that was killed and started again, or whose host process died, calls the hooks of a fresh copy once more, in
-    the same order and with the same outcomes: they may depend on their arguments, on the system's own attributes, on
-    `master.now()` and on `master.random` or the module `random`, and on nothing else.
+    After the death of the master or of that process, the hooks of a fresh copy are called once more, in the same order
+    and with the same outcomes: they may depend on their arguments, on the system's own attributes, on `master.now()`
+    and on `master.random` or the module `random`, and on nothing else.
     """
 
     lockstep = False

@@ -32,6 +32,7 @@ repeated from its beginning, or its last snapshot, with the same outcomes, steps
                                                         the system after `heard` more outcomes and steps, when it had
                                                         sent `batches` batches, of which those tasks were `out`
     ("finished", owner, client, number, app, failure, stats, payload)   not heard by its client yet
+    ("slave", slave, key)                               it may come back with leases
 
 Messages: the second item names the peer.
     ("lease", slave, Lease) · ("revoke", slave, lease id, kill) · ("steal", slave, lease id)
@@ -287,7 +288,7 @@ class Owner:
 
 
 NONE = MappingProxyType({})
-PASSED_OVER = ("system", "step", "value", "finished")  # records of which the Board knows nothing
+PASSED_OVER = ("system", "step", "value", "finished", "slave")  # records of which the Board knows nothing
 
 
 class Batch:
@@ -521,6 +522,7 @@ class Board:
         self.counters = Counter()
         self.deadline = None
         self.scheduler_error = None
+        self.resting_until = -math.inf
         self._lease_ids = itertools.count(1)
         self._serials = itertools.count(1)
 
@@ -754,15 +756,43 @@ class Board:
     # -- slaves ----------------------------------------------------------------------------------------------
 
     def slave_joined(
-        self, slave: str, resources: dict, tags: list, workers: int, now: float, name: str = ""
+        self, slave: str, resources: dict, tags: list, workers: int, now: float, name: str = "", holds: Iterable = ()
     ) -> Effects:
-        """A slave with these amounts, tags and slots is here, with empty hands."""
+        """A slave with these amounts, tags and slots is here.
+
+        holds -- leases of an earlier life or connection that it still has, as (lease, owner, number, lo, hi). Those of
+            which all tasks wait here are its own again; see `Slave.leases`.
+        """
         effects = Effects([], [], [])
         if slave in self.slaves:
             self._lose(slave, "joined again", effects)
-        self.slaves[slave] = Slave(slave, name, resources, tags, workers)
+        joined = self.slaves[slave] = Slave(slave, name, resources, tags, workers)
+        for row in holds:
+            self._adopt(joined, *row, now)
         self._fit(slave, 0)
         return self._assigned(effects, now)
+
+    def _adopt(self, slave, number, owner, batch, lo, hi, now):
+        known = self.owners.get(owner)
+        batch = known.batches.get(batch) if known is not None else None
+        if batch is None or number in self.leases:
+            return
+        inside, outside = split(batch.queue, lo, hi)
+        if total(inside) != hi - lo or slave.lacks(batch.demand):
+            return
+        batch.queue = tuple(outside)
+        self._shorten(batch, hi - lo)
+        lease = Lease(number, batch, lo, hi, *(max(column) for column in zip(*(one[2:] for one in inside))), now)
+        slave.take(lease)
+        batch.take(lease)
+        self.leases[number] = lease
+        self.counters["adopted"] += 1
+        self._tell("task_pushed", slave, hi - lo)
+
+    def rest(self, until: float, now: float) -> Effects:
+        """Make no leases before then: slaves that may have some are expected back. A time in the past ends it."""
+        self.resting_until = until if until > now else -math.inf
+        return self._assigned(Effects([], [], []), now)
 
     def slave_changed(self, slave: str, resources: dict, workers: int, now: float) -> Effects:
         """Its amounts or slots are others now. What it holds it keeps."""
@@ -909,6 +939,8 @@ class Board:
         """Time has passed: ask busy slaves for work that others could do. Sets `deadline`."""
         effects = Effects([], [], [])
         self.deadline = None
+        if now >= self.resting_until:
+            self.resting_until = -math.inf
         self._steal(effects, now)
         self._assign(effects, now)
         return effects
@@ -923,6 +955,9 @@ class Board:
     def _assign(self, effects, now):
         """Make leases until nothing that waits fits anywhere. Owners take turns; one owner's batches go in
         order, except that a batch which fits nowhere does not hold up those with another demand."""
+        if now < self.resting_until:
+            self._look_at(self.resting_until)
+            return
         ready = [demand for demand in self.demands.values() if demand.ring and demand.free]
         while ready:
             demand = ready[0] if len(ready) == 1 else min(ready, key=self._turn)
@@ -1210,7 +1245,7 @@ class Board:
         assert self.counters["submitted"] == ended + sum(batch.remaining for batch in batches), "miscounted"
         for demand in self.demands.values():
             assert all(slave in demand.able for slave in (*demand.idle, *demand.free))
-            if self.scheduler is None and demand.ring:
+            if self.scheduler is None and demand.ring and self.resting_until == -math.inf:
                 assert not any(one.room(demand.needs, 1) for one in demand.idle), "work and room both wait"
 
 # -- journal -------------------------------------------------------------------------------------------------------
@@ -1367,6 +1402,7 @@ ACCEPT_EVERY = 0.01  # seconds that the news of accepted batches may wait for mo
 MOST_WORKERS = 10_000  # of one slave
 MOST_HEAD = 64 * 1024  # bytes of what the tasks of a batch have in common
 GRACE = 10.0  # seconds that a stopping master lets tasks run on
+REGATHER = 5.0  # seconds that a master which was started again waits for the slaves that it had
 WANTED_FOR = 10.0  # seconds that a published object which is not here may still come
 FAILURES_TOLD = 1000  # kinds of failures that are logged
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
@@ -1419,6 +1455,16 @@ def check_offer(amounts: Any, workers: Any, tags: Any = ()) -> None:
         raise components.UsageError(f"{str(amounts)[:80]} is no offer", "amounts from 0 by name are meant")
     if not isinstance(tags, (list, tuple)) or not all(isinstance(tag, str) for tag in tags):
         raise components.UsageError(f"the tags {str(tags)[:80]} are no list of words")
+
+
+def check_holds(rows: Any) -> None:
+    """Raises UsageError unless these are leases that a slave may say to have."""
+    rows = rows if isinstance(rows, list) else [rows]
+    for row in rows:
+        if not (isinstance(row, list) and len(row) == 5 and isinstance(row[1], str)):
+            raise components.UsageError(f"{str(row)[:80]} is no lease", "lease, owner, number, lo and hi are meant")
+        check_whole(row[0], *row[2:])
+        check_report(row[0], *row[3:])
 
 
 def identity_of(peer: rpc.Peer, info: dict) -> str:
@@ -1573,6 +1619,7 @@ class MasterNode(rpc.BaseNode):
         self._hosts: dict[int, System] = {}  # zygote token -> system
         self._peers: dict[str, rpc.Peer] = {}  # name of a client or slave -> its connection
         self._finished: dict[tuple, tuple] = {}  # (client, number) -> how its system ended, until heard
+        self._expected: set[str] = set()  # slaves of an earlier life that may come back
         self._gone_at: dict[str, float] = {}  # clients that went away without a word
         self._told: dict[str, Any] = {}
         self._counts: collections.Counter = collections.Counter()
@@ -1636,9 +1683,18 @@ class MasterNode(rpc.BaseNode):
         for _, name, client, number, app, *end in filter(lambda record: record[0] == "finished", records):
             self._finished[client, number] = name, app, *end
         self._go_on(histories(records), now)
+        self._expect([record[1:] for record in records if record[0] == "slave"], now)
         waiting = sum(batch.remaining for owner in self.board.owners.values() for batch in owner.batches.values())
         if self.board.owners:
             log.info("took over %s clients with %s unfinished tasks", len(self.board.owners), waiting)
+
+    def _expect(self, slaves: list[tuple[str, str]], now: float) -> None:
+        """Waits a moment for slaves that may still run what is queued here."""
+        for name, identity in slaves:
+            self.names.take(name, identity)
+        self._expected = {name for name, _ in slaves}
+        if self._expected and any(owner.batches for owner in self.board.owners.values()):
+            self.apply(self.board.rest(now + REGATHER, now))
 
     def _go_on(self, found: dict[str, History], now: float) -> None:
         """The task systems of an earlier life go on where they were."""
@@ -1898,13 +1954,27 @@ class MasterNode(rpc.BaseNode):
     def _admit_slave(self, peer: rpc.Peer, info: dict, now: float) -> dict:
         amounts, workers, tags = info.get("resources"), info.get("workers"), info.get("tags", [])
         check_offer(amounts, workers, tags)
+        holds = info.get("holds", [])
+        check_holds(holds)
         peer.label = name = self.names.give("s", identity_of(peer, info))
         self._drop_old_connection(name, peer)
         self._peers[name] = peer
-        self.apply(self.board.slave_joined(name, amounts, tags, workers, now))
+        self._record("gone", name)
+        self._record("slave", name, identity_of(peer, info))
+        self.apply(self.board.slave_joined(name, amounts, tags, workers, now, holds=holds))
+        kept = [row[0] for row in holds if row[0] in self.board.slaves[name].leases]
         host, python = info.get("host", "?"), info.get("python")
         log.info("slave %s joined from %s: %s workers, Python %s", name, host, workers, python)
-        return {"name": name, "page": self.server.address}
+        self._came_back(name, kept, now)
+        return {"name": name, "page": self.server.address, "kept": kept}
+
+    def _came_back(self, slave: str, kept: list, now: float) -> None:
+        """A slave of an earlier life is here again; with the last of them, leases are made again."""
+        if kept:
+            log.info("slave %s goes on with %s leases", slave, len(kept))
+        self._expected.discard(slave)
+        if not self._expected and self.board.resting_until > now:
+            self.apply(self.board.rest(now, now))
 
     def _admit_client(self, peer: rpc.Peer, info: dict, now: float) -> dict:
         missing = info.get("bundle") not in self.bundles  # first, for it may be anything, and then nobody is let in
@@ -1926,8 +1996,6 @@ class MasterNode(rpc.BaseNode):
         old = self._peers.pop(name, None)
         if old is not None and old is not peer:
             self.channel.drop(old, "the node connected anew")
-            if old.role == "slave":
-                self.apply(self.board.slave_lost(name, time.monotonic(), "it connected anew"))
 
     def _lost(self, peer: rpc.Peer, reason: str) -> None:
         name = getattr(peer, "label", "")
@@ -1940,6 +2008,7 @@ class MasterNode(rpc.BaseNode):
             held = self.board.slaves[name].open_tasks if name in self.board.slaves else 0
             log.info("slave %s left (%s): %s tasks back in the queue", name, reason, held)
             self.apply(self.board.slave_lost(name, now, reason))
+            self._record("gone", name)
         elif reason == rpc.LEFT:
             self.forget_client(name)
         elif name in self.board.owners:
@@ -2283,6 +2352,8 @@ class MasterNode(rpc.BaseNode):
 
     def _sweep(self, now: float) -> None:
         self._give_up_wanted(now)
+        while self._expected and now >= self.board.resting_until:
+            self._record("gone", self._expected.pop())
         self.spool.tidy()
         for name, since in list(self._gone_at.items()):
             if now - since > self.retention:

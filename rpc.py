@@ -1318,7 +1318,7 @@ class Session:
         self.unsaid = 0  # messages received since we last said so
         self.pending_bytes = 0
         self.heard_at = self.sent_at = now
-        self._window = deque()  # (frames, size, parts) of the numbers _acked + 1, + 2, …
+        self._window = deque()  # (frames, size, parts, call) of the numbers _acked + 1, + 2, …
         self._acked = 0
         self._cursor = 1  # the first number not given to the socket
         self._ack_by = math.inf
@@ -1341,7 +1341,7 @@ class Session:
         number = self._acked + len(self._window) + 1
         frames = pack(DATA, self.id, number, self.received, call, parts, local)
         size = sum(map(len, frames))
-        self._window.append((frames, size, parts if local else None))
+        self._window.append((frames, size, list(parts) if local else None, call))
         self.pending_bytes += size
         if not self._ask:
             self.unsaid, self._ack_by = 0, math.inf
@@ -1392,6 +1392,11 @@ class Session:
             self._missing(now)
         if call[0] == "resend":
             self.rewind()
+
+    def unheard(self, wanted: Callable[[list], bool]) -> list[tuple[list, Iterable]]:
+        """Those of the wanted calls that are not acknowledged, with their parts."""
+        kept = [(call, frames, parts) for frames, _, parts, call in self._window if wanted(call)]
+        return [(call, unpack(frames).parts if parts is None else parts) for call, frames, parts in kept]
 
     def rewind(self) -> None:
         """Send everything that is not acknowledged again: the connection may have lost it."""
@@ -1488,6 +1493,10 @@ class Peer:
     def unheard(self) -> bool:
         """Whether it has not acknowledged all that was sent."""
         return bool(self.session.pending or self.backlog)
+
+    def unsaid(self, wanted: Callable[[list], bool]) -> list[tuple[list, Iterable]]:
+        """Those of the wanted calls that it has not acknowledged, oldest first, with their parts."""
+        return [*self.session.unheard(wanted), *(one for one in self.backlog if wanted(one[0]))]
 
     @property
     def id(self) -> bytes:
@@ -1955,6 +1964,8 @@ class Link(Endpoint):
         self.on_welcome: Callable[[dict, bool], None] = lambda info, fresh: None
         self.on_lost: Callable[[str], None] = lambda reason: None
         self.on_refused: Callable[[components.Error], None] = lambda error: None
+        self.outlives: Callable[[list], bool] = lambda call: False  # a call that is said again in the next session
+        self.on_hello: Callable[[], dict] = dict  # what else to say of this node
         self._addresses: dict = {}
         self._retired: list = []  # closed sockets that a poller may still know
         self._wait, self._open_at, self._welcomed_at = timing.retry, math.inf, -math.inf
@@ -2132,8 +2143,11 @@ class Link(Endpoint):
 
     def _over(self, reason, now):
         """The session is over: begin a new one on a fresh socket."""
+        unsaid = self.master.unsaid(self.outlives)
         self.master.lost = True
         self._new_session()
+        for call, parts in unsaid:
+            self._attempt(self.send, self.master, call, parts)
         self._reopen(now)
         self._lose(reason)
 
@@ -2191,7 +2205,8 @@ class Link(Endpoint):
 
     def _say_hello(self, now):
         self._attempt_number += 1
-        call = ["hello", {**self.info, "payloads": self.store.identity if self.store else ""}, self._known]
+        about = {**self.info, **self.on_hello(), "payloads": self.store.identity if self.store else ""}
+        call = ["hello", about, self._known]
         sent = self._post(pack(HELLO, self.session.id, self._attempt_number, self.session.received, call))
         self._hello_at = now + (self.timing.hello if sent else self.timing.held)
 
@@ -4712,9 +4727,18 @@ class Node(BaseNode):
         self.link.on_welcome = self._on_welcome
         self.link.on_lost = self._on_lost
         self.link.on_refused = self._on_refused
+        self.link.on_hello, self.link.outlives = self.hello, self.outlives
         self._expose_to_master = expose
         expose(self.link)
         self.link.connect(self._addresses)
+
+    def hello(self) -> dict:
+        """What else it tells at this moment."""
+        return {}
+
+    def outlives(self, call: list) -> bool:
+        """Whether a call that a master may not have heard is for the next one too."""
+        return False
 
     def welcomed(self, info: dict, fresh: bool) -> None:
         """The master has let this node in; `fresh`: nothing that was sent before will be answered."""

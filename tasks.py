@@ -268,6 +268,12 @@ class ITaskManager(Interface):
     def init(self, identity: str, address: str) -> None:
         """Called once the slave has joined as `identity` at the master at `address`."""
 
+    def held(self) -> list[list]:
+        """The leases in its hands: rows of lease, owner, number, lo and hi, the tasks that were not reported."""
+
+    def keep(self, leases: set[int]) -> None:
+        """The slave has joined a master, maybe another one, that wants only these of them; called before `init`."""
+
     def start(self) -> None:
         """Starts the workers."""
 

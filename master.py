@@ -782,7 +782,8 @@ class Board:
             return
         batch.queue = tuple(outside)
         self._shorten(batch, hi - lo)
-        lease = Lease(number, batch, lo, hi, *(max(column) for column in zip(*(one[2:] for one in inside))), now)
+        deaths, losses = (max(one[i] for one in inside) for i in (2, 3))
+        lease = Lease(number, batch, lo, hi, deaths, losses, now)
         slave.take(lease)
         batch.take(lease)
         self.leases[number] = lease

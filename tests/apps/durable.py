@@ -184,3 +184,25 @@ class RunHeavy(Application):
 
 class RunHeavyResumable(Application):
     kind = HeavyResumable
+
+
+class RunPlain(Application):
+    """Plain tasks; each callback leaves a line."""
+
+    def get_task_system(self):
+        return None
+
+    def start_processing(self):
+        self.result = {"total": 0, "outcomes": 0, "wrong": 0}
+        pause = 0.002 if self.how == "slow" else 0.0
+        self.push_tasks(Square(f"t{n}", number=n, told=n, pause=pause) for n in range(self.count))
+
+    def task_finished(self, task, result, error):
+        square, told = result
+        self.result["total"] += square
+        self.result["outcomes"] += 1
+        self.result["wrong"] += task.task.number != told
+        with open(os.path.join(self.folder, "callbacks"), "a") as file:
+            file.write(f"{told}\n")
+        if not self.pending:
+            self.shutdown_main_loop()

@@ -31,7 +31,9 @@ repeated from its beginning, or its last snapshot, with the same outcomes, steps
     ("snapshot", owner, heard, batches, out, drawn, ended, payload)
                                                         the system after `heard` more outcomes and steps, when it had
                                                         sent `batches` batches, of which those tasks were `out`
-    ("finished", owner, client, number, app, failure, stats, payload)   not heard by its client yet
+    ("moved", owner, client, number)                    another client waits for it now
+    ("finished", owner, client, number, app, user, failure, stats, payload)   not heard by its client yet
+    ("detached", client)                                it left its task systems here, for others to collect
     ("slave", slave, key)                               it may come back with leases
 
 Messages: the second item names the peer.
@@ -288,7 +290,7 @@ class Owner:
 
 
 NONE = MappingProxyType({})
-PASSED_OVER = ("system", "step", "value", "finished", "slave")  # records of which the Board knows nothing
+PASSED_OVER = ("system", "step", "value", "moved", "finished", "detached", "slave")  # records that it does not need
 
 
 class Batch:
@@ -1542,6 +1544,7 @@ class System:
         self.client = client
         self.number = number
         self.app = app
+        self.user = options.get("user", "")  # whoever may collect it
         self.bundle = bundle
         self.options = options
         self.since = now
@@ -1569,6 +1572,8 @@ class History:
             self.ended += record[4] - record[3] if record[0] == "outcome" else 0
         elif record[0] == "value":
             self.values.append(record[2])
+        elif record[0] == "moved":
+            self.client, self.number = record[2:]
         elif record[0] == "snapshot":
             *_, self.drawn, ended, self.parts = record
             self.saved = True
@@ -1619,7 +1624,8 @@ class MasterNode(rpc.BaseNode):
         self._system_numbers = itertools.count(1)
         self._hosts: dict[int, System] = {}  # zygote token -> system
         self._peers: dict[str, rpc.Peer] = {}  # name of a client or slave -> its connection
-        self._finished: dict[tuple, tuple] = {}  # (client, number) -> how its system ended, until heard
+        self._finished: dict[tuple, tuple] = {}  # (client, number) -> name, app, user and how it ended, until heard
+        self._detached: set[str] = set()  # clients that left their systems here
         self._expected: set[str] = set()  # slaves of an earlier life that may come back
         self._gone_at: dict[str, float] = {}  # clients that went away without a word
         self._told: dict[str, Any] = {}
@@ -1681,8 +1687,9 @@ class MasterNode(rpc.BaseNode):
             if owner.kind != "system":
                 self.names.take(owner.id, owner.key)
                 self._gone_at[owner.id] = now
-        for _, name, client, number, app, *end in filter(lambda record: record[0] == "finished", records):
-            self._finished[client, number] = name, app, *end
+        self._detached = {record[1] for record in records if record[0] == "detached"}
+        for _, name, client, number, *end in filter(lambda record: record[0] == "finished", records):
+            self._finished[client, number] = name, *end
         self._go_on(histories(records), now)
         self._expect([record[1:] for record in records if record[0] == "slave"], now)
         waiting = sum(batch.remaining for owner in self.board.owners.values() for batch in owner.batches.values())
@@ -1796,6 +1803,7 @@ class MasterNode(rpc.BaseNode):
     _senders = {
         "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
         "refused": _send_refused, "outcome": _send_outcome, "history": _send_history,
+        "taken": lambda self, *details: self._send_taken(*details),
     }
 
     def _send(self, target: str, call: list, parts: Iterable = ()) -> None:
@@ -1912,6 +1920,16 @@ class MasterNode(rpc.BaseNode):
         def goodbye(handler, request):
             self.forget_client(request.peer.label)
 
+        @rpc.tcpremote(channel, roles=owners)
+        def detach(handler, request):
+            self._detached.add(request.peer.label)
+            self._record("detached", request.peer.label)
+
+        @rpc.tcpremote(channel, roles=owners)
+        def collect(handler, request, number, name):
+            check_whole(number)
+            self.collect(request.peer, number, str(name))
+
     def _expose_to_slaves(self, channel: rpc.Channel) -> None:
         slaves = ("slave",)
 
@@ -2010,7 +2028,7 @@ class MasterNode(rpc.BaseNode):
             log.info("slave %s left (%s): %s tasks back in the queue", name, reason, held)
             self.apply(self.board.slave_lost(name, now, reason))
             self._record("gone", name)
-        elif reason == rpc.LEFT:
+        elif name not in self._detached and (reason == rpc.LEFT or peer.info.get("on_disconnect") == "cancel"):
             self.forget_client(name)
         elif name in self.board.owners:
             log.info("client %s is away (%s); its work goes on", name, reason)
@@ -2024,6 +2042,7 @@ class MasterNode(rpc.BaseNode):
         for _, number in [key for key in self._finished if key[0] == name]:
             self._forget_finished(name, number)
         self._gone_at.pop(name, None)
+        self._detached.discard(name)
         self._forget_shared(name)
         if name in self.board.owners:
             self.names.forget("c", self.board.owners[name].key)
@@ -2165,14 +2184,57 @@ class MasterNode(rpc.BaseNode):
                 failure = {"c": -32000, "m": f"no process can be started for it ({error})", "t": ""}
                 self._send(client, ["push_tasksystem_failed", number, failure])
                 return
-        self._send(client, ["push_tasksystem_response", number, known.name])
+        self.apply(Effects([], [], [("taken", client, number, known.name)]))
+
+    def _send_taken(self, client: str, number: int, name: str) -> None:
+        self._send(client, ["push_tasksystem_response", number, name])
+
+    def collect(self, peer: rpc.Peer, number: int, name: str) -> None:
+        """Lets a client wait for a system, running or finished, whose own client is not here."""
+        running = self.systems.get(name)
+        place = next((place for place, end in self._finished.items() if end[0] == name), None)
+        if not running and not place:
+            why = "there is none of that name"
+        else:
+            client = running.client if running else place[0]
+            why = self._why_not_collect(peer, client, running.user if running else self._finished[place][2])
+        if why:
+            failure = {"c": -32007, "m": f"task system {name} cannot be collected: {why}", "t": ""}
+            self._send(peer.label, ["push_tasksystem_failed", number, failure])
+            return
+        if running:
+            running.client, running.number = peer.label, number
+            self._record("moved", name, peer.label, number)
+        else:
+            self._keep_finished(peer.label, number, self._finished.pop(place))
+        self._send_taken(peer.label, number, name)
+        if place:
+            self._send_finished(peer.label, number)
+        if not self._waits_for_anything(client):
+            self.forget_client(client)
+
+    def _why_not_collect(self, peer: rpc.Peer, client: str, user: str) -> str:
+        if client in self._peers:
+            return "its own client waits for it"
+        return "" if user == peer.name or peer.role == "admin" else "somebody else pushed it"
+
+    def _keep_finished(self, client: str, number: int, end: tuple) -> None:
+        self._finished[client, number] = end
+        self._record("gone", end[0])
+        self._record("finished", end[0], client, number, *end[1:])
+
+    def _waits_for_anything(self, client: str) -> bool:
+        owner = self.board.owners.get(client)
+        systems = [system.client for system in self.systems.values()] + [place[0] for place in self._finished]
+        return client in systems or bool(owner and owner.batches)
 
     def _record(self, *record: Any) -> None:
         if self.journal:
             self.apply(Effects([record], [], []))
 
     def _fork_host(self, client: str, number: int, digest: str, options: dict, parts: list) -> System:
-        options = {**options, "seed": secrets.token_hex(8)}
+        user = self._peers[client].name if client in self._peers else ""
+        options = {**options, "seed": secrets.token_hex(8), "user": user}
         name, app = str(next(self._system_numbers)), options.get("name", "?")
         system = System(name, client, number, app, digest, options, time.monotonic())
         self._fork(system)
@@ -2272,19 +2334,20 @@ class MasterNode(rpc.BaseNode):
         if self.systems.pop(system.name, None) is None:
             return
         seconds = time.monotonic() - system.since
-        stats = {**stats, "elapsed": seconds, "id": system.name}
+        stats = {**stats, "elapsed": seconds, "id": system.name, "app": system.app,
+                 "system_id": system.options.get("system_id")}
         what = f"failed ({failure['type']}: {failure['message']})" if failure else "done"
         log.info("system %s %s: %s, %s tasks in %.1f s", system.name, system.app, what, stats.get("tasks", 0), seconds)
         if system.pipe:
             system.pipe.close()
             self.zygote.kill(system.token)  # a hook that never returns would not notice the end of its pipe
         self.apply(self.board.owner_gone(system.name, time.monotonic()))
-        self._finished[system.client, system.number] = end = (system.name, system.app, failure, stats, list(parts))
-        self._record("finished", end[0], system.client, system.number, *end[1:])
+        end = (system.name, system.app, system.user, failure, stats, list(parts))
+        self._keep_finished(system.client, system.number, end)
         self._send_finished(system.client, system.number)
 
     def _send_finished(self, client: str, number: int) -> None:
-        _, _, failure, stats, parts = self._finished[client, number]
+        *_, failure, stats, parts = self._finished[client, number]
         self._send(client, ["work_finished", number, failure, stats], parts)
 
     def _forget_finished(self, client: str, number: int) -> None:
@@ -2357,7 +2420,9 @@ class MasterNode(rpc.BaseNode):
             self._record("gone", self._expected.pop())
         self.spool.tidy()
         for name, since in list(self._gone_at.items()):
-            if now - since > self.retention:
+            if name in self._detached and any(system.client == name for system in self.systems.values()):
+                self._gone_at[name] = now  # retention begins with the end of what it left here
+            elif now - since > self.retention:
                 log.info("client %s did not come back in %.0f s: its work is dropped", name, self.retention)
                 self.forget_client(name)
         if self.board.scheduler_error:

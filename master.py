@@ -2247,12 +2247,12 @@ class MasterNode(rpc.BaseNode):
 
     def _fork(self, system: System) -> None:
         """Makes the process that hosts it. Raises OSError."""
-        system.token, sock = self.zygote.fork("host", str(self.environment / "apps" / system.bundle))
-        system.pipe = rpc.Pipe(
-            self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts), lambda pipe: None,
-            self.store, system.bundle,
+        token, sock = self.zygote.fork("host", str(self.environment / "apps" / system.bundle))
+        system.token, system.pipe = token, rpc.Pipe(
+            self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts),
+            lambda pipe: self.zygote.kill(token), self.store, system.bundle,  # nobody can hear it any more
         )
-        self._hosts[system.token] = system
+        self._hosts[token] = system
 
     def _begin(self, system: System, parts: list, saved: bool = False, values: Iterable = ()) -> None:
         more = {"bundle": system.bundle, "saves": bool(self.journal), "saved": saved, "values": list(values)}

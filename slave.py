@@ -277,8 +277,8 @@ class ProcessTaskManager(components.Component):
             return None
         worker = self.workers[token] = Worker(token, digest, now)
         worker.pipe = rpc.Pipe(
-            self.node.loop, sock, lambda pipe, call, parts: self._heard(worker, call, parts), lambda pipe: None,
-            self.node.store, digest,
+            self.node.loop, sock, lambda pipe, call, parts: self._heard(worker, call, parts),
+            lambda pipe: self._kill(worker), self.node.store, digest,  # it cannot report any more
         )
         return worker
 

@@ -23,6 +23,7 @@ from concurrent_swarm import client, components, rpc
 
 FAULTS_APP = "faults.py"
 DEAD = rpc.TIMING.dead
+NO_ROOM = "no application can be unpacked"
 
 FAULTS = {
     "F01": ["test_cluster.py::test_the_work_of_a_killed_slave_ends_on_another"],
@@ -139,14 +140,16 @@ def test_the_page_of_faults_has_every_row_with_the_tests_that_show_it():
 # -- tasks and their workers ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("how", "words"), [("segfault", "SIGSEGV"), ("closes_all", "")])
+@pytest.mark.parametrize(
+    ("how", "words"), [("segfault", "SIGSEGV"), ("closes_all", "worker"), ("writes_garbage", "worker")]
+)
 def test_F06_a_task_that_crashes_its_worker_is_poisoned_with_the_signal_and_others_go_on(swarm_of_module, how, words):
     run = swarm_of_module.run_client(FAULTS_APP, *words_of("One", how=how))
     assert run.about["result"]["good"] == "fine", run.err
     assert run.about["result"]["bad"]["kind"] == "poisoned" and words in run.about["result"]["bad"]["text"]
 
 
-@pytest.mark.parametrize(("how", "kind", "words"), [("exits", "poisoned", "code 0"), ("sys_exits", "task", "")])
+@pytest.mark.parametrize(("how", "kind", "words"), [("exits", "poisoned", "code 0"), ("sys_exits", "error", "")])
 def test_F07_a_task_that_ends_its_process_has_failed_whatever_the_exit_code(swarm_of_module, how, kind, words):
     run = swarm_of_module.run_client(FAULTS_APP, *words_of("One", how=how))
     about = run.about["result"]
@@ -158,7 +161,7 @@ def test_F11_a_result_over_the_limit_fails_its_task_with_both_numbers_and_the_wo
     run = swarm_of_module.run_client(FAULTS_APP, *words_of("One", how="giant", size=size), seconds=60)
     about = run.about["result"]
     assert about["good"] == "fine"
-    assert str(rpc.MAX_MESSAGE >> 20) in about["bad"]["text"], about
+    assert f"{rpc.MAX_MESSAGE:,}" in about["bad"]["text"] and "269,4" in about["bad"]["text"], about
 
 
 def test_F13_a_task_that_runs_out_of_descriptors_fails_and_its_worker_goes_on(swarm_of_module):
@@ -171,9 +174,15 @@ def test_F40_a_slave_without_room_fails_tasks_with_the_reason_and_works_again_on
     here = swarm(slaves=1, workers=1)
     nemesis.full_disk(here.slaves[0].pid)
     run = here.run_client(FAULTS_APP, *words_of("Steady", count=3))
-    assert run.code == 1 and all("too large" in text for text in run.about["result"]["errors"]), run.about
+    assert run.code == 1 and all(NO_ROOM in text for text in run.about["result"]["errors"]), run.about
     nemesis.free_disk(here.slaves[0].pid)
     assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=3))) == {"sum": 3, "errors": []}
+
+
+def test_F38_a_host_that_closes_its_line_has_ended(swarm):
+    here = swarm(slaves=0)
+    run = here.run_client(FAULTS_APP, *words_of("RunClosing"))
+    assert run.code == 1 and run.about["error"]["type"] == "HostLost"
 
 
 @pytest.mark.slow

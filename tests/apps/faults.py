@@ -9,7 +9,7 @@ import time
 
 from concurrent_swarm.client import ApplicationNode
 from concurrent_swarm.components import ConfigItem, FloatItem, IntItem
-from concurrent_swarm.tasks import Task
+from concurrent_swarm.tasks import ITaskSystem, Task
 
 
 def note(folder, name, line):
@@ -106,7 +106,7 @@ class Bad(Task):
     def writes_garbage(self):
         for number in range(3, 32):
             with contextlib.suppress(OSError):
-                os.write(number, os.urandom(4096))
+                os.write(number, b"\xff" * 4096)
         time.sleep(60)
 
     def descriptors(self):
@@ -139,3 +139,16 @@ class One(ApplicationNode):
         else:
             self.result = {"bad": self.bad, "good": result, "pid": os.getpid()}
             self.shutdown_main_loop()
+
+
+class Closing(ITaskSystem):
+    """Its process closes everything that it has open, and stays."""
+
+    def generate_tasks(self, master):
+        os.closerange(3, 256)
+        time.sleep(60)
+
+
+class RunClosing(ApplicationNode):
+    def get_task_system(self):
+        return Closing()

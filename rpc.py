@@ -2178,6 +2178,9 @@ class Link(Endpoint):
             self._refused(_removed_key(), now)
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             self._refused(_other_mechanism(), now)
+        elif self._welcomed_at > -math.inf:  # it is the right key, then: the master hangs, or the network swallows it
+            if self._bad_handshakes == 3:
+                log.warning("whoever answers at the master's address does not let this node speak; trying on")
         elif self._bad_handshakes >= 3:  # one alone may be a connection that broke
             self._refused(_other_key() if self.socket.mechanism == zmq.CURVE else _other_mechanism(), now)
 

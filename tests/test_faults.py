@@ -9,20 +9,24 @@ import random
 import re
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 from conftest import CHECKOUT, Running, text_of, wait_until
-from test_recovery import Knocking, port_of, waiting
+from test_durable import right
+from test_recovery import Knocking, kill_and_restart, port_of, waiting
 
 from concurrent_swarm import client, components, rpc
 
 FAULTS_APP = "faults.py"
 DEAD = rpc.TIMING.dead
+NO_CONNECTION = 3  # exit code of a client that did not get in
 NO_ROOM = "no application can be unpacked"
 
 FAULTS = {
@@ -135,6 +139,135 @@ def test_the_page_of_faults_has_every_row_with_the_tests_that_show_it():
     for row, last in rows.items():
         assert re.findall(r"`(test_\w+)`", last) == [name.partition("::")[2] for name in shown_by().get(row, ())]
         assert ("not yet" in last) == (row in PENDING or row in LATER), row
+
+
+# -- the nemesis itself --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def echo():
+    """The address of a service that says everything again."""
+
+    class Echo(socketserver.BaseRequestHandler):
+        def handle(self):
+            with suppress(ConnectionResetError):
+                while data := self.request.recv(1000):
+                    self.request.sendall(data)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield rpc.format_address(*server.server_address)
+        server.shutdown()
+
+
+def say(line, data, seconds=5.0, more=0):
+    """Sends bytes and reads as many, and some more; fewer if they do not come within the time."""
+    line.settimeout(seconds)
+    line.sendall(data)
+    heard = b""
+    with suppress(TimeoutError):
+        while len(heard) < len(data) + more:
+            heard += line.recv(1 << 20)
+    return heard
+
+
+def test_a_relay_passes_everything_and_the_end_of_each_direction(nemesis, echo):
+    sent = nemesis.random.randbytes(3_000_000)
+    with socket.create_connection(rpc.parse_address(nemesis.relay(echo).address)) as line:
+        heard, sender = [], threading.Thread(target=lambda: (line.sendall(sent), line.shutdown(socket.SHUT_WR)))
+        sender.start()
+        while data := line.recv(1 << 20):
+            heard.append(data)
+        sender.join()
+    assert b"".join(heard) == sent
+
+
+@pytest.mark.parametrize("way", ["there", "back"])
+def test_a_relay_holds_or_drops_a_direction_and_delays(nemesis, echo, way):
+    relay = nemesis.relay(echo)
+    with socket.create_connection(rpc.parse_address(relay.address)) as line:
+        assert say(line, b"before") == b"before"
+        nemesis.partition([relay], ways=[way])
+        assert say(line, b"held", 0.1) == b""
+        nemesis.heal([relay])
+        assert say(line, b"!", more=4) == b"held!", "late, but all of it"
+        setattr(relay, way, "drop")
+        assert say(line, b"dropped", 0.1) == b""
+        setattr(relay, way, "pass")
+        relay.delay = 0.1
+        began = time.monotonic()
+        assert say(line, b"after") == b"after"
+        assert time.monotonic() - began >= 0.2, "a tenth of a second in each direction"
+
+
+def test_a_relay_resets_its_connections_and_takes_new_ones(nemesis, echo):
+    relay = nemesis.relay(echo)
+    with socket.create_connection(rpc.parse_address(relay.address)) as line:
+        assert say(line, b"x") == b"x"
+        nemesis.reset([relay])
+        with pytest.raises(ConnectionResetError):
+            line.recv(1)
+    with socket.create_connection(rpc.parse_address(relay.address)) as line:
+        assert say(line, b"x") == b"x" and relay.resets == 1
+
+
+SLEEPER = """import time, sys
+while True:
+    print(time.time(), flush=True)
+    try:
+        with open(sys.argv[1], "w") as file: file.write("room")
+    except OSError as error:
+        print(error, flush=True)
+    time.sleep(0.03)
+"""
+
+
+@pytest.fixture
+def sleeper(nemesis, tmp_path):
+    """A process that says the time, and whether it can write a file."""
+    command = [sys.executable, "-c", SLEEPER, str(tmp_path / "file")]
+    with subprocess.Popen(command, env={**os.environ, **nemesis.clock()}, stdout=subprocess.PIPE, text=True) as one:
+        yield one
+        one.kill()
+
+
+def state_of(pid):
+    return text_of(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
+
+
+def test_a_nemesis_undoes_in_time_or_at_its_end_what_can_be_undone(nemesis, sleeper):
+    sleeper.stdout.readline()
+    nemesis.full_disk(sleeper.pid)
+    wait_until(lambda: "File too large" in sleeper.stdout.readline(), "it cannot write")
+    nemesis.jump(1e6)
+    wait_until(lambda: sleeper.stdout.readline()[:1].isdigit(), "it says the time")
+    wait_until(lambda: float(re.match(r"[\d.]+|", sleeper.stdout.readline())[0] or 0) > time.time() + 9e5, "it jumps")
+    nemesis.pause(sleeper.pid, 0.1)
+    assert wait_until(lambda: state_of(sleeper.pid) == "T", "it is stopped")
+    wait_until(lambda: state_of(sleeper.pid) != "T", "it goes on by itself", 5)
+    nemesis.pause(sleeper.pid)
+    wait_until(lambda: state_of(sleeper.pid) == "T", "it is stopped")
+    nemesis.__exit__()
+    wait_until(lambda: state_of(sleeper.pid) != "T", "it goes on", 5)
+    two = lambda: sleeper.stdout.readline() + sleeper.stdout.readline()  # noqa: E731
+    wait_until(lambda: re.fullmatch(r"([\d.]+\n){2}", two()), "it can write: only the time is said")
+    assert [words.split()[0] for _, words in nemesis.done] == ["no", "clocks", "pause", "pause"]
+
+
+def test_the_same_seed_does_the_same():
+    def done(seed):
+        with client.Nemesis(seed) as one:
+            acts = [one.random_fault(addresses=["127.0.0.1:1"], kill=[2**22 + 1], weights={"garbage": 3})
+                    for _ in range(20)]  # fmt: skip
+            return acts, [words for _, words in one.done]
+
+    assert done(3) == done(3) != done(4)
+
+
+def test_a_random_fault_needs_something_to_do_it_to(nemesis):
+    with pytest.raises(components.UsageError, match="all lists are empty"):
+        nemesis.random_fault()
 
 
 # -- tasks and their workers ---------------------------------------------------------------------------------------
@@ -586,3 +719,81 @@ def test_F42_a_node_that_is_told_to_end_at_any_moment_does_so_in_order(swarm, tm
         here.start_slave(workers=2)
     assert result_of(run.wait(60)) == {"sum": sum(range(300)), "errors": []}
     assert lines(tmp_path, "callbacks") == list(range(300)) == lines(tmp_path, "ran")
+
+
+# -- all of it together --------------------------------------------------------------------------------------------
+
+
+class Soak:
+    """A swarm with a master that comes back, a near slave and one behind relays; and what may happen to it."""
+
+    def __init__(self, here, nemesis):
+        self.here, self.nemesis, self.chance = here, nemesis, nemesis.random
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.words = ["--set", f"master.compute_port={free.getsockname()[1]}"]
+        here.master.close()
+        here.start_master(*self.words, journal=True)
+        self.relays, self.far = nemesis.way_in(here.address)
+        self.slaves = [self.start_slave(far) for far in (True, False)]
+        self.happened = {}
+
+    def start_slave(self, far):
+        words = ["--access", access(self.here, "slave"), *self.far] if far else []
+        return self.here.start_slave(*words, workers=2, ready=False), far
+
+    def client(self, *words):
+        """A client of durable.py; every second one comes by the relays."""
+        far = ["--access", access(self.here, "client"), *self.far] if self.chance.random() < 0.5 else []
+        return self.here.start_client("durable.py", "--json", *words, *far)
+
+    def strike(self):
+        """One thing happens."""
+        names = ["fault", "kill slave", "kill master"]
+        (name,) = self.chance.choices(names, [20, 1, 1])
+        if name == "fault":
+            (seconds,) = self.chance.choices([0.5, 2, 12], [10, 4, 1])
+            nodes = [slave.pid for slave, _ in self.slaves] + ([self.here.master.pid] if seconds < 10 else [])
+            workers = [pid for slave, _ in self.slaves for pid in self.nemesis.workers_of(slave.pid)]
+            name = self.nemesis.random_fault(
+                workers, nodes, self.relays, [self.here.address, *(one.address for one in self.relays)], seconds
+            )
+        elif name == "kill slave":
+            victim = self.chance.randrange(len(self.slaves))
+            slave, far = self.slaves[victim]
+            self.nemesis.kill(slave.pid)
+            slave.wait()
+            self.slaves[victim] = self.start_slave(far)
+        else:
+            self.nemesis.resume(self.here.master.pid)
+            kill_and_restart(self.here, *self.words)
+        self.happened[name] = self.happened.get(name, 0) + 1
+
+
+@pytest.mark.slow
+def test_whatever_happens_results_are_those_of_a_quiet_run_and_each_callback_comes_once(swarm, nemesis, tmp_path):
+    """`SOAK_SECONDS` of it, one minute by default; `FAULT_SEED` decides what happens."""
+    soak, count, rounds = Soak(swarm(slaves=0), nemesis), 400, 0
+    settings = [f"--set=durable.count={count}", "--set=durable.how=slow"]
+    until = time.monotonic() + float(os.environ.get("SOAK_SECONDS", 60))
+    while time.monotonic() < until:
+        folder = tmp_path / str(rounds)
+        folder.mkdir()
+        commands = [["--app", "RunSquares", *settings],
+                    ["--app", "RunPlain", *settings, f"--set=durable.folder={folder}"]]  # fmt: skip
+        clients = [soak.client(*words) for words in commands]
+        while any(one.code in (None, NO_CONNECTION) for one in clients):
+            for n, one in enumerate(clients):
+                with suppress(subprocess.TimeoutExpired):
+                    one.process.wait(soak.chance.uniform(0.1, 0.5))
+                if one.code == NO_CONNECTION:  # the master was away when it came
+                    clients[n] = soak.client(*commands[n])
+            if time.monotonic() < until:
+                soak.strike()
+            assert time.monotonic() < until + 120, f"{nemesis.done}\n{[one.err for one in clients]}"
+        system, plain = clients
+        assert result_of(system) == right(count)
+        assert result_of(plain) == {"total": sum(n * n for n in range(count)), "outcomes": count, "wrong": 0}
+        assert lines(folder, "callbacks") == list(range(count)), "each callback came once"
+        rounds += 1
+    print(f"{rounds} rounds; {soak.happened}")
+    assert "Traceback" not in "".join(node.err for node in soak.here.running)

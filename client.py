@@ -987,20 +987,46 @@ class _Stream:
         return 0
 
 
-CLOCK = """import os, time
-_time, _time_ns = time.time, time.time_ns
+# What a process does at its start that follows a nemesis: its time is that of the file "clock", and writing, as SQLite
+# does it, takes as long as the file "disk" says. SQLite has a way to replace its system calls, made for such tests.
+FOLLOWS = """import atexit, ctypes, os, time
+_time, _time_ns, _kept = time.time, time.time_ns, []
 
 
-def _jumped():
+def _told(name):
     try:
-        with open({file!r}) as file:
+        with open(os.path.join({folder!r}, name)) as file:
             return float(file.read())
     except (OSError, ValueError):
         return 0.0
 
 
-time.time = lambda: _time() + _jumped()
-time.time_ns = lambda: _time_ns() + int(_jumped() * 1e9)
+def _slowly(name, *more):
+    kind = ctypes.CFUNCTYPE(
+        ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, *more, use_errno=True
+    )
+    real = kind((name, ctypes.CDLL(None, use_errno=True)))
+    _kept.append(kind(lambda *details: time.sleep(_told("disk")) or real(*details)))
+    return ctypes.cast(_kept[-1], ctypes.c_void_p)
+
+
+def _slow_sqlite():
+    import _sqlite3
+
+    library = ctypes.CDLL(_sqlite3.__file__)
+    library.sqlite3_vfs_find.restype = ctypes.c_void_p
+    vfs = library.sqlite3_vfs_find(None)
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    replace = kind(ctypes.c_void_p.from_address(vfs + 18 * ctypes.sizeof(ctypes.c_void_p)).value)  # xSetSystemCall
+    replace(vfs, b"write", _slowly("write"))
+    for name in ("pwrite", "pwrite64"):
+        replace(vfs, name.encode(), _slowly(name, ctypes.c_int64))
+    atexit.register(replace, vfs, None, None)
+
+
+time.time = lambda: _time() + _told("clock")
+time.time_ns = lambda: _time_ns() + int(_told("clock") * 1e9)
+_slow_sqlite()
 """
 
 
@@ -1022,7 +1048,7 @@ class Nemesis:
         self._lock = threading.Lock()
         self._undoing: dict[tuple, tuple[Callable, threading.Timer | None]] = {}
         self._stack = contextlib.ExitStack()
-        self._clock = ""  # the folder of `clock`
+        self._folder = ""  # of `environ`
 
     def __enter__(self) -> "Nemesis":
         return self
@@ -1079,22 +1105,24 @@ class Nemesis:
         """There is room again."""
         self._undo(("disk", pid))
 
-    def clock(self) -> dict[str, str]:
-        """Environment variables for Python processes whose wall clock `jump` moves while they run."""
-        if not self._clock:
-            self._clock = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="concurrent-clock-"))
-            with open(os.path.join(self._clock, "sitecustomize.py"), "w") as file:
-                file.write(CLOCK.format(file=os.path.join(self._clock, "jumped")))
-        path = [path for path in (self._clock, os.environ.get("PYTHONPATH")) if path]
+    def environ(self) -> dict[str, str]:
+        """Environment variables for Python processes that are to follow `jump` and `slow_disk` while they run."""
+        if not self._folder:
+            self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="concurrent-nemesis-"))
+            with open(os.path.join(self._folder, "sitecustomize.py"), "w") as file:
+                file.write(FOLLOWS.format(folder=self._folder))
+        path = [path for path in (self._folder, os.environ.get("PYTHONPATH")) if path]
         return {"PYTHONPATH": os.pathsep.join(path)}
 
     def jump(self, seconds: float) -> None:
-        """Sets the clock of all processes that were started with `clock` to so many seconds off the true time."""
+        """Sets the wall clock of processes that were started with `environ` to so many seconds off the true time."""
         self._note(f"clocks are {seconds:.0f} s off")
-        self.clock()
-        with open(os.path.join(self._clock, "new"), "w") as file:
-            file.write(str(seconds))
-        os.replace(file.name, os.path.join(self._clock, "jumped"))
+        self._tell("clock", seconds)
+
+    def slow_disk(self, seconds: float) -> None:
+        """Each writing of SQLite (a journal's) takes so much longer in processes that were started with `environ`."""
+        self._note(f"disks take {seconds} s")
+        self._tell("disk", seconds)
 
     # the network
 
@@ -1170,6 +1198,12 @@ class Nemesis:
         return name
 
     # inside
+
+    def _tell(self, name: str, seconds: float) -> None:
+        self.environ()
+        with open(os.path.join(self._folder, "new"), "w") as file:
+            file.write(str(seconds))
+        os.replace(file.name, os.path.join(self._folder, name))
 
     def _note(self, words: str) -> None:
         self.done.append((round(time.monotonic() - self._began, 3), words))

@@ -227,7 +227,7 @@ while True:
 def sleeper(nemesis, tmp_path):
     """A process that says the time, and whether it can write a file."""
     command = [sys.executable, "-c", SLEEPER, str(tmp_path / "file")]
-    with subprocess.Popen(command, env={**os.environ, **nemesis.clock()}, stdout=subprocess.PIPE, text=True) as one:
+    with subprocess.Popen(command, env={**os.environ, **nemesis.environ()}, stdout=subprocess.PIPE, text=True) as one:
         yield one
         one.kill()
 
@@ -525,10 +525,15 @@ def test_F20_a_cable_that_is_pulled_for_a_moment_is_a_delay(swarm, namespace, tm
 # -- clocks and sleep ----------------------------------------------------------------------------------------------
 
 
+def path_with(here, nemesis):
+    """The search path of a node that follows the nemesis."""
+    return os.pathsep.join([nemesis.environ()["PYTHONPATH"].split(os.pathsep)[0], here.environ()["PYTHONPATH"]])
+
+
 def test_F24_a_clock_that_jumps_disturbs_nothing_and_one_that_is_wrong_is_named(swarm, nemesis, tmp_path):
     here = swarm(slaves=0)
     here.master.close()
-    path = os.pathsep.join([nemesis.clock()["PYTHONPATH"].split(os.pathsep)[0], here.environ()["PYTHONPATH"]])
+    path = path_with(here, nemesis)
     here.start_master(PYTHONPATH=path)
     here.start_slave(workers=2, PYTHONPATH=path)
     run = here.start_client(FAULTS_APP, *words_of("Steady", count=600, folder=tmp_path), PYTHONPATH=path)
@@ -541,6 +546,24 @@ def test_F24_a_clock_that_jumps_disturbs_nothing_and_one_that_is_wrong_is_named(
     wrong = here.run_client("hello.py")
     assert wrong.code == 3 and "the clock of" in wrong.err and "is wrong" in wrong.err
     assert result_of(here.run_client("hello.py", PYTHONPATH=path)) == "Hello World"
+
+
+def test_F19_a_slow_disk_delays_nothing_but_the_word_that_tasks_are_safe(swarm, nemesis, tmp_path):
+    here = swarm(slaves=0)
+    here.master.close()
+    here.start_master(journal=True, PYTHONPATH=path_with(here, nemesis))
+    here.start_slave(workers=1)
+    nemesis.slow_disk(3.0)
+    settings = [f"--set=plain.folder={tmp_path}", "--set=plain.count=5"]
+    run = here.start_client("plain.py", "--json", "--app", "Waiting", *settings)
+    wait_until(lambda: runs(tmp_path), "a task runs")
+    began = time.monotonic()
+    assert here.proxy.ping() == "pong" and time.monotonic() - began < 1.5
+    assert not (tmp_path / "accepted").exists(), "the journal is still at it"
+    nemesis.slow_disk(0)
+    wait_until(lambda: (tmp_path / "accepted").exists(), "all are safe")
+    (tmp_path / "go").touch()
+    assert result_of(run.wait()) == {"sum": 10, "errors": []}
 
 
 @pytest.mark.slow

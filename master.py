@@ -2247,10 +2247,11 @@ class MasterNode(rpc.BaseNode):
 
     def _fork(self, system: System) -> None:
         """Makes the process that hosts it. Raises OSError."""
-        token, sock = self.zygote.fork("host", str(self.environment / "apps" / system.bundle))
+        zygote = self.zygote  # one that comes later may have another child of this token
+        token, sock = zygote.fork("host", str(self.environment / "apps" / system.bundle))
         system.token, system.pipe = token, rpc.Pipe(
             self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts),
-            lambda pipe: self.zygote.kill(token), self.store, system.bundle,  # nobody can hear it any more
+            lambda pipe: zygote.kill(token), self.store, system.bundle,  # nobody can hear it any more
         )
         self._hosts[token] = system
 

@@ -268,9 +268,9 @@ class ProcessTaskManager(components.Component):
         if self._deaths.crowded and now - self._deaths[-1] < RESPAWN_PAUSE:
             self.node.later(RESPAWN_PAUSE, self.schedule)
             return None
-        root = self.node.bundles[digest]
+        root, zygote = self.node.bundles[digest], self.node.zygote
         try:
-            token, sock = self.node.zygote.fork("worker", str(root))
+            token, sock = zygote.fork("worker", str(root))
         except OSError as error:
             log.warning("no worker can be forked now (%s)", error)
             self.node.later(1.0, self.schedule)
@@ -278,9 +278,14 @@ class ProcessTaskManager(components.Component):
         worker = self.workers[token] = Worker(token, digest, now)
         worker.pipe = rpc.Pipe(
             self.node.loop, sock, lambda pipe, call, parts: self._heard(worker, call, parts),
-            lambda pipe: self._kill(worker), self.node.store, digest,  # it cannot report any more
+            lambda pipe: self._has_closed(worker, zygote), self.node.store, digest,
         )
         return worker
+
+    def _has_closed(self, worker: Worker, zygote: tasks.Zygote) -> None:
+        """It cannot report any more. A zygote that came since then may have another child of this token."""
+        worker.doomed = True
+        zygote.kill(worker.token)
 
     def _end(self, worker: Worker) -> None:
         worker.pipe.close()

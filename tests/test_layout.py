@@ -46,17 +46,17 @@ LINES = {
     "components.py": 1572,
     "concurrent_swarm.py": 21,
     "fastpath.pyx": 730,
-    "master.py": 2651,
+    "master.py": 2652,
     "rpc.py": 5020,
     "setup.py": 64,
-    "slave.py": 714,
+    "slave.py": 719,
     "tasks.py": 2181,
 }
-TOTAL_LINES = 14_281
+TOTAL_LINES = 14_287
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8
-BROAD_HANDLERS = {"client.py": 1429, "components.py": 2, "master.py": 2, "rpc.py": 7, "tasks.py": 2}  # only go down
+BROAD_HANDLERS = {"client.py": 1, "components.py": 2, "master.py": 2, "rpc.py": 7, "tasks.py": 2}  # only go down
 ROOMS_FROM = 150  # lines
 
 PICKLE = {"rpc.py", "tasks.py"}  # who may import it

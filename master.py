@@ -837,15 +837,17 @@ class Board:
                 self._requeue(held.batch, parts, held.deaths, held.losses)
         return self._assigned(Effects([], [], []), now)
 
-    def worker_lost(self, slave: str, lease: int, lo: int, hi: int, reason: str, now: float) -> Effects:
+    def worker_lost(
+        self, slave: str, lease: int, lo: int, hi: int, reason: str, now: float, output: str = ""
+    ) -> Effects:
         """A worker died over these tasks. They run again one by one, so that the culprit is found; a task
-        whose workers died too often is poisoned."""
+        whose workers died too often is poisoned. `output` is what the worker has printed last."""
         effects = Effects([], [], [])
         held = self._held(slave, lease)
         if held is not None:
             self.counters["workers lost"] += 1
             for a, b in reversed(self._report(held, lo, hi)):
-                self._retry(held, a, b, held.deaths + 1, held.losses, reason, effects)
+                self._retry(held, a, b, held.deaths + 1, held.losses, reason, effects, output)
         return self._assigned(effects, now)
 
     def _held(self, slave, lease):
@@ -874,7 +876,7 @@ class Board:
                 slave.missing.pop().offer(slave)
         return parts
 
-    def _retry(self, lease, lo, hi, deaths, losses, reason, effects):
+    def _retry(self, lease, lo, hi, deaths, losses, reason, effects, output=""):
         """Queue tasks that lost their worker or slave again, or end them when their budget is spent."""
         batch, where = lease.batch, lease.slave.id
         if lease.revoked:
@@ -882,6 +884,7 @@ class Board:
         if deaths >= self.max_attempts:
             text = f"{deaths} workers died over this task, the last one on {where}: {reason}"
             what = failure("poisoned", "WorkerLost", text, where)
+            what["*"] |= {"output": output, "attempt": deaths + losses} if output else {}
             self._end(batch, lo, hi, 0.0, what, None, where, effects)
         elif losses >= MAX_LOSSES:
             text = f"{losses} slaves were lost with this task, the last one was {where}: {reason}"
@@ -1357,6 +1360,15 @@ def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
         raise components.UsageError("the failures of a report are no objects", "an object by ordinal is meant")
 
 
+def check_output(pieces: Any) -> None:
+    """Raises UsageError unless a slave tells output as [lo, hi, text, dropped] for ranges of tasks."""
+    if type(pieces) is not list or not all(type(one) is list and len(one) == 4 for one in pieces):
+        raise components.UsageError("the output of tasks is no list of pieces", "[lo, hi, text, dropped] is meant")
+    check_whole(*(number for lo, hi, _, dropped in pieces for number in (lo, hi, dropped)))
+    if not all(type(one[2]) is str for one in pieces):
+        raise components.UsageError("a piece of output is no text", "[lo, hi, text, dropped] is meant")
+
+
 def check_offer(amounts: Any, workers: Any, tags: Any = ()) -> None:
     """Raises UsageError unless a slave offers amounts by name, a number of workers, and words."""
     check_whole(workers)
@@ -1446,6 +1458,7 @@ class System:
         self.step = self.done = self.known = 0  # done, known: tasks with an outcome, and all tasks
         self.waiting = False
         self.pipe: rpc.Pipe | None = None
+        self.ear: tasks.Ear | None = None  # hears what its hooks print
 
 
 class MasterNode(rpc.BaseNode):
@@ -1488,6 +1501,8 @@ class MasterNode(rpc.BaseNode):
         self._failures: set[str] = set()  # kinds that were logged
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
         self._slow_at = self._sweep_at = self._tell_at = self._accept_at = 0.0
+        self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
+        self._alarms: list[tuple[float, Callable]] = []
         self._zygotes = tasks.Recent()
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
@@ -1746,10 +1761,17 @@ class MasterNode(rpc.BaseNode):
             self.apply(self.board.given_back(request.peer.label, lease, lo, hi, time.monotonic()))
 
         @rpc.tcpremote(channel, roles=slaves)
-        def worker_lost(handler, request, lease, lo, hi, reason):
+        def worker_lost(handler, request, lease, lo, hi, reason, output=""):
             check_report(lease, lo, hi)
             log.warning("slave %s: %s", request.peer.label, reason)
-            self.apply(self.board.worker_lost(request.peer.label, lease, lo, hi, reason, time.monotonic()))
+            last = str(output)[-tasks.OUTPUT_KEPT :]
+            self.apply(self.board.worker_lost(request.peer.label, lease, lo, hi, reason, time.monotonic(), last))
+
+        @rpc.tcpremote(channel, roles=slaves)
+        def output(handler, request, lease, pieces):
+            check_whole(lease)
+            check_output(pieces)
+            self.take_output(request.peer.label, lease, pieces)
 
         @rpc.tcpremote(channel, roles=slaves)
         def fetch(handler, request, digest):
@@ -1830,6 +1852,7 @@ class MasterNode(rpc.BaseNode):
             self.end_system(system, tasks.cancelled_failure(), {}, ())
         self._finished = {key: end for key, end in self._finished.items() if key[0] != name}
         self._gone_at.pop(name, None)
+        self._unsaid.pop(name, None)
         self._forget_shared(name)
         if name in self.board.owners:
             self.names.forget("c", self.board.owners[name].key)
@@ -1887,6 +1910,34 @@ class MasterNode(rpc.BaseNode):
             return part  # the host of a system wrote it here
         adopted = self.store.adopt(part)
         return adopted.held(self.store) if adopted else part.read()
+
+    # -- output
+
+    def take_output(self, slave: str, lease: int, pieces: list) -> None:
+        """What tasks of a lease have printed goes to the client that waits for them; nothing of it is kept."""
+        held = self.board.leases.get(lease)
+        if held is not None and held.slave.id == slave:
+            self._send_output(held.batch.owner.id, held.attempt, pieces)
+
+    def _send_output(self, owner: str, attempt: int, pieces: list) -> None:
+        client = self.systems[owner].client if owner in self.systems else owner
+        peer = self._peers.get(client)
+        if peer is None or peer.lags:
+            self._unsaid[client] += tasks.weight_of(pieces)
+            return
+        lost = self._unsaid.pop(client, 0)
+        self._send(client, ["output", owner, attempt, [[*pieces[0][:2], "", lost], *pieces] if lost else pieces])
+
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Calls a function once, in so many seconds."""
+        self._alarms.append((time.monotonic() + seconds, function))
+
+    def _ring(self, now: float) -> float:
+        """Calls what is due; returns when the next is."""
+        for alarm in [alarm for alarm in self._alarms if alarm[0] <= now]:
+            self._alarms.remove(alarm)
+            alarm[1]()
+        return min((at for at, _ in self._alarms), default=math.inf)
 
     # -- bundles
 
@@ -1977,7 +2028,15 @@ class MasterNode(rpc.BaseNode):
         now = time.monotonic()
         system = System(str(next(self._system_numbers)), client, number, options.get("name", "?"), now)
         root = self.environment / "apps" / digest
-        system.token, sock = self.zygote.fork("host", str(root))
+        system.ear = ear = tasks.Ear(self.loop, tasks.OUTPUT_RATE * 1024, self.later)
+        ear.send = lambda pieces: self._send_output(system.name, 1, tasks.placed(pieces, 0, 0))
+        try:
+            system.token, sock = self.zygote.fork("host", str(root), ear.theirs)
+        except OSError:
+            ear.close()
+            raise
+        finally:
+            ear.given()
         system.pipe = rpc.Pipe(
             self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts), lambda pipe: None,
             self.store, digest,
@@ -2008,8 +2067,13 @@ class MasterNode(rpc.BaseNode):
 
     def end_system(self, system: System, failure: dict | None, stats: dict, parts: Iterable) -> None:
         """The system is done, failed or cancelled: nothing of it that is queued runs, and its client hears of it."""
-        if self.systems.pop(system.name, None) is None:
+        if system.name not in self.systems:
             return
+        system.ear.settle()
+        system.ear.close()
+        del self.systems[system.name]
+        if failure and failure.get("kind") == "system" and (last := system.ear.output.last()):
+            failure["output"] = last
         seconds = time.monotonic() - system.since
         stats = {**stats, "elapsed": seconds, "id": system.name}
         what = f"failed ({failure['type']}: {failure['message']})" if failure else "done"
@@ -2061,7 +2125,9 @@ class MasterNode(rpc.BaseNode):
             self._flush_accepted()
         if now >= self._slow_at or self.stopping:
             self._slow_tick(now)
-        deadline = min(self._slow_at, self.channel.tick(now), math.inf if board.deadline is None else board.deadline)
+        ring_at = self._ring(now) if self._alarms else math.inf
+        board_at = math.inf if board.deadline is None else board.deadline
+        deadline = min(self._slow_at, self.channel.tick(now), board_at, ring_at)
         return min(deadline, self._accept_at) if self._accepted else deadline
 
     def _slow_tick(self, now: float) -> None:

@@ -865,9 +865,9 @@ def parser() -> components.ArgumentParser:
         prog="client.py", usage="client.py APP [options]   run an application on a swarm",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("app", nargs="?", metavar="APP", help="a .py file or a package folder")
-    made.add_argument("-m", dest="module", metavar="MODULE", help="a module of an importable package instead of APP")
     run = made.add_argument_group("run")
+    run.add_argument("app", nargs="?", metavar="APP", help="a .py file or a package folder")
+    run.add_argument("-m", dest="module", metavar="MODULE", help="a module of an importable package instead of APP")
     run.add_argument("--master", metavar="HOST[:PORT]", help="where the master is (127.0.0.1:8080)")
     run.add_argument("--local", action="store_true", help="start a master and a slave for this run")
     run.add_argument("--workers", metavar="N", help="workers of --local; 0: run in this process")
@@ -1099,7 +1099,7 @@ def _replay(options: argparse.Namespace, bundle: rpc.Bundle) -> int:
 
     def report(lo: int, hi: int, seconds: float, failures: dict, results: list, last: bool) -> None:
         outcome["failure"] = failures.get("0") or failures.get("*")
-        outcome["result"] = rpc.open_sealed(results[0])
+        outcome["result"] = rpc.open_sealed(results[0])[0]
 
     owner, _, ordinal = options.replay.rpartition(".")
     debug = _debugger if sys.stdin.isatty() else None

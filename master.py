@@ -1923,7 +1923,8 @@ class MasterNode(rpc.BaseNode):
         client = self.systems[owner].client if owner in self.systems else owner
         peer = self._peers.get(client)
         if peer is None or peer.lags:
-            self._unsaid[client] += tasks.weight_of(pieces)
+            if client in self.board.owners:
+                self._unsaid[client] += tasks.weight_of(pieces)
             return
         lost = self._unsaid.pop(client, 0)
         self._send(client, ["output", owner, attempt, [[*pieces[0][:2], "", lost], *pieces] if lost else pieces])

@@ -310,15 +310,14 @@ class ProcessTaskManager(components.Component):
                 self.schedule()
 
     def _send_output(self, worker: Worker, pieces: list) -> None:
-        """What a worker has printed goes to the owner of its lease, unless the way there is full."""
+        """What a worker has printed goes to the owner of its lease, or how much it was if the way there is full."""
         envelope = worker.envelope
         if envelope is None or worker.forgotten or not self.node.link:
             return
-        if self.node.link.master.lags:
-            worker.ear.output.lose(tasks.weight_of(pieces))
-            return
-        first = envelope.first
-        self.node.report("output", envelope.lease, tasks.placed(pieces, first + envelope.lo, first + envelope.hi))
+        lo, hi = envelope.first + envelope.lo, envelope.first + envelope.hi
+        lags = self.node.link.master.lags
+        placed = [[lo, hi, "", tasks.weight_of(pieces)]] if lags else tasks.placed(pieces, lo, hi)
+        self.node.report("output", envelope.lease, placed)
 
     @staticmethod
     def _add_output(worker: Worker, failures: dict) -> None:

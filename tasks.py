@@ -168,16 +168,17 @@ class Handle(str):
 class TaskError(components.Error):
     """A task failed with an exception that does not exist here, or for a reason that is no exception (a lost worker).
 
-    `type`, `where` (file:line) and `remote_traceback` tell what happened there; `kind` is "error" for the task's own
-    exception, else what went wrong ("poisoned", "result", "setup", ...). `notes` are those of the exception, `cause` is
-    a TaskError for what led to it, or None. `pickled` are the bytes of the exception itself, for who has its class:
-    b"" if it cannot be pickled.
+    `type`, `message`, `where` (file:line) and `remote_traceback` tell what happened there; `kind` is "error" for the
+    task's own exception, else what went wrong ("poisoned", "result", "setup", ...). `notes` are those of the exception,
+    `cause` is a TaskError for what led to it, or None. `pickled` are the bytes of the exception itself, for who has its
+    class: b"" if it cannot be pickled.
     """
 
     def __init__(self, failure: dict):
         super().__init__(f"{failure.get('type', 'Error')}: {failure.get('message', '')}")
         self.failure = failure
         self.type = failure.get("type", "Error")
+        self.message = failure.get("message", "")
         self.where = failure.get("where", "")
         self.kind = failure.get("kind", "error")
         self.remote_traceback = failure.get("traceback", "")
@@ -542,14 +543,15 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error") 
 def _beside(error: BaseException, depth: int = 1) -> dict:
     """What an exception carries beside its text: its notes, and its cause (or what was being handled) as an object."""
     notes = getattr(error, "__notes__", ())
-    told: dict = {"notes": [str(note)[:4096] for note in notes[:100]]} if isinstance(notes, list) and notes else {}
-    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    told: dict = {"notes": list(map(_text_of, notes[:CHAIN_LIMIT]))} if isinstance(notes, list) and notes else {}
+    handled = None if error.__suppress_context__ else error.__context__
+    cause = handled if error.__cause__ is None else error.__cause__
     if cause is not None and depth < CHAIN_LIMIT:
         told["cause"] = {"type": _type_name(cause), "message": _text_of(cause), **_beside(cause, depth + 1)}
     return told
 
 
-def _text_of(error: BaseException) -> str:
+def _text_of(error: Any) -> str:
     text, problem = attempt(str, error)
     return f"(its text cannot be made: {type(problem).__name__})" if problem is not None else text[:4096]
 
@@ -1158,8 +1160,8 @@ class SystemRun:
         stats = {"tasks": owner.drawn, "done": owner.done, "failed": owner.failed,
                  "steps": self.step, "seconds": owner.seconds, "slaves": sorted(owner.slaves - {""}),
                  "failures": owner.failures[:200], "records": {}}
-        for task, parts in owner.records.items():
-            stats["records"][task] = [base64.b64encode(part).decode() for part in parts]
+        for task, record in owner.records.items():
+            stats["records"][task] = [base64.b64encode(part).decode() for part in record]
         owner.close()
         self.call("system_done", failure, stats, parts=parts)
 
@@ -1653,7 +1655,7 @@ class Voice(io.RawIOBase):
     """
 
     def __init__(self, file: int, whose: Callable[[], int]):
-        self._file, self._whose, self.name = file, whose, ("<stdout>", "<stderr>")[file - 1]
+        self._file, self._whose, self.name = file, whose, {1: "<stdout>", 2: "<stderr>"}.get(file, file)
         self.of: int | None = None  # whose the text is that leaves the buffers now, if not of who runs
 
     def fileno(self) -> int:
@@ -1756,9 +1758,10 @@ class Output:
 
     def pieces(self, now: float, final: bool = False) -> list[list]:
         """Takes out what is to go home now. A line waits for its end unless this is `final`."""
-        if final or now - self._line_at >= OUTPUT_LINE:
+        whole = self._line.rfind(b"\n") + 1
+        if final or now - self._line_at >= OUTPUT_LINE or (self.heavy and not whole):
             self._end_line()
-        elif whole := self._line.rfind(b"\n") + 1:
+        elif whole:
             rest = self._line[whole:]
             del self._line[whole:]
             self._end_line()
@@ -1773,9 +1776,10 @@ class Output:
         """Whether something is to go home, now or soon."""
         return bool(self._line or self._pieces)
 
-    def lose(self, count: int) -> None:
-        """So many bytes that were taken out did not go home."""
-        self._dropping += count
+    @property
+    def heavy(self) -> bool:
+        """Whether so much waits that it should not wait for more."""
+        return len(self._line) >= OUTPUT_KEPT
 
     def last(self, ordinal: int | None = None) -> str:
         """The end of what was written in this lease; with an ordinal, of what is known to be this task's."""
@@ -1886,7 +1890,9 @@ class Ear:
             os.close(self._file)
 
     def _read(self) -> None:
-        if self._take() and not self._alarmed:
+        if self._take() and self.output.heavy:
+            self._flush(False)
+        if self.output.waits and not self._alarmed:
             self._alarmed = True
             self._later(OUTPUT_EVERY, self._alarm)
 

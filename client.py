@@ -12,7 +12,7 @@ with which `--replay` runs such a task again in this process.
 
 `main` loads the file, finds the one `ApplicationNode` in it, calls `app_init` and `app_main`, and prints the result to
 stdout and everything else to stderr. `--local` starts a master and a slave for the run; `--workers 0` runs every task
-in this process, one after the other, so that `print`, breakpoints and `--pdb` work.
+in this process, one after the other, so that breakpoints and `--pdb` work.
 """
 
 if __name__ == "__main__":  # hand over to the one copy of this module, under its real name
@@ -153,7 +153,8 @@ class ApplicationNode(components.Component):
         `task_id` is that of a task, `c1.17-40` where it may be any of these (C code in a lease of short tasks), and
         `system 1` for the hooks of a task system. By default it is shown on stderr, except with `--quiet`.
         """
-        self.swarm.watch.show_output(task_id, attempt, text)
+        if self.swarm.watch:
+            self.swarm.watch.show_output(task_id, attempt, text)
 
     def master_disconnected(self, gracefully: bool) -> None:
         """The master went away; work goes on when it comes back."""
@@ -1109,7 +1110,8 @@ def _replay(options: argparse.Namespace, bundle: rpc.Bundle) -> int:
         print(f"task {options.replay} did not fail this time", file=sys.stderr)
         print(f"result   {outcome['result']}")
         return components.EXIT_OK
-    print(rpc.with_local_names(outcome["failure"]["traceback"], bundle).rstrip(), file=sys.stderr)
+    if not debug or outcome["failure"]["kind"] != "error":  # else it has been shown
+        print(rpc.with_local_names(outcome["failure"]["traceback"], bundle).rstrip(), file=sys.stderr)
     return components.EXIT_FAILED
 
 

@@ -326,7 +326,7 @@ class ProcessTaskManager(components.Component):
         alone = envelope.hi - envelope.lo == 1
         for place, failure in failures.items():
             if place != "*" and (text := worker.ear.output.last(None if alone else envelope.first + int(place))):
-                failure["output"] = text
+                failure["output"] = text[-tasks.OUTPUT_TOLD :]
             if envelope.attempt > 1:
                 failure["attempt"] = envelope.attempt
 

@@ -12,6 +12,8 @@ resources, classes), an index that names the class of each task (empty if there 
 the pickle of up to 64 task states. Nobody between the owner and the worker opens a group. A *lease* is a range of a
 batch; the worker opens the groups that the range touches and runs its part.
 
+What a child prints goes into a pipe, its descriptors 1 and 2; its node has the other end, see the room "output".
+
 A *task system* is an owner that lives on the master: its host process is forked like a worker, holds an `Owner` and
 drives `ITaskSystem`. User code runs in workers, hosts and clients; never in a master or a slave.
 
@@ -1632,6 +1634,7 @@ def _write_to(output: int) -> None:
 # -- output --------------------------------------------------------------------------------------------------------
 
 OUTPUT_KEPT = 64 * 1024  # bytes that a child wrote last which its node remembers
+OUTPUT_TOLD = 8 * 1024  # bytes of it that go into the failure of a task that raised
 OUTPUT_RATE = 256  # KiB a second of a child that go home
 OUTPUT_BURST = 4.0  # seconds of this rate that may come at once
 OUTPUT_EVERY = 0.05  # seconds that output waits for more of it

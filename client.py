@@ -655,11 +655,11 @@ class Watch:
             self._terminal.status("")
 
     def show_output(self, task_id: str, attempt: int, text: str) -> None:
-        """Shows what a task has printed, each line with its id."""
+        """Shows what a task has printed, each line with its id; of one that was rewritten in place, how it ended."""
         if not self._quiet:
             prefix = f"[{task_id}]" if attempt == 1 else f"[{task_id}, attempt {attempt}]"
-            lines = (components.printable(line, "\t") for line in text.splitlines())
-            self._terminal.write("".join(f"{prefix} {line}\n" for line in lines))
+            ended = (line.rstrip("\r").rpartition("\r")[2] for line in text.removesuffix("\n").split("\n"))
+            self._terminal.write("".join(f"{prefix} {components.printable(line, chr(9))}\n" for line in ended))
             self._terminal.flush()
 
     def _draw(self, now: float) -> None:

@@ -1799,6 +1799,8 @@ class Output:
             self._dropping += len(data)
             return
         kept = data[: max(0, int(self._room))]
+        if len(kept) < len(data):
+            kept = kept[: kept.rfind(b"\n") + 1] or kept  # whole lines, if there are
         self._room -= len(kept)
         if not self._line:
             self._line_at = now

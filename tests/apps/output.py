@@ -218,6 +218,7 @@ class Crashes(Application):
 class OnceKilled(Task):
     def __call__(self):
         print("attempt", os.environ["CONCURRENT_SWARM_ATTEMPT"], "\x1b[31m")
+        print("\r1/2\r2/2")
         if os.environ["CONCURRENT_SWARM_ATTEMPT"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -150,8 +150,9 @@ class ApplicationNode(components.Component):
     def task_output(self, task_id: str, attempt: int, text: str) -> None:
         """What a task has printed, logged or written to descriptor 1 or 2, soon after; in order for each task.
 
-        `task_id` is that of a task, `c1.17-40` where it may be any of these (C code in a lease of short tasks), and
-        `system 1` for the hooks of a task system. By default it is shown on stderr, except with `--quiet`.
+        `task_id` is that of a task, `c1.17-40` where it may be any of these (C code in a lease of short tasks),
+        `system 1` for the hooks of a task system, and `c1` for the count of what the master dropped while this client
+        was away or slow. By default it is shown on stderr, except with `--quiet`.
         """
         if self.swarm.watch:
             self.swarm.watch.show_output(task_id, attempt, text)
@@ -337,8 +338,9 @@ class ApplicationNode(components.Component):
 
     def _hear_output(self, params: list, parts: list) -> None:
         owner, attempt, pieces = params
+        whole = owner if owner == self.owner.name else f"system {owner}"
         for lo, hi, text, dropped in pieces:
-            name = f"{owner}.{lo}-{hi - 1}" if hi - lo > 1 else f"{owner}.{lo}" if hi > lo else f"system {owner}"
+            name = f"{owner}.{lo}-{hi - 1}" if hi - lo > 1 else f"{owner}.{lo}" if hi > lo else whole
             self.output_dropped += dropped
             self.task_output(name, attempt, f"… {dropped:,} bytes dropped\n{text}" if dropped else text)
 
@@ -1050,10 +1052,13 @@ class Replays:
                         for failure in stats.get("failures", ()))  # fmt: skip
         kept = list(records.items())[: tasks.FAILED_KEPT]
         try:
+            if kept:
+                components.Environment(self.folder.parent, "client").create()  # with --local it is not this run's
+                self.folder.mkdir(mode=0o700, exist_ok=True)
             for task_id, parts in kept:
                 self._write(app, task_id, failures.get(task_id, {}), parts)
             self._tidy()
-        except OSError as error:
+        except (OSError, components.UsageError) as error:
             log.warning("failed tasks cannot be kept for a replay: %s", error)
             return []
         return [task_id for task_id, _ in kept]
@@ -1078,7 +1083,6 @@ class Replays:
     def _write(self, app: ApplicationNode, task_id: str, failure: dict, parts: list) -> None:
         about = {"bundle": app.bundle.digest, "module": app.bundle.manifest["module"],
                  "attempt": failure.get("attempt", 1), "message": failure.get("message", "")}
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with components.replacing(self.folder / f"{task_id}.task", 0o600) as file:
             file.writelines(rpc.pack_stream(["failed", about], parts))
 

@@ -1926,8 +1926,12 @@ class MasterNode(rpc.BaseNode):
             if client in self.board.owners:
                 self._unsaid[client] += tasks.weight_of(pieces)
             return
-        lost = self._unsaid.pop(client, 0)
-        self._send(client, ["output", owner, attempt, [[*pieces[0][:2], "", lost], *pieces] if lost else pieces])
+        self._tell_unsaid(client, peer)
+        self._send(client, ["output", owner, attempt, pieces])
+
+    def _tell_unsaid(self, client: str, peer: rpc.Peer) -> None:
+        if client in self._unsaid and not peer.lags:
+            self._send(client, ["output", client, 1, [[0, 0, "", self._unsaid.pop(client)]]])
 
     def later(self, seconds: float, function: Callable[[], None]) -> None:
         """Calls a function once, in so many seconds."""
@@ -2168,6 +2172,7 @@ class MasterNode(rpc.BaseNode):
         for name, peer in self._peers.items():
             if peer.role != "slave":
                 mine = {s.number: [s.step, s.done, s.known] for s in self.systems.values() if s.client == name}
+                self._tell_unsaid(name, peer)
                 told = [*size, mine]
                 if self._told.get(name) != told:
                     self._told[name] = told

@@ -55,8 +55,8 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      fetch_shared(key)
 
 Beside its socketpair a child has a pipe for what it prints. What Python prints in a lease of several tasks stands
-between marks of its task; the lo..hi of an `output` are ordinals of the owner, 0..0 for the hooks of a system. Output
-may be dropped anywhere on the way: `dropped` counts the bytes that did not come before `text`.
+between marks of its task; the lo..hi of an `output` are ordinals of the owner, 0..0 for it as a whole, such as the
+hooks of a system. Output may be dropped anywhere on the way: `dropped` counts the bytes that are missing before `text`.
 
 On TCP a message is encrypted and its sender known by CURVE; on a socket file in a private folder PLAIN says the same
 with a password that both ends derive. Either way the master reads the sender's public key from the connection, never

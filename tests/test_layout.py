@@ -42,17 +42,17 @@ TOP_LEVEL = {
 # was not found yet, or something that can be cut. They went up once, for rooms that were not there before: sealed
 # pickles with buffers, payloads in files, large messages on a socketpair, published objects, both kernels.
 LINES = {
-    "client.py": 1127,
+    "client.py": 1131,
     "components.py": 1572,
     "concurrent_swarm.py": 21,
     "fastpath.pyx": 730,
-    "master.py": 2384,
+    "master.py": 2389,
     "rpc.py": 5020,
     "setup.py": 64,
     "slave.py": 719,
-    "tasks.py": 2412,
+    "tasks.py": 2414,
 }
-TOTAL_LINES = 13_920
+TOTAL_LINES = 13_930
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -14,7 +14,7 @@ import pytest
 from conftest import CHECKOUT, PATIENCE, text_of, wait_until
 from test_cli import Typed
 
-from concurrent_swarm import components, master, tasks
+from concurrent_swarm import client, components, master, tasks
 
 EVERY = ("1 printed\n2 to stderr\n3 past Python\nINFO:here:4 logged\n5 by C\n6 printed\n7 by C, flushed\n8 schön\n"
          "9 by a child\n10 bytes\n11 without an end")  # fmt: skip
@@ -116,13 +116,13 @@ def test_output_for_a_client_that_does_not_read_is_dropped_by_the_master_and_cou
     run(here, "Alone", "count=3")
     before = peak_of(here.master.pid)
     settings = ["--set", "output.mib=30", "--set", f"output.go={tmp_path / 'go'}"]
-    client = here.start_client("output.py", "--json", "--app", "Flooded", *settings)
+    reader = here.start_client("output.py", "--json", "--app", "Flooded", *settings)
     wait_until((tmp_path / "go.began").exists, "the flood is about to begin")
-    client.send(signal.SIGSTOP)
+    reader.send(signal.SIGSTOP)
     (tmp_path / "go").touch()
     wait_until((tmp_path / "go.done").exists, "the flood is over")
-    client.send(signal.SIGCONT)
-    result = client.wait().about["result"]
+    reader.send(signal.SIGCONT)
+    result = reader.wait().about["result"]
     assert result["came"] + result["dropped"] == 30 * 2**20 + len("after\n")
     assert result["dropped"] > 10 * 2**20 and peak_of(here.master.pid) - before < 15 * 1024
 
@@ -208,6 +208,26 @@ def test_a_replay_of_a_task_that_is_not_kept_names_those_that_are(failed):
     for wrong in ("c9.99", "../../etc/passwd"):
         missing = replay(app, wrong)
         assert missing.returncode == 2 and missing.stderr.count("error:") == 1 and task in missing.stderr
+
+
+def test_failed_tasks_of_a_local_swarm_are_kept_in_the_clients_own_folder_which_stays_in_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONCURRENT_SWARM_STATE", str(tmp_path / "state"))
+    command = [sys.executable, "client.py", "tests/apps/output.py", "--app", "FailsHere"]
+    for where in (["--local", "--workers", "1"], ["--workers", "0"]):
+        done = subprocess.run([*command, *where], cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 1 and "--replay c1.0" in done.stderr and "error:" not in done.stderr, done.stderr
+    folder = tmp_path / "state" / "client" / "failed"
+    assert sorted(file.name for file in folder.iterdir()) == ["c1.0.task", "c1.1.task", "c1.2.task"]
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600} and folder.stat().st_mode & 0o77 == 0
+
+
+def test_the_newest_hundred_failed_tasks_are_kept(tmp_path):
+    for number in range(105):
+        path = tmp_path / f"c1.{number}.task"
+        path.touch()
+        os.utime(path, (number, number))
+    client.Replays(tmp_path)._tidy()
+    assert {file.name for file in tmp_path.iterdir()} == {f"c1.{number}.task" for number in range(5, 105)}
 
 
 def replay(app, task):

@@ -67,6 +67,7 @@ def test_in_a_flood_of_tasks_each_line_of_python_is_tagged_right_and_c_with_a_ra
     wanted = {n: sorted(f"I am {n} and {n}\n{ending.format(n)}") for n in range(0, 1000, 10)}
     assert {n: sorted(text) for n, text in printed.items()} == wanted
     assert sorted(raw) == list(range(0, 1000, 10))
+    assert any("-" in name for name in about["result"]["said"]), "there were leases of several tasks"
 
 
 def test_a_task_that_failed_among_many_has_its_own_output_and_no_other(swarm_of_module):

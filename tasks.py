@@ -1717,8 +1717,10 @@ def speak(whose: Callable[[], int] = lambda: NOBODY) -> Callable[[], None]:
         libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, by_line, 0)
 
     def flush() -> None:
-        out.flush()
-        err.flush()
+        for stream in (out, err):
+            _, error = attempt(stream.flush)
+            if error is not None:  # a task may have closed the descriptor
+                log.debug("what was printed is lost: %s", error)
 
     return flush
 
@@ -1761,6 +1763,9 @@ class Output:
 
     def pieces(self, now: float, final: bool = False) -> list[list]:
         """Takes out what is to go home now. A line waits for its end unless this is `final`."""
+        if final and self._cut:  # it looked like a mark
+            cut, self._cut = self._cut, b""
+            self._add(cut, now)
         whole = self._line.rfind(b"\n") + 1
         if final or now - self._line_at >= OUTPUT_LINE or (self.heavy and not whole):
             self._end_line()

@@ -50,7 +50,7 @@ LINES = {
     "rpc.py": 5020,
     "setup.py": 64,
     "slave.py": 719,
-    "tasks.py": 2414,
+    "tasks.py": 2419,
 }
 TOTAL_LINES = 13_930
 

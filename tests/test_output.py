@@ -259,6 +259,8 @@ def test_marks_and_characters_are_found_however_the_bytes_were_cut(size):
         output.take(data[at : at + size], 0.0)
     assert output.pieces(0.0, True) == [[of, text, 0] for of, text in parts]
     assert output.last() == "".join(text for _, text in parts) and output.last(5) == "fünf\n√\n"
+    output.take(b"the end\x1econc", 0.0)
+    assert output.pieces(0.0, True) == [[tasks.NOBODY, "the end\x1econc", 0]], "no mark came of it"
 
 
 def marked(ordinal, text):
@@ -322,6 +324,10 @@ def test_text_without_an_end_is_of_the_task_that_wrote_it_not_of_the_one_that_fl
     with os.fdopen(read, "rb") as pipe:
         output.take(pipe.read(), 0.0)
     assert output.pieces(0.0, True) == [[3, "three", 0], [4, "four\n4\n", 0]]
+
+
+def test_a_task_that_closes_its_descriptors_ends_as_any_other(swarm_of_module):
+    assert run(swarm_of_module, "Closes", "count=2")["result"]["failures"] == {}
 
 
 def test_a_slave_that_tells_nonsense_about_output_is_refused():

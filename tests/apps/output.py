@@ -215,6 +215,19 @@ class Crashes(Application):
         self.push_task(Crashing("crashing"))
 
 
+class Closing(Task):
+    def __call__(self):
+        print("lost", end="")
+        os.close(1)
+        os.close(2)
+
+
+class Closes(Application):
+    def start_processing(self):
+        self.push_task(Closing("closing"))
+        self.push_task(Ping("after it"))
+
+
 class OnceKilled(Task):
     def __call__(self):
         print("attempt", os.environ["CONCURRENT_SWARM_ATTEMPT"], "\x1b[31m")

@@ -52,7 +52,7 @@ LINES = {
     "slave.py": 719,
     "tasks.py": 2419,
 }
-TOTAL_LINES = 13_930
+TOTAL_LINES = 13_936
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

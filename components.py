@@ -1183,7 +1183,8 @@ class Environment:
             for databases in (True, False):  # first, for what lies beside them is looked at after
                 for file in [file for file in self._files(keys) if (file.suffix == ".db") == databases]:
                     if file not in (target, Path(out.name)):
-                        self._put_into(archive, file)
+                        with suppress(FileNotFoundError):  # what goes while the node works is not needed
+                            self._put_into(archive, file)
         return target
 
     def _put_into(self, archive, file):

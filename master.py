@@ -46,10 +46,12 @@ if __name__ == "__main__":  # hand over to the one copy of this module, under it
     raise SystemExit(import_module(__spec__.name).main())
 
 import argparse
+import base64
 import bisect
 import collections
 import errno
 import functools
+import hashlib
 import heapq
 import itertools
 import json
@@ -57,6 +59,7 @@ import logging
 import math
 import os
 import queue
+import shutil
 import signal
 import socket
 import sqlite3
@@ -1221,10 +1224,13 @@ WITH_PAYLOAD = ("batch", "outcome")
 GATHER = 0.01  # seconds that records may wait for others: nobody is told that they are safe before they are
 LARGE = 16 * 1024  # bytes of a payload that gets a file of its own: a row of that size takes 90 µs, a file 30
 PAGE = 4096  # bytes of a page of the database
+KEPT_BLOBS = 64 * 1024 * 1024  # bytes of files that are not needed, to be written again
 KEPT_PAGES = 8 * 1024 * 1024 // PAGE  # free ones that are not worth giving back
 STEP_PAGES = 256  # given back at a time, between two commits
 LOG_LIMIT = 4 * 1024 * 1024  # bytes that the write-ahead log keeps
 BALLAST = LOG_LIMIT  # bytes of a file that is let go when the disk is full: even to delete takes room in the log
+READ_ROWS = 500  # at a time
+FEW = 64  # deletions in a commit while the disk is full
 PROBE_EVERY = 1.0  # seconds between two looks whether a full disk has room again
 STORAGE_ERRORS = (
     "database or disk is full", "disk I/O error", "unable to open database file", "database is locked",
@@ -1339,6 +1345,7 @@ class Journal(threading.Thread):
                 self._committed(after)
             if any(records is None for records, _ in entries):
                 self._ballast.unlink(missing_ok=True)
+                self._blobs.trim()
                 self._base.close()
                 return
             entries = self._next()
@@ -1371,28 +1378,44 @@ class Journal(threading.Thread):
 
     def _try(self) -> None:
         try:
-            if self._blocked:  # what deletes first: it makes room for the rest
-                self._waiting = lasting(self._waiting)
-                self._commit([record for record in self._waiting if record[0] in ("settled", "gone")])
-                self._waiting = [record for record in self._waiting if record[0] not in ("settled", "gone")]
-            self._commit(lasting(self._waiting))
-            self._waiting = []
+            if self._blocked:
+                self._delete_first()
             if not self._ballast.exists():
                 self._load_ballast()
+            self._commit(lasting(self._waiting))
+            self._waiting = []
         except (sqlite3.OperationalError, OSError) as error:
             if not is_storage(error):
                 raise
-            self._refuse(error)
+            if self._blobs.trim():
+                self._try()
+            else:
+                self._refuse(error)
         else:
             if self._blocked:
                 self._blocked = False
                 self._room()
+
+    def _delete_first(self) -> None:
+        """What the ballast had is for deletions, which make room for the rest: few at a time, with an empty log."""
+        self._waiting = lasting(self._waiting)
+        ends = [record for record in self._waiting if record[0] in ("settled", "gone")]
+        for first in range(0, len(ends), FEW):
+            self._base.execute("PRAGMA wal_checkpoint").fetchall()
+            self._commit(ends[first : first + FEW])
+        for _ in range(FEW):
+            self._base.execute("PRAGMA wal_checkpoint").fetchall()
+            self._shrink()
+            if not self._excess:
+                break
+        self._waiting = [record for record in self._waiting if record[0] not in ("settled", "gone")]
 
     def _refuse(self, error: Exception | None) -> None:
         """The disk takes nothing: batches that wait are refused, all else goes on waiting."""
         refused = [record[1:3] for record in self._waiting if record[0] == "batch"]
         self._withdrawn.update(refused)
         self._waiting = self._not_withdrawn(self._waiting)
+        self._held = [held for held in self._held if held[0][1:3] not in self._withdrawn]
         if error is not None:
             self._probe_at = time.monotonic() + (PROBE_EVERY if self._blocked else 0)
             self._blocked = True
@@ -1417,6 +1440,9 @@ class Journal(threading.Thread):
         try:
             with open(self._ballast, "wb", buffering=0) as file:
                 rpc.write_pieces(file.fileno(), [bytes(BALLAST)])
+            room = shutil.disk_usage(self._path.parent).free
+            if self._blocked and room < BALLAST:  # else it would be full again at once
+                raise OSError(errno.ENOSPC, f"{room:,} bytes are left")
         except OSError:
             self._ballast.unlink(missing_ok=True)
             raise
@@ -1444,13 +1470,15 @@ class Journal(threading.Thread):
         self._blobs.rolled_back()
 
     def _shrink(self) -> None:
-        """Gives a little of the file back while more than half of it is free."""
+        """Gives a little of the file back while more than half of it is free, or if the disk is full."""
         (free,), (pages,) = (
             self._base.execute(f"PRAGMA {of}").fetchone() for of in ("freelist_count", "page_count")
         )
-        self._excess = free > max(KEPT_PAGES, pages // 2)
+        before, self._excess = self._excess, free > (0 if self._blocked else max(KEPT_PAGES, pages // 2))
+        if before and not self._excess:
+            self._base.execute("PRAGMA wal_checkpoint").fetchall()  # the file itself becomes shorter
         if self._excess:
-            self._base.execute(f"PRAGMA incremental_vacuum({STEP_PAGES})").fetchall()
+            self._base.executescript(f"PRAGMA incremental_vacuum({STEP_PAGES})")  # `execute` would do one page
 
     def stop(self) -> None:
         """Commits what is there and ends."""
@@ -1517,22 +1545,34 @@ def sum_of(kind: str, owner: Any, batch: int | None, detail: str, sizes: str | N
 class Blobs:
     """Payloads beside the journal, a file each, named by the number of its row.
 
-    A file is written before its row is committed, and removed after the row's deletion was. What a killed master left
-    in between is removed at the next start. `safe`: files are on the disk before the commit, and not only with the
-    system.
+    A file is written before its row is committed, and not needed once the row's deletion was. Some of these are kept
+    to be written again, which costs a third of a new one; they, and what a killed master left in between, are removed
+    at the next start. `safe`: files are on the disk before the commit, and not only with the system.
     """
 
     def __init__(self, folder: Path, safe: bool = False):
         self.folder = folder
         self._safe = safe
+        self._sizes: dict[int, int] = {}  # of files written in this life
         self._written: list[int] = []  # since the last commit
         self._deleted: list[int] = []  # their rows are
-        self._dropped: list[int] = []  # to be removed
+        self._dropped: list[int] = []  # and that is committed
+        self._free: collections.defaultdict = collections.defaultdict(list)  # bits of the size -> files, to write again
+        self._kept = 0  # bytes of these
 
     def write(self, number: int, pieces: list) -> None:
         """A file of these pieces. Raises OSError."""
+        path, size = f"{self.folder}/{number}", sum(map(len, pieces))
+        again = self._free[size.bit_length()]
         self._written.append(number)
-        file = os.open(self.folder / str(number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        if again:
+            before = again.pop()
+            os.rename(f"{self.folder}/{before}", path)
+            self._kept -= (had := self._sizes.pop(before))
+            self._sizes[number] = max(had, size)
+        else:
+            self._sizes[number] = size
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             rpc.write_pieces(file, pieces)
             if self._safe:
@@ -1550,21 +1590,29 @@ class Blobs:
             _sync_folder(self.folder)
 
     def committed(self) -> None:
-        """Removes what is not needed, unless a backup is being made."""
+        """Lets go what is not needed, unless a backup is being made."""
         self._written.clear()
         self._dropped += self._deleted
         self._deleted.clear()
         if self._dropped:
             with components.may_remove(self.folder) as allowed:
-                if allowed:
-                    self._remove(self._dropped)
-                    self._dropped.clear()
+                dropped, self._dropped = (self._dropped, []) if allowed else ([], self._dropped)
+                for number in dropped:
+                    self._let_go(number)
 
     def rolled_back(self) -> None:
         """Nothing of what was written since the last commit counts."""
         self._deleted.clear()
         self._remove(self._written)
         self._written.clear()
+
+    def trim(self) -> bool:
+        """Keeps no file to write again; whether there were any."""
+        for numbers in self._free.values():
+            self._remove(numbers)
+        self._free.clear()
+        kept, self._kept = self._kept, 0
+        return kept > 0
 
     def sweep(self, needed: set[int]) -> None:
         """Makes the folder, private, and removes all files that are not needed."""
@@ -1573,8 +1621,17 @@ class Blobs:
             if not (name.isdigit() and int(name) in needed):
                 os.unlink(self.folder / name)
 
+    def _let_go(self, number: int) -> None:
+        size = self._sizes.get(number, 0)
+        if size and self._kept + size <= KEPT_BLOBS:
+            self._free[size.bit_length()].append(number)
+            self._kept += size
+        else:
+            self._remove([number])
+
     def _remove(self, numbers: list[int]) -> None:
         for number in numbers:
+            self._sizes.pop(number, None)
             with suppress(FileNotFoundError):
                 os.unlink(f"{self.folder}/{number}")
 
@@ -1646,6 +1703,13 @@ def reading(path: Path, alone: bool) -> Any:
 
 def check_journal(base: sqlite3.Connection, path: Path, pages: int) -> None:
     """Raises Error unless the file is whole, its format is ours, and the write-ahead log has that many pages."""
+    base.execute("SELECT count(*) FROM sqlite_master").fetchone()  # SQLite looks at the log
+    here = committed_pages(path)
+    if here < pages:
+        raise damaged(
+            path, f"{pages} pages were committed to {path.name}-wal, {here} of them can be read",
+            f"; or remove {path.name}-shm to go on without what is missing",
+        )
     problems = [text for (text,) in base.execute("PRAGMA integrity_check(3)")]
     if problems != ["ok"]:
         raise damaged(path, "; ".join(problems))
@@ -1655,19 +1719,13 @@ def check_journal(base: sqlite3.Connection, path: Path, pages: int) -> None:
             f"the journal {path} has format {found[0]}, this version reads {FORMAT}",
             "another version of the program wrote it", "use that version, or move the file away",
         )
-    here = committed_pages(path)
-    if here < pages:
-        raise damaged(
-            path, f"{pages} pages were committed to {path.name}-wal, {here} of them can be read",
-            f"; or remove {path.name}-shm to go on without what is missing",
-        )
 
 
-def rows_of(base: sqlite3.Connection, path: Path) -> Iterable[tuple]:
-    """(number, kind, owner, batch, detail, parts) of each row. Parts in files are references; those of rows that were
-    deleted meanwhile are left out. Raises Error for one that is not what was written."""
+def rows_of(base: sqlite3.Connection, path: Path, running: bool = False) -> Iterable[tuple]:
+    """(number, kind, owner, batch, detail, parts) of all rows, in order. Parts in files are references. Raises Error
+    for a row that is not what was written. `running`: a master may delete rows meanwhile, these are left out."""
     folder = str(blobs_of(path))
-    for number, kind, owner, batch, detail, sizes, total, payload in base.execute(f"{ROWS} ORDER BY number"):
+    for number, kind, owner, batch, detail, sizes, total, payload in _read_rows(base):
         where = f"{folder}/{number}"
         pieces: Iterable = () if payload is None else (payload,)
         parts = None
@@ -1679,7 +1737,21 @@ def rows_of(base: sqlite3.Connection, path: Path) -> Iterable[tuple]:
                 raise ValueError("it does not have its check sum")
             yield number, kind, owner, batch, detail, unpack_payload(payload) if parts is None else parts
         except (OSError, ValueError, TypeError, rpc.ProtocolError) as error:
+            if running and sizes is not None and not _is_there(base, number):
+                continue
             raise damaged(path, f"record {number} ({kind} of {owner}): {error}") from None
+
+
+def _read_rows(base: sqlite3.Connection) -> Iterable[tuple]:
+    """Some at a time: whoever reads on keeps the write-ahead log from being emptied."""
+    last = 0
+    while rows := base.execute(f"{ROWS} WHERE number > {last} ORDER BY number LIMIT {READ_ROWS}").fetchall():
+        yield from rows
+        last = rows[-1][0]
+
+
+def _is_there(base: sqlite3.Connection, number: int) -> bool:
+    return base.execute("SELECT 1 FROM records WHERE number = ?", (number,)).fetchone() is not None
 
 
 def _in_file(folder: str, number: int, sizes: list) -> list:
@@ -1688,11 +1760,12 @@ def _in_file(folder: str, number: int, sizes: list) -> list:
 
 
 def _content_of(where: str, parts: list) -> Iterable[bytes]:
+    left = sum(map(len, parts))
     with open(where, "rb") as file:
-        size = sum(map(len, parts))
-        if os.fstat(file.fileno()).st_size != size:
-            raise ValueError(f"{where} does not have {size:,} bytes")
-        while piece := file.read(1 << 20):
+        if os.fstat(file.fileno()).st_size < left:
+            raise ValueError(f"{where} does not have {left:,} bytes")
+        while left and (piece := file.read(min(left, 1 << 20))):
+            left -= len(piece)
             yield piece
 
 
@@ -1713,6 +1786,74 @@ def read_journal(path: Path) -> list[tuple]:
         raise unusable(path, error) from None
 
 
+# -- looking at a journal
+
+
+@contextmanager
+def opened_journal(folder: str | None) -> Any:
+    """(connection, path, whether a master runs there) of the journal in a master's folder, to read it only. Raises
+    Error for one that is damaged or not there."""
+    environment = components.Environment(folder or components.state_root() / "master", "master")
+    path = environment / "journal.db"
+    if not path.exists():
+        raise components.UsageError(f"there is no journal {path}", "no master kept one there", "name its folder: --env")
+    alone = True
+    try:
+        environment.lock()
+    except components.UsageError:
+        alone = False
+    pages = committed_pages(path) if alone else 0
+    try:
+        with environment, reading(path, alone) as base:
+            check_journal(base, path, pages)
+            yield base, path, not alone
+    except (sqlite3.DatabaseError, OSError) as error:
+        raise unusable(path, error) from None
+
+
+def export_journal(folder: str | None, payloads: bool = False) -> None:
+    """Writes a line of JSON per record to stdout."""
+    with opened_journal(folder) as (base, path, running):
+        for row in rows_of(base, path, running):
+            print(json.dumps(described(*row, payloads)))
+
+
+def described(
+    number: int, kind: str, owner: Any, batch: int | None, detail: str, parts: list | None, payloads: bool
+) -> dict:
+    """A record for people and their programs."""
+    made = {"number": number, "kind": kind, "owner": owner, "batch": batch, "detail": json.loads(detail)}
+    if parts is not None:
+        data = b"".join(piece for part in parts for piece in rpc.pieces_of(part))
+        sizes = list(map(rpc.size_of, parts))
+        made["payload"] = {"size": sum(sizes), "sizes": sizes, "sha256": hashlib.sha256(data).hexdigest()}
+        if payloads:
+            made["payload"]["base64"] = base64.b64encode(data).decode()
+    return made
+
+
+def summary_of(folder: str | None) -> str:
+    """What a journal holds, in lines; Error unless it is whole."""
+    with opened_journal(folder) as (base, path, running):
+        counts, tasks, ended = Counter(), 0, 0
+        for _, kind, _, _, detail, _ in rows_of(base, path, running):
+            counts[kind] += 1
+            if kind == "batch":
+                tasks += json.loads(detail)[0]
+            elif kind == "outcome":
+                lo, hi = json.loads(detail)[:2]
+                ended += hi - lo
+        sizes = [file.stat().st_size for file in (path, Path(f"{path}-wal")) if file.exists()]
+        beside = [file.stat().st_size for file in blobs_of(path).glob("*")]
+        records = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items())) or "none"
+        return (
+            f"journal {path}: whole, format {FORMAT}{', in use by a master that runs' * running}\n"
+            f"  records  {records}\n"
+            f"  tasks    {tasks - ended:,} without an outcome, {ended:,} whose outcome was not acknowledged\n"
+            f"  size     {sum(sizes):,} bytes, and {sum(beside):,} in {len(beside):,} files beside it"
+        )
+
+
 # -- the master ----------------------------------------------------------------------------------------------------
 
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
@@ -1723,6 +1864,7 @@ GRACE = 10.0  # seconds that a stopping master lets tasks run on
 WANTED_FOR = 10.0  # seconds that a published object which is not here may still come
 FAILURES_TOLD = 1000  # kinds of failures that are logged
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NEVER_SENT = "its application was never sent here"
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
 
 
@@ -1913,6 +2055,7 @@ class MasterNode(rpc.BaseNode):
         self.board = Board(max_lease=self.max_lease)
         self.journal = None
         self.storage = ""  # why the journal takes no new work
+        self._unstored = ""  # why the last application was not stored
         self.set_scheduler()
         self.keyring = rpc.Keyring(str(self.environment / "keys"))
         if self.journalled:
@@ -2273,7 +2416,7 @@ class MasterNode(rpc.BaseNode):
             parts[0] = parts[0].read()
         head = read_options(parts)
         if head.get("bundle") not in self.bundles:
-            self._send_refused(owner, number, "its application was never sent here")
+            self._send_refused(owner, number, self._unstored or NEVER_SENT)
         elif self.storage and not self.board.knows(owner, number):
             self._send_refused(owner, number, self.storage)
         elif len(parts) != 2 + -(-count // max(1, group)):
@@ -2327,10 +2470,17 @@ class MasterNode(rpc.BaseNode):
         """Keeps a bundle, unpacked for hosts and packed for slaves."""
         folder = self.environment / "apps"
         if digest not in self.bundles:
-            rpc.open_bundle(digest, manifest, data, folder)
-            with components.replacing(folder / f"{digest}.zip") as file:
-                file.write(data)
-            self.bundles[digest] = manifest
+            try:
+                rpc.open_bundle(digest, manifest, data, folder)
+                with components.replacing(folder / f"{digest}.zip") as file:
+                    file.write(data)
+            except (OSError, components.Error) as error:
+                if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
+                    raise
+                log.error("an application cannot be stored: %s", error)
+                self._unstored = f"the application cannot be stored by the master ({error}): make room on its disk"
+            else:
+                self.bundles[digest], self._unstored = manifest, ""
 
     def send_bundle(self, peer: rpc.Peer, digest: str) -> None:
         """Gives a slave what it runs leases of."""
@@ -2395,7 +2545,7 @@ class MasterNode(rpc.BaseNode):
             return
         if known is None:
             if digest not in self.bundles:
-                failure = {"c": -32007, "m": "its application was never sent here", "t": ""}
+                failure = {"c": -32007, "m": self._unstored or NEVER_SENT, "t": ""}
                 self._send(client, ["push_tasksystem_failed", number, failure])
                 return
             try:
@@ -2571,7 +2721,13 @@ class MasterNode(rpc.BaseNode):
         def enrol(request, role: str, public_key: str, name: str, nonce: str, time: float, mac: str):
             """Lets a node's key in, if the request is signed with the join secret of its role."""
             asked = {"role": role, "public_key": public_key, "name": name, "nonce": nonce, "time": time, "mac": mac}
-            return self.loop.ask(lambda: self.keyring.enrol(asked, self.addresses))
+            try:
+                return self.loop.ask(lambda: self.keyring.enrol(asked, self.addresses))
+            except OSError as error:
+                raise components.Error(
+                    f"the key of this node cannot be stored by the master ({error})",
+                    "its disk is full, or cannot be written", "make room there, and try again",
+                ) from None
 
         @rpc.jsonremote(service)
         def slaves(request):
@@ -2639,8 +2795,9 @@ class MasterNode(rpc.BaseNode):
             "clients": sorted(name for name, peer in self._peers.items() if peer.role != "slave"),
             "systems": len(self.systems), "done": self._counts["tasks"], "failed": self._counts["failed"],
             "scheduler": type(self.board.scheduler).__name__, "journal": bool(self.journal),
-            "storage": self.storage or "ok", "addresses": self.addresses, "unplaced": self.board.unplaced(time.monotonic()),
-            "counters": dict(self.board.counters), "refused": dict(self.channel.counts),
+            "storage": self.storage or "ok", "addresses": self.addresses,
+            "unplaced": self.board.unplaced(time.monotonic()), "counters": dict(self.board.counters),
+            "refused": dict(self.channel.counts),
         }
 
     def stop_soon(self) -> None:
@@ -2663,6 +2820,7 @@ EXAMPLES = """examples:
   master.py                        for slaves and clients of this user
   master.py --host 0.0.0.0         also others, with a file of its keys
   master.py config show --origin   what is configured, and where
+  master.py journal check          what is accepted and not done, and whether it is whole
 
 exit: 0 stopped, 1 internal error, 2 usage or port taken, 130/143 signals
 """
@@ -2692,6 +2850,8 @@ SCHEDULERS = {"push": "GenericTaskScheduler", "pull": "ZMQTaskScheduler"}
 
 def _main(argv: list[str]) -> int:
     code = rpc.administer("master", argv)
+    if code is None and argv[:1] == ["journal"]:
+        code = _show_journal(argv[1:])
     if code is not None:
         return code
     options = parser().parse_args(argv)
@@ -2703,6 +2863,19 @@ def _main(argv: list[str]) -> int:
         node = MasterNode(environment, config)
         with rpc.start_logging(node, components.Terminal(color=options.color)):
             return _run(node, options)
+
+
+def _show_journal(argv: list[str]) -> int:
+    made = components.ArgumentParser(prog="master.py journal")
+    made.add_argument("what", choices=("check", "export"), help="say what is in it, or write it as JSON lines")
+    made.add_argument("--env", metavar="DIR", help="the master's folder")
+    made.add_argument("--payloads", action="store_true", help="export what tasks and results carry too, as base64")
+    options = made.parse_args(argv)
+    if options.what == "export":
+        export_journal(options.env, options.payloads)
+    else:
+        print(summary_of(options.env))
+    return components.EXIT_OK
 
 
 def _run(node: MasterNode, options: Any) -> int:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import queue
 import random
 import shutil
 import signal
@@ -490,7 +491,7 @@ class Working:
         put = lambda event: lambda *details: self.told.put((event, *details))  # noqa: E731
         self.journal = master.Journal(path, put("after"), put("failed"), put("full"), put("room"))
         self.board = master.Board()
-        self.full, self.number, self.marks = False, 0, 0
+        self.full, self.number, self.marks, self.settled = False, 0, 0, 0
         self.accepted, self.refused, self.done = set(), set(), Counter()
         self.leases = []
         self.apply(self.board.restore(self.journal.load(), 0.0))
@@ -551,27 +552,29 @@ class Working:
         if whole:
             numbers = self.random.sample(whole, self.random.randint(1, len(whole)))
             self.accepted -= set(numbers)
+            self.settled += len(numbers)
             self.apply(self.board.settled("c1", numbers, 0.0))
 
-    def turn_disk(self):
-        pages = self.random.choice([1, 1 << 30])
-        self.journal._base.execute(f"PRAGMA max_page_count={pages}")
+    def turn_disk(self, full):
+        self.journal._base.execute(f"PRAGMA max_page_count={1 if full else 1 << 30}")
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_whatever_a_disk_does_what_was_accepted_is_there_and_what_was_refused_is_not(tmp_path, seed):
+def test_whatever_a_disk_does_what_was_accepted_is_there_and_what_was_refused_is_not(tmp_path, seed, monkeypatch):
+    monkeypatch.setattr(master, "PROBE_EVERY", 0.02)
     path = tmp_path / "journal.db"
     here = Working(path, seed)
-    steps = [here.submit] * 6 + [here.run] * 12 + [here.settle] * 2 + [here.hear] * 4 + [here.turn_disk]
-    for _ in range(400):
-        here.random.choice(steps)()
-    here.journal._base.execute(f"PRAGMA max_page_count={1 << 30}")
+    steps = [here.submit] * 6 + [here.run] * 12 + [here.settle] * 2 + [here.hear] * 4
+    for turn in range(9):
+        here.turn_disk(full=turn % 2)
+        for _ in range(70):
+            here.random.choice(steps)()
     wait_until(lambda: here.hear() or not here.full, "there is room again")
     here.journal.stop()
     again = master.Board()
     again.restore(master.read_journal(path), 0.0)
     again.check()
-    assert here.refused and here.accepted, "both happened"
+    assert here.refused and here.settled, "both happened"
     kept = again.owners["c1"].batches
     assert here.accepted == set(kept), "accepted and not settled"
     assert {number: batch.remaining for number, batch in kept.items()} == {

@@ -1644,7 +1644,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(opened)
 
 
-# -- reading a journal
+# -- reading a journal -------------------------------------------------------------------------------------------------
 
 SHM_HEADER = struct.Struct("=3IBBH2I2I2I2I")  # of SQLite's index of a write-ahead log, which holds it twice
 
@@ -1786,7 +1786,7 @@ def read_journal(path: Path) -> list[tuple]:
         raise unusable(path, error) from None
 
 
-# -- looking at a journal
+# -- looking at a journal ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -2721,13 +2721,7 @@ class MasterNode(rpc.BaseNode):
         def enrol(request, role: str, public_key: str, name: str, nonce: str, time: float, mac: str):
             """Lets a node's key in, if the request is signed with the join secret of its role."""
             asked = {"role": role, "public_key": public_key, "name": name, "nonce": nonce, "time": time, "mac": mac}
-            try:
-                return self.loop.ask(lambda: self.keyring.enrol(asked, self.addresses))
-            except OSError as error:
-                raise components.Error(
-                    f"the key of this node cannot be stored by the master ({error})",
-                    "its disk is full, or cannot be written", "make room there, and try again",
-                ) from None
+            return self.loop.ask(lambda: self.enrol(asked))
 
         @rpc.jsonremote(service)
         def slaves(request):
@@ -2755,6 +2749,16 @@ class MasterNode(rpc.BaseNode):
         def cancel(request, system: str):
             """Ends a task system; what it has queued never runs."""
             return self.loop.ask(lambda: self.cancel_system(system))
+
+    def enrol(self, asked: dict) -> dict:
+        """Lets a node's key in. Raises Error if it may not be, or cannot be stored."""
+        try:
+            return self.keyring.enrol(asked, self.addresses)
+        except OSError as error:
+            raise components.Error(
+                f"the key of this node cannot be stored by the master ({error})",
+                "its disk is full, or cannot be written", "make room there, and try again",
+            ) from None
 
     def order_slave(self, slave: str, call: list) -> bool:
         """Passes an order on. Raises Error for a slave that is not here."""
@@ -2820,9 +2824,9 @@ EXAMPLES = """examples:
   master.py                        for slaves and clients of this user
   master.py --host 0.0.0.0         also others, with a file of its keys
   master.py config show --origin   what is configured, and where
-  master.py journal check          what is accepted and not done, and whether it is whole
+  master.py journal check          what is accepted and not done, is it whole
 
-exit: 0 stopped, 1 internal error, 2 usage or port taken, 130/143 signals
+exit: 0 stopped, 1 failed, 2 usage or port taken, 130/143 signals
 """
 
 

@@ -1148,7 +1148,7 @@ def pack_body(call: list, parts: Iterable = (), envelope: bytes = b"", local: st
             lengths.append(REFERENCE)
             small += (bytes([len(text)]), text)
         else:
-            pieces = list(filter(len, _pieces_of(part)))
+            pieces = list(filter(len, pieces_of(part)))
             lengths.append(sum(map(len, pieces)) if size < INLINE else FRAMES | len(pieces))
             (small if size < INLINE else frames).extend(pieces)
     return [b"".join((envelope, struct.pack(f"<H{len(flat)}I", len(flat), *lengths), *small)), *frames]
@@ -1264,13 +1264,13 @@ def _inline(flat, files):
             lengths.append(REFERENCE)
             pieces += (bytes([len(text)]), text)
         else:
-            own = _pieces_of(part)
+            own = pieces_of(part)
             lengths.append(sum(map(len, own)))
             pieces += own
     return pieces, list(map(len, pieces)), lengths
 
 
-def _pieces_of(part):
+def pieces_of(part):
     """A part as bytes-likes. What a file holds is read: who can cut a mapped one short could end this process. If it
     is gone, whoever opens the part will hear why."""
     if type(part) is not Reference:

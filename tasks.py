@@ -789,7 +789,7 @@ class Owner:
         if flight is None:
             return
         failure = {"type": "Refused", "message": reason, "traceback": "", "where": "", "kind": "refused"}
-        if flight.source.refused:
+        if flight.source.refused and flight.open:
             flight.source.refused({"c": -32000, "m": reason, "t": ""})
         flight.source.response = None
         self.accepted([number])

@@ -595,6 +595,7 @@ def test_nonsense_in_any_order_never_breaks_the_books(seed):
         lambda: board.slave_changed(slave(), {"cpus": 2}, rng.randrange(4), now),
         lambda: board.cancel(owner(), rng.choice((None, rng.randrange(60))), now, rng.random() < 0.5),
         lambda: board.settled(owner(), [rng.randrange(60), rng.randrange(60)], now),
+        lambda: board.withdrawn(owner(), rng.randrange(60), "full", now),
         lambda: board.owner_detached(owner(), now),
         lambda: board.owner_gone(owner(), now) if rng.random() < 0.1 else board.owner_attached(owner(), now),
     ]

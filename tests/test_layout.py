@@ -46,13 +46,13 @@ LINES = {
     "components.py": 1572,
     "concurrent_swarm.py": 21,
     "fastpath.pyx": 730,
-    "master.py": 2330,
+    "master.py": 2927,
     "rpc.py": 5020,
     "setup.py": 64,
     "slave.py": 690,
     "tasks.py": 2035,
 }
-TOTAL_LINES = 13_350
+TOTAL_LINES = 13_910
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -152,6 +152,12 @@ def test_the_last_output_of_a_host_is_in_the_failure_of_its_system(swarm_of_modu
     assert failure["type"] == kind and failure["output"].endswith(last)
 
 
+def test_a_host_that_takes_anothers_place_is_heard_as_another_attempt(swarm):
+    result = run(swarm(journal=True), "System", "how=dies")["result"]
+    assert result["failure"]["type"] == "HostLost" and result["failure"]["output"].endswith("the host's last words\n")
+    assert result["attempts"] == list(range(1, master.MAX_HOSTS + 1))
+
+
 # -- exceptions ----------------------------------------------------------------------------------------------------
 
 

@@ -321,8 +321,16 @@ class System(Application):
     def get_task_system(self):
         return Talkative(self.how)
 
+    def app_init(self):
+        super().app_init()
+        self.attempts = []
+
+    def task_output(self, task_id, attempt, text):
+        super().task_output(task_id, attempt, text)
+        self.attempts += [attempt] * text.count("making tasks")
+
     def task_system_finished(self, result, error, stats):
-        self.result = {"said": self.said, "failure": error and error.failure}
+        self.result = {"said": self.said, "failure": error and error.failure, "attempts": self.attempts}
         self.shutdown_main_loop()
 
 

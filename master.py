@@ -29,7 +29,9 @@ Messages: the second item names the peer.
     ("lease", slave, Lease) · ("revoke", slave, lease id, kill) · ("steal", slave, lease id)
     ("accepted", owner, number) · ("refused", owner, number, reason)
     ("outcome", owner, number, lo, hi, seconds, failures, payload, slave)
-A key of `failures` is an ordinal in the batch as text, or "*" for every task of lo..hi (cancelled, lost, poisoned).
+    ("unplaceable", owner, task id, tasks, why)         these wait for what no slave here has; told once, for the log
+A key of `failures` is an ordinal in the batch as text, or "*" for every task of lo..hi (cancelled, lost, poisoned,
+unplaceable).
 A slave holds a lease until it has reported every task of it, a revoked one too: its tasks have their outcome already,
 and its slot is free when the slave says so.
 """
@@ -79,6 +81,7 @@ COST = 0.0001  # seconds that a lease takes of the master itself, sockets and al
 MAX_LEASE = tasks.CHUNK  # tasks; beyond, nothing is gained and tails grow
 UNKNOWN = 0.020  # seconds a lease of a kind that was never measured is taken for: two per slot
 STEAL_AGE = 0.050  # seconds a lease is left alone before a slave without work may ask for a part of it
+LONG = 1.0  # seconds: a deadline beyond that is one of tasks that nobody can take, and stealing comes first
 STEAL_WIDTH = 64  # leases asked for per round
 STEAL_LOOK = 2e-5  # seconds between two rounds per lease that is out: looking at it takes 4 % of that
 WIDTH = 8  # slaves shown to the scheduler per lease: best of eight, whatever the size of the swarm
@@ -87,6 +90,7 @@ MAX_LOSSES = 10  # slaves lost under one task until it counts as lost
 LIMIT = 10_000_000  # unsettled tasks per owner
 MAX_KINDS = 1000  # names measured apart per owner
 MAX_DEMANDS = 64  # unused demands kept
+SHOWN = 5  # slaves and reasons that an explanation in one line names
 SMOOTH = 0.3  # weight of the newest measurement
 EPSILON = 1e-9  # sums of amounts such as 0.1 may miss by this much
 
@@ -192,7 +196,7 @@ class Demand:
     `idle` and `free` may name a slave whose room is gone (it is taken out when met), never miss one that has
     room: idle for a free slot, free for prefetching."""
 
-    __slots__ = ("able", "batches", "free", "idle", "needs", "ring", "tags", "tasks")
+    __slots__ = ("able", "batches", "free", "idle", "needs", "ring", "tags", "tasks", "wanting")
 
     def __init__(self, needs: tuple, tags: frozenset):
         self.needs = needs  # ((name, amount), …), amounts above 0
@@ -203,6 +207,23 @@ class Demand:
         self.able = set()
         self.idle = OrderedDict()
         self.free = OrderedDict()
+        self.wanting = ""  # what no slave here has of it, while tasks wait for that
+
+    def __str__(self):
+        amounts = [f"{amount:g} {name}" for name, amount in self.needs]
+        return ", ".join([*amounts, *(f"the tag {tag}" for tag in sorted(self.tags))]) or "nothing"
+
+    def missing(self, slaves: Iterable) -> str:
+        """What none of these slaves has of it: a tag, else an amount, else all of it together."""
+        slaves = list(slaves)
+        tags = self.tags.difference(*(slave.tags for slave in slaves))
+        if tags:
+            return f"no slave has the tag {', '.join(sorted(tags))}"
+        for name, amount in self.needs:
+            most = max((slave.resources.get(name, 0) for slave in slaves), default=0)
+            if amount > most + EPSILON:
+                return f"no slave has {amount:g} {name}, the most is {most:g}"
+        return f"no slave has all of {self}"
 
     def offer(self, slave: Slave):
         """The slave may have room (again)."""
@@ -245,11 +266,18 @@ class Demand:
 class Line:
     """The queued batches of one owner with one demand, in order, and how many tasks of them are queued."""
 
-    __slots__ = ("batches", "tasks")
+    __slots__ = ("batches", "stuck", "tasks")
 
     def __init__(self):
         self.batches = OrderedDict()  # Batch -> None
         self.tasks = 0
+        self.stuck = None  # since when it waits for what no slave here has
+
+    @property
+    def head(self) -> str:
+        """The id of the task that is next."""
+        batch = next(iter(self.batches))
+        return batch.task_id(batch.queue[0][0])
 
 
 class Owner:
@@ -299,6 +327,15 @@ class Batch:
         self.leases = NONE  # id -> Lease, revoked ones too
         self.outcomes = ()  # (lo, hi, seconds, failures, payload, slave)
         self.remaining = count  # tasks without outcome
+
+    @property
+    def first(self) -> int:
+        """The ordinal of its first task among all of its owner."""
+        return self.options.get("first", 0)
+
+    def task_id(self, number: int) -> str:
+        """The id under which its owner knows task `number` of it."""
+        return f"{self.owner.id}.{self.first + number}"
 
     def take(self, lease: Lease):
         """A part of it is in the hands of a slave."""
@@ -426,6 +463,20 @@ class Slave:
         missing = ", ".join(sorted(demand.tags - self.tags))
         return f"lacks the tag {missing}" if missing else ""
 
+    def obstacle(self, demand: Demand, estimate: float) -> str:
+        """The first condition that keeps it from a lease of so many seconds now; "" when it has room."""
+        deep, held = self.deep(estimate), len(self.leases)
+        if self.draining or self.lacks(demand):
+            return "is draining" if self.draining else self.lacks(demand)
+        if held >= deep * self.workers:
+            more = f", holds {held} leases of at most {deep * self.workers}" if deep > 1 else ""
+            return f"has {min(held, self.workers)} of {self.workers} slots full{more}"
+        for name, amount in demand.needs:
+            used, most = self.used.get(name, 0), deep * self.resources.get(name, 0)
+            if used + amount > most + EPSILON:
+                return f"has {used:g} of {most:g} {name} promised, {amount:g} more needed"
+        return ""
+
     def take(self, lease: Lease):
         """Count a lease in."""
         lease.slave = self
@@ -492,15 +543,19 @@ class Board:
     limit -- unsettled tasks an owner may have.
     max_attempts -- worker deaths that make a task poisoned.
     max_lease -- tasks that a lease may hold.
+    unplaceable_wait -- seconds until tasks fail that none of the slaves here can ever take; 0: never. While no
+        slave is here nothing fails.
 
     `deadline`: when to call `tick` next (None: not before the next event). `counters`: what happened, by
     name. `scheduler_error`: the last exception of the scheduler, for the node to report (the board then chose
     by itself)."""
 
     def __init__(
-        self, scheduler: Any = None, limit: int = LIMIT, max_attempts: int = MAX_ATTEMPTS, max_lease: int = MAX_LEASE
+        self, scheduler: Any = None, limit: int = LIMIT, max_attempts: int = MAX_ATTEMPTS, max_lease: int = MAX_LEASE,
+        unplaceable_wait: float = 0.0,
     ):
         self.scheduler, self.limit, self.max_attempts, self.max_lease = scheduler, limit, max_attempts, max_lease
+        self.unplaceable_wait = unplaceable_wait
         self.owners = {}  # id -> Owner
         self.slaves = {}  # id -> Slave
         self.leases = {}  # id -> Lease
@@ -510,6 +565,7 @@ class Board:
         self.counters = Counter()
         self.deadline = None
         self.scheduler_error = None
+        self._doubtful = {}  # demands of which it is to be seen whether a slave can take them; an ordered set
         self._lease_ids = itertools.count(1)
         self._serials = itertools.count(1)
 
@@ -698,6 +754,8 @@ class Board:
         line = owner.lines.get(demand)
         if line is None:
             line = owner.lines[demand] = demand.ring[owner] = Line()
+            if not demand.able:
+                self._doubtful[demand] = None
         tasks = total(pieces)
         line.tasks += tasks
         demand.tasks += tasks
@@ -781,6 +839,7 @@ class Board:
         self.slots += known.slots - slots
         for demand in self.demands.values():
             demand.fit(known)
+        self._doubt()
 
     def _lose(self, slave, reason, effects):
         gone = self.slaves[slave]
@@ -792,6 +851,11 @@ class Board:
         for demand in self.demands.values():
             demand.fit(gone, here=False)
         self.slots -= gone.slots
+        self._doubt()
+
+    def _doubt(self):
+        """The slaves are others now: look anew at what waits."""
+        self._doubtful.update((demand, None) for demand in self.demands.values() if demand.ring)
 
     # -- leases ----------------------------------------------------------------------------------------------
 
@@ -893,17 +957,21 @@ class Board:
     # -- assigning -------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> Effects:
-        """Time has passed: ask busy slaves for work that others could do. Sets `deadline`."""
+        """Time has passed: ask busy slaves for work that others could do, and end what waits in vain. Sets
+        `deadline`."""
         effects = Effects([], [], [])
         self.deadline = None
         self._steal(effects, now)
         self._assign(effects, now)
+        self._end_stuck(effects, now)
         return effects
 
     def _assigned(self, effects, now):
         """The end of every event that may free or add work."""
         self._assign(effects, now)
-        if self.deadline is None and self.leases:
+        if self._doubtful:
+            self._flag(effects, now)
+        if self.leases and (self.deadline is None or self.deadline > now + LONG):
             self.deadline = now + self._pause
         return effects
 
@@ -1028,9 +1096,56 @@ class Board:
         """Call `tick` then at the latest."""
         self.deadline = when if self.deadline is None else min(self.deadline, when)
 
+    # -- what waits in vain ----------------------------------------------------------------------------------
+
+    def _flag(self, effects, now):
+        """See which lines wait for what no slave here has, and tell of each that is new."""
+        doubtful, self._doubtful = self._doubtful, {}
+        for demand in doubtful:
+            stuck = bool(demand.ring and self.slots and not demand.able)
+            demand.wanting = demand.missing(one for one in self.slaves.values() if not one.draining) if stuck else ""
+            for owner, line in demand.ring.items():
+                if stuck and line.stuck is None:
+                    effects.messages.append(("unplaceable", owner.id, line.head, line.tasks, demand.wanting))
+                    if self.unplaceable_wait:
+                        self._look_at(now + self.unplaceable_wait)
+                line.stuck = (now if line.stuck is None else line.stuck) if stuck else None
+
+    def _end_stuck(self, effects, now):
+        """End what has waited too long for what no slave here has."""
+        if self.unplaceable_wait and self.slots:
+            for demand in self.demands.values():
+                for line in () if demand.able else list(demand.ring.values()):
+                    self._end_line(demand, line, effects, now)
+
+    def _end_line(self, demand, line, effects, now):
+        """The same for one line. Each batch has the whole wait; `deadline` follows the first that still has some."""
+        while line.batches:
+            batch = next(iter(line.batches))
+            due = max(line.stuck, batch.since) + self.unplaceable_wait
+            if now < due:
+                self._look_at(due)
+                return
+            text = f"{demand.wanting}, for {self.unplaceable_wait:g} s: {self._reasons(demand)}"
+            what = failure("unplaceable", "Unplaceable", text)
+            for lo, hi, _, _ in self._dequeue_all(batch):
+                self.counters["unplaceable"] += hi - lo
+                self._end(batch, lo, hi, 0.0, what, None, "", effects)
+
+    def _reasons(self, demand):
+        """Why no slave can take it, in a line: "s1, s2 and 7 more lack …"."""
+        reasons = {}
+        for one in self.slaves.values():
+            reasons.setdefault("is draining" if one.draining else one.lacks(demand), []).append(one.id)
+        told = []
+        for reason, names in list(reasons.items())[:SHOWN]:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            told.append(f"{', '.join(names[:SHOWN])}{more} {reason}")
+        return "; ".join(told) + (f"; {len(reasons) - SHOWN} further reasons" if len(reasons) > SHOWN else "")
+
     def unplaced(self, now: float) -> list[dict]:
-        """What waits though no slave that is here could ever take it: per owner and demand, the first batch,
-        how many tasks wait, for how many seconds, and why each slave cannot."""
+        """What waits though no slave that is here could ever take it: per owner and demand, the first batch and
+        task, how many tasks wait, for how many seconds, and why each slave cannot."""
         found = []
         for demand in self.demands.values():
             if demand.able:
@@ -1043,14 +1158,84 @@ class Board:
                     {
                         "owner": owner.id,
                         "number": batch.number,
+                        "task": line.head,
                         "tasks": line.tasks,
                         "waits": now - batch.since,
                         "needs": dict(demand.needs),
                         "tags": sorted(demand.tags),
+                        "why": demand.wanting,
                         "slaves": reasons,
                     }
                 )
         return found
+
+    # -- explaining ------------------------------------------------------------------------------------------
+
+    def explain(self, owner: str, ordinal: int, now: float) -> dict:
+        """Where the task with this ordinal of an owner is and what it waits for, as JSON can say it.
+
+        `state` is one of
+            "waiting" -- `ahead`: tasks of its owner before it in the same line; `turns`: the owners that share the
+                slaves, the next one first, with the tasks of each; `slaves`: the first unmet condition of each, "" where
+                there is room; `unplaceable`: why no slave here can ever take it, "" if one can; `fails_in`: seconds
+                until it fails of that, None if it does not
+            "running" -- `slave`, `first` and `last` task of the lease, `since` seconds, `before`: leases that this slave
+                got earlier and still has
+            "ended" -- `slave`, `failure`: None or its type, message and kind; its owner has not settled it yet
+            "settled" -- its owner has its outcome, and nothing is kept here
+            "unknown" -- there is no such task here; `why`
+        """
+        known = self.owners.get(owner)
+        about = {"task": f"{owner}.{ordinal}", "state": "unknown"}
+        if known is None:
+            return {**about, "why": f"no client or task system {owner} is here: it has ended, or never was"}
+        batch = next((one for one in known.batches.values() if 0 <= ordinal - one.first < one.count), None)
+        if batch is None and any(one.first > ordinal for one in known.batches.values()):
+            return {**about, "state": "settled"}
+        if batch is None:
+            return {**about, "why": f"{owner} has its outcome already, or has not sent it yet"}
+        place = self._explain_place(batch, ordinal - batch.first, now)
+        return {**about, "name": str(batch.options.get("name", "")), "batch": batch.number, "here": now - batch.since,
+                "needs": dict(batch.demand.needs), "tags": sorted(batch.demand.tags), **place}
+
+    def _explain_place(self, batch, at, now):
+        for lo, hi, _, failures, _, slave in batch.outcomes:
+            if lo <= at < hi:
+                what = failures.get(str(at)) or failures.get("*")
+                what = what and {key: what.get(key, "") for key in ("type", "message", "kind")}
+                return {"state": "ended", "slave": slave, "failure": what}
+        for lo, hi, deaths, losses in batch.queue:
+            if lo <= at < hi:
+                return {"state": "waiting", "attempt": deaths + losses + 1, **self._explain_wait(batch, at, now)}
+        lease = next(one for one in batch.leases.values() if not one.revoked and split(one.open, at, at + 1)[0])
+        return self._explain_lease(batch, lease, now)
+
+    def _explain_lease(self, batch, lease, now):
+        slave = lease.slave
+        return {
+            "state": "running", "attempt": lease.attempt, "slave": slave.id, "since": now - lease.since,
+            "first": batch.task_id(lease.lo), "last": batch.task_id(lease.hi - 1), "slots": slave.workers,
+            "before": list(slave.leases).index(lease.id),
+        }
+
+    def _explain_wait(self, batch, at, now):
+        demand = batch.demand
+        line = batch.owner.lines[demand]
+        ahead = sum(other.queued for other in itertools.takewhile(lambda other: other is not batch, line.batches))
+        for lo, hi, _, _ in batch.queue:
+            if lo <= at < hi:
+                ahead += at - lo
+                break
+            ahead += hi - lo
+        estimate = batch.kind.estimate(self._size(batch, line))
+        fails_in = None
+        if line.stuck is not None and self.unplaceable_wait:
+            fails_in = max(0.0, max(line.stuck, batch.since) + self.unplaceable_wait - now)
+        return {
+            "ahead": ahead, "turns": [{"owner": one.id, "tasks": other.tasks} for one, other in demand.ring.items()],
+            "slaves": {one.id: one.obstacle(demand, estimate) for one in self.slaves.values()},
+            "unplaceable": demand.wanting, "fails_in": fails_in,
+        }
 
     # -- after a restart -------------------------------------------------------------------------------------
 
@@ -1126,6 +1311,9 @@ class Board:
             assert line.tasks == queued and len(line.batches) == batches, "a queue holds what does not wait"
         for demand in self.demands.values():
             assert demand.tasks == sum(line.tasks for line in demand.ring.values())
+            stuck = bool(demand.ring and self.slots and not demand.able)
+            assert {line.stuck is not None for line in demand.ring.values()} <= {stuck}, "flagged in vain, or not at all"
+            assert not stuck or not self.unplaceable_wait or self.deadline is not None, "nobody will end what is stuck"
         assert len(lines) == sum(len(owner.lines) for owner in self.owners.values())
         assert len(lines) == sum(len(demand.ring) for demand in self.demands.values())
         for slave in self.slaves.values():
@@ -1318,6 +1506,15 @@ FAILURES_TOLD = 1000  # kinds of failures that are logged
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
 
 
+def parse_task_id(task: str) -> tuple[str, int]:
+    """Owner and ordinal of a task's id, such as c1.17. Raises UsageError."""
+    owner, _, ordinal = task.rpartition(".")
+    if not (owner and ordinal.isascii() and ordinal.isdecimal() and len(ordinal) < 16):
+        why = "it is the name of a client or a task system, a dot, and a number: c1.17, or 3.17"
+        raise components.UsageError(f"{task[:80]!r} is no id of a task", why)
+    return owner, int(ordinal)
+
+
 def check_version(role: str, info: dict) -> None:
     """Raises Error for a node of another version, and logs one that runs another Python."""
     theirs, ours = str(info.get("version")), components.__version__
@@ -1468,6 +1665,10 @@ class MasterNode(rpc.BaseNode):
         "master", "memory", 64, "MiB of payloads to hold in memory; more lie on the disk until needed", minimum=0
     )
     journalled = components.BoolItem("master", "journal", True, "keep accepted work in SQLite until its owner has it")
+    unplaceable_wait = components.FloatItem(
+        "master", "unplaceable_wait", 300.0, "seconds until a task fails that no slave here can ever take; 0: never",
+        minimum=0,
+    )
     retention = components.FloatItem(
         "master", "retention", 3600.0, "seconds to keep the work of a client that went away without a word", minimum=0
     )
@@ -1498,7 +1699,7 @@ class MasterNode(rpc.BaseNode):
         self.shelf = rpc.Shelf(self.store or self.spool)
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
-        self.board = Board(max_lease=self.max_lease)
+        self.board = Board(max_lease=self.max_lease, unplaceable_wait=self.unplaceable_wait)
         self.journal = None
         self.set_scheduler()
         self.keyring = rpc.Keyring(str(self.environment / "keys"))
@@ -1621,8 +1822,16 @@ class MasterNode(rpc.BaseNode):
     ) -> None:
         self._send(owner, ["outcome", number, lo, hi, seconds, failures, slave], payload or ())
 
+    def _note_unplaceable(self, owner: str, task: str, tasks: int, why: str) -> None:
+        """Logs, once per owner and reason, that its tasks wait in vain; its client hears of it with the progress."""
+        key = f"{owner} waits: {why}"
+        if key not in self._failures and len(self._failures) < FAILURES_TOLD:
+            self._failures.add(key)
+            wait = f"they fail in {self.unplaceable_wait:g} s" if self.unplaceable_wait else "they wait for one that can"
+            log.warning("%s tasks of %s wait: %s; %s (client.py --explain %s)", tasks, owner, why, wait, task)
+
     _senders = {
-        "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
+        "unplaceable": _note_unplaceable, "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
         "refused": _send_refused, "outcome": _send_outcome,
     }
 
@@ -2098,16 +2307,33 @@ class MasterNode(rpc.BaseNode):
     def _tell_clients(self) -> None:
         """How the swarm stands, to every client for which that changed."""
         size = self.swarm_size()
+        running = {lease.batch.owner.id for lease in self.board.leases.values()}
         for name, peer in self._peers.items():
             if peer.role != "slave":
                 mine = {s.number: [s.step, s.done, s.known] for s in self.systems.values() if s.client == name}
-                told = [*size, mine]
+                told = [*size, mine, self._waits_of(name, running)]
                 if self._told.get(name) != told:
                     self._told[name] = told
                     self.channel.send(peer, ["swarm", *told])
 
+    def _waits_of(self, client: str, running: set) -> list:
+        """What work of a client waits for while nothing else is to be seen of it: [kind, tasks, why, first task]."""
+        owners = [client, *(system.name for system in self.systems.values() if system.client == client)]
+        lines = [
+            (demand, line) for owner in owners if owner in self.board.owners
+            for demand, line in self.board.owners[owner].lines.items()
+        ]
+        waits = [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
+        if running.isdisjoint(owners):
+            why = f"the slaves run tasks of {', '.join(sorted(running)[:SHOWN])}" if running else "no slave takes them yet"
+            waits += [["behind", line.tasks, why, line.head] for demand, line in lines if not demand.wanting]
+        return waits[:SHOWN]
+
     def config_changed(self, changes: set) -> None:
         super().config_changed(changes)
+        if ("master", "unplaceable_wait") in changes:
+            self.board.unplaceable_wait = self.unplaceable_wait
+            self.apply(self.board.tick(time.monotonic()))
         if ("master", "task_scheduler") in changes:
             components.run_foreign("the scheduler stays as it was", self.set_scheduler)
 
@@ -2149,6 +2375,12 @@ class MasterNode(rpc.BaseNode):
         def systems(request):
             """Every task system that runs: its application, client, step, and seconds since its start."""
             return self.loop.ask(self.describe_systems)
+
+        @rpc.jsonremote(service, name="task.explain")
+        def explain(request, task: str):
+            """Where a task is and what it waits for: the queue, the turns, and what keeps each slave from it."""
+            owner, ordinal = parse_task_id(task)
+            return self.loop.ask(lambda: self.board.explain(owner, ordinal, time.monotonic()))
 
         @rpc.jsonremote(service, name="slave.set_workers", roles=("admin",))
         def set_workers(request, slave: str, workers: int):

@@ -1175,15 +1175,15 @@ class Board:
         """Where the task with this ordinal of an owner is and what it waits for, as JSON can say it.
 
         `state` is one of
-            "waiting" -- `ahead`: tasks of its owner before it in the same line; `turns`: the owners that share the
-                slaves, the next one first, with the tasks of each; `slaves`: the first unmet condition of each, "" where
-                there is room; `unplaceable`: why no slave here can ever take it, "" if one can; `fails_in`: seconds
-                until it fails of that, None if it does not
-            "running" -- `slave`, `first` and `last` task of the lease, `since` seconds, `before`: leases that this slave
-                got earlier and still has
+            "waiting" -- `ahead`: tasks of its owner before it in the same line; `turns`: the owners that wait for
+                slaves of the same kind, the next one first, with the tasks of each; `slaves`: the first unmet condition
+                of each, "" where there is room; `unplaceable`: why no slave here can ever take it, "" if one can;
+                `fails_in`: seconds until it fails of that, None if it does not
+            "running" -- `slave`, `first` and `last` task of the lease, for `since` seconds; `before`: leases that this
+                slave got earlier and still has, on `slots`
             "ended" -- `slave`, `failure`: None or its type, message and kind; its owner has not settled it yet
             "settled" -- its owner has its outcome, and nothing is kept here
-            "unknown" -- there is no such task here; `why`
+            "unknown" -- there is no such task here, and `why`
         """
         known = self.owners.get(owner)
         about = {"task": f"{owner}.{ordinal}", "state": "unknown"}
@@ -1312,7 +1312,7 @@ class Board:
         for demand in self.demands.values():
             assert demand.tasks == sum(line.tasks for line in demand.ring.values())
             stuck = bool(demand.ring and self.slots and not demand.able)
-            assert {line.stuck is not None for line in demand.ring.values()} <= {stuck}, "flagged in vain, or not at all"
+            assert {line.stuck is not None for line in demand.ring.values()} <= {stuck}, "flagged in vain, or not"
             assert not stuck or not self.unplaceable_wait or self.deadline is not None, "nobody will end what is stuck"
         assert len(lines) == sum(len(owner.lines) for owner in self.owners.values())
         assert len(lines) == sum(len(demand.ring) for demand in self.demands.values())
@@ -1827,11 +1827,13 @@ class MasterNode(rpc.BaseNode):
         key = f"{owner} waits: {why}"
         if key not in self._failures and len(self._failures) < FAILURES_TOLD:
             self._failures.add(key)
-            wait = f"they fail in {self.unplaceable_wait:g} s" if self.unplaceable_wait else "they wait for one that can"
+            seconds = self.unplaceable_wait
+            wait = f"they fail in {seconds:g} s" if seconds else "they wait for one that comes"
             log.warning("%s tasks of %s wait: %s; %s (client.py --explain %s)", tasks, owner, why, wait, task)
 
     _senders = {
-        "unplaceable": _note_unplaceable, "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
+        "unplaceable": _note_unplaceable,
+        "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
         "refused": _send_refused, "outcome": _send_outcome,
     }
 
@@ -2325,7 +2327,8 @@ class MasterNode(rpc.BaseNode):
         ]
         waits = [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
         if running.isdisjoint(owners):
-            why = f"the slaves run tasks of {', '.join(sorted(running)[:SHOWN])}" if running else "no slave takes them yet"
+            others = ", ".join(sorted(running)[:SHOWN])
+            why = f"the slaves run tasks of {others}" if running else "no slave takes them yet"
             waits += [["behind", line.tasks, why, line.head] for demand, line in lines if not demand.wanting]
         return waits[:SHOWN]
 
@@ -2365,6 +2368,12 @@ class MasterNode(rpc.BaseNode):
             """Lets a node's key in, if the request is signed with the join secret of its role."""
             asked = {"role": role, "public_key": public_key, "name": name, "nonce": nonce, "time": time, "mac": mac}
             return self.loop.ask(lambda: self.keyring.enrol(asked, self.addresses))
+
+        @rpc.jsonremote(service, name="enrol.check")
+        def check_enrolment(request, role: str, public_key: str, name: str, nonce: str, time: float, mac: str):
+            """Says whether a node's enrolment would be let in, and lets nobody in."""
+            asked = {"role": role, "public_key": public_key, "name": name, "nonce": nonce, "time": time, "mac": mac}
+            return self.loop.ask(lambda: self.keyring.check_enrolment(asked))
 
         @rpc.jsonremote(service)
         def slaves(request):
@@ -2490,7 +2499,7 @@ SCHEDULERS = {"push": "GenericTaskScheduler", "pull": "ZMQTaskScheduler"}
 
 
 def _main(argv: list[str]) -> int:
-    code = rpc.administer("master", argv)
+    code = rpc.administer("master", argv, tasks.checks)
     if code is not None:
         return code
     options = parser().parse_args(argv)

@@ -622,7 +622,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    code = rpc.administer("slave", argv)
+    code = rpc.administer("slave", argv, tasks.checks)
     if code is not None:
         return code
     options = parser().parse_args(argv)

@@ -1126,21 +1126,21 @@ class Board:
             if now < due:
                 self._look_at(due)
                 return
-            text = f"{demand.wanting}, for {self.unplaceable_wait:g} s: {self._reasons(demand)}"
+            text = f"{demand.wanting}, for {self.unplaceable_wait:g} s ({self._reasons(demand)})"
             what = failure("unplaceable", "Unplaceable", text)
             for lo, hi, _, _ in self._dequeue_all(batch):
                 self.counters["unplaceable"] += hi - lo
                 self._end(batch, lo, hi, 0.0, what, None, "", effects)
 
     def _reasons(self, demand):
-        """Why no slave can take it, in a line: "s1, s2 and 7 more lack …"."""
+        """Why no slave can take it, in a line: "s1: is draining; s2, s3: lacks the tag x"."""
         reasons = {}
         for one in self.slaves.values():
             reasons.setdefault("is draining" if one.draining else one.lacks(demand), []).append(one.id)
         told = []
         for reason, names in list(reasons.items())[:SHOWN]:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            told.append(f"{', '.join(names[:SHOWN])}{more} {reason}")
+            told.append(f"{', '.join(names[:SHOWN])}{more}: {reason}")
         return "; ".join(told) + (f"; {len(reasons) - SHOWN} further reasons" if len(reasons) > SHOWN else "")
 
     def unplaced(self, now: float) -> list[dict]:

@@ -4956,7 +4956,7 @@ class Doctor:
     def _look(self, name):
         try:
             return self.LOOKS[name](self, name)
-        except (Error, OSError, http.client.HTTPException) as error:
+        except (Error, OSError, ValueError, http.client.HTTPException) as error:
             return Check.of(name, error)
 
     # this machine
@@ -5033,21 +5033,24 @@ class Doctor:
                 about = proxy.status()
             except RpcError as error:
                 raise components.Unreachable(error.what, error.why, error.fix) from None
-        if about.get("role") != "master":
-            what = f"{address} is a {about.get('role')}, not a master"
+        role = about.get("role") if isinstance(about, dict) else "stranger"
+        if role != "master":
+            what = f"{address} is a {role}, not a master"
             raise components.Unreachable(what, "each node has a port", "the master prints its address on start")
         self.about = about
 
     def _master_name(self, name):
-        self.host, self.port = parse_address(address_of_master(self.given, self.access_file))
-        return Check("ok", name, f"{self.host} is {_resolved(self.host)}")
+        host, port = parse_address(address_of_master(self.given, self.access_file))
+        found = _resolved(host)
+        self.host, self.port = host, port
+        return Check("ok", name, f"{host} is {found}")
 
     def _control(self, name):
         if not self.host:
             return Check("warn", name, "not looked at, for the master's address is not known")
         self._find(format_address(self.host, self.port))
-        return Check("ok", name, f"a master answers at {self.address}, {self.about['slaves']} slaves, "
-                                 f"{self.about['workers']} workers")  # fmt: skip
+        slaves, workers = self.about.get("slaves"), self.about.get("workers")
+        return Check("ok", name, f"a master answers at {self.address}, {slaves} slaves, {workers} workers")
 
     def _access(self, name):
         master = format_address(self.host, self.port) if self.host else ""
@@ -5079,8 +5082,8 @@ class Doctor:
             return self._skipped(name)
         with closing(http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)) as connection:
             connection.request("GET", "/health")
-            told = parsedate_to_datetime(connection.getresponse().headers["Date"])
-        apart = abs((datetime.now(timezone.utc) - told).total_seconds())
+            told = parsedate_to_datetime(connection.getresponse().headers.get("Date", ""))
+        apart = abs(datetime.now(timezone.utc).timestamp() - told.timestamp())
         if apart < CLOCKS_APART:
             return Check("ok", name, f"within {math.ceil(apart) + 1} s of the master's")
         level = "fail" if apart > CLOCK_SKEW else "warn"
@@ -5090,9 +5093,11 @@ class Doctor:
     def _compute(self, name):
         if not self.about:
             return self._skipped(name)
-        addresses = dict(self.about["addresses"])
-        port = int(addresses["tcp"].rpartition(":")[2])
-        where = preferred_address({**addresses, "tcp": format_address(self.host, port)})
+        addresses = self.about.get("addresses")
+        addresses = addresses if isinstance(addresses, dict) else {}
+        port = int(str(addresses.get("tcp", "")).rpartition(":")[2] or 0)
+        tcp = format_address(self.host, port) if port else ""
+        where = preferred_address({**addresses, "tcp": tcp})
         kind, _, path = where.partition("://")
         with socket.socket(socket.AF_UNIX) if kind == "ipc" else socket.socket() as sock:
             sock.settimeout(PATIENCE)

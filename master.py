@@ -2344,6 +2344,7 @@ class MasterNode(rpc.BaseNode):
         """Opens the HTTP port, writes the access files, and notes for nodes of this user where they are."""
         self.token = self.keyring.token()
         self._expose_to_people()
+        self._expose_explanations()
         self.serve(self.host, self.port, self.token, self.names_here)
         host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host  # what others can call
         self.addresses = {
@@ -2369,12 +2370,6 @@ class MasterNode(rpc.BaseNode):
             asked = {"role": role, "public_key": public_key, "name": name, "nonce": nonce, "time": time, "mac": mac}
             return self.loop.ask(lambda: self.keyring.enrol(asked, self.addresses))
 
-        @rpc.jsonremote(service, name="enrol.check")
-        def check_enrolment(request, role: str, public_key: str, name: str, nonce: str, time: float, mac: str):
-            """Says whether a node's enrolment would be let in, and lets nobody in."""
-            asked = {"role": role, "public_key": public_key, "name": name, "nonce": nonce, "time": time, "mac": mac}
-            return self.loop.ask(lambda: self.keyring.check_enrolment(asked))
-
         @rpc.jsonremote(service)
         def slaves(request):
             """Every slave: slots, leases and tasks in its hands, tasks done."""
@@ -2384,12 +2379,6 @@ class MasterNode(rpc.BaseNode):
         def systems(request):
             """Every task system that runs: its application, client, step, and seconds since its start."""
             return self.loop.ask(self.describe_systems)
-
-        @rpc.jsonremote(service, name="task.explain")
-        def explain(request, task: str):
-            """Where a task is and what it waits for: the queue, the turns, and what keeps each slave from it."""
-            owner, ordinal = parse_task_id(task)
-            return self.loop.ask(lambda: self.board.explain(owner, ordinal, time.monotonic()))
 
         @rpc.jsonremote(service, name="slave.set_workers", roles=("admin",))
         def set_workers(request, slave: str, workers: int):
@@ -2407,6 +2396,21 @@ class MasterNode(rpc.BaseNode):
         def cancel(request, system: str):
             """Ends a task system; what it has queued never runs."""
             return self.loop.ask(lambda: self.cancel_system(system))
+
+    def _expose_explanations(self) -> None:
+        service = self.service
+
+        @rpc.jsonremote(service, name="enrol.check")
+        def check_enrolment(request, role: str, public_key: str, name: str, nonce: str, time: float, mac: str):
+            """Says whether a node's enrolment would be let in, and lets nobody in."""
+            asked = {"role": role, "public_key": public_key, "name": name, "nonce": nonce, "time": time, "mac": mac}
+            return self.loop.ask(lambda: self.keyring.check_enrolment(asked))
+
+        @rpc.jsonremote(service, name="task.explain")
+        def explain(request, task: str):
+            """Where a task is and what it waits for: the queue, the turns, and what keeps each slave from it."""
+            owner, ordinal = parse_task_id(task)
+            return self.loop.ask(lambda: self.board.explain(owner, ordinal, time.monotonic()))
 
     def order_slave(self, slave: str, call: list) -> bool:
         """Passes an order on. Raises Error for a slave that is not here."""

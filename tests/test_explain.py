@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from email.utils import formatdate
 from pathlib import Path
 
@@ -393,7 +394,7 @@ class Relay:
 
     @staticmethod
     def _copy(source, sink):
-        with source, sink:
+        with source, sink, suppress(OSError):  # the other direction may have closed both
             while data := source.recv(65536):
                 sink.sendall(data)
 

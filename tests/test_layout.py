@@ -42,17 +42,17 @@ TOP_LEVEL = {
 # was not found yet, or something that can be cut. They went up once, for rooms that were not there before: sealed
 # pickles with buffers, payloads in files, large messages on a socketpair, published objects, both kernels.
 LINES = {
-    "client.py": 975,
+    "client.py": 1051,
     "components.py": 1572,
     "concurrent_swarm.py": 21,
     "fastpath.pyx": 730,
-    "master.py": 2330,
-    "rpc.py": 5020,
+    "master.py": 2562,
+    "rpc.py": 5295,
     "setup.py": 64,
     "slave.py": 690,
-    "tasks.py": 2035,
+    "tasks.py": 2045,
 }
-TOTAL_LINES = 13_350
+TOTAL_LINES = 13_940
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -841,7 +841,8 @@ class LocalSwarm:
         for process, line in reversed(self._children):
             line.close()  # the node follows its parent
             try:
-                process.wait(5)
+                with rpc.speaking_up("still waiting: a node of the local swarm is ending"):
+                    process.wait(5)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -880,7 +881,6 @@ EXAMPLES = """examples:
   client.py samples/md5.py --local              start a swarm here, run, stop it
   client.py samples/md5.py --master node01 --access client.access
   client.py samples/md5.py --workers 0 --pdb    run every task in this process
-  client.py --explain c1.17                     what a task waits for
 
 exit: 0 ok, 1 failed, 2 usage, 3 no connection, 4 gave up, 130 Ctrl-C, 143 TERM
 """
@@ -889,7 +889,7 @@ exit: 0 ok, 1 failed, 2 usage, 3 no connection, 4 gave up, 130 Ctrl-C, 143 TERM
 def parser() -> components.ArgumentParser:
     """The options of `client.py`."""
     made = components.ArgumentParser(
-        prog="client.py", usage="client.py APP [options]   run an application on a swarm",
+        prog="client.py", usage="client.py APP [options]   run an application; or client.py doctor",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("app", nargs="?", metavar="APP", help="a .py file or a package folder")

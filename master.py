@@ -2475,6 +2475,7 @@ EXAMPLES = """examples:
   master.py                        for slaves and clients of this user
   master.py --host 0.0.0.0         also others, with a file of its keys
   master.py config show --origin   what is configured, and where
+  master.py doctor                 what is missing here, and what to do
 
 exit: 0 stopped, 1 internal error, 2 usage or port taken, 130/143 signals
 """

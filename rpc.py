@@ -4933,8 +4933,9 @@ class Check(NamedTuple):
 
 
 class Doctor:
-    """Looks at what a node needs: on this machine, in its folder, and on the way to its master. Changes nothing, lets
-    nobody in, and waits at most PATIENCE for any answer. It needs no master: what needs one then says so."""
+    """Looks at what a node needs: on this machine, in its folder, and on the way to its master. Lets nobody in, makes
+    at most the folder of payloads in memory, and waits PATIENCE for an answer. What needs a master says so without one.
+    """
 
     def __init__(self, role: str, config: components.Config, environment: components.Environment, options: Any):
         self.role, self.config, self.environment, self.access_file = role, config, environment, options.access
@@ -5015,14 +5016,16 @@ class Doctor:
         with suppress(Error, OSError, KeyError):
             self._find(Access.load(str(self.environment / "keys" / "client.access")).addresses["http"])
             return Check("ok", name, f"the master of this folder answers at {self.address}")
-        with suppress(components.Unreachable):
-            self._find(format_address("127.0.0.1" if host in ("0.0.0.0", "::") else host, port or 8080))
-            return Check("warn", name, f"another master is at {self.address}", f"python master.py --port {port + 1}")
+        here = format_address("127.0.0.1" if host in ("0.0.0.0", "::") else host, port)
+        with suppress(components.Unreachable, UsageError):  # port 0 is no address to ask at
+            self._find(here)
+            return Check("warn", name, f"another master is at {here}", f"python master.py --port {port + 1}")
         try:
-            socket.create_server((host, port)).close()
+            socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
         except (OSError, OverflowError) as error:
             raise _cannot_listen(error, host, port) from None
-        return Check("warn", name, f"{format_address(host, port)} is free: no master runs here", "python master.py")
+        where = f"{format_address(host, port)} is free" if port else f"any of {host}"
+        return Check("warn", name, f"{where}: no master runs here", "python master.py")
 
     def _find(self, address):
         """Asks the master at an address what it is. Raises Unreachable."""

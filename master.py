@@ -2159,7 +2159,10 @@ class MasterNode(rpc.BaseNode):
 
     def _give_up_wanted(self, now: float) -> None:
         for key, asking in list(self._wanted.items()):
-            if now - asking[0][1] > WANTED_FOR:
+            waited = now - asking[0][1]
+            if rpc.SILENT <= waited < rpc.SILENT + SWEEP_EVERY:  # in one sweep
+                log.info("%s waits for a published object: its client has not sent it, again, yet", asking[0][0])
+            if waited > WANTED_FOR:
                 for target, _ in self._wanted.pop(key):
                     self._send(target, ["no_shared", key, "the client that published it has ended, or lost it"])
 

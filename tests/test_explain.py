@@ -263,6 +263,11 @@ class Sleeps(ApplicationNode):
 class Forgets(ApplicationNode):
     def start_processing(self): pass
 
+class Asks(ApplicationNode):
+    def start_processing(self):
+        from concurrent_swarm import rpc
+        rpc.Shared("0" * 64 + "-" + "0" * 16, 1).get()
+
 class Fetches(ApplicationNode):
     def start_processing(self): self.push_task(Quick("one"))
     def task_finished(self, task, result, error):
@@ -362,6 +367,15 @@ def test_a_published_object_that_does_not_come_is_named(swarm, apps):
     finally:
         here.master.send(signal.SIGCONT)
     assert client.wait().code == 0 and client.out == "result   100\n"
+
+
+def test_a_published_object_that_nobody_sends_is_named_by_who_waits_for_it(swarm, apps):
+    here = swarm(slaves=0)
+    client = here.start_client(apps, "--app", "Asks")
+    wait_until(lambda: "c1 waits for a published object" in here.master.err, "the master says so")
+    assert "still waiting: the published object 000000000000 has not come" in client.err
+    client.wait()
+    assert client.code == 1 and "the client that published it has ended, or lost it" in client.err
 
 
 def test_a_local_swarm_that_starts_slowly_says_what_is_starting(swarm, tmp_path):

@@ -46,13 +46,13 @@ LINES = {
     "components.py": 1572,
     "concurrent_swarm.py": 21,
     "fastpath.pyx": 730,
-    "master.py": 2563,
+    "master.py": 2566,
     "rpc.py": 5298,
     "setup.py": 64,
     "slave.py": 690,
     "tasks.py": 2045,
 }
-TOTAL_LINES = 13_940
+TOTAL_LINES = 13_950
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -48,6 +48,7 @@ from . import components, rpc, tasks
 log = logging.getLogger(__spec__.name)
 
 WELCOME_WITHIN = 15.0  # seconds until the compute channel must have answered
+HEARD_WITHIN = 5.0  # seconds until the master must have heard that a client leaves its systems there
 PROGRESS_EVERY = 0.2  # seconds between two drawings of the progress line
 GIVE_UP_CANCELLING = 5.0  # seconds that a first Ctrl-C waits for what runs
 
@@ -67,7 +68,8 @@ class ApplicationNode(components.Component):
     result: Any = None
     error: BaseException | None = None
     exit_code = 0
-    welcomed = finishing = by_hand = False
+    welcomed = finishing = by_hand = detaches = detached = False
+    collects = ""  # the name of a system that another client has left with the master
     slaves = workers = busy = 0
     started = 0.0
     progress: dict = {}  # number of a system -> [step, tasks done, tasks known]
@@ -88,11 +90,16 @@ class ApplicationNode(components.Component):
     def app_main(self) -> int:
         """Connects, starts the work, runs the main loop. Returns the exit code: 0 if nothing failed."""
         self.connect()
-        system = self.get_task_system()
-        if system is None:
-            self.start_processing()
-        else:
+        system = None if self.collects else self.get_task_system()
+        if self.collects:
+            self.collect_tasksystem(self.collects)
+        elif system is not None:
             self.push_tasksystem(system)
+        elif self.detaches:
+            raise components.UsageError("--detach is for task systems", "callbacks of plain tasks happen in the client",
+                                        "return a system from get_task_system, or leave --detach away")
+        else:
+            self.start_processing()
         self.main_loop()
         return self.exit_code
 
@@ -174,6 +181,10 @@ class ApplicationNode(components.Component):
         """
         return tasks.publish(obj)
 
+    def collect_tasksystem(self, name: str) -> None:
+        """Waits for a task system that an earlier client has left with the master, by its name there."""
+        self._on_loop(lambda: self._collect(name))
+
     def next_step(self, number: int) -> None:
         """Lets a task system that waits at its barrier go on."""
         self._on_loop(lambda: self.call("step", number))
@@ -201,6 +212,7 @@ class ApplicationNode(components.Component):
         self.names: dict[int, str] = {}  # number of a system -> its name at the master
         self.ended: dict[int, dict] = {}  # number of a system -> its stats
         self._sealed: dict[int, tuple] = {}
+        self._collecting: dict[int, str] = {}
         self._published: dict[str, Any] = {}  # what was published, for a master that must be told again
         rpc.Exchange(self._publish, self.swarm.fetch)
         listens = type(self).task_finished is not ApplicationNode.task_finished
@@ -239,6 +251,8 @@ class ApplicationNode(components.Component):
             self.owner.resubmit(welcome.get("known", True))
             for number, (sealed, options) in list(self._sealed.items()):
                 self.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
+            for number, name in self._collecting.items():
+                self.call("collect", number, name)
 
     @property
     def pending(self) -> bool:
@@ -282,10 +296,24 @@ class ApplicationNode(components.Component):
             self.push_tasksystem_failed({"c": -32602, "m": str(error), "t": "", "e": error})
             return
         number = len(self.systems) + 1
-        options = {"name": type(system).__name__, "client_id": self.node_id_str, "by_hand": self.by_hand}
+        options = {"name": type(system).__name__, "client_id": self.node_id_str, "by_hand": self.by_hand,
+                   "system_id": str(system.system_id)}
         self.systems[number] = system
         self._sealed[number] = (sealed, options)  # kept until the system has ended: a new master needs it again
         self.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
+
+    def _collect(self, name: str) -> None:
+        number = len(self.systems) + 1
+        self.systems[number] = tasks.ITaskSystem()
+        self._collecting[number] = name
+        self.call("collect", number, name)
+
+    def _leave_systems(self) -> None:
+        """With --detach: once the master has all of them, nobody waits for them here."""
+        if len(self.names) == len(self.systems) and self.owner.idle:
+            self.detached = True
+            self.call("detach")
+            self.shutdown_main_loop()
 
     def _number_of(self, system: tasks.ITaskSystem) -> int:
         return next(number for number, known in self.systems.items() if known is system)
@@ -315,10 +343,13 @@ class ApplicationNode(components.Component):
         if number not in self.names:
             self.names[number] = name
             self.push_tasksystem_response(name)
+            if self.detaches:
+                self._leave_systems()
 
     def _hear_system_refused(self, params: list, parts: list) -> None:
         number, failure = params
         self._sealed.pop(number, None)
+        self._collecting.pop(number, None)
         self.push_tasksystem_failed(failure)
 
     def _hear_step(self, params: list, parts: list) -> None:
@@ -336,10 +367,11 @@ class ApplicationNode(components.Component):
             return
         self.ended[number] = stats
         self._sealed.pop(number, None)
+        self._collecting.pop(number, None)
         result, error = (None, tasks.open_failure(failure)) if failure else tasks.attempt(rpc.open_sealed, parts[0])
         self.call("work_settled", number)
-        handle = tasks.Handle(system.system_id)
-        handle.title, handle.stats = type(system).__name__, stats
+        handle = tasks.Handle(stats.get("system_id") or system.system_id)
+        handle.title, handle.stats = stats.get("app") or type(system).__name__, stats
         self._system_handle = handle
         if error is None:
             self.result = result
@@ -374,6 +406,9 @@ class ClientNode(rpc.Node):
 
     role = "client"
     master_address = components.ConfigItem("client", "master", "", "HOST:PORT of the master")
+    on_disconnect = components.ChoiceItem(
+        "client", "on_disconnect", "wait", ("wait", "cancel"), "what becomes of the work when this client vanishes"
+    )
     busy_loop = True
     app: ApplicationNode | None = None
     watch: "Watch | None" = None  # what shows the progress
@@ -385,7 +420,7 @@ class ClientNode(rpc.Node):
         self._missing: dict[str, str] = {}
 
     def info(self) -> dict:
-        return {**super().info(), "bundle": self.app.bundle.digest}
+        return {**super().info(), "bundle": self.app.bundle.digest, "on_disconnect": self.on_disconnect}
 
     def join(self, app: ApplicationNode) -> None:
         """Enrols and connects; what is sent before the welcome waits for it. Raises Unreachable."""
@@ -504,8 +539,12 @@ class ClientNode(rpc.Node):
     def close(self) -> None:
         """Tells the master that nobody waits here any more, and leaves."""
         if self.link and self.link.state == "ready":
-            self.call("goodbye")
+            if not self.app.detached:
+                self.call("goodbye")
             self.link.tick(time.monotonic())
+            limit = time.monotonic() + HEARD_WITHIN
+            while self.app.detached and self.link.master.unheard and time.monotonic() < limit:
+                self.loop.step(0.1)
         super().close()
 
 
@@ -739,6 +778,7 @@ def summary(app: ApplicationNode, code: int) -> dict:
     tasks_done = counts["done"] + counts["failed"]
     return {
         "ok": code == 0, "exit": code, "app": type(app).__name__, "systems": list(app.names.values()),
+        "detached": app.detached,
         "tasks": tasks_done, "done": counts["done"], "failed": counts["failed"], "steps": steps,
         "elapsed_s": round(elapsed, 3), "rate": round(tasks_done / elapsed, 1) if elapsed else 0.0,
         "workers": app.workers, "slaves": app.slaves,
@@ -785,7 +825,10 @@ def print_end(about: dict, terminal: components.Terminal, app_file: str, full: b
         say(terminal.paint(f"FAILED   {about['error']['type']}{where}: {about['error']['message']}", "31"))
         if about["error"]["traceback"]:
             say(_indent(about["error"]["traceback"]))
-    if about["errors"] or about["error"]:
+    if about["detached"]:
+        for name in about["systems"]:
+            say(f"detached system {name} goes on; collect it: python client.py {app_file} --collect {name}")
+    elif about["errors"] or about["error"]:
         say(f"\ndebug here: python client.py {app_file} --workers 0 --pdb")
     elif about["tasks"]:
         steps = f" in {about['steps']} steps" if about["steps"] > 1 else ""
@@ -900,6 +943,8 @@ def parser() -> components.ArgumentParser:
     run.add_argument("--workers", metavar="N", help="workers of --local; 0: run in this process")
     run.add_argument("--keep", action="store_true", help="leave the local swarm up until Ctrl-C")
     run.add_argument("--app", dest="chosen", metavar="CLASS", help="which application of the file")
+    run.add_argument("--detach", action="store_true", help="leave as soon as the master has the task systems")
+    run.add_argument("--collect", metavar="ID", help="wait for a task system that was left there")
     run.add_argument("--step", action="store_true", help="lock-step; Enter begins the next step")
     output = made.add_argument_group("output and limits")
     output.add_argument("--json", action="store_true", help="one object on stdout at the end")
@@ -929,6 +974,9 @@ def _main(argv: list[str]) -> int:
                                     "client.py samples/md5.py --local")
     if options.pdb and options.workers != "0":
         raise components.UsageError("--pdb needs --workers 0", "only then do tasks run here", "add --workers 0")
+    if (options.detach or options.collect) and (options.local or options.workers == "0"):
+        raise components.UsageError("--detach and --collect need a master that stays", "this one ends with the run",
+                                    "start one: python master.py")
     bundle = rpc.make_bundle(options.app, options.module)
     rpc.answer_framework([rpc.FRAMEWORK, rpc.PUBLIC_NAME])
     module = rpc.load_app(bundle.root, bundle.manifest)
@@ -973,6 +1021,7 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
     stack.callback(swarm.close)
     app = swarm[cls]
     app.swarm, app.bundle, app.by_hand = swarm, bundle, options.step
+    app.detaches, app.collects = options.detach, options.collect or ""
     swarm.watch = Watch(app, terminal, options.wait, not options.quiet and not options.json)
     config.check_unknown()
     code = _perform(app, options, terminal)

@@ -24,6 +24,17 @@ Records, in order, are all that `restore` needs:
     ("batch", owner, number, count, group, options, payload) · ("settled", owner, number)
     ("retry", owner, number, lo, hi, deaths, losses)    these tasks lost their worker or slave, and wait again
     ("outcome", owner, number, lo, hi, seconds, failures, payload)
+and, which the Board only passes over but for the snapshot, what a task system needs to go on in another process: it is
+repeated from its beginning, or its last snapshot, with the same outcomes, steps and values in the same order.
+    ("system", owner, client, number, app, bundle, options, payload)
+    ("step", owner) · ("value", owner, value)           a person let it go on; what its clock said
+    ("snapshot", owner, heard, batches, out, drawn, ended, payload)
+                                                        the system after `heard` more outcomes and steps, when it had
+                                                        sent `batches` batches, of which those tasks were `out`
+    ("moved", owner, client, number)                    another client waits for it now
+    ("finished", owner, client, number, app, user, failure, stats, payload)   not heard by its client yet
+    ("detached", client)                                it left its task systems here, for others to collect
+    ("slave", slave, key)                               it may come back with leases
 
 Messages: the second item names the peer.
     ("lease", slave, Lease) · ("revoke", slave, lease id, kill) · ("steal", slave, lease id)
@@ -48,23 +59,32 @@ if __name__ == "__main__":  # hand over to the one copy of this module, under it
     raise SystemExit(import_module(__spec__.name).main())
 
 import argparse
+import base64
 import bisect
 import collections
+import errno
 import functools
+import hashlib
 import heapq
 import itertools
 import json
 import logging
 import math
+import os
 import queue
+import secrets
+import shutil
 import signal
 import socket
 import sqlite3
+import struct
 import sys
 import threading
 import time
+import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -86,6 +106,7 @@ STEAL_WIDTH = 64  # leases asked for per round
 STEAL_LOOK = 2e-5  # seconds between two rounds per lease that is out: looking at it takes 4 % of that
 WIDTH = 8  # slaves shown to the scheduler per lease: best of eight, whatever the size of the swarm
 MAX_ATTEMPTS = 3  # worker deaths until a task counts as poisoned
+MAX_HOSTS = 3  # processes that a task system may have until its death counts as its own fault
 MAX_LOSSES = 10  # slaves lost under one task until it counts as lost
 LIMIT = 10_000_000  # unsettled tasks per owner
 MAX_KINDS = 1000  # names measured apart per owner
@@ -305,6 +326,7 @@ class Owner:
 
 
 NONE = MappingProxyType({})
+PASSED_OVER = ("system", "step", "value", "moved", "finished", "detached", "slave")  # records that it does not need
 
 
 class Batch:
@@ -566,6 +588,7 @@ class Board:
         self.deadline = None
         self.scheduler_error = None
         self._doubtful = {}  # demands of which it is to be seen whether a slave can take them; an ordered set
+        self.resting_until = -math.inf
         self._lease_ids = itertools.count(1)
         self._serials = itertools.count(1)
 
@@ -585,12 +608,13 @@ class Board:
             self.owners[owner].attached = False
         return Effects([], [], [])
 
-    def owner_attached(self, owner: str, now: float) -> Effects:
-        """It is back: it hears again what was accepted, and every outcome that it has not settled."""
+    def owner_attached(self, owner: str, now: float, knows: bool = False) -> Effects:
+        """It is back: unless it `knows`, it hears again what was accepted, and all outcomes it has not settled."""
         effects = Effects([], [], [])
         known = self.owners.get(owner)
         if known is not None:
             known.attached = True
+        if known is not None and not knows:
             for number, batch in known.batches.items():
                 effects.after.append(("accepted", owner, number))
                 for outcome in batch.outcomes:
@@ -668,8 +692,25 @@ class Board:
             batch = known.batches.get(number)
             if batch is not None:
                 self._forget(batch, effects)
-                effects.records.append(("settled", owner, number))
+                if known.kind != "system":  # its outcomes are what it is repeated with
+                    effects.records.append(("settled", owner, number))
         return self._assigned(effects, now)
+
+    def withdrawn(self, owner: str, number: int, reason: str, now: float) -> Effects:
+        """The batch cannot be kept, so it was never accepted: as if it had not come, but for what its owner has heard
+        of it already. It may be submitted again."""
+        effects = Effects([], [("refused", owner, number, reason)], [])
+        known = self.owners.get(owner)
+        batch = known.batches.get(number) if known is not None else None
+        if batch is not None:
+            self.counters["withdrawn"] += 1
+            self._drop_batch(batch, effects)
+            effects.records.append(("settled", owner, number))
+        return self._assigned(effects, now)
+
+    def knows(self, owner: str, number: int) -> bool:
+        """Whether such a batch was taken in, settled or not."""
+        return owner in self.owners and self._submitted(self.owners[owner], number)
 
     @staticmethod
     def _submitted(owner, number):
@@ -736,6 +777,10 @@ class Board:
             effects.messages.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload, slave))
 
     def _forget(self, batch, effects):
+        self._drop_batch(batch, effects)
+        _add(batch.owner.forgotten, batch.number)
+
+    def _drop_batch(self, batch, effects):
         self._dequeue_all(batch)
         for lease in batch.leases.values():
             self._revoke(lease, False, effects)
@@ -744,7 +789,6 @@ class Board:
         owner = batch.owner
         owner.tasks -= batch.count
         del owner.batches[batch.number]
-        _add(owner.forgotten, batch.number)
 
     # -- queues ----------------------------------------------------------------------------------------------
 
@@ -799,15 +843,44 @@ class Board:
     # -- slaves ----------------------------------------------------------------------------------------------
 
     def slave_joined(
-        self, slave: str, resources: dict, tags: list, workers: int, now: float, name: str = ""
+        self, slave: str, resources: dict, tags: list, workers: int, now: float, name: str = "", holds: Iterable = ()
     ) -> Effects:
-        """A slave with these amounts, tags and slots is here, with empty hands."""
+        """A slave with these amounts, tags and slots is here.
+
+        holds -- leases of an earlier life or connection that it still has, as (lease, owner, number, lo, hi). Those of
+            which all tasks wait here are its own again; see `Slave.leases`.
+        """
         effects = Effects([], [], [])
         if slave in self.slaves:
             self._lose(slave, "joined again", effects)
-        self.slaves[slave] = Slave(slave, name, resources, tags, workers)
+        joined = self.slaves[slave] = Slave(slave, name, resources, tags, workers)
+        for row in holds:
+            self._adopt(joined, *row, now)
         self._fit(slave, 0)
         return self._assigned(effects, now)
+
+    def _adopt(self, slave, number, owner, batch, lo, hi, now):
+        known = self.owners.get(owner)
+        batch = known.batches.get(batch) if known is not None else None
+        if batch is None or number in self.leases:
+            return
+        inside, outside = split(batch.queue, lo, hi)
+        if total(inside) != hi - lo or slave.lacks(batch.demand):
+            return
+        batch.queue = tuple(outside)
+        self._shorten(batch, hi - lo)
+        deaths, losses = (max(one[i] for one in inside) for i in (2, 3))
+        lease = Lease(number, batch, lo, hi, deaths, losses, now)
+        slave.take(lease)
+        batch.take(lease)
+        self.leases[number] = lease
+        self.counters["adopted"] += 1
+        self._tell("task_pushed", slave, hi - lo)
+
+    def rest(self, until: float, now: float) -> Effects:
+        """Make no leases before then: slaves that may have some are expected back. A time in the past ends it."""
+        self.resting_until = until if until > now else -math.inf
+        return self._assigned(Effects([], [], []), now)
 
     def slave_changed(self, slave: str, resources: dict, workers: int, now: float) -> Effects:
         """Its amounts or slots are others now. What it holds it keeps."""
@@ -961,6 +1034,8 @@ class Board:
         `deadline`."""
         effects = Effects([], [], [])
         self.deadline = None
+        if now >= self.resting_until:
+            self.resting_until = -math.inf
         self._steal(effects, now)
         self._assign(effects, now)
         self._end_stuck(effects, now)
@@ -978,6 +1053,9 @@ class Board:
     def _assign(self, effects, now):
         """Make leases until nothing that waits fits anywhere. Owners take turns; one owner's batches go in
         order, except that a batch which fits nowhere does not hold up those with another demand."""
+        if now < self.resting_until:
+            self._look_at(self.resting_until)
+            return
         ready = [demand for demand in self.demands.values() if demand.ring and demand.free]
         while ready:
             demand = ready[0] if len(ready) == 1 else min(ready, key=self._turn)
@@ -1267,7 +1345,11 @@ class Board:
     def _replay(self, record, waiting, now):
         event, owner, *rest = record
         effects = Effects([], [], [])
-        if event == "owner":
+        if event in PASSED_OVER:
+            return
+        if event == "snapshot":
+            self._replay_snapshot(self.owners[owner], rest[1], dict(rest[2]), waiting)
+        elif event == "owner":
             self.owners[owner] = Owner(owner, *rest)
         elif event == "gone":
             for batch in self.owners[owner].batches.values():
@@ -1291,6 +1373,20 @@ class Board:
             else:
                 self._end(batch, lo, hi, *rest, "", effects)
             waiting[batch] = outside
+
+    def _replay_snapshot(self, owner, batches, out, waiting):
+        """Of the batches that were sent before it, only those tasks are open that it says are out: the outcomes of the
+        others are in it."""
+        for number, batch in owner.batches.items():
+            if number < batches:
+                still = []
+                for lo, hi in out[number]:
+                    inside, waiting[batch] = split(waiting[batch], lo, hi)
+                    still += inside
+                for lo, hi, *_ in waiting[batch]:
+                    batch.end((lo, hi, 0.0, {}, None, ""))
+                self.counters["ended"] += total(waiting[batch])
+                waiting[batch] = still
 
     # -- what always holds -----------------------------------------------------------------------------------
 
@@ -1367,7 +1463,7 @@ class Board:
         assert self.counters["submitted"] == ended + sum(batch.remaining for batch in batches), "miscounted"
         for demand in self.demands.values():
             assert all(slave in demand.able for slave in (*demand.idle, *demand.free))
-            if self.scheduler is None and demand.ring:
+            if self.scheduler is None and demand.ring and self.resting_until == -math.inf:
                 assert not any(one.room(demand.needs, 1) for one in demand.idle), "work and room both wait"
 
 # -- journal -------------------------------------------------------------------------------------------------------
@@ -1375,13 +1471,55 @@ class Board:
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS format (version INTEGER);
 CREATE TABLE IF NOT EXISTS records (
-    number INTEGER PRIMARY KEY, kind TEXT, owner, batch INTEGER, detail TEXT, payload BLOB);
+    number INTEGER PRIMARY KEY, kind TEXT, owner, batch INTEGER, detail TEXT, sizes TEXT, sum INTEGER, payload BLOB);
 CREATE INDEX IF NOT EXISTS by_batch ON records (owner, batch);
 """
-FORMAT = 1
+ROWS = "SELECT number, kind, owner, batch, detail, sizes, sum, payload FROM records"
+FORMAT = 2
 OF_BATCH = ("batch", "retry", "outcome")
-WITH_PAYLOAD = ("batch", "outcome")
+WITH_PAYLOAD = ("batch", "outcome", "system", "snapshot", "finished")
 GATHER = 0.01  # seconds that records may wait for others: nobody is told that they are safe before they are
+LARGE = 16 * 1024  # bytes of a payload that gets a file of its own: a row of that size takes 90 µs, a file 30
+PAGE = 4096  # bytes of a page of the database
+KEPT_BLOBS = 64 * 1024 * 1024  # bytes of files that are not needed, to be written again
+KEPT_PAGES = 8 * 1024 * 1024 // PAGE  # free ones that are not worth giving back
+STEP_PAGES = 256  # given back at a time, between two commits
+LOG_LIMIT = 4 * 1024 * 1024  # bytes that the write-ahead log keeps
+BALLAST = LOG_LIMIT  # bytes of a file that is let go when the disk is full: even to delete takes room in the log
+READ_ROWS = 500  # at a time
+FEW = 64  # deletions in a commit while the disk is full
+PROBE_EVERY = 1.0  # seconds between two looks whether a full disk has room again
+STORAGE_ERRORS = (
+    "database or disk is full", "disk I/O error", "unable to open database file", "database is locked",
+    "attempt to write a readonly database",
+)  # fmt: skip
+
+
+def is_storage(error: Exception) -> bool:
+    """Whether an error is the disk's, which may pass, and not the journal's own."""
+    text = str(error)
+    return isinstance(error, OSError) or (
+        isinstance(error, sqlite3.OperationalError) and text.startswith(STORAGE_ERRORS)
+    )
+
+
+def lasting(records: list[tuple]) -> list[tuple]:
+    """The records without those that a later one of them takes back."""
+    ended: set = set()
+    kept = []
+    for record in reversed(records):
+        kind = record[0]
+        if kind in OF_BATCH:
+            if ended and (record[1] in ended or record[1:3] in ended):
+                continue
+        elif kind == "settled":
+            ended.add(record[1:3])
+        elif record[1] in ended and kind != "gone":
+            continue
+        elif kind == "gone":
+            ended.add(record[1])
+        kept.append(record)
+    return kept[::-1] if ended else records
 
 
 class Journal(threading.Thread):
@@ -1389,41 +1527,65 @@ class Journal(threading.Thread):
 
     `put(records, after)` never waits; `committed(after)` is called, in this thread, once the records are safe. The
     last item of "batch" and "outcome" records, the payload, is a list of byte strings. What nobody needs is deleted.
+
+    When the disk is full (or cannot be written), `full(error, refused)` is called with the (owner, number) of the
+    batches that could not be kept: they count as never submitted. Other records wait in memory and are tried again;
+    were the master killed then, their tasks would run again. `room()` is called when all are on the disk. Any other
+    error is final: `failed(error)`.
     """
 
-    def __init__(self, path: Path, committed: Callable[[list], None], failed: Callable[[Exception], None]):
+    def __init__(
+        self, path: Path, committed: Callable[[list], None], failed: Callable[[Exception], None],
+        full: Callable[[Exception, list], None] | None = None, room: Callable[[], None] = lambda: None,
+        synchronous: str = "normal",
+    ):  # fmt: skip
         super().__init__(name="journal", daemon=True)
         self._failed = failed
         self._path = path
         self._committed = committed
+        self._full, self._room = full or (lambda error, refused: failed(error)), room
+        self._synchronous = synchronous
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
+        self._waiting: list[tuple] = []  # records that the disk did not take
+        self._held: list[tuple] = []  # messages to send once these are committed
+        self._systems: set = set()  # task systems: their batches wait, for they must come again in the same way
+        self._withdrawn: set = set()  # (owner, number) of refused batches, until the Board has taken them out
+        self._blocked = False
+        self._probe_at = 0.0
+        self._excess = False  # the file has many free pages
+        self._ballast = Path(f"{path}.ballast")
+        self._ballast.unlink(missing_ok=True)
+        self._blobs = Blobs(blobs_of(path), synchronous == "full")
+        self._loaded = read_journal(path)
         self._base = self._open()
+        self._number = self._base.execute("SELECT coalesce(max(number), 0) FROM records").fetchone()[0]
+        self._systems.update(record[1] for record in self._loaded if record[0] == "system")
 
     def _open(self) -> sqlite3.Connection:
         try:
             base = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            base.execute("PRAGMA journal_mode=WAL")
-            base.execute("PRAGMA synchronous=NORMAL")
+            for pragma in (
+                "auto_vacuum=INCREMENTAL", "journal_mode=WAL", f"synchronous={self._synchronous}",
+                f"journal_size_limit={LOG_LIMIT}",
+            ):  # fmt: skip
+                base.execute(f"PRAGMA {pragma}")
             base.executescript(SCHEMA)
-            found = base.execute("SELECT version FROM format").fetchone()
-            if found is None:
+            if base.execute("SELECT version FROM format").fetchone() is None:
                 base.execute("INSERT INTO format VALUES (?)", (FORMAT,))
-        except sqlite3.DatabaseError as error:
-            raise components.Error(
-                f"the journal {self._path} cannot be read ({error})", "it is damaged, or not a journal",
-                "move it away to start with an empty one, or start with --no-journal",
-            ) from None
-        if found and found[0] != FORMAT:
-            raise components.UsageError(
-                f"the journal {self._path} has format {found[0]}, this version reads {FORMAT}",
-                "another version of the program wrote it", "use that version, or move the file away",
+            base.create_function("drop_blob", 1, self._blobs.drop)
+            base.execute(
+                "CREATE TEMP TRIGGER dropped AFTER DELETE ON main.records WHEN old.sizes IS NOT NULL "
+                "BEGIN SELECT drop_blob(old.number); END"
             )
+            self._blobs.sweep({number for (number,) in base.execute("SELECT number FROM records WHERE sizes NOT NULL")})
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise unusable(self._path, error) from None
         return base
 
     def load(self) -> list[tuple]:
-        """All records, oldest first. Before `start`."""
-        rows = self._base.execute("SELECT kind, owner, batch, detail, payload FROM records ORDER BY number")
-        return [_record(*row) for row in rows]
+        """All records, oldest first. Before `start`, once."""
+        loaded, self._loaded = self._loaded, []
+        return loaded
 
     def put(self, records: list[tuple], after: list) -> None:
         """Takes records, and what is to be sent once they are committed."""
@@ -1431,28 +1593,153 @@ class Journal(threading.Thread):
 
     def run(self) -> None:
         """Commits until `stop`."""
+        entries: list = [([], [])]
         while True:
-            batch = [self._queue.get()]
-            time.sleep(GATHER)
-            while not self._queue.empty():
-                batch.append(self._queue.get())
             try:
-                self._commit([record for records, _ in batch for record in records or ()])
-            except (sqlite3.Error, OSError, Error, ValueError, TypeError, OverflowError) as error:  # a full disk
+                after = self._keep(entries)
+            except (sqlite3.Error, OSError, Error, ValueError, TypeError, OverflowError) as error:
                 self._failed(error)
                 return
-            after = [message for _, messages in batch for message in messages]
             if after:
                 self._committed(after)
-            if any(records is None for records, _ in batch):
+            if any(records is None for records, _ in entries):
+                self._ballast.unlink(missing_ok=True)
+                self._blobs.trim()
                 self._base.close()
                 return
+            entries = self._next()
+
+    def _next(self) -> list:
+        """What was put, gathered; nothing when there is something else to do meanwhile."""
+        pause = PROBE_EVERY if self._blocked else GATHER if self._excess else None
+        try:
+            entries = [self._queue.get(timeout=pause)]
+        except queue.Empty:
+            return []
+        time.sleep(GATHER)
+        while not self._queue.empty():
+            entries.append(self._queue.get())
+        return entries
+
+    def _keep(self, entries: list) -> list:
+        """Commits what was put, or holds it; returns what may be sent now."""
+        self._waiting += self._not_withdrawn([record for records, _ in entries for record in records or ()])
+        self._systems.update(record[1] for record in self._waiting if record[0] == "system")
+        for records, after in entries:
+            self._held += [(message, bool(records)) for message in after]
+        stopping = any(records is None for records, _ in entries)
+        if self._blocked and time.monotonic() < self._probe_at and not stopping:
+            self._refuse(None)
+        else:
+            self._try()
+        now = [message for message, waits in self._held if not (waits and self._blocked)]
+        self._held = [held for held in self._held if held[1]] if self._blocked else []
+        return [message for message in now if not self._withdrawn or message[1:3] not in self._withdrawn]
+
+    def _try(self) -> None:
+        try:
+            if self._blocked:
+                self._delete_first()
+            if not self._ballast.exists():
+                self._load_ballast()
+            self._commit(lasting(self._waiting))
+            self._waiting = []
+        except (sqlite3.OperationalError, OSError) as error:
+            if not is_storage(error):
+                raise
+            if self._blobs.trim():
+                self._try()
+            else:
+                self._refuse(error)
+        else:
+            if self._blocked:
+                self._blocked = False
+                self._room()
+
+    def _delete_first(self) -> None:
+        """What the ballast had is for deletions, which make room for the rest: few at a time, with an empty log."""
+        self._waiting = lasting(self._waiting)
+        ends = [record for record in self._waiting if record[0] in ("settled", "gone")]
+        for first in range(0, len(ends), FEW):
+            self._base.execute("PRAGMA wal_checkpoint").fetchall()
+            self._commit(ends[first : first + FEW])
+        for _ in range(FEW):
+            self._base.execute("PRAGMA wal_checkpoint").fetchall()
+            self._shrink()
+            if not self._excess:
+                break
+        self._waiting = [record for record in self._waiting if record[0] not in ("settled", "gone")]
+
+    def _refuse(self, error: Exception | None) -> None:
+        """The disk takes nothing: batches that wait are refused, all else goes on waiting."""
+        batches = [record[1:3] for record in self._waiting if record[0] == "batch"]
+        refused = [batch for batch in batches if batch[0] not in self._systems]
+        self._withdrawn.update(refused)
+        self._waiting = self._not_withdrawn(self._waiting)
+        self._held = [held for held in self._held if held[0][1:3] not in self._withdrawn]
+        if error is not None:
+            self._probe_at = time.monotonic() + (PROBE_EVERY if self._blocked else 0)
+            self._blocked = True
+            self._ballast.unlink(missing_ok=True)
+            self._error = error
+        if refused or error is not None:
+            self._full(self._error, refused)
+
+    def _not_withdrawn(self, records: list[tuple]) -> list[tuple]:
+        """The records without those of refused batches."""
+        if not self._withdrawn:
+            return records
+        kept = []
+        for record in records:
+            if record[1:3] not in self._withdrawn or record[0] not in (*OF_BATCH, "settled"):
+                kept.append(record)
+            elif record[0] == "settled":  # the Board has taken it out; it may come again
+                self._withdrawn.discard(record[1:3])
+        return kept
+
+    def _load_ballast(self) -> None:
+        try:
+            with open(self._ballast, "wb", buffering=0) as file:
+                rpc.write_pieces(file.fileno(), [bytes(BALLAST)])
+            room = shutil.disk_usage(self._path.parent).free
+            if self._blocked and room < BALLAST:  # else it would be full again at once
+                raise OSError(errno.ENOSPC, f"{room:,} bytes are left")
+        except OSError:
+            self._ballast.unlink(missing_ok=True)
+            raise
 
     def _commit(self, records: list[tuple]) -> None:
-        self._base.execute("BEGIN")
-        for record in records:
-            self._write(record)
-        self._base.execute("COMMIT")
+        """All of them or none."""
+        if records:
+            done = False
+            try:
+                self._base.execute("BEGIN IMMEDIATE")
+                for record in records:
+                    self._write(record)
+                self._blobs.sync()
+                self._base.execute("COMMIT")
+                done = True
+            finally:
+                if not done:
+                    self._roll_back()
+            self._blobs.committed()
+        self._shrink()
+
+    def _roll_back(self) -> None:
+        if self._base.in_transaction:  # SQLite may have done it
+            self._base.execute("ROLLBACK")
+        self._blobs.rolled_back()
+
+    def _shrink(self) -> None:
+        """Gives a little of the file back while more than half of it is free, or if the disk is full."""
+        (free,), (pages,) = (
+            self._base.execute(f"PRAGMA {of}").fetchone() for of in ("freelist_count", "page_count")
+        )
+        before, self._excess = self._excess, free > (0 if self._blocked else max(KEPT_PAGES, pages // 2))
+        if before and not self._excess:
+            self._base.execute("PRAGMA wal_checkpoint").fetchall()  # the file itself becomes shorter
+        if self._excess:
+            self._base.executescript(f"PRAGMA incremental_vacuum({STEP_PAGES})")  # `execute` would do one page
 
     def stop(self) -> None:
         """Commits what is there and ends."""
@@ -1461,24 +1748,55 @@ class Journal(threading.Thread):
 
     def _write(self, record: tuple) -> None:
         kind, owner, *rest = record
-        if kind == "settled":
+        if kind == "history":  # no record: all that there is of this owner at this moment
+            rest[0][:] = [_record(*row[1:]) for row in rows_of(self._base, self._path, owner=owner)]
+        elif kind == "settled":
             self._base.execute("DELETE FROM records WHERE owner = ? AND batch = ?", (owner, rest[0]))
         elif kind == "gone":
             self._base.execute("DELETE FROM records WHERE owner = ?", (owner,))
         else:
             if kind == "life":
                 self._base.execute("DELETE FROM records WHERE kind = 'life'")
-            payload = pack_payload(rest.pop()) if kind in WITH_PAYLOAD else None
+            elif kind == "snapshot":
+                self._forget_before(owner, *rest[:3])
+            payload = rest.pop() if kind in WITH_PAYLOAD else None
             batch = rest.pop(0) if kind in OF_BATCH else None
-            self._base.execute(
-                "INSERT INTO records (kind, owner, batch, detail, payload) VALUES (?, ?, ?, ?, ?)",
-                (kind, owner, batch, json.dumps(rest), payload),
-            )
+            self._insert(kind, owner, batch, json.dumps(rest), payload)
+
+    def _insert(self, kind: str, owner: Any, batch: int | None, detail: str, parts: list | None) -> None:
+        """A row; a large payload goes to a file of its own, before the row is committed."""
+        self._number += 1
+        sizes = payload = None
+        pieces: list = []
+        if parts is not None and sum(map(rpc.size_of, parts)) >= LARGE:
+            found = [rpc.pieces_of(part) for part in parts]
+            sizes = json.dumps([sum(map(len, some)) for some in found])
+            pieces = list(itertools.chain.from_iterable(found))
+            self._blobs.write(self._number, pieces)
+        elif parts is not None:
+            payload = pack_payload(parts)
+            pieces = [payload]
+        total = sum_of(kind, owner, batch, detail, sizes, pieces)
+        row = (self._number, kind, owner, batch, detail, sizes, total, payload)
+        self._base.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 
-def _record(kind: str, owner: Any, batch: int | None, detail: str, payload: bytes | None) -> tuple:
+    def _forget_before(self, owner: str, heard: int, batches: int, out: list) -> None:
+        """What a snapshot stands for is needed no more."""
+        delete = "DELETE FROM records WHERE owner = ? AND kind"
+        inputs = "owner = ? AND kind IN ('outcome', 'step')"
+        first = f"SELECT number FROM records WHERE {inputs} ORDER BY number LIMIT ?"
+        self._base.execute(f"DELETE FROM records WHERE number IN ({first})", (owner, heard))
+        self._base.execute(f"{delete} IN ('value', 'snapshot')", (owner,))
+        still = {number for number, _ in out}
+        rows = self._base.execute("SELECT batch FROM records WHERE owner = ? AND kind = 'batch'", (owner,)).fetchall()
+        over = [(owner, batch) for (batch,) in rows if batch < batches and batch not in still]
+        self._base.executemany(f"{delete} IN ('batch', 'retry', 'outcome') AND batch = ?", over)
+
+
+def _record(kind: str, owner: Any, batch: int | None, detail: str, payload: list | None) -> tuple:
     numbers = (batch,) if kind in OF_BATCH else ()
-    payloads = (unpack_payload(payload),) if kind in WITH_PAYLOAD else ()
+    payloads = (payload,) if kind in WITH_PAYLOAD else ()
     return (kind, owner, *numbers, *json.loads(detail), *payloads)
 
 
@@ -1494,6 +1812,330 @@ def unpack_payload(blob: bytes | None) -> list | None:
     return rpc.unpack_body([blob[4:]])[1]
 
 
+def sum_of(kind: str, owner: Any, batch: int | None, detail: str, sizes: str | None, pieces: Iterable) -> int:
+    """The check sum of a row and its payload: SQLite has none, and would not notice another byte in a value."""
+    total = zlib.crc32(f"{kind} {owner} {batch} {detail} {sizes}".encode())
+    for piece in pieces:
+        total = zlib.crc32(piece, total)
+    return total
+
+
+class Blobs:
+    """Payloads beside the journal, a file each, named by the number of its row.
+
+    A file is written before its row is committed, and not needed once the row's deletion was. Some of these are kept
+    to be written again, which costs a third of a new one; they, and what a killed master left in between, are removed
+    at the next start. `safe`: files are on the disk before the commit, and not only with the system.
+    """
+
+    def __init__(self, folder: Path, safe: bool = False):
+        self.folder = folder
+        self._safe = safe
+        self._sizes: dict[int, int] = {}  # of files written in this life
+        self._written: list[int] = []  # since the last commit
+        self._deleted: list[int] = []  # their rows are
+        self._dropped: list[int] = []  # and that is committed
+        self._free: collections.defaultdict = collections.defaultdict(list)  # bits of the size -> files, to write again
+        self._kept = 0  # bytes of these
+
+    def write(self, number: int, pieces: list) -> None:
+        """A file of these pieces. Raises OSError."""
+        path, size = f"{self.folder}/{number}", sum(map(len, pieces))
+        again = self._free[size.bit_length()]
+        self._written.append(number)
+        if again:
+            before = again.pop()
+            os.rename(f"{self.folder}/{before}", path)
+            self._kept -= (had := self._sizes.pop(before))
+            self._sizes[number] = max(had, size)
+        else:
+            self._sizes[number] = size
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            rpc.write_pieces(file, pieces)
+            if self._safe:
+                os.fsync(file)
+        finally:
+            os.close(file)
+
+    def drop(self, number: int) -> None:
+        """Its row is deleted, though not committed."""
+        self._deleted.append(number)
+
+    def sync(self) -> None:
+        """Before a commit: the names of what was written are safe too."""
+        if self._safe and self._written:
+            _sync_folder(self.folder)
+
+    def committed(self) -> None:
+        """Lets go what is not needed, unless a backup is being made."""
+        self._written.clear()
+        self._dropped += self._deleted
+        self._deleted.clear()
+        if self._dropped:
+            with components.may_remove(self.folder) as allowed:
+                dropped, self._dropped = (self._dropped, []) if allowed else ([], self._dropped)
+                for number in dropped:
+                    self._let_go(number)
+
+    def rolled_back(self) -> None:
+        """Nothing of what was written since the last commit counts."""
+        self._deleted.clear()
+        self._remove(self._written)
+        self._written.clear()
+
+    def trim(self) -> bool:
+        """Keeps no file to write again; whether there were any."""
+        for numbers in self._free.values():
+            self._remove(numbers)
+        self._free.clear()
+        kept, self._kept = self._kept, 0
+        return kept > 0
+
+    def sweep(self, needed: set[int]) -> None:
+        """Makes the folder, private, and removes all files that are not needed."""
+        rpc.own_folder(self.folder)
+        for name in os.listdir(self.folder):
+            if not (name.isdigit() and int(name) in needed):
+                os.unlink(self.folder / name)
+
+    def _let_go(self, number: int) -> None:
+        size = self._sizes.get(number, 0)
+        if size and self._kept + size <= KEPT_BLOBS:
+            self._free[size.bit_length()].append(number)
+            self._kept += size
+        else:
+            self._remove([number])
+
+    def _remove(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._sizes.pop(number, None)
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self.folder}/{number}")
+
+
+def _sync_folder(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+# -- reading a journal -------------------------------------------------------------------------------------------------
+
+SHM_HEADER = struct.Struct("=3IBBH2I2I2I2I")  # of SQLite's index of a write-ahead log, which holds it twice
+
+
+def blobs_of(path: Path) -> Path:
+    """Where large payloads of a journal are."""
+    return path.with_suffix(".blobs")
+
+
+def damaged(path: Path, why: str, further: str = "") -> components.Error:
+    """The error for a journal that is not what was written."""
+    return components.Error(
+        f"the journal {path} is damaged: {why}", "what it holds of accepted work cannot be relied on",
+        f"restore {path.parent} from a backup, or move {path.name}* and {blobs_of(path).name} away to start with an "
+        f"empty one: accepted work that is in them does not run then{further}",
+    )
+
+
+def unusable(path: Path, error: Exception) -> components.Error:
+    """The error for a journal that cannot be opened or read."""
+    if is_storage(error):
+        return components.Error(
+            f"the journal {path} cannot be used ({error})", "the disk is full, or the folder cannot be written",
+            f"make room and let this user write {path.parent}, or start with --no-journal",
+        )
+    return damaged(path, str(error))
+
+
+def committed_pages(path: Path) -> int:
+    """How many pages of the write-ahead log hold commits, as whoever wrote there last has noted; 0 if nobody has."""
+    try:
+        with open(f"{path}-shm", "rb") as file:
+            note = file.read(2 * SHM_HEADER.size)
+    except FileNotFoundError:
+        return 0
+    if len(note) < 2 * SHM_HEADER.size or note[: SHM_HEADER.size] != note[SHM_HEADER.size :]:
+        return 0
+    _, _, _, valid, _, _, pages, *_ = SHM_HEADER.unpack_from(note)
+    return pages if valid else 0
+
+
+@contextmanager
+def reading(path: Path, alone: bool) -> Any:
+    """A connection that changes nothing. `alone`: no master has the journal open; then the note of what was committed
+    to the write-ahead log, which SQLite corrects by what it can read there, is left as it was."""
+    note = Path(f"{path}-shm")
+    before = note.read_bytes() if alone and note.exists() else None
+    base = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    try:
+        yield base
+    finally:
+        base.close()
+        if before is not None:
+            note.write_bytes(before)
+
+
+def check_journal(base: sqlite3.Connection, path: Path, pages: int) -> None:
+    """Raises Error unless the file is whole, its format is ours, and the write-ahead log has that many pages."""
+    base.execute("SELECT count(*) FROM sqlite_master").fetchone()  # SQLite looks at the log
+    here = committed_pages(path)
+    if here < pages:
+        raise damaged(
+            path, f"{pages} pages were committed to {path.name}-wal, {here} of them can be read",
+            f"; or remove {path.name}-shm to go on without what is missing",
+        )
+    problems = [text for (text,) in base.execute("PRAGMA integrity_check(3)")]
+    if problems != ["ok"]:
+        raise damaged(path, "; ".join(problems))
+    found = base.execute("SELECT version FROM format").fetchone()
+    if found and found[0] != FORMAT:
+        raise components.UsageError(
+            f"the journal {path} has format {found[0]}, this version reads {FORMAT}",
+            "another version of the program wrote it", "use that version, or move the file away",
+        )
+
+
+def rows_of(
+    base: sqlite3.Connection, path: Path, running: bool = False, owner: str | None = None
+) -> Iterable[tuple]:
+    """(number, kind, owner, batch, detail, parts) of all rows, or those of an owner, in order. Parts in files are
+    references. Raises Error for a row that is not what was written. `running`: a master may delete rows meanwhile,
+    these are left out."""
+    folder = str(blobs_of(path))
+    for number, kind, owner, batch, detail, sizes, total, payload in _read_rows(base, owner):
+        where = f"{folder}/{number}"
+        pieces: Iterable = () if payload is None else (payload,)
+        parts = None
+        try:
+            if sizes is not None:
+                parts = _in_file(folder, number, json.loads(sizes))
+                pieces = _content_of(where, parts)
+            if sum_of(kind, owner, batch, detail, sizes, pieces) != total:
+                raise ValueError("it does not have its check sum")
+            yield number, kind, owner, batch, detail, unpack_payload(payload) if parts is None else parts
+        except (OSError, ValueError, TypeError, rpc.ProtocolError) as error:
+            if running and sizes is not None and not _is_there(base, number):
+                continue
+            raise damaged(path, f"record {number} ({kind} of {owner}): {error}") from None
+
+
+def _read_rows(base: sqlite3.Connection, owner: str | None) -> Iterable[tuple]:
+    """Some at a time: whoever reads on keeps the write-ahead log from being emptied."""
+    last = 0
+    which = f"{ROWS} WHERE number > ? AND (? IS NULL OR owner = ?) ORDER BY number LIMIT {READ_ROWS}"
+    while rows := base.execute(which, (last, owner, owner)).fetchall():
+        yield from rows
+        last = rows[-1][0]
+
+
+def _is_there(base: sqlite3.Connection, number: int) -> bool:
+    return base.execute("SELECT 1 FROM records WHERE number = ?", (number,)).fetchone() is not None
+
+
+def _in_file(folder: str, number: int, sizes: list) -> list:
+    ends = list(itertools.accumulate(sizes))
+    return [rpc.Reference(folder, str(number), end - size, size) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _content_of(where: str, parts: list) -> Iterable[bytes]:
+    left = sum(map(len, parts))
+    with open(where, "rb") as file:
+        if os.fstat(file.fileno()).st_size < left:
+            raise ValueError(f"{where} does not have {left:,} bytes")
+        while left and (piece := file.read(min(left, 1 << 20))):
+            left -= len(piece)
+            yield piece
+
+
+def read_journal(path: Path) -> list[tuple]:
+    """All records of a journal that no master has open; none if there is no file. Raises Error if it is damaged."""
+    if not path.exists():
+        left = [one for one in (Path(f"{path}-wal"), *blobs_of(path).glob("*")) if one.exists() and one.stat().st_size]
+        if left:
+            raise damaged(path, f"it is not there, but {left[0]} is")
+        Path(f"{path}-shm").unlink(missing_ok=True)
+        return []
+    pages = committed_pages(path)
+    try:
+        with reading(path, alone=True) as base:
+            check_journal(base, path, pages)
+            return [_record(*row[1:]) for row in rows_of(base, path)]
+    except (sqlite3.DatabaseError, OSError) as error:
+        raise unusable(path, error) from None
+
+
+# -- looking at a journal ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened_journal(folder: str | None) -> Any:
+    """(connection, path, whether a master runs there) of the journal in a master's folder, to read it only. Raises
+    Error for one that is damaged or not there."""
+    environment = components.Environment(folder or components.state_root() / "master", "master")
+    path = environment / "journal.db"
+    if not path.exists():
+        raise components.UsageError(f"there is no journal {path}", "no master kept one there", "name its folder: --env")
+    alone = True
+    try:
+        environment.lock()
+    except components.UsageError:
+        alone = False
+    pages = committed_pages(path) if alone else 0
+    try:
+        with environment, reading(path, alone) as base:
+            check_journal(base, path, pages)
+            yield base, path, not alone
+    except (sqlite3.DatabaseError, OSError) as error:
+        raise unusable(path, error) from None
+
+
+def export_journal(folder: str | None, payloads: bool = False) -> None:
+    """Writes a line of JSON per record to stdout."""
+    with opened_journal(folder) as (base, path, running):
+        for row in rows_of(base, path, running):
+            print(json.dumps(described(*row, payloads)))
+
+
+def described(
+    number: int, kind: str, owner: Any, batch: int | None, detail: str, parts: list | None, payloads: bool
+) -> dict:
+    """A record for people and their programs."""
+    made = {"number": number, "kind": kind, "owner": owner, "batch": batch, "detail": json.loads(detail)}
+    if parts is not None:
+        data = b"".join(piece for part in parts for piece in rpc.pieces_of(part))
+        sizes = list(map(rpc.size_of, parts))
+        made["payload"] = {"size": sum(sizes), "sizes": sizes, "sha256": hashlib.sha256(data).hexdigest()}
+        if payloads:
+            made["payload"]["base64"] = base64.b64encode(data).decode()
+    return made
+
+
+def summary_of(folder: str | None) -> str:
+    """What a journal holds, in lines; Error unless it is whole."""
+    with opened_journal(folder) as (base, path, running):
+        counts, tasks, ended = Counter(), 0, 0
+        for _, kind, _, _, detail, _ in rows_of(base, path, running):
+            counts[kind] += 1
+            if kind == "batch":
+                tasks += json.loads(detail)[0]
+            elif kind == "outcome":
+                lo, hi = json.loads(detail)[:2]
+                ended += hi - lo
+        sizes = [file.stat().st_size for file in (path, Path(f"{path}-wal")) if file.exists()]
+        beside = [file.stat().st_size for file in blobs_of(path).glob("*")]
+        records = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items())) or "none"
+        return (
+            f"journal {path}: whole, format {FORMAT}{', in use by a master that runs' * running}\n"
+            f"  records  {records}\n"
+            f"  tasks    {tasks - ended:,} without an outcome, {ended:,} whose outcome was not acknowledged\n"
+            f"  size     {sum(sizes):,} bytes, and {sum(beside):,} in {len(beside):,} files beside it"
+        )
+
+
 # -- the master ----------------------------------------------------------------------------------------------------
 
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
@@ -1501,8 +2143,11 @@ ACCEPT_EVERY = 0.01  # seconds that the news of accepted batches may wait for mo
 MOST_WORKERS = 10_000  # of one slave
 MOST_HEAD = 64 * 1024  # bytes of what the tasks of a batch have in common
 GRACE = 10.0  # seconds that a stopping master lets tasks run on
+REGATHER = 5.0  # seconds that a master which was started again waits for the slaves that it had
 WANTED_FOR = 10.0  # seconds that a published object which is not here may still come
 FAILURES_TOLD = 1000  # kinds of failures that are logged
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NEVER_SENT = "its application was never sent here"
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
 
 
@@ -1562,6 +2207,16 @@ def check_offer(amounts: Any, workers: Any, tags: Any = ()) -> None:
         raise components.UsageError(f"{str(amounts)[:80]} is no offer", "amounts from 0 by name are meant")
     if not isinstance(tags, (list, tuple)) or not all(isinstance(tag, str) for tag in tags):
         raise components.UsageError(f"the tags {str(tags)[:80]} are no list of words")
+
+
+def check_holds(rows: Any) -> None:
+    """Raises UsageError unless these are leases that a slave may say to have."""
+    rows = rows if isinstance(rows, list) else [rows]
+    for row in rows:
+        if not (isinstance(row, list) and len(row) == 5 and isinstance(row[1], str)):
+            raise components.UsageError(f"{str(row)[:80]} is no lease", "lease, owner, number, lo and hi are meant")
+        check_whole(row[0], *row[2:])
+        check_report(row[0], *row[3:])
 
 
 def identity_of(peer: rpc.Peer, info: dict) -> str:
@@ -1633,16 +2288,56 @@ class Counted(list):
 class System:
     """A task system as the master sees it: the pipe to its host, and the client that waits for it."""
 
-    def __init__(self, name: str, client: str, number: int, app: str, now: float):
+    def __init__(self, name: str, client: str, number: int, app: str, bundle: str, options: dict, now: float):
         self.name = name
         self.client = client
         self.number = number
         self.app = app
+        self.user = options.get("user", "")  # whoever may collect it
+        self.bundle = bundle
+        self.options = options
         self.since = now
-        self.token = 0
+        self.token = self.deaths = 0
         self.step = self.done = self.known = 0  # done, known: tasks with an outcome, and all tasks
         self.waiting = False
         self.pipe: rpc.Pipe | None = None
+        self.late: list[tuple] | None = None  # what its next host is to hear after all that the last one heard
+
+
+class History:
+    """What a task system is repeated with: where it starts, and the outcomes, steps and values since."""
+
+    def __init__(self, record: tuple):
+        _, self.name, self.client, self.number, self.app, self.bundle, self.options, self.parts = record
+        self.saved = False
+        self.drawn = self.ended = 0
+        self.inputs: list[tuple] = []
+        self.values: list = []
+
+    def add(self, record: tuple) -> None:
+        """One more record of this system."""
+        if record[0] in ("outcome", "step"):
+            self.inputs.append(record)
+            self.ended += record[4] - record[3] if record[0] == "outcome" else 0
+        elif record[0] == "value":
+            self.values.append(record[2])
+        elif record[0] == "moved":
+            self.client, self.number = record[2:]
+        elif record[0] == "snapshot":
+            *_, self.drawn, ended, self.parts = record
+            self.saved = True
+            self.ended += ended
+
+
+def histories(records: Iterable[tuple]) -> dict[str, History]:
+    """The histories of all task systems in these records, by their names."""
+    found: dict[str, History] = {}
+    for record in records:
+        if record[0] == "system":
+            found[record[1]] = History(record)
+        elif record[1] in found:
+            found[record[1]].add(record)
+    return found
 
 
 class MasterNode(rpc.BaseNode):
@@ -1669,6 +2364,10 @@ class MasterNode(rpc.BaseNode):
         "master", "unplaceable_wait", 300.0, "seconds until a task fails that no slave here can ever take; 0: never",
         minimum=0,
     )
+    synchronous = components.ChoiceItem(
+        "master", "synchronous", "normal", ("normal", "full"), "what accepted work outlives: normal the death of the "
+        "master, full also a loss of power"
+    )
     retention = components.FloatItem(
         "master", "retention", 3600.0, "seconds to keep the work of a client that went away without a word", minimum=0
     )
@@ -1682,7 +2381,9 @@ class MasterNode(rpc.BaseNode):
         self._system_numbers = itertools.count(1)
         self._hosts: dict[int, System] = {}  # zygote token -> system
         self._peers: dict[str, rpc.Peer] = {}  # name of a client or slave -> its connection
-        self._finished: dict[tuple, tuple] = {}  # (client, number) -> how its system ended, until heard
+        self._finished: dict[tuple, tuple] = {}  # (client, number) -> name, app, user and how it ended, until heard
+        self._detached: set[str] = set()  # clients that left their systems here
+        self._expected: set[str] = set()  # slaves of an earlier life that may come back
         self._gone_at: dict[str, float] = {}  # clients that went away without a word
         self._told: dict[str, Any] = {}
         self._counts: collections.Counter = collections.Counter()
@@ -1701,14 +2402,16 @@ class MasterNode(rpc.BaseNode):
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
         self.board = Board(max_lease=self.max_lease, unplaceable_wait=self.unplaceable_wait)
         self.journal = None
+        self.storage = ""  # why the journal takes no new work
+        self._unstored = ""  # why the last application was not stored
         self.set_scheduler()
         self.keyring = rpc.Keyring(str(self.environment / "keys"))
+        apps = self.environment / "apps"  # one without its zip is asked for again
+        self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
         if self.journalled:
             self.open_journal()
         else:
             self.board.restore([], time.monotonic())
-        apps = self.environment / "apps"  # one without its zip is asked for again
-        self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
         self.open_compute_channel()
         self.open_control_channel()
 
@@ -1732,6 +2435,8 @@ class MasterNode(rpc.BaseNode):
         self.journal = Journal(
             self.environment / "journal.db", lambda after: self.loop.post(lambda: self._send_all(after)),
             lambda error: self.loop.post(lambda: self._journal_failed(error)),
+            lambda error, refused: self.loop.post(lambda: self._storage_full(error, refused)),
+            lambda: self.loop.post(self._storage_has_room), self.synchronous,
         )
         records = self.journal.load()
         effects = self.board.restore(records, time.monotonic())
@@ -1740,14 +2445,39 @@ class MasterNode(rpc.BaseNode):
         self.apply(effects)
         now = time.monotonic()
         for owner in list(self.board.owners.values()):
-            if owner.kind == "system":  # its host is gone; its client pushes it again
-                self.apply(self.board.owner_gone(owner.id, now))
-            else:
+            if owner.kind != "system":
                 self.names.take(owner.id, owner.key)
                 self._gone_at[owner.id] = now
+        self._detached = {record[1] for record in records if record[0] == "detached"}
+        for _, name, client, number, *end in filter(lambda record: record[0] == "finished", records):
+            self._finished[client, number] = name, *end
+        self._go_on(histories(records), now)
+        self._expect([record[1:] for record in records if record[0] == "slave"], now)
         waiting = sum(batch.remaining for owner in self.board.owners.values() for batch in owner.batches.values())
         if self.board.owners:
             log.info("took over %s clients with %s unfinished tasks", len(self.board.owners), waiting)
+
+    def _expect(self, slaves: list[tuple[str, str]], now: float) -> None:
+        """Waits a moment for slaves that may still run what is queued here."""
+        for name, identity in slaves:
+            self.names.take(name, identity)
+        self._expected = {name for name, _ in slaves}
+        if self._expected and any(owner.batches for owner in self.board.owners.values()):
+            self.apply(self.board.rest(now + REGATHER, now))
+
+    def _go_on(self, found: dict[str, History], now: float) -> None:
+        """The task systems of an earlier life go on where they were."""
+        names = [*found, *(end[0] for end in self._finished.values())]
+        self._system_numbers = itertools.count(1 + max(map(int, names), default=0))
+        for owner in [owner.id for owner in self.board.owners.values() if owner.kind == "system"]:
+            if owner not in found:
+                self.apply(self.board.owner_gone(owner, now))
+        for name, one in found.items():
+            system = System(name, one.client, one.number, one.app, one.bundle, one.options, now)
+            self.systems[name] = system
+            self._repeat(system, one)
+            self.apply(self.board.owner_attached(name, now, knows=True))
+            log.info("system %s %s goes on: %s of its tasks have their outcome", name, one.app, f"{system.done:,}")
 
     def _journal_failed(self, error: Exception) -> None:
         """Nothing can be promised any more: the master ends, and its clients wait for the next one."""
@@ -1756,6 +2486,22 @@ class MasterNode(rpc.BaseNode):
             "make room on the disk, and start the master again: it goes on where it was",
         )
         self.loop.stop()
+
+    def _storage_full(self, error: Exception, refused: list) -> None:
+        """New work is refused until there is room, and so are these batches, which could not be kept. The rest goes
+        on."""
+        folder = self.environment.path
+        what = "full" if "full" in str(error) or getattr(error, "errno", 0) in FULL else "not writable"
+        reason = f"storage {what}: the journal in {folder} cannot be written ({error})"
+        if not self.storage:
+            log.error("%s: new work is refused until there is room, what is accepted goes on", reason)
+        self.storage = f"{reason}; make room on that disk and submit again: the master goes on by itself"
+        for owner, number in refused:
+            self.apply(self.board.withdrawn(owner, number, self.storage, time.monotonic()))
+
+    def _storage_has_room(self) -> None:
+        self.storage = ""
+        log.warning("the journal can be written again: new work is accepted")
 
     # -- effects
 
@@ -1831,18 +2577,35 @@ class MasterNode(rpc.BaseNode):
             wait = f"they fail in {seconds:g} s" if seconds else "they wait for one that comes"
             log.warning("%s tasks of %s wait: %s; %s (client.py --explain %s)", tasks, owner, why, wait, task)
 
+    def _send_history(self, name: str, records: list) -> None:
+        """To the new host of a system whose last one died."""
+        system = self.systems.get(name)
+        if system is not None:
+            late, system.late = system.late, None
+            self._repeat(system, histories(records)[name])
+            for call, parts in late:
+                self._send(name, call, parts)
+
     _senders = {
         "unplaceable": _note_unplaceable,
         "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
-        "refused": _send_refused, "outcome": _send_outcome,
+        "refused": _send_refused, "outcome": _send_outcome, "history": _send_history,
+        "taken": lambda self, *details: self._send_taken(*details),
     }
 
     def _send(self, target: str, call: list, parts: Iterable = ()) -> None:
         """To a slave or client by the compute channel, to a system by the pipe of its host."""
         if target in self.systems:
-            self.systems[target].pipe.call(*call, parts=parts)
+            self._send_host(self.systems[target], call, parts)
         elif target in self._peers:
             self.channel.send(self._peers[target], call, parts)
+
+    @staticmethod
+    def _send_host(system: System, call: list, parts: Iterable) -> None:
+        if system.late is None:
+            system.pipe.call(*call, parts=parts)
+        else:
+            system.late.append((call, parts))
 
     def _count(self, owner: str, tasks: int, failures: dict) -> None:
         self._counts["tasks"] += tasks
@@ -1933,15 +2696,26 @@ class MasterNode(rpc.BaseNode):
         def step(handler, request, number):
             system = self._system_of(request.peer.label, number)
             if system:
-                system.pipe.call("step")
+                self._record("step", system.name)
+                self._send(system.name, ["step"])
 
         @rpc.tcpremote(channel, roles=owners)
         def work_settled(handler, request, number):
-            self._finished.pop((request.peer.label, number), None)
+            self._forget_finished(request.peer.label, number)
 
         @rpc.tcpremote(channel, roles=owners)
         def goodbye(handler, request):
             self.forget_client(request.peer.label)
+
+        @rpc.tcpremote(channel, roles=owners)
+        def detach(handler, request):
+            self._detached.add(request.peer.label)
+            self._record("detached", request.peer.label)
+
+        @rpc.tcpremote(channel, roles=owners)
+        def collect(handler, request, number, name):
+            check_whole(number)
+            self.collect(request.peer, number, str(name))
 
     def _expose_to_slaves(self, channel: rpc.Channel) -> None:
         slaves = ("slave",)
@@ -1986,13 +2760,27 @@ class MasterNode(rpc.BaseNode):
     def _admit_slave(self, peer: rpc.Peer, info: dict, now: float) -> dict:
         amounts, workers, tags = info.get("resources"), info.get("workers"), info.get("tags", [])
         check_offer(amounts, workers, tags)
+        holds = info.get("holds", [])
+        check_holds(holds)
         peer.label = name = self.names.give("s", identity_of(peer, info))
         self._drop_old_connection(name, peer)
         self._peers[name] = peer
-        self.apply(self.board.slave_joined(name, amounts, tags, workers, now))
+        self._record("gone", name)
+        self._record("slave", name, identity_of(peer, info))
+        self.apply(self.board.slave_joined(name, amounts, tags, workers, now, holds=holds))
+        kept = [row[0] for row in holds if row[0] in self.board.slaves[name].leases]
         host, python = info.get("host", "?"), info.get("python")
         log.info("slave %s joined from %s: %s workers, Python %s", name, host, workers, python)
-        return {"name": name, "page": self.server.address}
+        self._came_back(name, kept, now)
+        return {"name": name, "page": self.server.address, "kept": kept}
+
+    def _came_back(self, slave: str, kept: list, now: float) -> None:
+        """A slave of an earlier life is here again; with the last of them, leases are made again."""
+        if kept:
+            log.info("slave %s goes on with %s leases", slave, len(kept))
+        self._expected.discard(slave)
+        if not self._expected and self.board.resting_until > now:
+            self.apply(self.board.rest(now, now))
 
     def _admit_client(self, peer: rpc.Peer, info: dict, now: float) -> dict:
         missing = info.get("bundle") not in self.bundles  # first, for it may be anything, and then nobody is let in
@@ -2014,8 +2802,6 @@ class MasterNode(rpc.BaseNode):
         old = self._peers.pop(name, None)
         if old is not None and old is not peer:
             self.channel.drop(old, "the node connected anew")
-            if old.role == "slave":
-                self.apply(self.board.slave_lost(name, time.monotonic(), "it connected anew"))
 
     def _lost(self, peer: rpc.Peer, reason: str) -> None:
         name = getattr(peer, "label", "")
@@ -2028,7 +2814,8 @@ class MasterNode(rpc.BaseNode):
             held = self.board.slaves[name].open_tasks if name in self.board.slaves else 0
             log.info("slave %s left (%s): %s tasks back in the queue", name, reason, held)
             self.apply(self.board.slave_lost(name, now, reason))
-        elif reason == rpc.LEFT:
+            self._record("gone", name)
+        elif name not in self._detached and (reason == rpc.LEFT or peer.info.get("on_disconnect") == "cancel"):
             self.forget_client(name)
         elif name in self.board.owners:
             log.info("client %s is away (%s); its work goes on", name, reason)
@@ -2039,8 +2826,10 @@ class MasterNode(rpc.BaseNode):
         """The client is done, or never came back: its systems end and what is left of its work is dropped."""
         for system in [system for system in self.systems.values() if system.client == name]:
             self.end_system(system, tasks.cancelled_failure(), {}, ())
-        self._finished = {key: end for key, end in self._finished.items() if key[0] != name}
+        for _, number in [key for key in self._finished if key[0] == name]:
+            self._forget_finished(name, number)
         self._gone_at.pop(name, None)
+        self._detached.discard(name)
         self._forget_shared(name)
         if name in self.board.owners:
             self.names.forget("c", self.board.owners[name].key)
@@ -2053,7 +2842,9 @@ class MasterNode(rpc.BaseNode):
             parts[0] = parts[0].read()
         head = read_options(parts)
         if head.get("bundle") not in self.bundles:
-            self._send_refused(owner, number, "its application was never sent here")
+            self._send_refused(owner, number, self._unstored or NEVER_SENT)
+        elif self.storage and owner not in self.systems and not self.board.knows(owner, number):
+            self._send_refused(owner, number, self.storage)
         elif len(parts) != 2 + -(-count // max(1, group)):
             self._send_refused(owner, number, f"{count} tasks in groups of {group} do not make {len(parts) - 2} groups")
         else:
@@ -2105,10 +2896,17 @@ class MasterNode(rpc.BaseNode):
         """Keeps a bundle, unpacked for hosts and packed for slaves."""
         folder = self.environment / "apps"
         if digest not in self.bundles:
-            rpc.open_bundle(digest, manifest, data, folder)
-            with components.replacing(folder / f"{digest}.zip") as file:
-                file.write(data)
-            self.bundles[digest] = manifest
+            try:
+                rpc.open_bundle(digest, manifest, data, folder)
+                with components.replacing(folder / f"{digest}.zip") as file:
+                    file.write(data)
+            except (OSError, components.Error) as error:
+                if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
+                    raise
+                log.error("an application cannot be stored: %s", error)
+                self._unstored = f"the application cannot be stored by the master ({error}): make room on its disk"
+            else:
+                self.bundles[digest], self._unstored = manifest, ""
 
     def send_bundle(self, peer: rpc.Peer, digest: str) -> None:
         """Gives a slave what it runs leases of."""
@@ -2176,7 +2974,7 @@ class MasterNode(rpc.BaseNode):
             return
         if known is None:
             if digest not in self.bundles:
-                failure = {"c": -32007, "m": "its application was never sent here", "t": ""}
+                failure = {"c": -32007, "m": self._unstored or NEVER_SENT, "t": ""}
                 self._send(client, ["push_tasksystem_failed", number, failure])
                 return
             try:
@@ -2185,29 +2983,126 @@ class MasterNode(rpc.BaseNode):
                 failure = {"c": -32000, "m": f"no process can be started for it ({error})", "t": ""}
                 self._send(client, ["push_tasksystem_failed", number, failure])
                 return
-        self._send(client, ["push_tasksystem_response", number, known.name])
+        self.apply(Effects([], [], [("taken", client, number, known.name)]))
+
+    def _send_taken(self, client: str, number: int, name: str) -> None:
+        self._send(client, ["push_tasksystem_response", number, name])
+
+    def collect(self, peer: rpc.Peer, number: int, name: str) -> None:
+        """Lets a client wait for a system, running or finished, whose own client is not here."""
+        running = self.systems.get(name)
+        place = next((place for place, end in self._finished.items() if end[0] == name), None)
+        if not running and not place:
+            why = "there is none of that name"
+        else:
+            client = running.client if running else place[0]
+            why = self._why_not_collect(peer, client, running.user if running else self._finished[place][2])
+        if why:
+            failure = {"c": -32007, "m": f"task system {name} cannot be collected: {why}", "t": ""}
+            self._send(peer.label, ["push_tasksystem_failed", number, failure])
+            return
+        if running:
+            running.client, running.number = peer.label, number
+            self._record("moved", name, peer.label, number)
+        else:
+            self._keep_finished(peer.label, number, self._finished.pop(place))
+        self._send_taken(peer.label, number, name)
+        if place:
+            self._send_finished(peer.label, number)
+        if not self._waits_for_anything(client):
+            self.forget_client(client)
+
+    def _why_not_collect(self, peer: rpc.Peer, client: str, user: str) -> str:
+        if client in self._peers:
+            return "its own client waits for it"
+        return "" if user == peer.name or peer.role == "admin" else "somebody else pushed it"
+
+    def _keep_finished(self, client: str, number: int, end: tuple) -> None:
+        self._finished[client, number] = end
+        self._record("gone", end[0])
+        self._record("finished", end[0], client, number, *end[1:])
+
+    def _waits_for_anything(self, client: str) -> bool:
+        owner = self.board.owners.get(client)
+        systems = [system.client for system in self.systems.values()] + [place[0] for place in self._finished]
+        return client in systems or bool(owner and owner.batches)
+
+    def _record(self, *record: Any) -> None:
+        if self.journal:
+            self.apply(Effects([record], [], []))
 
     def _fork_host(self, client: str, number: int, digest: str, options: dict, parts: list) -> System:
-        now = time.monotonic()
-        system = System(str(next(self._system_numbers)), client, number, options.get("name", "?"), now)
-        root = self.environment / "apps" / digest
-        system.token, sock = self.zygote.fork("host", str(root))
+        user = self._peers[client].name if client in self._peers else ""
+        options = {**options, "seed": secrets.token_hex(8), "user": user}
+        name, app = str(next(self._system_numbers)), options.get("name", "?")
+        system = System(name, client, number, app, digest, options, time.monotonic())
+        self._fork(system)
+        self.systems[name] = system
+        self.apply(self.board.owner_joined(name, "system", system.since, name=app))
+        self._record("system", name, client, number, app, digest, options, list(parts))
+        self._begin(system, parts)
+        log.info("system %s %s: from client %s", name, app, client)
+        return system
+
+    def _fork(self, system: System) -> None:
+        """Makes the process that hosts it. Raises OSError."""
+        system.token, sock = self.zygote.fork("host", str(self.environment / "apps" / system.bundle))
         system.pipe = rpc.Pipe(
             self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts), lambda pipe: None,
-            self.store, digest,
+            self.store, system.bundle,
         )
-        self.systems[system.name] = self._hosts[system.token] = system
-        self.apply(self.board.owner_joined(system.name, "system", now, name=system.app))
-        system.pipe.call("system", system.name, {**options, "bundle": digest}, parts=parts)
-        log.info("system %s %s: from client %s", system.name, system.app, client)
-        return system
+        self._hosts[system.token] = system
+
+    def _begin(self, system: System, parts: list, saved: bool = False, values: Iterable = ()) -> None:
+        more = {"bundle": system.bundle, "saves": bool(self.journal), "saved": saved, "values": list(values)}
+        system.pipe.call("system", system.name, {**system.options, **more}, parts=parts)
+
+    def _repeat(self, system: System, history: History) -> None:
+        """Lets a new host of the system do all again that an earlier one did; what it sends again changes nothing."""
+        system.known, system.done = history.drawn, history.ended
+        if system.bundle not in self.bundles:
+            self._lost_host(system, "its application is not here any more")
+            return
+        try:
+            self._fork(system)
+        except OSError as error:
+            self._lost_host(system, f"no process can be started for it ({error})")
+            return
+        self._begin(system, history.parts, history.saved, history.values)
+        for kind, _, *details in history.inputs:
+            if kind == "step":
+                system.pipe.call("step")
+            else:
+                *numbers, payload = details
+                system.pipe.call("outcome", *numbers, "", parts=payload or ())
+
+    def _host_died(self, system: System, how: str) -> None:
+        """With a journal another host takes its place, but not for ever."""
+        if self.systems.get(system.name) is not system:
+            return
+        system.deaths += 1
+        if self.journal and system.deaths < MAX_HOSTS:
+            log.warning("the host of system %s ended (%s); another one repeats what it did", system.name, how)
+            system.late, records = [], []
+            self.apply(Effects([("history", system.name, records)], [], [("history", system.name, records)]))
+        else:
+            again = f", {system.deaths} times" if system.deaths > 1 else ""
+            self._lost_host(system, f"the process of the system ended: {how}{again}")
+
+    def _lost_host(self, system: System, why: str) -> None:
+        failure = {"type": "HostLost", "message": why, "traceback": "", "where": "", "kind": "system"}
+        self.end_system(system, failure, {}, ())
 
     def _host_speaks(self, system: System, call: list, parts: list) -> None:
         method, *params = call
         if system.name not in self.systems:
             return
         if method == "submit":
-            self.submit(system.name, *params, parts)
+            self._submit_again(system, *params, parts)
+        elif method == "value":
+            self._record("value", system.name, *params)
+        elif method == "snapshot":
+            self._record("snapshot", system.name, *params, list(parts))
         elif method == "publish":
             self.publish(system.name, *params, parts[0])
         elif method == "fetch_shared":
@@ -2220,23 +3115,45 @@ class MasterNode(rpc.BaseNode):
         elif method == "system_done":
             self.end_system(system, *params, parts)
 
+    def _submit_again(self, system: System, number: int, count: int, group: int, first: int, parts: list) -> None:
+        """Takes a batch of a system, which it may have sent before in another process."""
+        owner = self.board.owners[system.name]
+        before = owner.batches.get(number)
+        if before is None or before.count == count:
+            self.submit(system.name, number, count, group, first, parts)
+            return
+        self.end_system(system, tasks.describe_failure(components.Error(
+            f"system {system.app} does not repeat itself: its batch {number} had {before.count} tasks, now {count}",
+            "its hooks depend on more than their arguments, its own attributes, master.now() and master.random",
+            "see 'What is promised' in docs/programming-model.md",
+        ), kind="system"), {}, ())
+
     def end_system(self, system: System, failure: dict | None, stats: dict, parts: Iterable) -> None:
         """The system is done, failed or cancelled: nothing of it that is queued runs, and its client hears of it."""
         if self.systems.pop(system.name, None) is None:
             return
         seconds = time.monotonic() - system.since
-        stats = {**stats, "elapsed": seconds, "id": system.name}
+        stats = {**stats, "elapsed": seconds, "id": system.name, "app": system.app,
+                 "system_id": system.options.get("system_id")}
         what = f"failed ({failure['type']}: {failure['message']})" if failure else "done"
         log.info("system %s %s: %s, %s tasks in %.1f s", system.name, system.app, what, stats.get("tasks", 0), seconds)
-        system.pipe.close()
-        self.zygote.kill(system.token)  # a hook that never returns would not notice the end of its pipe
+        if system.pipe:
+            system.pipe.close()
+            self.zygote.kill(system.token)  # a hook that never returns would not notice the end of its pipe
         self.apply(self.board.owner_gone(system.name, time.monotonic()))
-        self._finished[system.client, system.number] = (failure, stats, list(parts))
+        end = (system.name, system.app, system.user, failure, stats, list(parts))
+        self._keep_finished(system.client, system.number, end)
         self._send_finished(system.client, system.number)
 
     def _send_finished(self, client: str, number: int) -> None:
-        failure, stats, parts = self._finished[client, number]
+        *_, failure, stats, parts = self._finished[client, number]
         self._send(client, ["work_finished", number, failure, stats], parts)
+
+    def _forget_finished(self, client: str, number: int) -> None:
+        """Its client has heard how it ended, or will not."""
+        end = self._finished.pop((client, number), None)
+        if end is not None:
+            self._record("gone", end[0])
 
     def _system_of(self, client: str, number: int) -> System | None:
         return next((s for s in self.systems.values() if (s.client, s.number) == (client, number)), None)
@@ -2256,9 +3173,7 @@ class MasterNode(rpc.BaseNode):
             system = self._hosts.pop(token, None) if event == "died" else None
             if system:
                 system.pipe.drain()
-                failure = {"type": "HostLost", "message": f"the process of the system ended: {detail}", "traceback": "",
-                           "where": "", "kind": "system"}
-                self.end_system(system, failure, {}, ())
+                self._host_died(system, detail)
 
     # -- time, people, the end
 
@@ -2300,9 +3215,13 @@ class MasterNode(rpc.BaseNode):
 
     def _sweep(self, now: float) -> None:
         self._give_up_wanted(now)
+        while self._expected and now >= self.board.resting_until:
+            self._record("gone", self._expected.pop())
         self.spool.tidy()
         for name, since in list(self._gone_at.items()):
-            if now - since > self.retention:
+            if name in self._detached and any(system.client == name for system in self.systems.values()):
+                self._gone_at[name] = now  # retention begins with the end of what it left here
+            elif now - since > self.retention:
                 log.info("client %s did not come back in %.0f s: its work is dropped", name, self.retention)
                 self.forget_client(name)
         if self.board.scheduler_error:
@@ -2371,7 +3290,7 @@ class MasterNode(rpc.BaseNode):
         def enrol(request, role: str, public_key: str, name: str, nonce: str, time: float, mac: str):
             """Lets a node's key in, if the request is signed with the join secret of its role."""
             asked = {"role": role, "public_key": public_key, "name": name, "nonce": nonce, "time": time, "mac": mac}
-            return self.loop.ask(lambda: self.keyring.enrol(asked, self.addresses))
+            return self.loop.ask(lambda: self.enrol(asked))
 
         @rpc.jsonremote(service)
         def slaves(request):
@@ -2415,6 +3334,16 @@ class MasterNode(rpc.BaseNode):
             owner, ordinal = parse_task_id(task)
             return self.loop.ask(lambda: self.board.explain(owner, ordinal, time.monotonic()))
 
+    def enrol(self, asked: dict) -> dict:
+        """Lets a node's key in. Raises Error if it may not be, or cannot be stored."""
+        try:
+            return self.keyring.enrol(asked, self.addresses)
+        except OSError as error:
+            raise components.Error(
+                f"the key of this node cannot be stored by the master ({error})",
+                "its disk is full, or cannot be written", "make room there, and try again",
+            ) from None
+
     def order_slave(self, slave: str, call: list) -> bool:
         """Passes an order on. Raises Error for a slave that is not here."""
         if slave not in self.board.slaves or slave not in self._peers:
@@ -2454,8 +3383,9 @@ class MasterNode(rpc.BaseNode):
             "clients": sorted(name for name, peer in self._peers.items() if peer.role != "slave"),
             "systems": len(self.systems), "done": self._counts["tasks"], "failed": self._counts["failed"],
             "scheduler": type(self.board.scheduler).__name__, "journal": bool(self.journal),
-            "addresses": self.addresses, "unplaced": self.board.unplaced(time.monotonic()),
-            "counters": dict(self.board.counters), "refused": dict(self.channel.counts),
+            "storage": self.storage or "ok", "addresses": self.addresses,
+            "unplaced": self.board.unplaced(time.monotonic()), "counters": dict(self.board.counters),
+            "refused": dict(self.channel.counts),
         }
 
     def stop_soon(self) -> None:
@@ -2479,8 +3409,9 @@ EXAMPLES = """examples:
   master.py --host 0.0.0.0         also others, with a file of its keys
   master.py config show --origin   what is configured, and where
   master.py doctor                 what is missing here, and what to do
+  master.py journal check          what is accepted and not done, is it whole
 
-exit: 0 stopped, 1 internal error, 2 usage or port taken, 130/143 signals
+exit: 0 stopped, 1 failed, 2 usage or port taken, 130/143 signals
 """
 
 
@@ -2508,6 +3439,8 @@ SCHEDULERS = {"push": "GenericTaskScheduler", "pull": "ZMQTaskScheduler"}
 
 def _main(argv: list[str]) -> int:
     code = rpc.administer("master", argv, tasks.checks)
+    if code is None and argv[:1] == ["journal"]:
+        code = _show_journal(argv[1:])
     if code is not None:
         return code
     options = parser().parse_args(argv)
@@ -2519,6 +3452,19 @@ def _main(argv: list[str]) -> int:
         node = MasterNode(environment, config)
         with rpc.start_logging(node, components.Terminal(color=options.color)):
             return _run(node, options)
+
+
+def _show_journal(argv: list[str]) -> int:
+    made = components.ArgumentParser(prog="master.py journal")
+    made.add_argument("what", choices=("check", "export"), help="say what is in it, or write it as JSON lines")
+    made.add_argument("--env", metavar="DIR", help="the master's folder")
+    made.add_argument("--payloads", action="store_true", help="export what tasks and results carry too, as base64")
+    options = made.parse_args(argv)
+    if options.what == "export":
+        export_journal(options.env, options.payloads)
+    else:
+        print(summary_of(options.env))
+    return components.EXIT_OK
 
 
 def _run(node: MasterNode, options: Any) -> int:

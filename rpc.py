@@ -1150,7 +1150,7 @@ def pack_body(call: list, parts: Iterable = (), envelope: bytes = b"", local: st
             lengths.append(REFERENCE)
             small += (bytes([len(text)]), text)
         else:
-            pieces = list(filter(len, _pieces_of(part)))
+            pieces = list(filter(len, pieces_of(part)))
             lengths.append(sum(map(len, pieces)) if size < INLINE else FRAMES | len(pieces))
             (small if size < INLINE else frames).extend(pieces)
     return [b"".join((envelope, struct.pack(f"<H{len(flat)}I", len(flat), *lengths), *small)), *frames]
@@ -1266,13 +1266,13 @@ def _inline(flat, files):
             lengths.append(REFERENCE)
             pieces += (bytes([len(text)]), text)
         else:
-            own = _pieces_of(part)
+            own = pieces_of(part)
             lengths.append(sum(map(len, own)))
             pieces += own
     return pieces, list(map(len, pieces)), lengths
 
 
-def _pieces_of(part):
+def pieces_of(part):
     """A part as bytes-likes. What a file holds is read: who can cut a mapped one short could end this process. If it
     is gone, whoever opens the part will hear why."""
     if type(part) is not Reference:
@@ -1320,7 +1320,7 @@ class Session:
         self.unsaid = 0  # messages received since we last said so
         self.pending_bytes = 0
         self.heard_at = self.sent_at = now
-        self._window = deque()  # (frames, size, parts) of the numbers _acked + 1, + 2, …
+        self._window = deque()  # (frames, size, parts, call) of the numbers _acked + 1, + 2, …
         self._acked = 0
         self._cursor = 1  # the first number not given to the socket
         self._ack_by = math.inf
@@ -1343,7 +1343,7 @@ class Session:
         number = self._acked + len(self._window) + 1
         frames = pack(DATA, self.id, number, self.received, call, parts, local)
         size = sum(map(len, frames))
-        self._window.append((frames, size, parts if local else None))
+        self._window.append((frames, size, list(parts) if local else None, call))
         self.pending_bytes += size
         if not self._ask:
             self.unsaid, self._ack_by = 0, math.inf
@@ -1394,6 +1394,11 @@ class Session:
             self._missing(now)
         if call[0] == "resend":
             self.rewind()
+
+    def unheard(self, wanted: Callable[[list], bool]) -> list[tuple[list, Iterable]]:
+        """Those of the wanted calls that are not acknowledged, with their parts."""
+        kept = [(call, frames, parts) for frames, _, parts, call in self._window if wanted(call)]
+        return [(call, unpack(frames).parts if parts is None else parts) for call, frames, parts in kept]
 
     def rewind(self) -> None:
         """Send everything that is not acknowledged again: the connection may have lost it."""
@@ -1490,6 +1495,10 @@ class Peer:
     def unheard(self) -> bool:
         """Whether it has not acknowledged all that was sent."""
         return bool(self.session.pending or self.backlog)
+
+    def unsaid(self, wanted: Callable[[list], bool]) -> list[tuple[list, Iterable]]:
+        """Those of the wanted calls that it has not acknowledged, oldest first, with their parts."""
+        return [*self.session.unheard(wanted), *(one for one in self.backlog if wanted(one[0]))]
 
     @property
     def id(self) -> bytes:
@@ -1957,6 +1966,8 @@ class Link(Endpoint):
         self.on_welcome: Callable[[dict, bool], None] = lambda info, fresh: None
         self.on_lost: Callable[[str], None] = lambda reason: None
         self.on_refused: Callable[[components.Error], None] = lambda error: None
+        self.outlives: Callable[[list], bool] = lambda call: False  # a call that is said again in the next session
+        self.on_hello: Callable[[], dict] = dict  # what else to say of this node
         self._addresses: dict = {}
         self._retired: list = []  # closed sockets that a poller may still know
         self._wait, self._open_at, self._welcomed_at = timing.retry, math.inf, -math.inf
@@ -2134,8 +2145,11 @@ class Link(Endpoint):
 
     def _over(self, reason, now):
         """The session is over: begin a new one on a fresh socket."""
+        unsaid = self.master.unsaid(self.outlives)
         self.master.lost = True
         self._new_session()
+        for call, parts in unsaid:
+            self._attempt(self.send, self.master, call, parts)
         self._reopen(now)
         self._lose(reason)
 
@@ -2193,7 +2207,8 @@ class Link(Endpoint):
 
     def _say_hello(self, now):
         self._attempt_number += 1
-        call = ["hello", {**self.info, "payloads": self.store.identity if self.store else ""}, self._known]
+        about = {**self.info, **self.on_hello(), "payloads": self.store.identity if self.store else ""}
+        call = ["hello", about, self._known]
         sent = self._post(pack(HELLO, self.session.id, self._attempt_number, self.session.received, call))
         self._hello_at = now + (self.timing.hello if sent else self.timing.held)
 
@@ -3414,12 +3429,15 @@ Shared.__module__ = WIRE  # found there by every node, see `named`
 class Exchange:
     """How the user's code in this process publishes objects, and reaches published ones.
 
-    `send(key, pieces)` hands a sealed object on; `fetch(key)` waits for one and returns its bytes.
+    `send(key, pieces)` hands a sealed object on; `fetch(key)` waits for one and returns its bytes. `mark` makes the
+    keys of this process its own; a process that repeats another has the same.
     """
 
-    def __init__(self, send: Callable[[str, list], None], fetch: Callable[[str], Any]):
+    def __init__(self, send: Callable[[str, list], None], fetch: Callable[[str], Any], mark: str = ""):
         self._send, self._fetch = send, fetch
-        self._owner = None
+        self._mark = mark
+        self._owner = "" if mark else None
+        self._sent: set[str] = set()
         self._open: collections.OrderedDict[str, tuple[Any, int]] = collections.OrderedDict()
         self.serve("")
         speak_wire()
@@ -3430,7 +3448,12 @@ class Exchange:
         if owner != self._owner:
             self._owner = owner
             self._mark = secrets.token_hex(8)  # nobody else's object has this key, whatever its content
-            self._sent: set[str] = set()
+            self._sent = set()
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was published."""
+        return bool(self._sent)
 
     def publish(self, obj: Any) -> Shared:
         """Publishes an object; equal content is sent once. Raises UsageError if it cannot be pickled."""
@@ -4735,10 +4758,19 @@ class Node(BaseNode):
         self.link.on_welcome = self._on_welcome
         self.link.on_lost = self._on_lost
         self.link.on_refused = self._on_refused
+        self.link.on_hello, self.link.outlives = self.hello, self.outlives
         self._expose_to_master = expose
         expose(self.link)
         self.link.connect(self._addresses)
         self._speak_at = time.monotonic() + SILENT
+
+    def hello(self) -> dict:
+        """What else it tells at this moment."""
+        return {}
+
+    def outlives(self, call: list) -> bool:
+        """Whether a call that a master may not have heard is for the next one too."""
+        return False
 
     def welcomed(self, info: dict, fresh: bool) -> None:
         """The master has let this node in; `fresh`: nothing that was sent before will be answered."""
@@ -5173,10 +5205,11 @@ def common_options(parser: components.ArgumentParser) -> None:
     group = parser.add_argument_group("this node")
     group.add_argument("--env", metavar="DIR", help="its folder (default: one under the state folder)")
     group.add_argument("--set", metavar="S.KEY=VALUE", action="append", default=[], help="set a configuration item")
-    group.add_argument("--access", "--key-file", metavar="FILE", default="", help="the access file that lets it in")
+    group.add_argument("--access", metavar="FILE", default="", help="the access file that lets it in")
+    group.add_argument("--key-file", dest="access", metavar="FILE", help=argparse.SUPPRESS)
     group.add_argument("-q", "--quiet", action="store_true", help="only warnings and errors")
     group.add_argument("--color", choices=("auto", "always", "never"), default="auto", help=argparse.SUPPRESS)
-    group.add_argument("--log-format", choices=("text", "json"), metavar="FORMAT", help="how to log: text or json")
+    group.add_argument("--log-format", choices=("text", "json"), metavar="FORMAT", help="text or json")
     group.add_argument("--debug", action="store_true", help="show tracebacks of the framework")
     group.add_argument("--parent", type=int, metavar="FD", help=argparse.SUPPRESS)
 

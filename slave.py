@@ -81,9 +81,24 @@ class ProcessTaskManager(components.Component):
 
     # ITaskManager
 
+    def held(self) -> list[list]:
+        """Every lease that waits or runs, with the part that was not reported."""
+        rows = [(envelope, envelope.lo) for envelope in self.waiting]
+        rows += [(worker.envelope, worker.lo) for worker in self.running if not worker.forgotten]
+        return [[one.lease, one.owner, one.number, lo, one.hi] for one, lo in rows if lo < one.hi]
+
+    def keep(self, leases: set[int]) -> None:
+        """Drops what the master does not want, and asks it again for what the others wait for."""
+        self.waiting = collections.deque(one for one in self.waiting if one.lease in leases)
+        for worker in [worker for worker in self.running if worker.envelope.lease not in leases]:
+            self._forget(worker)
+        self._fetching.clear()
+        for key in self._asking:
+            self.node.report("fetch_shared", key)
+        self.schedule()
+
     def init(self, identity: str, address: str) -> None:
-        """The slave has joined as `identity`; whatever ran for an earlier master is not wanted any more."""
-        self.drop_everything()
+        """The slave has joined as `identity`."""
         for worker in [worker for worker in self.workers.values() if not worker.envelope]:
             self._end(worker)  # what it has published went with the earlier master
 
@@ -167,8 +182,11 @@ class ProcessTaskManager(components.Component):
         self._fetching.clear()
         self._asking.clear()
         for worker in self.running:
-            worker.forgotten = True
-            self._kill(worker)
+            self._forget(worker)
+
+    def _forget(self, worker: Worker) -> None:
+        worker.forgotten = True
+        self._kill(worker)
 
     def _kill(self, worker: Worker) -> None:
         worker.doomed = True  # if it reports at this moment, nothing else is begun on it
@@ -278,6 +296,7 @@ class ProcessTaskManager(components.Component):
         if envelope is None or call[1] != envelope.lease:
             return
         _, lease, lo, hi, seconds, failures, last = call
+        self.node.remember(envelope)
         self.done["tasks"] += hi - lo
         self.done["failed"] += hi - lo if "*" in failures else len(failures)
         worker.lo = hi
@@ -387,6 +406,8 @@ def usable_cpus() -> int:
 
 # -- the slave -----------------------------------------------------------------------------------------------------
 
+OUTLIVING = ("result", "given_back", "worker_lost")  # reports that the next master hears if this one may not have
+REMEMBERED = 10_000  # leases
 GRACE = 10.0  # seconds that a leaving slave lets tasks run on
 
 
@@ -411,6 +432,7 @@ class SlaveNode(rpc.Node):
         self.leaving_at = 0.0
         self._zygotes = tasks.Recent()
         self._alarms: list[tuple[float, object]] = []
+        self._reported: dict[int, tuple[str, int]] = {}  # lease -> owner and number, of the last that were reported
         self.joined_at = 0.0
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
         self.start_zygote()
@@ -443,6 +465,23 @@ class SlaveNode(rpc.Node):
     def info(self) -> dict:
         return {**super().info(), "resources": self.manager.pool, "tags": self.tags,
                 "workers": self.manager.get_num_workers()}
+
+    def hello(self) -> dict:
+        """Which leases it holds, those included of which a master may not have heard the end."""
+        rows = {row[0]: row for row in self.manager.held()}
+        for (_, lease, lo, hi, *_), _ in reversed(self.link.master.unsaid(self.outlives)):
+            if lease in self._reported:
+                rows[lease] = [lease, *self._reported[lease], lo, max(hi, rows[lease][4] if lease in rows else hi)]
+        return {"holds": list(rows.values())}
+
+    def outlives(self, call: list) -> bool:
+        return call[0] in OUTLIVING
+
+    def remember(self, envelope: tasks.Envelope) -> None:
+        """A part of this lease is reported; until the master has heard of it, another one may have to know whose."""
+        self._reported[envelope.lease] = envelope.owner, envelope.number
+        if len(self._reported) > REMEMBERED:
+            del self._reported[next(iter(self._reported))]
 
     def report(self, method: str, *params, parts=()) -> None:
         """Sends a call to the master."""
@@ -522,6 +561,7 @@ class SlaveNode(rpc.Node):
 
     def welcomed(self, info: dict, fresh: bool) -> None:
         if fresh:
+            self.manager.keep(set(info.get("kept", ())))
             self.manager.init(info["name"], self.address)
             self.report("resources", self.manager.pool, self.manager.get_num_workers())  # the hello may be an old one
             if self.leaving_at:

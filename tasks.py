@@ -36,6 +36,7 @@ import multiprocessing.resource_tracker
 import operator
 import os
 import pickle
+import random
 import select
 import signal
 import socket
@@ -66,9 +67,13 @@ SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the maste
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
 LOOK_EVERY = 0.02  # seconds after which a worker looks for a revoke or steal between two tasks
 TRACEBACK_LIMIT = 64 * 1024  # characters of a remote traceback that travel
+SNAPSHOT_LEAST = 1024 * 1024  # bytes of history from which on a task system is saved
+HISTORY_EACH = 200  # bytes, about, of an outcome in the journal besides its results
 FORGOTTEN = {"type": "Forgotten", "message": "the master was started again without its journal", "traceback": "",
              "where": "", "kind": "lost"}
 CHAIN_LIMIT = 20  # exceptions of a chain of causes that are told
+
+LISTED = frozenset({type(iter([])), type(iter(()))})  # iterators that a pickle holds
 
 # Values of which nobody can tell whether a pickle copied or shared them: tasks that have no other may share one pickle.
 ATOMS = frozenset({int, float, str, bytes, bool, complex, type(None), rpc.Shared})
@@ -198,9 +203,14 @@ class ITaskSystem:
     The instance is created on the client, travels to the master as a pickle and runs there in a process of its own.
     All hooks of one system are called by one thread, one after the other. `lockstep = True` holds tasks that are
     pushed during a step back until every task of the step has its outcome.
+
+    After the death of the master or of that process, the hooks of a fresh copy are called once more, in the same order
+    and with the same outcomes: they may depend on their arguments, on the system's own attributes, on `master.now()`
+    and on `master.random` or the module `random`, and on nothing else.
     """
 
     lockstep = False
+    resumable = False  # a new `generate_tasks` goes on where an earlier one, cut off, had come to
 
     def __init__(self):
         self._system_id = str(uuid.uuid1())
@@ -257,6 +267,12 @@ class ITaskManager(Interface):
 
     def init(self, identity: str, address: str) -> None:
         """Called once the slave has joined as `identity` at the master at `address`."""
+
+    def held(self) -> list[list]:
+        """The leases in its hands: rows of lease, owner, number, lo and hi, the tasks that were not reported."""
+
+    def keep(self, leases: set[int]) -> None:
+        """The slave has joined a master, maybe another one, that wants only these of them; called before `init`."""
 
     def start(self) -> None:
         """Starts the workers."""
@@ -684,7 +700,7 @@ class Owner:
         self._waiting: collections.deque[tuple[list[Task], Source]] = collections.deque()  # batches that wait for room
         self._packer = Packer(options)
         self.drawn = 0  # tasks sent so far; the ordinal of the next one
-        self._batches = 0  # number of the next batch
+        self.batches = 0  # number of the next batch
         self._settled: list[int] = []  # batches whose callbacks ran, not yet told
         self._settle_at = 0.0
         self._unsendable: collections.deque[tuple] = collections.deque()  # tasks and why
@@ -773,7 +789,7 @@ class Owner:
         if flight is None:
             return
         failure = {"type": "Refused", "message": reason, "traceback": "", "where": "", "kind": "refused"}
-        if flight.source.refused:
+        if flight.source.refused and flight.open:
             flight.source.refused({"c": -32000, "m": reason, "t": ""})
         flight.source.response = None
         self.accepted([number])
@@ -806,12 +822,53 @@ class Owner:
             self._settle_one_by_one(flight, lo, results, failures)
         else:
             settle(self, flight, lo, results, Handle if self.handles else None, Task.finished)
+        if not flight.open:
+            self.weight -= flight.size
+            flight.size = 0
         self._forget_if_done(flight)
 
     @property
     def deadline(self) -> float | None:
         """When to call `pump` again though nothing happens."""
         return self._settle_at if self._settled else None
+
+    # what outlives its process
+
+    KEPT = ("taken", "drawn", "done", "failed", "failures", "seconds", "slaves", "batches", "_chunk", "unsent")
+
+    def can_be_saved(self, left_out: Source | None) -> bool:
+        """Whether all that is begun can be pickled, apart from the source `left_out`."""
+        sources = [source for source in self._sources if source is not left_out]
+        return not (self._loose or self._unsendable) and all(type(one.tasks) in LISTED for one in sources)
+
+    def save(self, left_out: Source | None) -> dict:
+        """All that a copy needs to go on from here, to be pickled, but for the source `left_out`."""
+        out = [flight for flight in self.flights.values() if flight.open]
+        return {
+            **{name: getattr(self, name) for name in self.KEPT},
+            "flights": [(one.number, one.first, one.tasks, one.size, one.open) for one in out],
+            "waiting": [tasks for tasks, _ in self._waiting],
+            "sources": [None if source is left_out else source.tasks for source in self._sources],
+        }
+
+    def resume(self, saved: dict, left_out: Iterable[Task]) -> Source | None:
+        """Goes on from what another has saved; the master knows the batches that are out. `left_out` takes the place of
+        the source that was; returns that source."""
+        for name in self.KEPT:
+            setattr(self, name, saved[name])
+        done = Source((), None, None)
+        done.drawn, done.unaccepted = True, len(saved["waiting"])
+        self._waiting.extend((tasks, done) for tasks in saved["waiting"])
+        for number, first, tasks, size, left in saved["flights"]:
+            flight = self.flights[number] = Flight(number, first, tasks, done, size, None)
+            flight.open, flight.accepted, flight.answered = left, True, True
+            self.weight += size
+        drawn = [self.draw(left_out if one is None else one) for one in saved["sources"]]
+        return drawn[saved["sources"].index(None)] if None in saved["sources"] else None
+
+    def open_ranges(self) -> list[list]:
+        """[number, [[lo, hi], ...]] for each batch that is out: its tasks without an outcome."""
+        return [[number, _ranges(flight.tasks)] for number, flight in self.flights.items() if flight.open]
 
     # inside
 
@@ -885,8 +942,8 @@ class Owner:
             source.refused({"c": -32602, "m": error.what, "t": "", "e": error})
 
     def _send(self, batch: Batch, tasks: list[Task], source: Source) -> None:
-        number, first = self._batches, self.drawn
-        self._batches += 1
+        number, first = self.batches, self.drawn
+        self.batches += 1
         self.drawn += batch.count
         params, parts = (number, batch.count, batch.group, first), self.keep(batch.parts)
         number_tasks(tasks, self.name, first)
@@ -947,13 +1004,19 @@ class Owner:
 
     def _forget_if_done(self, flight: Flight) -> None:
         if not flight.open and flight.accepted and self.flights.pop(flight.number, None):
-            self.weight -= flight.size
             self._settle(flight.number)
 
     def _settle(self, number: int) -> None:
         if not self._settled:
             self._settle_at = time.monotonic() + SETTLE_EVERY
         self._settled.append(number)
+
+
+def _ranges(tasks: list[Task | None]) -> list[list[int]]:
+    """The ranges of a list in which there are tasks."""
+    runs = itertools.groupby(enumerate(tasks), key=lambda pair: pair[1] is not None)
+    found = [list(run) for there, run in runs if there]
+    return [[run[0][0], run[-1][0] + 1] for run in found]
 
 
 def _demands(tasks: list[Task]) -> list[dict | None]:
@@ -990,6 +1053,15 @@ class SystemMaster:
         """A reference to an object, for tasks to carry; see `tasks.publish`."""
         return publish(obj)
 
+    def now(self) -> float:
+        """Seconds since 1970, as `time.time()`; a copy of the system that goes on elsewhere is told the same."""
+        return self._run.value(time.time)
+
+    @property
+    def random(self) -> random.Random:
+        """A generator of random numbers, the same ones in a copy of the system that goes on elsewhere."""
+        return self._run.random
+
     @property
     def outstanding(self) -> int:
         """How many tasks have no outcome yet, those not drawn from a generator left out."""
@@ -1014,12 +1086,18 @@ class SystemRun:
         self.step = 0
         self.done = False
         self.waiting = False  # for a person to allow the next step
+        self.random = random.Random(options.pop("seed", None))
+        self._values = collections.deque(options.pop("values", ()))  # what the clock said to an earlier copy
+        self._saves = bool(options.pop("saves", False))
+        self._heard = self._history = 0  # messages, and bytes about, since the last snapshot
+        self._saved_size = SNAPSHOT_LEAST // 2
         self.by_hand = bool(options.pop("by_hand", False))
         self.lockstep = bool(options.pop("lockstep", False) or system.lockstep or self.by_hand)
         self.owner = Owner(call, self._task_finished, options, name)
         self.owner.keep = list  # what a host sends has left it when the call returns
         self.master = SystemMaster(self)
         self._held: list[Iterable[Task]] = []
+        self._generated: Source | None = None  # what generate_tasks gave last
         self._began_at = 0
 
     @property
@@ -1033,6 +1111,57 @@ class SystemRun:
         self._guarded("init_system", self.system.init_system, self.master)
         self._begin_step()
 
+    def value(self, make: Callable[[], Any]) -> Any:
+        """What `make` gives, kept by the master; a copy that repeats an earlier one gets what that one got."""
+        if self._values:
+            return self._values.popleft()
+        value = make()
+        self.call("value", value)
+        return value
+
+    # snapshots: what a copy starts from, in place of all that happened before
+
+    def _look_back(self, size: int) -> None:
+        """A message was dealt with; saves the system once its history outweighs it."""
+        self._heard += 1
+        self._history += size
+        if self._saves and not self.done and self._history > 2 * self._saved_size and self._can_save():
+            self._save()
+
+    @property
+    def _left_out(self) -> Source | None:
+        return self._generated if self.system.resumable else None
+
+    def _can_save(self) -> bool:
+        published = sys.modules[rpc.WIRE].Shared.exchange.used  # only a repetition publishes it again
+        return not (self._held or self._values or published) and self.owner.can_be_saved(self._left_out)
+
+    def _save(self) -> None:
+        state = {"system": self.system, "step": self.step, "began_at": self._began_at, "waiting": self.waiting,
+                 "random": (self.random.getstate(), random.getstate()), "owner": self.owner.save(self._left_out)}
+        sealed, error = attempt(rpc.seal, state, "the system")
+        if error is not None or not fits(rpc.size_of(sealed)):
+            log.warning("the system cannot be saved, its whole history is kept: %s", error or "it is too large")
+            self._saves = False
+            return
+        self._saved_size = max(SNAPSHOT_LEAST // 2, rpc.size_of(sealed))
+        owner = self.owner
+        counts = owner.drawn, owner.done + owner.failed
+        self.call("snapshot", self._heard, owner.batches, owner.open_ranges(), *counts, parts=[sealed])
+        self._heard = self._history = 0
+
+    def resume(self, state: dict) -> None:
+        """Goes on from a snapshot."""
+        self.system.log = logging.getLogger(f"{__name__}.{type(self.system).__name__}")
+        self.step, self._began_at, self.waiting = state["step"], state["began_at"], state["waiting"]
+        self.random.setstate(state["random"][0])
+        random.setstate(state["random"][1])
+        tasks = ()
+        if None in state["owner"]["sources"]:
+            tasks = self._guarded("generate_tasks", self.system.generate_tasks, self.master) or ()
+        self._generated = self._guarded("generate_tasks", self.owner.resume, state["owner"], tasks)
+        self.pump()
+
     def push(self, tasks: Iterable[Task]) -> None:
         """Tasks from a hook: they join the current step, or wait for the next in lock-step."""
         if self.lockstep and self.step and not self.owner.idle:
@@ -1044,6 +1173,7 @@ class SystemRun:
         """A person lets a system go on that waits at its barrier."""
         if self.waiting:
             self._begin_step()
+        self._look_back(HISTORY_EACH)
 
     def _begin_step(self) -> None:
         """What was held back and a round of `generate_tasks`; sends what can be sent."""
@@ -1057,7 +1187,7 @@ class SystemRun:
             self.owner.draw(tasks)
         tasks = self._guarded("generate_tasks", self.system.generate_tasks, self.master)
         if not self.done:
-            self._guarded("generate_tasks", self.owner.draw, tasks or ())
+            self._generated = self._guarded("generate_tasks", self.owner.draw, tasks or ())
             self.call("system_step", self.step, self.waiting)
             self.pump()
 
@@ -1065,6 +1195,7 @@ class SystemRun:
         """The master's message of that name."""
         self._guarded("finished", self.owner.outcome, *params)
         self.pump()
+        self._look_back(HISTORY_EACH + sum(map(rpc.size_of, params[-1])))
 
     def pump(self) -> None:
         """Sends what can be sent, and passes the barrier once nothing is out."""
@@ -1314,7 +1445,7 @@ class Zygote:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         context = multiprocessing.get_context("spawn")
         self._process = context.Process(target=zygote_main, args=(theirs,), name="zygote", daemon=True)
-        with _deaf_to_interrupts():
+        with _deaf_to_interrupts(), _same_hashes():
             self._process.start()
         theirs.close()
         self._tokens = itertools.count(1)
@@ -1373,6 +1504,19 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextlib.contextmanager
+def _same_hashes() -> Iterator[None]:
+    """A child started meanwhile hashes texts as those of every other life of this node: a task system that is repeated
+    walks through its sets in the same order."""
+    before = os.environ.get("PYTHONHASHSEED")
+    os.environ.setdefault("PYTHONHASHSEED", "0")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONHASHSEED"]
+
+
 class Spawner:
     """Stands in for the zygote where there is no fork to rely on (macOS, Windows): each child is spawned by itself."""
 
@@ -1391,7 +1535,8 @@ class Spawner:
         token = next(self._tokens)
         context = multiprocessing.get_context("spawn")
         child = context.Process(target=spawned_main, args=(theirs, kind, root), name=kind, daemon=True)
-        child.start()
+        with _same_hashes():
+            child.start()
         theirs.close()
         self._children[token] = child
         threading.Thread(target=self._wait_for, args=(token, child), name=f"{kind} {token}", daemon=True).start()
@@ -1862,13 +2007,18 @@ def host_main(sock: socket.socket, root: str) -> None:
     wire = Wire(sock)
     (_, name, options), parts = wire.next()
     _open_application(root)
-    rpc.Exchange(wire.publish, wire.fetch)
-    system, error = attempt(rpc.open_sealed, parts[0])
+    seed = options["seed"]
+    rpc.Exchange(wire.publish, wire.fetch, md5(seed.encode()).hexdigest()[:16])
+    random.seed(seed)
     run = None
+    opened, error = attempt(rpc.open_sealed, parts[0])
     if error is not None:
         wire.call("system_done", describe_failure(error, root, "system"), {}, parts=[])
+    elif options.pop("saved"):
+        run = SystemRun(opened["system"], wire.call, options, name, root)
+        run.resume(opened)
     else:
-        run = SystemRun(system, wire.call, options, name, root)
+        run = SystemRun(opened, wire.call, options, name, root)
         run.start()
     handlers = {"outcome": _host_outcome, "accepted": _host_accepted, "refused": _host_refused, "step": _host_step}
     while True:

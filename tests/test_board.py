@@ -93,6 +93,26 @@ def test_a_repeated_submit_is_accepted_again_and_runs_once(told):
     assert (again.records, again.messages, again.after) == ([], [], [("accepted", "c1", 1)])
 
 
+def test_a_batch_that_cannot_be_kept_is_as_if_it_had_not_come(told):
+    told("submit", "c1", 1, 4)
+    (lease, *_) = told.leases()
+    effects = told("withdrawn", "c1", 1, "the disk is full")
+    assert ("refused", "c1", 1, "the disk is full") in effects.messages
+    assert ("revoke", "s1", lease.id, False) in effects.messages and effects.after == []
+    assert told.board.owners["c1"].tasks == 0 and not told.board.knows("c1", 1)
+    assert told.ended(lease).records == [], "what ran of it is dropped"
+    again = told("submit", "c1", 1, 4)
+    assert again.after == [("accepted", "c1", 1)] and told.board.knows("c1", 1)
+    told.flow()
+    told("settled", "c1", [1])
+    assert told.board.knows("c1", 1), "settled is not withdrawn"
+
+
+def test_a_batch_that_is_gone_already_can_be_withdrawn(told):
+    for owner, number in (("c1", 7), ("nobody", 1)):
+        assert told("withdrawn", owner, number, "why") == ([], [("refused", owner, number, "why")], [])
+
+
 @pytest.mark.parametrize(
     ("count", "group", "resources", "why"),
     [
@@ -638,6 +658,74 @@ def test_a_slave_tells_why_it_can_never_take_a_lease():
     assert slave.lacks(Demand((("cpus", 2),), frozenset("a"))) == ""
     assert slave.lacks(Demand((("gpu", 1),), frozenset())) == "has 0 gpu, 1 needed"
     assert slave.lacks(Demand((), frozenset("b"))) == "lacks the tag b"
+
+
+def restarted(told):
+    """A board of the next life of its master, with a `Told` around it."""
+    again = Told(slaves=0, owners=())
+    again.records = list(told.records)
+    again("restore", again.records)
+    return again
+
+
+def test_a_slave_of_an_earlier_life_goes_on_with_what_it_holds_and_nothing_runs_twice(told):
+    told("submit", "c1", 1, 8)
+    first, second = told.leases()[:2]
+    told.ended(first)
+    held = [[second.id, "c1", 1, second.lo, second.hi]]
+    again = restarted(told)
+    again("rest", 5.0)
+    again("slave_joined", "s1", {"cpus": 2}, [], 2, holds=held)
+    assert again.leases() == [] and list(again.board.leases) == [second.id]
+    again("rest", 0.0)
+    again("owner_attached", "c1")
+    again("result", "s1", second.id, second.lo, second.hi, 0.1, "late", {})
+    again.flow()
+    ranges = sorted(message[3:5] for message in again.sent("outcome"))
+    assert span(second) in ranges and span(first) not in ranges
+    assert sorted(n for lo, hi in ranges for n in range(lo, hi)) == sorted({*range(8)} - {first.lo})
+
+
+@pytest.mark.parametrize(
+    "row", [(7, "c2", 1, 0, 1), (7, "c1", 2, 0, 1), (7, "c1", 1, 1, 9), (7, "c1", 1, 0, 1)], ids=str
+)
+def test_what_is_not_open_here_any_more_is_not_taken_over(told, row):
+    told("submit", "c1", 1, 4)
+    told.ended(told.leases()[0])
+    again = restarted(told)
+    again("rest", 5.0)
+    again("slave_joined", "s1", {"cpus": 2}, [], 2, holds=[row])
+    assert not again.board.leases
+
+
+def test_nothing_is_leased_while_slaves_are_expected_back_and_all_of_it_after_that():
+    told = Told()
+    told("rest", 5.0)
+    told("submit", "c1", 1, 2)
+    assert told.leases() == [] and told.board.deadline == 5.0
+    told.now = 5.0
+    told("tick")
+    assert len(told.leases()) == 2
+
+
+def test_a_snapshot_stands_for_the_outcomes_before_it():
+    told = Told(owners=())
+    told("owner_joined", "1", "system")
+    told("submit", "1", 0, 4)
+    told("submit", "1", 1, 1)
+    by_batch = {(lease.batch.number, lease.lo): lease for lease in told.leases()}
+    while told.board.leases:
+        told.ended(next(iter(told.board.leases.values())))
+    assert by_batch
+    told("settled", "1", [0, 1])
+    assert not [record for record in told.records if record[0] == "settled"]
+    records = [record for record in told.records if record[1:3] != ("1", 1)]
+    records = [record for record in records if record[0] != "outcome" or record[3] > 0]
+    board = Board()
+    board.restore([*records, ("snapshot", "1", 2, 2, [[0, [[1, 4]]]], 5, 2, "state")], 0.0)
+    board.check()
+    (batch,) = board.owners["1"].batches.values()
+    assert sorted(outcome[:2] for outcome in batch.outcomes) == [(0, 1), (1, 2), (2, 3), (3, 4)] and not batch.queue
 
 
 # -- cost --------------------------------------------------------------------------------------------------------

@@ -109,6 +109,34 @@ def test_results_that_came_before_the_master_was_killed_are_not_computed_again(s
     assert len(list(tmp_path.glob("ran-*"))) == 29, "none of them ran twice"
 
 
+def test_a_slave_computes_on_while_its_master_is_away_and_delivers_to_the_next(swarm, tmp_path):
+    here = swarm(slaves=1, workers=2, journal=True)
+    client = waiting(here, tmp_path, 6)
+    wait_until(lambda: len(list(tmp_path.glob("run-*"))) == 2, "both workers have a task")
+
+    def all_end():
+        (tmp_path / "go").touch()
+        slave = rpc.Proxy(here.slaves[0].started["address"])
+        wait_until(lambda: slave.status()["running"] == 0, "what ran has ended without a master")
+
+    kill_and_restart(here, between=all_end)
+    assert result_of(client.wait(60)) == {"sum": 15, "errors": []}
+    assert len(list(tmp_path.glob("run-*"))) == 6, "no task ran twice"
+    assert here.proxy.status()["counters"]["adopted"] >= 2
+
+
+def test_a_task_that_outlasts_two_masters_runs_once(swarm, tmp_path):
+    here = swarm(slaves=1, workers=1, journal=True)
+    client = waiting(here, tmp_path, 1)
+    kill_and_restart(here)
+    wait_until(lambda: here.proxy.status()["counters"].get("adopted"), "the second master knows of it")
+    kill_and_restart(here)
+    wait_until(lambda: here.proxy.status()["counters"].get("adopted"), "the third master knows of it")
+    (tmp_path / "go").touch()
+    assert result_of(client.wait(60)) == {"sum": 0, "errors": []}
+    assert len(list(tmp_path.glob("run-*"))) == 1
+
+
 @pytest.mark.slow
 def test_a_client_and_a_slave_find_a_master_that_is_away_for_a_while(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)

@@ -932,10 +932,10 @@ exit: 0 ok, 1 failed, 2 usage, 3 no connection, 4 gave up, 130 Ctrl-C, 143 TERM
 def parser() -> components.ArgumentParser:
     """The options of `client.py`."""
     made = components.ArgumentParser(
-        prog="client.py", usage="client.py APP [options]   run an application; or client.py doctor",
+        prog="client.py", usage="client.py APP [options]   run a .py file or package; or client.py doctor",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("app", nargs="?", metavar="APP", help="a .py file or a package folder")
+    made.add_argument("app", nargs="?", metavar="APP", help=argparse.SUPPRESS)
     made.add_argument("-m", dest="module", metavar="MODULE", help="a module of an importable package instead of APP")
     run = made.add_argument_group("run")
     run.add_argument("--master", metavar="HOST[:PORT]", help="where the master is (127.0.0.1:8080)")

@@ -1749,7 +1749,7 @@ class Journal(threading.Thread):
     def _write(self, record: tuple) -> None:
         kind, owner, *rest = record
         if kind == "history":  # no record: all that there is of this owner at this moment
-            rest[0][:] = [_record(*row[1:]) for row in rows_of(self._base, self._path, owner=owner)]
+            rest[0][:] = [_record(*row[1:]) for row in rows_of(self._base, self._path, only=owner)]
         elif kind == "settled":
             self._base.execute("DELETE FROM records WHERE owner = ? AND batch = ?", (owner, rest[0]))
         elif kind == "gone":
@@ -2000,13 +2000,13 @@ def check_journal(base: sqlite3.Connection, path: Path, pages: int) -> None:
 
 
 def rows_of(
-    base: sqlite3.Connection, path: Path, running: bool = False, owner: str | None = None
+    base: sqlite3.Connection, path: Path, running: bool = False, only: str | None = None
 ) -> Iterable[tuple]:
-    """(number, kind, owner, batch, detail, parts) of all rows, or those of an owner, in order. Parts in files are
-    references. Raises Error for a row that is not what was written. `running`: a master may delete rows meanwhile,
+    """(number, kind, owner, batch, detail, parts) of all rows, or `only` those of an owner, in order. Parts in files
+    are references. Raises Error for a row that is not what was written. `running`: a master may delete rows meanwhile,
     these are left out."""
     folder = str(blobs_of(path))
-    for number, kind, owner, batch, detail, sizes, total, payload in _read_rows(base, owner):
+    for number, kind, owner, batch, detail, sizes, total, payload in _read_rows(base, only):
         where = f"{folder}/{number}"
         pieces: Iterable = () if payload is None else (payload,)
         parts = None
@@ -2374,6 +2374,28 @@ class MasterNode(rpc.BaseNode):
 
     def setup(self) -> None:
         """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
+        self._begin_empty()
+        self.start_zygote()
+        self.closing.callback(lambda: self.zygote.stop())
+        self.store = self.open_store()
+        self.spool = rpc.Store(rpc.own_folder(self.environment / "spool"))
+        self.closing.callback(self.spool.close)
+        self.memory = Memory(self.memory_limit * 1024 * 1024)
+        self.shelf = rpc.Shelf(self.store or self.spool)
+        self.board = Board(max_lease=self.max_lease, unplaceable_wait=self.unplaceable_wait)
+        self.set_scheduler()
+        self.keyring = rpc.Keyring(str(self.environment / "keys"))
+        apps = self.environment / "apps"  # one without its zip is asked for again
+        self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
+        if self.journalled:
+            self.open_journal()
+        else:
+            self.board.restore([], time.monotonic())
+        self.open_compute_channel()
+        self.open_control_channel()
+
+    def _begin_empty(self) -> None:
+        """Of all that it keeps account of, there is nothing yet."""
         self.names = Names()
         self.stopping = False
         self.broken: components.Error | None = None
@@ -2391,29 +2413,11 @@ class MasterNode(rpc.BaseNode):
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
         self._slow_at = self._sweep_at = self._tell_at = self._accept_at = 0.0
         self._zygotes = tasks.Recent()
-        self.start_zygote()
-        self.closing.callback(lambda: self.zygote.stop())
-        self.store = self.open_store()
-        self.spool = rpc.Store(rpc.own_folder(self.environment / "spool"))
-        self.closing.callback(self.spool.close)
-        self.memory = Memory(self.memory_limit * 1024 * 1024)
-        self.shelf = rpc.Shelf(self.store or self.spool)
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
-        self.board = Board(max_lease=self.max_lease, unplaceable_wait=self.unplaceable_wait)
-        self.journal = None
+        self.journal: Journal | None = None
         self.storage = ""  # why the journal takes no new work
         self._unstored = ""  # why the last application was not stored
-        self.set_scheduler()
-        self.keyring = rpc.Keyring(str(self.environment / "keys"))
-        apps = self.environment / "apps"  # one without its zip is asked for again
-        self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
-        if self.journalled:
-            self.open_journal()
-        else:
-            self.board.restore([], time.monotonic())
-        self.open_compute_channel()
-        self.open_control_channel()
 
     def start_zygote(self) -> None:
         """Makes the process from which hosts are forked."""

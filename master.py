@@ -974,15 +974,17 @@ class Board:
                 self._requeue(held.batch, parts, held.deaths, held.losses)
         return self._assigned(Effects([], [], []), now)
 
-    def worker_lost(self, slave: str, lease: int, lo: int, hi: int, reason: str, now: float) -> Effects:
+    def worker_lost(
+        self, slave: str, lease: int, lo: int, hi: int, reason: str, now: float, output: str = ""
+    ) -> Effects:
         """A worker died over these tasks. They run again one by one, so that the culprit is found; a task
-        whose workers died too often is poisoned."""
+        whose workers died too often is poisoned. `output` is what the worker has printed last."""
         effects = Effects([], [], [])
         held = self._held(slave, lease)
         if held is not None:
             self.counters["workers lost"] += 1
             for a, b in reversed(self._report(held, lo, hi)):
-                self._retry(held, a, b, held.deaths + 1, held.losses, reason, effects)
+                self._retry(held, a, b, held.deaths + 1, held.losses, reason, effects, output)
         return self._assigned(effects, now)
 
     def _held(self, slave, lease):
@@ -1011,7 +1013,7 @@ class Board:
                 slave.missing.pop().offer(slave)
         return parts
 
-    def _retry(self, lease, lo, hi, deaths, losses, reason, effects):
+    def _retry(self, lease, lo, hi, deaths, losses, reason, effects, output=""):
         """Queue tasks that lost their worker or slave again, or end them when their budget is spent."""
         batch, where = lease.batch, lease.slave.id
         if lease.revoked:
@@ -1019,6 +1021,7 @@ class Board:
         if deaths >= self.max_attempts:
             text = f"{deaths} workers died over this task, the last one on {where}: {reason}"
             what = failure("poisoned", "WorkerLost", text, where)
+            what["*"] |= {"output": output, "attempt": deaths + losses} if output else {}
             self._end(batch, lo, hi, 0.0, what, None, where, effects)
         elif losses >= MAX_LOSSES:
             text = f"{losses} slaves were lost with this task, the last one was {where}: {reason}"
@@ -2199,6 +2202,15 @@ def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
         raise components.UsageError("the failures of a report are no objects", "an object by ordinal is meant")
 
 
+def check_output(pieces: Any) -> None:
+    """Raises UsageError unless a slave tells output as [lo, hi, text, dropped] for ranges of tasks."""
+    if type(pieces) is not list or not all(type(one) is list and len(one) == 4 for one in pieces):
+        raise components.UsageError("the output of tasks is no list of pieces", "[lo, hi, text, dropped] is meant")
+    check_whole(*(number for lo, hi, _, dropped in pieces for number in (lo, hi, dropped)))
+    if not all(type(one[2]) is str for one in pieces):
+        raise components.UsageError("a piece of output is no text", "[lo, hi, text, dropped] is meant")
+
+
 def check_offer(amounts: Any, workers: Any, tags: Any = ()) -> None:
     """Raises UsageError unless a slave offers amounts by name, a number of workers, and words."""
     check_whole(workers)
@@ -2301,6 +2313,7 @@ class System:
         self.step = self.done = self.known = 0  # done, known: tasks with an outcome, and all tasks
         self.waiting = False
         self.pipe: rpc.Pipe | None = None
+        self.ear: tasks.Ear | None = None  # hears what its hooks print
         self.late: list[tuple] | None = None  # what its next host is to hear after all that the last one heard
 
 
@@ -2412,6 +2425,8 @@ class MasterNode(rpc.BaseNode):
         self._failures: set[str] = set()  # kinds that were logged
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
         self._slow_at = self._sweep_at = self._tell_at = self._accept_at = 0.0
+        self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
+        self._alarms: list[tuple[float, Callable]] = []
         self._zygotes = tasks.Recent()
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
@@ -2735,10 +2750,17 @@ class MasterNode(rpc.BaseNode):
             self.apply(self.board.given_back(request.peer.label, lease, lo, hi, time.monotonic()))
 
         @rpc.tcpremote(channel, roles=slaves)
-        def worker_lost(handler, request, lease, lo, hi, reason):
+        def worker_lost(handler, request, lease, lo, hi, reason, output=""):
             check_report(lease, lo, hi)
             log.warning("slave %s: %s", request.peer.label, reason)
-            self.apply(self.board.worker_lost(request.peer.label, lease, lo, hi, reason, time.monotonic()))
+            last = str(output)[-tasks.OUTPUT_KEPT :]
+            self.apply(self.board.worker_lost(request.peer.label, lease, lo, hi, reason, time.monotonic(), last))
+
+        @rpc.tcpremote(channel, roles=slaves)
+        def output(handler, request, lease, pieces):
+            check_whole(lease)
+            check_output(pieces)
+            self.take_output(request.peer.label, lease, pieces)
 
         @rpc.tcpremote(channel, roles=slaves)
         def fetch(handler, request, digest):
@@ -2833,6 +2855,7 @@ class MasterNode(rpc.BaseNode):
         for _, number in [key for key in self._finished if key[0] == name]:
             self._forget_finished(name, number)
         self._gone_at.pop(name, None)
+        self._unsaid.pop(name, None)
         self._detached.discard(name)
         self._forget_shared(name)
         if name in self.board.owners:
@@ -2893,6 +2916,39 @@ class MasterNode(rpc.BaseNode):
             return part  # the host of a system wrote it here
         adopted = self.store.adopt(part)
         return adopted.held(self.store) if adopted else part.read()
+
+    # -- output
+
+    def take_output(self, slave: str, lease: int, pieces: list) -> None:
+        """What tasks of a lease have printed goes to the client that waits for them; nothing of it is kept."""
+        held = self.board.leases.get(lease)
+        if held is not None and held.slave.id == slave:
+            self._send_output(held.batch.owner.id, held.attempt, pieces)
+
+    def _send_output(self, owner: str, attempt: int, pieces: list) -> None:
+        client = self.systems[owner].client if owner in self.systems else owner
+        peer = self._peers.get(client)
+        if peer is None or peer.lags:
+            if client in self.board.owners:
+                self._unsaid[client] += tasks.weight_of(pieces)
+            return
+        self._tell_unsaid(client, peer)
+        self._send(client, ["output", owner, attempt, pieces])
+
+    def _tell_unsaid(self, client: str, peer: rpc.Peer) -> None:
+        if client in self._unsaid and not peer.lags:
+            self._send(client, ["output", client, 1, [[0, 0, "", self._unsaid.pop(client)]]])
+
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Calls a function once, in so many seconds."""
+        self._alarms.append((time.monotonic() + seconds, function))
+
+    def _ring(self, now: float) -> float:
+        """Calls what is due; returns when the next is."""
+        for alarm in [alarm for alarm in self._alarms if alarm[0] <= now]:
+            self._alarms.remove(alarm)
+            alarm[1]()
+        return min((at for at, _ in self._alarms), default=math.inf)
 
     # -- bundles
 
@@ -3050,7 +3106,15 @@ class MasterNode(rpc.BaseNode):
 
     def _fork(self, system: System) -> None:
         """Makes the process that hosts it. Raises OSError."""
-        system.token, sock = self.zygote.fork("host", str(self.environment / "apps" / system.bundle))
+        system.ear = ear = tasks.Ear(self.loop, tasks.OUTPUT_RATE * 1024, self.later)
+        ear.send = lambda pieces: self._send_output(system.name, system.deaths + 1, tasks.placed(pieces, 0, 0))
+        try:
+            system.token, sock = self.zygote.fork("host", str(self.environment / "apps" / system.bundle), ear.theirs)
+        except OSError:
+            ear.close()
+            raise
+        finally:
+            ear.given()
         system.pipe = rpc.Pipe(
             self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts), lambda pipe: None,
             self.store, system.bundle,
@@ -3084,6 +3148,8 @@ class MasterNode(rpc.BaseNode):
         """With a journal another host takes its place, but not for ever."""
         if self.systems.get(system.name) is not system:
             return
+        system.ear.settle()
+        system.ear.close()
         system.deaths += 1
         if self.journal and system.deaths < MAX_HOSTS:
             log.warning("the host of system %s ended (%s); another one repeats what it did", system.name, how)
@@ -3134,8 +3200,14 @@ class MasterNode(rpc.BaseNode):
 
     def end_system(self, system: System, failure: dict | None, stats: dict, parts: Iterable) -> None:
         """The system is done, failed or cancelled: nothing of it that is queued runs, and its client hears of it."""
-        if self.systems.pop(system.name, None) is None:
+        if system.name not in self.systems:
             return
+        if system.ear:
+            system.ear.settle()
+            system.ear.close()
+            if failure and failure.get("kind") == "system" and (last := system.ear.output.last()):
+                failure["output"] = last
+        del self.systems[system.name]
         seconds = time.monotonic() - system.since
         stats = {**stats, "elapsed": seconds, "id": system.name, "app": system.app,
                  "system_id": system.options.get("system_id")}
@@ -3194,7 +3266,9 @@ class MasterNode(rpc.BaseNode):
             self._flush_accepted()
         if now >= self._slow_at or self.stopping:
             self._slow_tick(now)
-        deadline = min(self._slow_at, self.channel.tick(now), math.inf if board.deadline is None else board.deadline)
+        ring_at = self._ring(now) if self._alarms else math.inf
+        board_at = math.inf if board.deadline is None else board.deadline
+        deadline = min(self._slow_at, self.channel.tick(now), board_at, ring_at)
         return min(deadline, self._accept_at) if self._accepted else deadline
 
     def _slow_tick(self, now: float) -> None:
@@ -3239,6 +3313,7 @@ class MasterNode(rpc.BaseNode):
         for name, peer in self._peers.items():
             if peer.role != "slave":
                 mine = {s.number: [s.step, s.done, s.known] for s in self.systems.values() if s.client == name}
+                self._tell_unsaid(name, peer)
                 told = [*size, mine, self._waits_of(name, running)]
                 if self._told.get(name) != told:
                     self._told[name] = told

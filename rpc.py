@@ -40,17 +40,23 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      push_tasksystem_response(number, name) · push_tasksystem_failed(number, error)
                      work_finished(number, failure, stats) {result} · swarm(slaves, workers, busy, systems)
                      shared(key, at, total) {, bytes} · no_shared(key, reason)
+                     output(owner, attempt, [[lo, hi, text, dropped]…])
     master → slave   lease(id, owner, number, lo, hi, group, attempt, first) {head, index, groups…}
                      revoke(id, kill) · steal(id) · bundle(digest, manifest) {zip} · no_bundle(digest)
                      workers(count) · drain() · shared(key, at, total) {, bytes} · no_shared(key, reason)
                      forget_shared([keys])
     slave → master   result(id, lo, hi, seconds, failures) {groups…} · given_back(id, lo, hi) · fetch(digest)
-                     worker_lost(id, lo, hi, reason) · resources(amounts, workers) · leaving()
+                     output(id, [[lo, hi, text, dropped]…]) · worker_lost(id, lo, hi, reason, output)
+                     resources(amounts, workers) · leaving()
                      publish_for(owner, key, at, total) {, bytes} · fetch_shared(key)
     slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
                      shared(key) {bytes} · no_shared(key, reason) · spare() with a descriptor
     worker → slave   result(id, lo, hi, seconds, failures, last) {groups…} · publish(key, at, total) {, bytes}
                      fetch_shared(key)
+
+Beside its socketpair a child has a pipe for what it prints. What Python prints in a lease of several tasks stands
+between marks of its task; the lo..hi of an `output` are ordinals of the owner, 0..0 for it as a whole, such as the
+hooks of a system. Output may be dropped anywhere on the way: `dropped` counts the bytes that are missing before `text`.
 
 On TCP a message is encrypted and its sender known by CURVE; on a socket file in a private folder PLAIN says the same
 with a password that both ends derive. Either way the master reads the sender's public key from the connection, never
@@ -1434,6 +1440,7 @@ NOBLOCK, SNDMORE, EVENTS, READABLE = 1, 2, 15, 1  # ZeroMQ's numbers: pyzmq's en
 HIGH_WATER = 1000  # messages in a ZeroMQ queue: credits keep far below, this stops what credits did not foresee
 MAX_SESSIONS = 16  # of one key at the same time
 ROOM = 32 * 1024 * 1024  # bytes that a peer may leave unacknowledged until further calls to it wait
+LAGGING = 1024 * 1024  # bytes that a peer has not acknowledged from which on it gets no output of tasks
 LEFT = "it left"  # the reason of `on_lost` when a node said goodbye
 COMPLAIN = 10.0  # seconds between two log lines about the same kind of trouble
 
@@ -1499,6 +1506,11 @@ class Peer:
     def unsaid(self, wanted: Callable[[list], bool]) -> list[tuple[list, Iterable]]:
         """Those of the wanted calls that it has not acknowledged, oldest first, with their parts."""
         return [*self.session.unheard(wanted), *(one for one in self.backlog if wanted(one[0]))]
+
+    @property
+    def lags(self) -> bool:
+        """Whether so much is on its way that what can be spared should not be sent."""
+        return bool(self.backlog) or self.session.pending_bytes > LAGGING
 
     @property
     def id(self) -> bytes:

@@ -3,7 +3,7 @@
                        lease, revoke, steal, bundle                    run, drop
     master  ------------------------------------------>  SlaveNode  --------------->  worker (one bundle, one lease)
             <------------------------------------------             <---------------
-              result, given_back, worker_lost, fetch                   result, ended
+              result, given_back, worker_lost, fetch, output           result, ended, what it prints
 
 The slave opens nothing of what it passes on. `ProcessTaskManager` grants each lease its resources when it starts, runs
 it in a warm worker of the lease's bundle or forks one, and replaces workers that die. Leases beyond the free slots wait
@@ -56,6 +56,7 @@ class Worker:
         self.lo = 0  # the first task of the lease that was not reported
         self.forgotten = False  # the lease belongs to a master that is gone
         self.doomed = False  # it was killed, and its end has not been heard of yet
+        self.ear: tasks.Ear | None = None  # hears what it prints
         self.used = now
 
 
@@ -225,6 +226,7 @@ class ProcessTaskManager(components.Component):
         for name, amount in worker.grant.items():
             self.free[name] -= amount
         worker.envelope, worker.lo, worker.forgotten = envelope, envelope.lo, False
+        worker.ear.output.begin()
         variables = self._granted(worker)
         news = None if variables == worker.told else variables
         try:
@@ -268,22 +270,35 @@ class ProcessTaskManager(components.Component):
         if self._deaths.crowded and now - self._deaths[-1] < RESPAWN_PAUSE:
             self.node.later(RESPAWN_PAUSE, self.schedule)
             return None
-        root = self.node.bundles[digest]
         try:
-            token, sock = self.node.zygote.fork("worker", str(root))
+            token, sock, ear = self._fork_heard(str(self.node.bundles[digest]))
         except OSError as error:
             log.warning("no worker can be forked now (%s)", error)
             self.node.later(1.0, self.schedule)
             return None
         worker = self.workers[token] = Worker(token, digest, now)
+        worker.ear = ear
+        ear.send = lambda pieces: self._send_output(worker, pieces)
         worker.pipe = rpc.Pipe(
             self.node.loop, sock, lambda pipe, call, parts: self._heard(worker, call, parts), lambda pipe: None,
             self.node.store, digest,
         )
         return worker
 
+    def _fork_heard(self, root: str) -> tuple:
+        """A worker's token and socket, and the ear for what it prints. Raises OSError."""
+        ear = tasks.Ear(self.node.loop, self.node.output_rate * 1024, self.node.later)
+        try:
+            return *self.node.zygote.fork("worker", root, ear.theirs), ear
+        except OSError:
+            ear.close()
+            raise
+        finally:
+            ear.given()
+
     def _end(self, worker: Worker) -> None:
         worker.pipe.close()
+        worker.ear.close()
         self.workers.pop(worker.token, None)
 
     # what workers and the zygote say
@@ -297,6 +312,9 @@ class ProcessTaskManager(components.Component):
             return
         _, lease, lo, hi, seconds, failures, last = call
         self.node.remember(envelope)
+        worker.ear.settle(bool(last))
+        if failures:
+            self._add_output(worker, failures)
         self.done["tasks"] += hi - lo
         self.done["failed"] += hi - lo if "*" in failures else len(failures)
         worker.lo = hi
@@ -309,6 +327,27 @@ class ProcessTaskManager(components.Component):
             self._release(worker)
             if self.waiting:
                 self.schedule()
+
+    def _send_output(self, worker: Worker, pieces: list) -> None:
+        """What a worker has printed goes to the owner of its lease, or how much it was if the way there is full."""
+        envelope = worker.envelope
+        if envelope is None or worker.forgotten or not self.node.link:
+            return
+        lo, hi = envelope.first + envelope.lo, envelope.first + envelope.hi
+        lags = self.node.link.master.lags
+        placed = [[lo, hi, "", tasks.weight_of(pieces)]] if lags else tasks.placed(pieces, lo, hi)
+        self.node.report("output", envelope.lease, placed)
+
+    @staticmethod
+    def _add_output(worker: Worker, failures: dict) -> None:
+        """Each failure of a single task gets the end of what this task has printed."""
+        envelope = worker.envelope
+        alone = envelope.hi - envelope.lo == 1
+        for place, failure in failures.items():
+            if place != "*" and (text := worker.ear.output.last(None if alone else envelope.first + int(place))):
+                failure["output"] = text[-tasks.OUTPUT_TOLD :]
+            if envelope.attempt > 1:
+                failure["attempt"] = envelope.attempt
 
     def _heard_of_shared(self, worker: Worker, method: str, key: str, *details) -> None:
         """A worker publishes an object, or wants one."""
@@ -356,13 +395,16 @@ class ProcessTaskManager(components.Component):
     def _bury(self, worker: Worker, how: str) -> None:
         worker.pipe.drain()
         worker.pipe.close()
+        worker.ear.settle()
+        worker.ear.close()
         envelope, lo = worker.envelope, worker.lo
         if envelope:
             self._release(worker)
             if not worker.forgotten:
                 self._deaths.append(time.monotonic())
                 log.warning("worker %s ended (%s) while it ran tasks of %s", worker.pid, how, envelope.owner)
-                self.node.report("worker_lost", envelope.lease, lo, envelope.hi, f"worker {how}")
+                last = worker.ear.output.last()
+                self.node.report("worker_lost", envelope.lease, lo, envelope.hi, f"worker {how}", last)
 
     def all_died(self) -> None:
         """The zygote is gone and with it every worker."""
@@ -422,6 +464,9 @@ class SlaveNode(rpc.Node):
         "slave", "shared", 1024, "MiB of published objects to keep for further tasks", minimum=0
     )
     tags = components.ListItem("slave", "tags", "", "words that tasks may ask for")
+    output_rate = components.IntItem(
+        "slave", "output", tasks.OUTPUT_RATE, "KiB a second of what a worker prints that go home", minimum=0
+    )
     chosen = components.ExtensionPointItem(
         "slave", "task_manager", "ProcessTaskManager", tasks.ITaskManager, "what runs leases"
     )

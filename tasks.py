@@ -12,6 +12,8 @@ resources, classes), an index that names the class of each task (empty if there 
 the pickle of up to 64 task states. Nobody between the owner and the worker opens a group. A *lease* is a range of a
 batch; the worker opens the groups that the range touches and runs its part.
 
+What a child prints goes into a pipe, its descriptors 1 and 2; its node has the other end, see the room "output".
+
 A *task system* is an owner that lives on the master: its host process is forked like a worker, holds an `Owner` and
 drives `ITaskSystem`. User code runs in workers, hosts and clients; never in a master or a slave.
 
@@ -26,12 +28,15 @@ import base64
 import collections
 import contextlib
 import copyreg
+import faulthandler
 import functools
 import gc
+import io
 import itertools
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.resource_tracker
 import operator
 import os
@@ -63,10 +68,12 @@ WINDOW = 64 * 1024  # tasks an owner has out without an outcome; more are drawn 
 WINDOW_BYTES = 64 * 1024 * 1024
 MOST_BYTES = 16 * 1024 * 1024  # of the records of a batch that has more than one task
 MOST_HEADS = 256  # kept by an owner
+FAILED_KEPT = 20  # failed tasks that an owner keeps, for somebody to run them again
 SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the master hears that they may be forgotten
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
 LOOK_EVERY = 0.02  # seconds after which a worker looks for a revoke or steal between two tasks
 TRACEBACK_LIMIT = 64 * 1024  # characters of a remote traceback that travel
+NOT_RUN = frozenset({"unsendable", "refused", "cancelled", "lost"})  # failures of tasks that no worker ran to an end
 SNAPSHOT_LEAST = 1024 * 1024  # bytes of history from which on a task system is saved
 HISTORY_EACH = 200  # bytes, about, of an outcome in the journal besides its results
 FORGOTTEN = {"type": "Forgotten", "message": "the master was started again without its journal", "traceback": "",
@@ -168,17 +175,23 @@ class Handle(str):
 class TaskError(components.Error):
     """A task failed with an exception that does not exist here, or for a reason that is no exception (a lost worker).
 
-    `type`, `where` (file:line) and `remote_traceback` tell what happened there; `kind` is "error" for the task's own
-    exception, else what went wrong ("poisoned", "result", "setup", ...).
+    `type`, `message`, `where` (file:line) and `remote_traceback` tell what happened there; `kind` is "error" for the
+    task's own exception, else what went wrong ("poisoned", "result", "setup", ...). `notes` are those of the exception,
+    `cause` is a TaskError for what led to it, or None. `pickled` are the bytes of the exception itself, for who has its
+    class: b"" if it cannot be pickled.
     """
 
     def __init__(self, failure: dict):
         super().__init__(f"{failure.get('type', 'Error')}: {failure.get('message', '')}")
         self.failure = failure
         self.type = failure.get("type", "Error")
+        self.message = failure.get("message", "")
         self.where = failure.get("where", "")
         self.kind = failure.get("kind", "error")
         self.remote_traceback = failure.get("traceback", "")
+        self.notes = failure.get("notes", [])
+        self.cause = TaskError(failure["cause"]) if "cause" in failure else None
+        self.pickled = base64.b64decode(failure.get("pickle", ""))
 
     def __reduce__(self):
         return RuntimeError, (str(self),)
@@ -542,10 +555,21 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error") 
     where = f"{_shorten(frames[-1].filename, root)}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     failure = {"type": _type_name(error), "message": _text_of(error), "traceback": text, "where": where, "kind": kind}
     sealed = _seal_exception(error)
-    return {**failure, "pickle": sealed} if sealed else failure
+    return {**failure, **_beside(error), **({"pickle": sealed} if sealed else {})}
 
 
-def _text_of(error: BaseException) -> str:
+def _beside(error: BaseException, depth: int = 1) -> dict:
+    """What an exception carries beside its text: its notes, and its cause (or what was being handled) as an object."""
+    notes = getattr(error, "__notes__", ())
+    told: dict = {"notes": list(map(_text_of, notes[:CHAIN_LIMIT]))} if isinstance(notes, list) and notes else {}
+    handled = None if error.__suppress_context__ else error.__context__
+    cause = handled if error.__cause__ is None else error.__cause__
+    if cause is not None and depth < CHAIN_LIMIT:
+        told["cause"] = {"type": _type_name(cause), "message": _text_of(cause), **_beside(cause, depth + 1)}
+    return told
+
+
+def _text_of(error: Any) -> str:
     text, problem = attempt(str, error)
     return f"(its text cannot be made: {type(problem).__name__})" if problem is not None else text[:4096]
 
@@ -692,6 +716,8 @@ class Owner:
         self.weight = 0  # bytes of the records that are out
         self.done = self.failed = 0  # tasks
         self.failures: list[tuple[str, dict]] = []  # the first thousand, for the report
+        self.records: dict[str, list[bytes]] = {}  # the first failed tasks, as they travel
+        self.most_records = WINDOW_BYTES  # bytes of these
         self.seconds = 0.0
         self.slaves: set[str] = set()
         self._sources: collections.deque[Source] = collections.deque()
@@ -986,10 +1012,19 @@ class Owner:
         self.failed += 1
         if len(self.failures) < 1000:
             self.failures.append((task.task_id or task.name, failure))
+        if len(self.records) < FAILED_KEPT and failure.get("kind") not in NOT_RUN and task.task_id:
+            self._keep_record(task)
         error = open_failure(failure)
         if type(task).finished is not Task.finished:
             task.finished(None, error)
         self.callback(Handle.of(task) if self.handles else task, None, error)
+
+    def _keep_record(self, task: Task) -> None:
+        """Keeps a task as it travels, unless it is too large."""
+        batch, error = attempt(self._packer.pack, [task], task.resources)
+        if error is None and batch.size <= self.most_records:
+            self.most_records -= batch.size
+            self.records[task.task_id] = [part if type(part) is bytes else b"".join(part) for part in batch.parts]
 
     def _settle_one_by_one(self, flight: Flight, lo: int, results: list, failures: dict) -> None:
         for i, result in enumerate(results, lo):
@@ -1095,6 +1130,7 @@ class SystemRun:
         self.lockstep = bool(options.pop("lockstep", False) or system.lockstep or self.by_hand)
         self.owner = Owner(call, self._task_finished, options, name)
         self.owner.keep = list  # what a host sends has left it when the call returns
+        self.owner.most_records = CHUNK_BYTES // 4  # they go home in a call
         self.master = SystemMaster(self)
         self._held: list[Iterable[Task]] = []
         self._generated: Source | None = None  # what generate_tasks gave last
@@ -1256,7 +1292,9 @@ class SystemRun:
         owner = self.owner
         stats = {"tasks": owner.drawn, "done": owner.done, "failed": owner.failed,
                  "steps": self.step, "seconds": owner.seconds, "slaves": sorted(owner.slaves - {""}),
-                 "failures": owner.failures[:200]}
+                 "failures": owner.failures[:200], "records": {}}
+        for task, record in owner.records.items():
+            stats["records"][task] = [base64.b64encode(part).decode() for part in record]
         owner.close()
         self.call("system_done", failure, stats, parts=parts)
 
@@ -1454,13 +1492,16 @@ class Zygote:
         """For a poller: readable when a child was born or died."""
         return self.sock.fileno()
 
-    def fork(self, kind: str, root: str) -> tuple[int, socket.socket]:
-        """Makes a child, kind "worker" or "host", for the bundle in `root`. Returns its token and a socket to it."""
+    def fork(self, kind: str, root: str, output: int = 2) -> tuple[int, socket.socket]:
+        """Makes a child, kind "worker" or "host", for the bundle in `root`. Returns its token and a socket to it.
+
+        `output` is the descriptor to which it writes what is printed; by default it shares this process's stderr.
+        """
         ours, theirs = socket.socketpair()
         token = next(self._tokens)
         message = json.dumps(["fork", token, kind, root]).encode()
         with theirs:
-            socket.send_fds(self.sock, [message], [theirs.fileno()])
+            socket.send_fds(self.sock, [message], [theirs.fileno(), output])
         ours.setblocking(False)
         return token, ours
 
@@ -1529,14 +1570,15 @@ class Spawner:
         """For a poller: readable when a child has died."""
         return self.sock.fileno()
 
-    def fork(self, kind: str, root: str) -> tuple[int, socket.socket]:
+    def fork(self, kind: str, root: str, output: int = 2) -> tuple[int, socket.socket]:
         """As `Zygote.fork`, in the time that it takes to start an interpreter."""
         ours, theirs = socket.socketpair()
         token = next(self._tokens)
         context = multiprocessing.get_context("spawn")
-        child = context.Process(target=spawned_main, args=(theirs, kind, root), name=kind, daemon=True)
-        with _same_hashes():
-            child.start()
+        with multiprocessing.connection.Connection(os.dup(output), readable=False) as told:
+            child = context.Process(target=spawned_main, args=(theirs, kind, root, told), name=kind, daemon=True)
+            with _same_hashes():
+                child.start()
         theirs.close()
         self._children[token] = child
         threading.Thread(target=self._wait_for, args=(token, child), name=f"{kind} {token}", daemon=True).start()
@@ -1576,10 +1618,12 @@ def start_zygote() -> Zygote | Spawner:
     return Zygote() if sys.platform == "linux" else Spawner()
 
 
-def spawned_main(sock: socket.socket, kind: str, root: str) -> None:
+def spawned_main(sock: socket.socket, kind: str, root: str, output: Any) -> None:
     """A child of `Spawner`."""
     _scrub_environment()
     _quiet_stdio()
+    _write_to(output.fileno())
+    output.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         (worker_main if kind == "worker" else host_main)(sock, root)
@@ -1620,35 +1664,38 @@ def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, 
             woken.recv(4096)
             _reap(sock, children)
         if sock in ready:
-            message, fds, _, _ = socket.recv_fds(sock, 65536, 1)
+            message, fds, _, _ = socket.recv_fds(sock, 65536, 2)
             if not message:
                 return
             order, token, *rest = json.loads(message)
             if order == "fork":
-                _fork_and_tell(sock, fds[0], token, rest, children)
+                _fork_and_tell(sock, fds, token, rest, children)
             else:
                 for pid in [pid for pid, known in children.items() if known == token]:
                     _kill_tree(pid)
 
 
-def _fork_and_tell(sock: socket.socket, fd: int, token: int, order: list, children: dict[int, int]) -> None:
+def _fork_and_tell(sock: socket.socket, fds: list, token: int, order: list, children: dict[int, int]) -> None:
     try:
-        pid = _fork_child(fd, *order)
+        pid = _fork_child(*fds, *order)
     except OSError as error:  # no process or memory is left: the others live on
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
         _tell(sock, ["died", token, f"could not be forked ({error})"])
         return
     children[pid] = token
     _tell(sock, ["born", token, pid])
 
 
-def _fork_child(fd: int, kind: str, root: str) -> int:
+def _fork_child(fd: int, output: int, kind: str, root: str) -> int:
     pid = os.fork()
     if pid:
         os.close(fd)
+        os.close(output)
         return pid
     code = 1
     try:
+        _write_to(output)
         _become_child(fd)
         run = worker_main if kind == "worker" else host_main
         run(socket.socket(fileno=fd), root)
@@ -1721,6 +1768,322 @@ def _quiet_stdio() -> None:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     sys.stdout.reconfigure(line_buffering=True)
+
+
+def _write_to(output: int) -> None:
+    """From now on this process's descriptors 1 and 2 are that one."""
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+
+
+# -- output --------------------------------------------------------------------------------------------------------
+
+OUTPUT_KEPT = 64 * 1024  # bytes that a child wrote last which its node remembers
+OUTPUT_TOLD = 8 * 1024  # bytes of it that go into the failure of a task that raised
+OUTPUT_RATE = 256  # KiB a second of a child that go home
+OUTPUT_BURST = 4.0  # seconds of this rate that may come at once
+OUTPUT_EVERY = 0.05  # seconds that output waits for more of it
+OUTPUT_LINE = 1.0  # seconds that a line waits for its end
+OUTPUT_READS = 64  # of a pipe in one go, at most
+PIECE_COST = 32  # bytes that a piece of output counts beside its text
+# In a child's output: the eight bytes after it say whose the rest is. Whoever prints this fakes nothing but the tag of
+# a task in his own lease.
+MARK = b"\x1econcurrent-swarm task "
+NOBODY = (1 << 64) - 1  # instead of an ordinal: of some task of the lease
+
+
+def _marked(ordinal: int) -> bytes:
+    return MARK + ordinal.to_bytes(8, "little")
+
+
+class Voice(io.RawIOBase):
+    """Descriptor 1 or 2 of a child for Python: what `whose()` says to be of one task of many stands between marks.
+
+    So what is written past it, by C or a child, is never taken for a task's that wrote something before.
+    """
+
+    def __init__(self, file: int, whose: Callable[[], int]):
+        self._file, self._whose, self.name = file, whose, {1: "<stdout>", 2: "<stderr>"}.get(file, file)
+        self.of: int | None = None  # whose the text is that leaves the buffers now, if not of who runs
+
+    def fileno(self) -> int:
+        return self._file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        """Writes all of it."""
+        data = memoryview(data).cast("B")
+        whose = self._whose() if self.of is None else self.of
+        rest = data if whose == NOBODY else memoryview(b"".join((_marked(whose), data, _marked(NOBODY))))
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
+        return len(data)
+
+
+class Speech(io.TextIOWrapper):
+    """`sys.stdout` or `sys.stderr` of a child: a line goes at its end, and text of one task before that of the next."""
+
+    def __init__(self, file: int, whose: Callable[[], int]):
+        super().__init__(Voice(file, whose), "utf-8", "backslashreplace", "\n", line_buffering=True)
+        self._whose, self._of = whose, NOBODY
+
+    def write(self, text: str) -> int:
+        """Takes text; it goes at the end of its line."""
+        whose = self._whose()
+        if whose != self._of:
+            self.flush()
+            self._of = whose
+        return super().write(text)
+
+    def flush(self) -> None:
+        """Writes what waits, as of the task that gave it."""
+        if not self.closed:
+            self.buffer.of = self._of
+            super().flush()
+            self.buffer.of = None
+
+
+def speak(whose: Callable[[], int] = lambda: NOBODY) -> Callable[[], None]:
+    """Prepares this child to write: what is printed and logged goes to 1 and 2 by lines, in order, and C's stdout too.
+
+    `whose()` is the ordinal of the task that runs. Returns what writes the lines without an end.
+    """
+    out, err = sys.stdout, sys.stderr = Speech(1, whose), Speech(2, whose)
+    faulthandler.enable(2)  # a crash in C tells its stack
+    logging.getLogger().setLevel(logging.INFO)
+    logging.lastResort.setLevel(logging.INFO)  # a `basicConfig` of the user's takes its place
+    logging.lastResort.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+    if sys.platform == "linux":
+        import ctypes
+
+        libc, by_line = ctypes.CDLL(None), 1
+        libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, by_line, 0)
+
+    def flush() -> None:
+        for stream in (out, err):
+            _, error = attempt(stream.flush)
+            if error is not None:  # a task may have closed the descriptor
+                log.debug("what was printed is lost: %s", error)
+
+    return flush
+
+
+class Output:
+    """What a child wrote, as its node keeps it: the last 64 KiB, and the pieces that are to go home. Has no clock.
+
+    A piece is [ordinal, text, bytes dropped before it]; the ordinal is NOBODY where no task is named. `rate`: bytes a
+    second that go home, what comes faster is counted and dropped.
+    """
+
+    def __init__(self, rate: int):
+        self._rate = rate
+        self._room, self._now = rate * OUTPUT_BURST, 0.0
+        self._pieces: list[list] = []
+        self._dropping = 0  # bytes dropped since the last piece
+        self._line, self._line_at = bytearray(), 0.0  # what waits, and since when
+        self.begin()
+
+    def begin(self) -> None:
+        """Another lease begins: what came before is nobody's any more."""
+        self._whose, self._cut = NOBODY, b""
+        self._last: collections.deque[tuple[int, bytearray]] = collections.deque()
+        self._size = 0  # bytes of these
+        self._line.clear()
+        self._pieces.clear()
+        self._dropping = 0
+
+    def take(self, data: bytes, now: float) -> None:
+        """Takes bytes that the child has written, cut anywhere."""
+        data = self._cut + data
+        end = len(data) - _begun(data)
+        self._cut = data[end:]
+        first, *marked = data[:end].split(MARK)
+        self._add(first, now)
+        for piece in marked:
+            self._end_line()
+            self._whose = int.from_bytes(piece[:8], "little")
+            self._add(piece[8:], now)
+
+    def pieces(self, now: float, final: bool = False) -> list[list]:
+        """Takes out what is to go home now. A line waits for its end unless this is `final`."""
+        if final and self._cut:  # it looked like a mark
+            cut, self._cut = self._cut, b""
+            self._add(cut, now)
+        whole = self._line.rfind(b"\n") + 1
+        if final or now - self._line_at >= OUTPUT_LINE or (self.heavy and not whole):
+            self._end_line()
+        elif whole:
+            rest = self._line[whole:]
+            del self._line[whole:]
+            self._end_line()
+            self._line, self._line_at = rest, now
+        if final and self._dropping:
+            self._tell_dropped()
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    @property
+    def waits(self) -> bool:
+        """Whether something is to go home, now or soon."""
+        return bool(self._line or self._pieces)
+
+    @property
+    def heavy(self) -> bool:
+        """Whether so much waits that it should not wait for more."""
+        return len(self._line) >= OUTPUT_KEPT
+
+    def last(self, ordinal: int | None = None) -> str:
+        """The end of what was written in this lease; with an ordinal, of what is known to be this task's."""
+        told = (data for whose, data in self._last if ordinal is None or whose == ordinal)
+        return b"".join(told).decode("utf-8", "replace")
+
+    def _add(self, data: bytes, now: float) -> None:
+        if not data:
+            return
+        self._remember(data)
+        self._room = min(self._rate * OUTPUT_BURST, self._room + (now - self._now) * self._rate)
+        self._now = now
+        if self._dropping and self._room < self._rate / 2:  # few large gaps are easier to read than many small ones
+            self._dropping += len(data)
+            return
+        kept = data[: max(0, int(self._room))]
+        if len(kept) < len(data):
+            kept = kept[: kept.rfind(b"\n") + 1] or kept  # whole lines, if there are
+        self._room -= len(kept)
+        if not self._line:
+            self._line_at = now
+        if self._dropping and kept:
+            self._tell_dropped()
+        self._line += kept
+        if len(kept) < len(data):
+            self._end_line()
+            self._dropping += len(data) - len(kept)
+
+    def _remember(self, data: bytes) -> None:
+        if self._last and self._last[-1][0] == self._whose:
+            self._last[-1][1].extend(data)
+        else:
+            self._last.append((self._whose, bytearray(data)))
+        self._size += len(data)
+        while self._size > OUTPUT_KEPT:
+            first = self._last[0][1]
+            excess = min(self._size - OUTPUT_KEPT, len(first))
+            del first[:excess]
+            self._size -= excess
+            if not first:
+                self._last.popleft()
+        if len(self._last) > OUTPUT_KEPT // PIECE_COST:
+            self._size -= len(self._last.popleft()[1])
+
+    def _end_line(self) -> None:
+        """What waits becomes a piece, or goes to the last one."""
+        if self._line:
+            text = self._line.decode("utf-8", "replace")
+            if self._pieces and self._pieces[-1][0] == self._whose:
+                self._pieces[-1][1] += text
+            else:
+                self._pieces.append([self._whose, text, 0])
+                self._room -= PIECE_COST
+            self._line.clear()
+
+    def _tell_dropped(self) -> None:
+        self._pieces.append([NOBODY, "", self._dropping])
+        self._dropping = 0
+
+
+def _begun(data: bytes) -> int:
+    """How many bytes at the end of data may be the beginning of a mark."""
+    whole = len(MARK) + 8
+    at = data.rfind(MARK, max(0, len(data) - whole + 1))
+    if at < 0:
+        at = data.rfind(MARK[:1], max(0, len(data) - len(MARK) + 1))
+        if at < 0 or not MARK.startswith(data[at:]):
+            return 0
+    return len(data) - at
+
+
+class Ear:
+    """A node's end of the pipe that a child has as its descriptors 1 and 2; never waits.
+
+    `send(pieces)`, set by the node, gets what is to go home; `later(seconds, function)` calls a function then. Give
+    `theirs` to the child and call `given`.
+    """
+
+    send: Callable[[list], None]
+
+    def __init__(self, loop: rpc.Loop, rate: int, later: Callable):
+        self._file, self.theirs = os.pipe()
+        os.set_blocking(self._file, False)
+        self.output = Output(rate)
+        self._loop, self._later = loop, later
+        self._alarmed = False
+        self._open = True
+        loop.add(self, self._read)
+
+    def fileno(self) -> int:
+        """For a poller: readable when the child has written."""
+        return self._file
+
+    def given(self) -> None:
+        """The child has its end."""
+        os.close(self.theirs)
+
+    def settle(self, final: bool = True) -> None:
+        """Hears all that the child has written so far, and sends it; `final`: the lease ends with it."""
+        for _ in range(OUTPUT_READS):
+            if not (self._open and self._take()):
+                break
+        self._flush(final)
+
+    def close(self) -> None:
+        """Hears nothing any more."""
+        if self._open:
+            self._open = False
+            self._loop.remove(self)
+            os.close(self._file)
+
+    def _read(self) -> None:
+        if self._take() and self.output.heavy:
+            self._flush(False)
+        if self.output.waits and not self._alarmed:
+            self._alarmed = True
+            self._later(OUTPUT_EVERY, self._alarm)
+
+    def _alarm(self) -> None:
+        self._alarmed = False
+        self._flush(False)
+        if self.output.waits and self._open:
+            self._alarmed = True
+            self._later(OUTPUT_EVERY, self._alarm)
+
+    def _take(self) -> bool:
+        """Reads once; False if nothing is there."""
+        try:
+            data = os.read(self._file, 65536)
+        except BlockingIOError:
+            return False
+        if data:
+            self.output.take(data, time.monotonic())
+        else:
+            self.close()  # the child has closed its end
+        return bool(data)
+
+    def _flush(self, final: bool) -> None:
+        pieces = self.output.pieces(time.monotonic(), final)
+        if pieces:
+            self.send(pieces)
+
+
+def placed(pieces: list[list], lo: int, hi: int) -> list[list]:
+    """Pieces of output with the range of ordinals of which each is: one task of lo..hi-1, or all of them."""
+    return [[*((whose, whose + 1) if lo <= whose < hi else (lo, hi)), text, dropped] for whose, text, dropped in pieces]
+
+
+def weight_of(pieces: list[list]) -> int:
+    """Bytes of output in pieces, those that were dropped before them too."""
+    return sum(len(text.encode()) + dropped for *_, text, dropped in pieces)
 
 
 # -- the worker process --------------------------------------------------------------------------------------------
@@ -1846,11 +2209,24 @@ class LeaseRunner:
         self._lent = False  # one of them is memory of the user's
         self._failures: dict[str, dict] = {}
         self._lo, self._began = 0, 0.0  # the first task that was not reported, and when it began
+        self._first, self._place, self._several = 0, 0, False
+
+    @property
+    def current(self) -> int:
+        """The ordinal of the task that runs; NOBODY in a lease of one, where there is no doubt.
+
+        Costs the loop nothing: what runs is as many places further as it has appended results.
+        """
+        return self._place + len(self._plain) if self._several else NOBODY
+
+    def _runs(self, i: int) -> None:
+        self._place = self._first + i - len(self._plain)
 
     def run(self, envelope: Envelope) -> int:
         """Runs lo..hi-1 of the envelope. Returns where it stopped: hi, or less if the rest was not wanted."""
         records = Records(envelope, self._known)
         i = self._lo = envelope.lo
+        self._first, self._several = envelope.first, envelope.hi - envelope.lo > 1
         looked = self._began = time.perf_counter()
         while i < envelope.hi:
             i = self._some(records, i, looked + LOOK_EVERY)
@@ -1869,6 +2245,7 @@ class LeaseRunner:
     def _some(self, records: Records, i: int, until: float) -> int:
         """Runs task i, and those after it in its group as long as nothing is odd and it is not `until` yet; returns the
         next."""
+        self._runs(i)
         alike, error = attempt(records.alike, i)
         if alike is None or error is not None:
             self._one(records, i)
@@ -1896,6 +2273,7 @@ class LeaseRunner:
         self._settle(i, task, *attempt(task))
 
     def _settle(self, i: int, task: Task, result: Any, error: BaseException | None) -> None:
+        self._runs(i)
         if error is None:
             self._keep(i, result, type(task).clean_up is not Task.clean_up)
         else:
@@ -1906,6 +2284,7 @@ class LeaseRunner:
             self._clean_up(i, task)
 
     def _clean_up(self, i: int, task: Task) -> None:
+        self._runs(i)
         _, error = attempt(task.clean_up)
         if error is not None and str(i) not in self._failures:
             self._failures[str(i)] = describe_failure(error, self.root, "clean_up")
@@ -1962,6 +2341,7 @@ def worker_main(sock: socket.socket, root: str) -> None:
     lease = 0
 
     def report(lo: int, hi: int, seconds: float, failures: dict, parts: list, last: bool) -> None:
+        flush()  # what a task has printed is there before its outcome
         wire.call("result", lease, lo, hi, seconds, failures, last, parts=parts)
 
     def unwanted() -> bool:
@@ -1970,6 +2350,7 @@ def worker_main(sock: socket.socket, root: str) -> None:
         return lease in dropped
 
     runner = LeaseRunner(report, unwanted, root)
+    flush = speak(lambda: runner.current)
     while True:
         call, parts = wire.next()
         if call[0] == "run":  # a "drop" that comes between two leases is late
@@ -2005,20 +2386,27 @@ def _grant(before: dict[str, str], now: dict[str, str] | None, attempt: int) -> 
 def host_main(sock: socket.socket, root: str) -> None:
     """The life of a system host: takes the sealed system, runs it until it is done or the master closes the socket."""
     wire = Wire(sock)
+    flush = speak()
     (_, name, options), parts = wire.next()
     _open_application(root)
     seed = options["seed"]
     rpc.Exchange(wire.publish, wire.fetch, md5(seed.encode()).hexdigest()[:16])
     random.seed(seed)
+
+    def tell(method: str, *params: Any, parts: Iterable = ()) -> None:
+        if method == "system_done":
+            flush()  # what its hooks have printed is there before
+        wire.call(method, *params, parts=parts)
+
     run = None
     opened, error = attempt(rpc.open_sealed, parts[0])
     if error is not None:
-        wire.call("system_done", describe_failure(error, root, "system"), {}, parts=[])
+        tell("system_done", describe_failure(error, root, "system"), {}, parts=[])
     elif options.pop("saved"):
-        run = SystemRun(opened["system"], wire.call, options, name, root)
+        run = SystemRun(opened["system"], tell, options, name, root)
         run.resume(opened)
     else:
-        run = SystemRun(opened, wire.call, options, name, root)
+        run = SystemRun(opened, tell, options, name, root)
         run.start()
     handlers = {"outcome": _host_outcome, "accepted": _host_accepted, "refused": _host_refused, "step": _host_step}
     while True:

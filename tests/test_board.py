@@ -369,11 +369,12 @@ def test_a_task_that_kills_its_workers_is_poisoned_at_the_third(told):
     for attempt in (1, 2, 3):
         (lease,) = told.leases()
         assert lease.attempt == attempt
-        told("worker_lost", "s1", lease.id, 0, 1, "signal 11")
+        told("worker_lost", "s1", lease.id, 0, 1, "signal 11", output=f"said in attempt {attempt}")
     ((*_, lo, hi, _, failures, payload, slave),) = told.sent("outcome")
     assert (lo, hi, payload, slave) == (0, 1, None, "s1")
     assert failures["*"]["type"] == "WorkerLost" and failures["*"]["kind"] == "poisoned"
     assert "signal 11" in failures["*"]["message"]
+    assert (failures["*"]["output"], failures["*"]["attempt"]) == ("said in attempt 3", 3)
     assert told.leases() == []
 
 

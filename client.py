@@ -31,8 +31,10 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -79,6 +81,7 @@ class ApplicationNode(components.Component):
     started = 0.0
     output_dropped = 0  # bytes that tasks have printed and that did not come home
     progress: dict = {}  # number of a system -> [step, tasks done, tasks known]
+    waits: list = []  # what nothing can be seen of: [kind, tasks, why, first task]
     components.implements(tasks.IApp)
 
     def __init_subclass__(cls, **options: Any):
@@ -381,7 +384,7 @@ class ApplicationNode(components.Component):
             self.step_reached(number, step)
 
     def _hear_swarm(self, params: list, parts: list) -> None:
-        self.slaves, self.workers, self.busy, self.progress = params
+        self.slaves, self.workers, self.busy, self.progress, self.waits = params
 
     def _hear_work_finished(self, params: list, parts: list) -> None:
         number, failure, stats = params
@@ -448,7 +451,8 @@ class ClientNode(rpc.Node):
     def join(self, app: ApplicationNode) -> None:
         """Enrols and connects; what is sent before the welcome waits for it. Raises Unreachable."""
         self.app = app
-        self.enrol()
+        with rpc.speaking_up(f"still waiting: the master at {self.whereabouts()} has not answered yet"):
+            self.enrol()
         self.serve()
         self.open_link(self.expose)
         limit = time.monotonic() + WELCOME_WITHIN
@@ -522,8 +526,11 @@ class ClientNode(rpc.Node):
         if key in self.app._published:
             return self.app._published[key]
         self._shelf.forget([key])
-        asked = None
+        asked, speak_at = None, time.monotonic() + rpc.SILENT
         while self._shelf.get(key) is None:
+            if time.monotonic() >= speak_at:
+                speak_at = math.inf
+                log.warning("still waiting: the published object %s has not come from the master yet", key[:12])
             if asked is not self.link.session and self.link.state == "ready":  # a new master was not asked yet
                 asked = self.link.session
                 self.call("fetch_shared", key)
@@ -678,6 +685,9 @@ class Watch:
         self._show = show
         self._next = 0.0
         self._idle_since = time.monotonic()
+        self._state = ""  # what it waits for
+        self._state_since = 0.0
+        self._said = False
 
     def tick(self, now: float) -> float:
         """Draws if it is time. Raises GaveUp if no worker came within the wait."""
@@ -685,6 +695,7 @@ class Watch:
             self._next = now + PROGRESS_EVERY
             if self._app.workers:
                 self._idle_since = now
+                self._look(now)
                 self._draw(now)
             elif self._app.welcomed and self._app.pending:
                 self._still_waiting(now - self._idle_since)
@@ -694,6 +705,27 @@ class Watch:
         """Takes the line away."""
         if self._terminal.live:
             self._terminal.status("")
+
+    def _look(self, now: float) -> None:
+        """Notes since when it waits for the same; says so in a line, once, where no line is rewritten."""
+        state = self._app.waits[0][0] if self._app.waits else "" if self._app.pending else "nothing"
+        if state != self._state:
+            self._state, self._state_since, self._said = state, now, False
+        fields = self._waiting(now)
+        if fields and not self._said and self._show:
+            self._said = True
+            if state == "nothing" or not self._terminal.live:
+                self._terminal.write(f"still waiting: {'; '.join(fields)}\n")
+                self._terminal.flush()
+
+    def _waiting(self, now: float) -> list[str]:
+        """What it has waited for in silence for a while, as fields of the progress line."""
+        if not self._state or now - self._state_since < rpc.SILENT:
+            return []
+        if self._state == "nothing":
+            return ["no task is out", "the application ends when it calls shutdown_main_loop()"]
+        _, tasks, why, task = self._app.waits[0]
+        return [f"{tasks:,} task{' waits' if tasks == 1 else 's wait'}: {why}", f"see --explain {task}"]
 
     def show_output(self, task_id: str, attempt: int, text: str) -> None:
         """Shows what a task has printed, each line with its id; of one that was rewritten in place, how it ended."""
@@ -710,7 +742,8 @@ class Watch:
         if not self._show or not known or (elapsed < 0.5 and not self._terminal.live):
             return
         rate = done / elapsed if elapsed else 0.0
-        fields = [f"step {step}"] if step > 1 else []
+        fields = self._waiting(now) if app.pending else []
+        fields += [f"step {step}"] if step > 1 else []
         fields += [self._terminal.bar(done / known), f"{done:,}/{known:,}"]
         fields += [f"{failed:,} failed"] if failed else []
         fields += [f"{app.busy}/{app.workers} busy", f"{rate:,.0f}/s"]
@@ -728,6 +761,42 @@ class Watch:
         if waited > 3 and self._show:
             self._terminal.status([f"still waiting: the master has no worker ({waited:.0f} s of {self._wait:.0f})",
                                    f"start one: python slave.py --master {self._app.swarm.address}"])
+
+
+def explained(about: dict) -> list[str]:
+    """The lines that tell a person where a task is and what it waits for, from the master's answer."""
+    head = " ".join(filter(None, (about["task"], about.get("name"))))
+    if about["state"] == "unknown":
+        return [f"{head} is not here: {about['why']}"]
+    if about["state"] == "settled":
+        return [f"{head} has ended, and its owner has its outcome"]
+    if about["state"] == "ended":
+        failure = about["failure"]
+        how = f"failed with {failure['type']}: {failure['message']}" if failure else "is done"
+        where = f" on {about['slave']}" if about["slave"] else ""
+        return [f"{head} {how}{where}; its owner has not taken its outcome in yet"]
+    return _explained_lease(head, about) if about["state"] == "running" else _explained_wait(head, about)
+
+
+def _explained_lease(head: str, about: dict) -> list[str]:
+    slots, before = about["slots"], about["before"]
+    waits = f", behind {before} earlier leases on {slots} slots" if before >= slots else ""
+    tasks = "alone" if about["first"] == about["last"] else f"in a lease of {about['first']} to {about['last']}"
+    return [f"{head} is with {about['slave']} for {about['since']:.1f} s, {tasks}, attempt {about['attempt']}{waits}"]
+
+
+def _explained_wait(head: str, about: dict) -> list[str]:
+    needs = [f"{amount:g} {name}" for name, amount in about["needs"].items()]
+    needs += [f"the tag {tag}" for tag in about["tags"]]
+    lines = [f"{head} waits for {about['here']:.1f} s, attempt {about['attempt']}; it needs {', '.join(needs)}"]
+    if about["unplaceable"]:
+        end = "it waits for one that comes" if about["fails_in"] is None else f"it fails in {about['fails_in']:.0f} s"
+        lines.append(f"  {about['unplaceable']}: {end}")
+    lines.append(f"  ahead    {about['ahead']:,} tasks of the same owner")
+    turns = [f"{turn['owner']} ({turn['tasks']:,} tasks)" for turn in about["turns"]]
+    lines.append(f"  turns    {', '.join(turns)}; one lease each in turn")
+    lines += [f"  {name:8} {obstacle or 'has room'}" for name, obstacle in about["slaves"].items()]
+    return lines if about["slaves"] else [*lines, "  no slave is here"]
 
 
 def summary(app: ApplicationNode, code: int) -> dict:
@@ -863,7 +932,8 @@ class LocalSwarm:
         for process, line in reversed(self._children):
             line.close()  # the node follows its parent
             try:
-                process.wait(5)
+                with rpc.speaking_up("still waiting: a node of the local swarm is ending"):
+                    process.wait(5)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -882,6 +952,8 @@ class LocalSwarm:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
             )
         self._children.append((process, ours))
+        if not select.select([ours], [], [], rpc.SILENT)[0]:
+            print(f"still waiting: the local {role} is starting", file=sys.stderr, flush=True)
         ours.settimeout(30)
         with ours.makefile("rb") as lines:
             try:
@@ -908,7 +980,7 @@ exit: 0 ok, 1 failed, 2 usage, 3 no connection, 4 gave up, 130 Ctrl-C, 143 TERM
 def parser() -> components.ArgumentParser:
     """The options of `client.py`."""
     made = components.ArgumentParser(
-        prog="client.py", usage="client.py APP [options]   run an application on a swarm",
+        prog="client.py", usage="client.py APP [options]   run a .py file or package; or client.py doctor",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run = made.add_argument_group("run")
@@ -925,6 +997,7 @@ def parser() -> components.ArgumentParser:
     run.add_argument("--replay", metavar="TASK", help="run a task that failed again, here, with pdb")
     output = made.add_argument_group("output and limits")
     output.add_argument("--json", action="store_true", help="one object on stdout at the end")
+    output.add_argument("--explain", metavar="TASK", help="say where a task is and what it waits for")
     output.add_argument("--full-traceback", action="store_true", help="show every frame")
     output.add_argument("--pdb", action="store_true", help="debug a failing task (with --workers 0)")
     output.add_argument("--wait", metavar="S", type=float, default=30.0, help="seconds to wait for a worker (30)")
@@ -939,10 +1012,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    code = rpc.administer("client", argv)
+    code = rpc.administer("client", argv, tasks.checks)
     if code is not None:
         return code
     options = parser().parse_args(argv)
+    if options.explain:
+        return _explain(options)
     if bool(options.app) == bool(options.module):
         raise components.UsageError("which application?", "give one file, or one module with -m",
                                     "client.py samples/md5.py --local")
@@ -964,6 +1039,16 @@ def _main(argv: list[str]) -> int:
             options.access, options.env = swarm.access, os.path.join(swarm.folder, "client")
             options.master = swarm.address
         return _run(options, bundle, cls, stack)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    """Asks the master about a task and prints the answer. Returns the exit code."""
+    given = rpc.configuration("client", options).get(ClientNode.master_address)
+    proxy = rpc.Proxy(rpc.address_of_master(options.master or given, options.access))
+    with contextlib.closing(proxy):
+        about = proxy.task.explain(options.explain)
+    print(json.dumps(about) if options.json else "\n".join(explained(about)), flush=True)
+    return components.EXIT_FAILED if about["state"] == "unknown" else components.EXIT_OK
 
 
 def _settings_of_nodes(options: argparse.Namespace) -> dict[str, list[str]]:

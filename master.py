@@ -40,7 +40,9 @@ Messages: the second item names the peer.
     ("lease", slave, Lease) · ("revoke", slave, lease id, kill) · ("steal", slave, lease id)
     ("accepted", owner, number) · ("refused", owner, number, reason)
     ("outcome", owner, number, lo, hi, seconds, failures, payload, slave)
-A key of `failures` is an ordinal in the batch as text, or "*" for every task of lo..hi (cancelled, lost, poisoned).
+    ("unplaceable", owner, task id, tasks, why)         these wait for what no slave here has; told once, for the log
+A key of `failures` is an ordinal in the batch as text, or "*" for every task of lo..hi (cancelled, lost, poisoned,
+unplaceable).
 A slave holds a lease until it has reported every task of it, a revoked one too: its tasks have their outcome already,
 and its slot is free when the slave says so.
 """
@@ -99,6 +101,7 @@ COST = 0.0001  # seconds that a lease takes of the master itself, sockets and al
 MAX_LEASE = tasks.CHUNK  # tasks; beyond, nothing is gained and tails grow
 UNKNOWN = 0.020  # seconds a lease of a kind that was never measured is taken for: two per slot
 STEAL_AGE = 0.050  # seconds a lease is left alone before a slave without work may ask for a part of it
+LONG = 1.0  # seconds: a deadline beyond that is one of tasks that nobody can take, and stealing comes first
 STEAL_WIDTH = 64  # leases asked for per round
 STEAL_LOOK = 2e-5  # seconds between two rounds per lease that is out: looking at it takes 4 % of that
 WIDTH = 8  # slaves shown to the scheduler per lease: best of eight, whatever the size of the swarm
@@ -108,6 +111,7 @@ MAX_LOSSES = 10  # slaves lost under one task until it counts as lost
 LIMIT = 10_000_000  # unsettled tasks per owner
 MAX_KINDS = 1000  # names measured apart per owner
 MAX_DEMANDS = 64  # unused demands kept
+SHOWN = 5  # slaves and reasons that an explanation in one line names
 SMOOTH = 0.3  # weight of the newest measurement
 EPSILON = 1e-9  # sums of amounts such as 0.1 may miss by this much
 
@@ -213,7 +217,7 @@ class Demand:
     `idle` and `free` may name a slave whose room is gone (it is taken out when met), never miss one that has
     room: idle for a free slot, free for prefetching."""
 
-    __slots__ = ("able", "batches", "free", "idle", "needs", "ring", "tags", "tasks")
+    __slots__ = ("able", "batches", "free", "idle", "needs", "ring", "tags", "tasks", "wanting")
 
     def __init__(self, needs: tuple, tags: frozenset):
         self.needs = needs  # ((name, amount), …), amounts above 0
@@ -224,6 +228,23 @@ class Demand:
         self.able = set()
         self.idle = OrderedDict()
         self.free = OrderedDict()
+        self.wanting = ""  # what no slave here has of it, while tasks wait for that
+
+    def __str__(self):
+        amounts = [f"{amount:g} {name}" for name, amount in self.needs]
+        return ", ".join([*amounts, *(f"the tag {tag}" for tag in sorted(self.tags))]) or "nothing"
+
+    def missing(self, slaves: Iterable) -> str:
+        """What none of these slaves has of it: a tag, else an amount, else all of it together."""
+        slaves = list(slaves)
+        tags = self.tags.difference(*(slave.tags for slave in slaves))
+        if tags:
+            return f"no slave has the tag {', '.join(sorted(tags))}"
+        for name, amount in self.needs:
+            most = max((slave.resources.get(name, 0) for slave in slaves), default=0)
+            if amount > most + EPSILON:
+                return f"no slave has {amount:g} {name}, the most is {most:g}"
+        return f"no slave has all of {self}"
 
     def offer(self, slave: Slave):
         """The slave may have room (again)."""
@@ -266,11 +287,18 @@ class Demand:
 class Line:
     """The queued batches of one owner with one demand, in order, and how many tasks of them are queued."""
 
-    __slots__ = ("batches", "tasks")
+    __slots__ = ("batches", "stuck", "tasks")
 
     def __init__(self):
         self.batches = OrderedDict()  # Batch -> None
         self.tasks = 0
+        self.stuck = None  # since when it waits for what no slave here has
+
+    @property
+    def head(self) -> str:
+        """The id of the task that is next."""
+        batch = next(iter(self.batches))
+        return batch.task_id(batch.queue[0][0])
 
 
 class Owner:
@@ -321,6 +349,15 @@ class Batch:
         self.leases = NONE  # id -> Lease, revoked ones too
         self.outcomes = ()  # (lo, hi, seconds, failures, payload, slave)
         self.remaining = count  # tasks without outcome
+
+    @property
+    def first(self) -> int:
+        """The ordinal of its first task among all of its owner."""
+        return self.options.get("first", 0)
+
+    def task_id(self, number: int) -> str:
+        """The id under which its owner knows task `number` of it."""
+        return f"{self.owner.id}.{self.first + number}"
 
     def take(self, lease: Lease):
         """A part of it is in the hands of a slave."""
@@ -448,6 +485,20 @@ class Slave:
         missing = ", ".join(sorted(demand.tags - self.tags))
         return f"lacks the tag {missing}" if missing else ""
 
+    def obstacle(self, demand: Demand, estimate: float) -> str:
+        """The first condition that keeps it from a lease of so many seconds now; "" when it has room."""
+        deep, held = self.deep(estimate), len(self.leases)
+        if self.draining or self.lacks(demand):
+            return "is draining" if self.draining else self.lacks(demand)
+        if held >= deep * self.workers:
+            more = f", holds {held} leases of at most {deep * self.workers}" if deep > 1 else ""
+            return f"has {min(held, self.workers)} of {self.workers} slots full{more}"
+        for name, amount in demand.needs:
+            used, most = self.used.get(name, 0), deep * self.resources.get(name, 0)
+            if used + amount > most + EPSILON:
+                return f"has {used:g} of {most:g} {name} promised, {amount:g} more needed"
+        return ""
+
     def take(self, lease: Lease):
         """Count a lease in."""
         lease.slave = self
@@ -514,15 +565,19 @@ class Board:
     limit -- unsettled tasks an owner may have.
     max_attempts -- worker deaths that make a task poisoned.
     max_lease -- tasks that a lease may hold.
+    unplaceable_wait -- seconds until tasks fail that none of the slaves here can ever take; 0: never. While no
+        slave is here nothing fails.
 
     `deadline`: when to call `tick` next (None: not before the next event). `counters`: what happened, by
     name. `scheduler_error`: the last exception of the scheduler, for the node to report (the board then chose
     by itself)."""
 
     def __init__(
-        self, scheduler: Any = None, limit: int = LIMIT, max_attempts: int = MAX_ATTEMPTS, max_lease: int = MAX_LEASE
+        self, scheduler: Any = None, limit: int = LIMIT, max_attempts: int = MAX_ATTEMPTS, max_lease: int = MAX_LEASE,
+        unplaceable_wait: float = 0.0,
     ):
         self.scheduler, self.limit, self.max_attempts, self.max_lease = scheduler, limit, max_attempts, max_lease
+        self.unplaceable_wait = unplaceable_wait
         self.owners = {}  # id -> Owner
         self.slaves = {}  # id -> Slave
         self.leases = {}  # id -> Lease
@@ -532,6 +587,7 @@ class Board:
         self.counters = Counter()
         self.deadline = None
         self.scheduler_error = None
+        self._doubtful = {}  # demands of which it is to be seen whether a slave can take them; an ordered set
         self.resting_until = -math.inf
         self._lease_ids = itertools.count(1)
         self._serials = itertools.count(1)
@@ -742,6 +798,8 @@ class Board:
         line = owner.lines.get(demand)
         if line is None:
             line = owner.lines[demand] = demand.ring[owner] = Line()
+            if not demand.able:
+                self._doubtful[demand] = None
         tasks = total(pieces)
         line.tasks += tasks
         demand.tasks += tasks
@@ -854,6 +912,7 @@ class Board:
         self.slots += known.slots - slots
         for demand in self.demands.values():
             demand.fit(known)
+        self._doubt()
 
     def _lose(self, slave, reason, effects):
         gone = self.slaves[slave]
@@ -865,6 +924,11 @@ class Board:
         for demand in self.demands.values():
             demand.fit(gone, here=False)
         self.slots -= gone.slots
+        self._doubt()
+
+    def _doubt(self):
+        """The slaves are others now: look anew at what waits."""
+        self._doubtful.update((demand, None) for demand in self.demands.values() if demand.ring)
 
     # -- leases ----------------------------------------------------------------------------------------------
 
@@ -969,19 +1033,23 @@ class Board:
     # -- assigning -------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> Effects:
-        """Time has passed: ask busy slaves for work that others could do. Sets `deadline`."""
+        """Time has passed: ask busy slaves for work that others could do, and end what waits in vain. Sets
+        `deadline`."""
         effects = Effects([], [], [])
         self.deadline = None
         if now >= self.resting_until:
             self.resting_until = -math.inf
         self._steal(effects, now)
         self._assign(effects, now)
+        self._end_stuck(effects, now)
         return effects
 
     def _assigned(self, effects, now):
         """The end of every event that may free or add work."""
         self._assign(effects, now)
-        if self.deadline is None and self.leases:
+        if self._doubtful:
+            self._flag(effects, now)
+        if self.leases and (self.deadline is None or self.deadline > now + LONG):
             self.deadline = now + self._pause
         return effects
 
@@ -1109,9 +1177,56 @@ class Board:
         """Call `tick` then at the latest."""
         self.deadline = when if self.deadline is None else min(self.deadline, when)
 
+    # -- what waits in vain ----------------------------------------------------------------------------------
+
+    def _flag(self, effects, now):
+        """See which lines wait for what no slave here has, and tell of each that is new."""
+        doubtful, self._doubtful = self._doubtful, {}
+        for demand in doubtful:
+            stuck = bool(demand.ring and self.slots and not demand.able)
+            demand.wanting = demand.missing(one for one in self.slaves.values() if not one.draining) if stuck else ""
+            for owner, line in demand.ring.items():
+                if stuck and line.stuck is None:
+                    effects.messages.append(("unplaceable", owner.id, line.head, line.tasks, demand.wanting))
+                    if self.unplaceable_wait:
+                        self._look_at(now + self.unplaceable_wait)
+                line.stuck = (now if line.stuck is None else line.stuck) if stuck else None
+
+    def _end_stuck(self, effects, now):
+        """End what has waited too long for what no slave here has."""
+        if self.unplaceable_wait and self.slots:
+            for demand in self.demands.values():
+                for line in () if demand.able else list(demand.ring.values()):
+                    self._end_line(demand, line, effects, now)
+
+    def _end_line(self, demand, line, effects, now):
+        """The same for one line. Each batch has the whole wait; `deadline` follows the first that still has some."""
+        while line.batches:
+            batch = next(iter(line.batches))
+            due = max(line.stuck, batch.since) + self.unplaceable_wait
+            if now < due:
+                self._look_at(due)
+                return
+            text = f"{demand.wanting}, for {self.unplaceable_wait:g} s ({self._reasons(demand)})"
+            what = failure("unplaceable", "Unplaceable", text)
+            for lo, hi, _, _ in self._dequeue_all(batch):
+                self.counters["unplaceable"] += hi - lo
+                self._end(batch, lo, hi, 0.0, what, None, "", effects)
+
+    def _reasons(self, demand):
+        """Why no slave can take it, in a line: "s1: is draining; s2, s3: lacks the tag x"."""
+        reasons = {}
+        for one in self.slaves.values():
+            reasons.setdefault("is draining" if one.draining else one.lacks(demand), []).append(one.id)
+        told = []
+        for reason, names in list(reasons.items())[:SHOWN]:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            told.append(f"{', '.join(names[:SHOWN])}{more}: {reason}")
+        return "; ".join(told) + (f"; {len(reasons) - SHOWN} further reasons" if len(reasons) > SHOWN else "")
+
     def unplaced(self, now: float) -> list[dict]:
-        """What waits though no slave that is here could ever take it: per owner and demand, the first batch,
-        how many tasks wait, for how many seconds, and why each slave cannot."""
+        """What waits though no slave that is here could ever take it: per owner and demand, the first batch and
+        task, how many tasks wait, for how many seconds, and why each slave cannot."""
         found = []
         for demand in self.demands.values():
             if demand.able:
@@ -1124,14 +1239,84 @@ class Board:
                     {
                         "owner": owner.id,
                         "number": batch.number,
+                        "task": line.head,
                         "tasks": line.tasks,
                         "waits": now - batch.since,
                         "needs": dict(demand.needs),
                         "tags": sorted(demand.tags),
+                        "why": demand.wanting,
                         "slaves": reasons,
                     }
                 )
         return found
+
+    # -- explaining ------------------------------------------------------------------------------------------
+
+    def explain(self, owner: str, ordinal: int, now: float) -> dict:
+        """Where the task with this ordinal of an owner is and what it waits for, as JSON can say it.
+
+        `state` is one of
+            "waiting" -- `ahead`: tasks of its owner before it in the same line; `turns`: the owners that wait for
+                slaves of the same kind, the next one first, with the tasks of each; `slaves`: the first unmet condition
+                of each, "" where there is room; `unplaceable`: why no slave here can ever take it, "" if one can;
+                `fails_in`: seconds until it fails of that, None if it does not
+            "running" -- `slave`, `first` and `last` task of the lease, for `since` seconds; `before`: leases that this
+                slave got earlier and still has, on `slots`
+            "ended" -- `slave`, `failure`: None or its type, message and kind; its owner has not settled it yet
+            "settled" -- its owner has its outcome, and nothing is kept here
+            "unknown" -- there is no such task here, and `why`
+        """
+        known = self.owners.get(owner)
+        about = {"task": f"{owner}.{ordinal}", "state": "unknown"}
+        if known is None:
+            return {**about, "why": f"no client or task system {owner} is here: it has ended, or never was"}
+        batch = next((one for one in known.batches.values() if 0 <= ordinal - one.first < one.count), None)
+        if batch is None and any(one.first > ordinal for one in known.batches.values()):
+            return {**about, "state": "settled"}
+        if batch is None:
+            return {**about, "why": f"{owner} has its outcome already, or has not sent it yet"}
+        place = self._explain_place(batch, ordinal - batch.first, now)
+        return {**about, "name": str(batch.options.get("name", "")), "batch": batch.number, "here": now - batch.since,
+                "needs": dict(batch.demand.needs), "tags": sorted(batch.demand.tags), **place}
+
+    def _explain_place(self, batch, at, now):
+        for lo, hi, _, failures, _, slave in batch.outcomes:
+            if lo <= at < hi:
+                what = failures.get(str(at)) or failures.get("*")
+                what = what and {key: what.get(key, "") for key in ("type", "message", "kind")}
+                return {"state": "ended", "slave": slave, "failure": what}
+        for lo, hi, deaths, losses in batch.queue:
+            if lo <= at < hi:
+                return {"state": "waiting", "attempt": deaths + losses + 1, **self._explain_wait(batch, at, now)}
+        lease = next(one for one in batch.leases.values() if not one.revoked and split(one.open, at, at + 1)[0])
+        return self._explain_lease(batch, lease, now)
+
+    def _explain_lease(self, batch, lease, now):
+        slave = lease.slave
+        return {
+            "state": "running", "attempt": lease.attempt, "slave": slave.id, "since": now - lease.since,
+            "first": batch.task_id(lease.lo), "last": batch.task_id(lease.hi - 1), "slots": slave.workers,
+            "before": list(slave.leases).index(lease.id),
+        }
+
+    def _explain_wait(self, batch, at, now):
+        demand = batch.demand
+        line = batch.owner.lines[demand]
+        ahead = sum(other.queued for other in itertools.takewhile(lambda other: other is not batch, line.batches))
+        for lo, hi, _, _ in batch.queue:
+            if lo <= at < hi:
+                ahead += at - lo
+                break
+            ahead += hi - lo
+        estimate = batch.kind.estimate(self._size(batch, line))
+        fails_in = None
+        if line.stuck is not None and self.unplaceable_wait:
+            fails_in = max(0.0, max(line.stuck, batch.since) + self.unplaceable_wait - now)
+        return {
+            "ahead": ahead, "turns": [{"owner": one.id, "tasks": other.tasks} for one, other in demand.ring.items()],
+            "slaves": {one.id: one.obstacle(demand, estimate) for one in self.slaves.values()},
+            "unplaceable": demand.wanting, "fails_in": fails_in,
+        }
 
     # -- after a restart -------------------------------------------------------------------------------------
 
@@ -1225,6 +1410,9 @@ class Board:
             assert line.tasks == queued and len(line.batches) == batches, "a queue holds what does not wait"
         for demand in self.demands.values():
             assert demand.tasks == sum(line.tasks for line in demand.ring.values())
+            stuck = bool(demand.ring and self.slots and not demand.able)
+            assert {line.stuck is not None for line in demand.ring.values()} <= {stuck}, "flagged in vain, or not"
+            assert not stuck or not self.unplaceable_wait or self.deadline is not None, "nobody will end what is stuck"
         assert len(lines) == sum(len(owner.lines) for owner in self.owners.values())
         assert len(lines) == sum(len(demand.ring) for demand in self.demands.values())
         for slave in self.slaves.values():
@@ -1564,7 +1752,7 @@ class Journal(threading.Thread):
     def _write(self, record: tuple) -> None:
         kind, owner, *rest = record
         if kind == "history":  # no record: all that there is of this owner at this moment
-            rest[0][:] = [_record(*row[1:]) for row in rows_of(self._base, self._path, owner=owner)]
+            rest[0][:] = [_record(*row[1:]) for row in rows_of(self._base, self._path, only=owner)]
         elif kind == "settled":
             self._base.execute("DELETE FROM records WHERE owner = ? AND batch = ?", (owner, rest[0]))
         elif kind == "gone":
@@ -1815,13 +2003,13 @@ def check_journal(base: sqlite3.Connection, path: Path, pages: int) -> None:
 
 
 def rows_of(
-    base: sqlite3.Connection, path: Path, running: bool = False, owner: str | None = None
+    base: sqlite3.Connection, path: Path, running: bool = False, only: str | None = None
 ) -> Iterable[tuple]:
-    """(number, kind, owner, batch, detail, parts) of all rows, or those of an owner, in order. Parts in files are
-    references. Raises Error for a row that is not what was written. `running`: a master may delete rows meanwhile,
+    """(number, kind, owner, batch, detail, parts) of all rows, or `only` those of an owner, in order. Parts in files
+    are references. Raises Error for a row that is not what was written. `running`: a master may delete rows meanwhile,
     these are left out."""
     folder = str(blobs_of(path))
-    for number, kind, owner, batch, detail, sizes, total, payload in _read_rows(base, owner):
+    for number, kind, owner, batch, detail, sizes, total, payload in _read_rows(base, only):
         where = f"{folder}/{number}"
         pieces: Iterable = () if payload is None else (payload,)
         parts = None
@@ -1964,6 +2152,15 @@ FAILURES_TOLD = 1000  # kinds of failures that are logged
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NEVER_SENT = "its application was never sent here"
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
+
+
+def parse_task_id(task: str) -> tuple[str, int]:
+    """Owner and ordinal of a task's id, such as c1.17. Raises UsageError."""
+    owner, _, ordinal = task.rpartition(".")
+    if not (owner and ordinal.isascii() and ordinal.isdecimal() and len(ordinal) < 16):
+        why = "it is the name of a client or a task system, a dot, and a number: c1.17, or 3.17"
+        raise components.UsageError(f"{task[:80]!r} is no id of a task", why)
+    return owner, int(ordinal)
 
 
 def check_version(role: str, info: dict) -> None:
@@ -2176,6 +2373,10 @@ class MasterNode(rpc.BaseNode):
         "master", "memory", 64, "MiB of payloads to hold in memory; more lie on the disk until needed", minimum=0
     )
     journalled = components.BoolItem("master", "journal", True, "keep accepted work in SQLite until its owner has it")
+    unplaceable_wait = components.FloatItem(
+        "master", "unplaceable_wait", 300.0, "seconds until a task fails that no slave here can ever take; 0: never",
+        minimum=0,
+    )
     synchronous = components.ChoiceItem(
         "master", "synchronous", "normal", ("normal", "full"), "what accepted work outlives: normal the death of the "
         "master, full also a loss of power"
@@ -2184,8 +2385,30 @@ class MasterNode(rpc.BaseNode):
         "master", "retention", 3600.0, "seconds to keep the work of a client that went away without a word", minimum=0
     )
 
-    def _know_nobody(self) -> None:
-        """The books are empty."""
+    def setup(self) -> None:
+        """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
+        self._begin_empty()
+        self.start_zygote()
+        self.closing.callback(lambda: self.zygote.stop())
+        self.store = self.open_store()
+        self.spool = rpc.Store(rpc.own_folder(self.environment / "spool"))
+        self.closing.callback(self.spool.close)
+        self.memory = Memory(self.memory_limit * 1024 * 1024)
+        self.shelf = rpc.Shelf(self.store or self.spool)
+        self.board = Board(max_lease=self.max_lease, unplaceable_wait=self.unplaceable_wait)
+        self.set_scheduler()
+        self.keyring = rpc.Keyring(str(self.environment / "keys"))
+        apps = self.environment / "apps"  # one without its zip is asked for again
+        self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
+        if self.journalled:
+            self.open_journal()
+        else:
+            self.board.restore([], time.monotonic())
+        self.open_compute_channel()
+        self.open_control_channel()
+
+    def _begin_empty(self) -> None:
+        """Of all that it keeps account of, there is nothing yet."""
         self.names = Names()
         self.stopping = False
         self.broken: components.Error | None = None
@@ -2204,34 +2427,12 @@ class MasterNode(rpc.BaseNode):
         self._slow_at = self._sweep_at = self._tell_at = self._accept_at = 0.0
         self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
         self._alarms: list[tuple[float, Callable]] = []
-
-    def setup(self) -> None:
-        """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
-        self._know_nobody()
         self._zygotes = tasks.Recent()
-        self.start_zygote()
-        self.closing.callback(lambda: self.zygote.stop())
-        self.store = self.open_store()
-        self.spool = rpc.Store(rpc.own_folder(self.environment / "spool"))
-        self.closing.callback(self.spool.close)
-        self.memory = Memory(self.memory_limit * 1024 * 1024)
-        self.shelf = rpc.Shelf(self.store or self.spool)
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
-        self.board = Board(max_lease=self.max_lease)
-        self.journal = None
+        self.journal: Journal | None = None
         self.storage = ""  # why the journal takes no new work
         self._unstored = ""  # why the last application was not stored
-        self.set_scheduler()
-        self.keyring = rpc.Keyring(str(self.environment / "keys"))
-        apps = self.environment / "apps"  # one without its zip is asked for again
-        self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
-        if self.journalled:
-            self.open_journal()
-        else:
-            self.board.restore([], time.monotonic())
-        self.open_compute_channel()
-        self.open_control_channel()
 
     def start_zygote(self) -> None:
         """Makes the process from which hosts are forked."""
@@ -2386,6 +2587,15 @@ class MasterNode(rpc.BaseNode):
     ) -> None:
         self._send(owner, ["outcome", number, lo, hi, seconds, failures, slave], payload or ())
 
+    def _note_unplaceable(self, owner: str, task: str, tasks: int, why: str) -> None:
+        """Logs, once per owner and reason, that its tasks wait in vain; its client hears of it with the progress."""
+        key = f"{owner} waits: {why}"
+        if key not in self._failures and len(self._failures) < FAILURES_TOLD:
+            self._failures.add(key)
+            seconds = self.unplaceable_wait
+            wait = f"they fail in {seconds:g} s" if seconds else "they wait for one that comes"
+            log.warning("%s tasks of %s wait: %s; %s (client.py --explain %s)", tasks, owner, why, wait, task)
+
     def _send_history(self, name: str, records: list) -> None:
         """To the new host of a system whose last one died."""
         system = self.systems.get(name)
@@ -2396,6 +2606,7 @@ class MasterNode(rpc.BaseNode):
                 self._send(name, call, parts)
 
     _senders = {
+        "unplaceable": _note_unplaceable,
         "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
         "refused": _send_refused, "outcome": _send_outcome, "history": _send_history,
         "taken": lambda self, *details: self._send_taken(*details),
@@ -2806,7 +3017,10 @@ class MasterNode(rpc.BaseNode):
 
     def _give_up_wanted(self, now: float) -> None:
         for key, asking in list(self._wanted.items()):
-            if now - asking[0][1] > WANTED_FOR:
+            waited = now - asking[0][1]
+            if rpc.SILENT <= waited < rpc.SILENT + SWEEP_EVERY:  # in one sweep
+                log.info("%s waits for a published object: its client has not sent it, again, yet", asking[0][0])
+            if waited > WANTED_FOR:
                 for target, _ in self._wanted.pop(key):
                     self._send(target, ["no_shared", key, "the client that published it has ended, or lost it"])
 
@@ -3095,17 +3309,35 @@ class MasterNode(rpc.BaseNode):
     def _tell_clients(self) -> None:
         """How the swarm stands, to every client for which that changed."""
         size = self.swarm_size()
+        running = {lease.batch.owner.id for lease in self.board.leases.values()}
         for name, peer in self._peers.items():
             if peer.role != "slave":
                 mine = {s.number: [s.step, s.done, s.known] for s in self.systems.values() if s.client == name}
                 self._tell_unsaid(name, peer)
-                told = [*size, mine]
+                told = [*size, mine, self._waits_of(name, running)]
                 if self._told.get(name) != told:
                     self._told[name] = told
                     self.channel.send(peer, ["swarm", *told])
 
+    def _waits_of(self, client: str, running: set) -> list:
+        """What work of a client waits for while nothing else is to be seen of it: [kind, tasks, why, first task]."""
+        owners = [client, *(system.name for system in self.systems.values() if system.client == client)]
+        lines = [
+            (demand, line) for owner in owners if owner in self.board.owners
+            for demand, line in self.board.owners[owner].lines.items()
+        ]
+        waits = [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
+        if running.isdisjoint(owners):
+            others = ", ".join(sorted(running)[:SHOWN])
+            why = f"the slaves run tasks of {others}" if running else "no slave takes them yet"
+            waits += [["behind", line.tasks, why, line.head] for demand, line in lines if not demand.wanting]
+        return waits[:SHOWN]
+
     def config_changed(self, changes: set) -> None:
         super().config_changed(changes)
+        if ("master", "unplaceable_wait") in changes:
+            self.board.unplaceable_wait = self.unplaceable_wait
+            self.apply(self.board.tick(time.monotonic()))
         if ("master", "task_scheduler") in changes:
             components.run_foreign("the scheduler stays as it was", self.set_scheduler)
 
@@ -3113,6 +3345,7 @@ class MasterNode(rpc.BaseNode):
         """Opens the HTTP port, writes the access files, and notes for nodes of this user where they are."""
         self.token = self.keyring.token()
         self._expose_to_people()
+        self._expose_explanations()
         self.serve(self.host, self.port, self.token, self.names_here)
         host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host  # what others can call
         self.addresses = {
@@ -3164,6 +3397,21 @@ class MasterNode(rpc.BaseNode):
         def cancel(request, system: str):
             """Ends a task system; what it has queued never runs."""
             return self.loop.ask(lambda: self.cancel_system(system))
+
+    def _expose_explanations(self) -> None:
+        service = self.service
+
+        @rpc.jsonremote(service, name="enrol.check")
+        def check_enrolment(request, role: str, public_key: str, name: str, nonce: str, time: float, mac: str):
+            """Says whether a node's enrolment would be let in, and lets nobody in."""
+            asked = {"role": role, "public_key": public_key, "name": name, "nonce": nonce, "time": time, "mac": mac}
+            return self.loop.ask(lambda: self.keyring.check_enrolment(asked))
+
+        @rpc.jsonremote(service, name="task.explain")
+        def explain(request, task: str):
+            """Where a task is and what it waits for: the queue, the turns, and what keeps each slave from it."""
+            owner, ordinal = parse_task_id(task)
+            return self.loop.ask(lambda: self.board.explain(owner, ordinal, time.monotonic()))
 
     def enrol(self, asked: dict) -> dict:
         """Lets a node's key in. Raises Error if it may not be, or cannot be stored."""
@@ -3239,6 +3487,7 @@ EXAMPLES = """examples:
   master.py                        for slaves and clients of this user
   master.py --host 0.0.0.0         also others, with a file of its keys
   master.py config show --origin   what is configured, and where
+  master.py doctor                 what is missing here, and what to do
   master.py journal check          what is accepted and not done, is it whole
 
 exit: 0 stopped, 1 failed, 2 usage or port taken, 130/143 signals
@@ -3268,7 +3517,7 @@ SCHEDULERS = {"push": "GenericTaskScheduler", "pull": "ZMQTaskScheduler"}
 
 
 def _main(argv: list[str]) -> int:
-    code = rpc.administer("master", argv)
+    code = rpc.administer("master", argv, tasks.checks)
     if code is None and argv[:1] == ["journal"]:
         code = _show_journal(argv[1:])
     if code is not None:

@@ -681,6 +681,7 @@ EXAMPLES = """examples:
   slave.py                      join the master of this machine and user
   slave.py --master node01 --access slave.access
   slave.py --workers 4 --resources gpu=1 --tags ssd,fast
+  slave.py doctor --master node01   what is missing on the way there
 
 exit: 0 stopped, 1 internal error, 2 usage, 3 not admitted, 143 TERM
 """
@@ -707,7 +708,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    code = rpc.administer("slave", argv)
+    code = rpc.administer("slave", argv, tasks.checks)
     if code is not None:
         return code
     options = parser().parse_args(argv)

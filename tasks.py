@@ -2567,3 +2567,17 @@ FASTPATH = md5_search is not pure_md5_search
 def kernels() -> dict[str, Any]:
     """What the kernels run on: whether `fastpath` is built, its vector instructions, whether it can use more cores."""
     return {"fastpath": FASTPATH, "simd": simd(), "openmp": openmp()}
+
+
+def checks() -> Iterator[rpc.Check]:
+    """What `doctor` says of the kernels and of how this platform makes workers."""
+    about = kernels()
+    if FASTPATH:
+        yield rpc.Check("ok", "compiled part", f"fastpath is built; {about['simd']}")
+    else:
+        why = "fastpath is not built: short tasks and the kernels are slower"
+        yield rpc.Check("warn", "compiled part", why, "install a C compiler, then pip install -e . again")
+    if sys.platform == "linux":
+        yield rpc.Check("ok", "workers", "are forked from a zygote")
+    else:
+        yield rpc.Check("warn", "workers", f"are started anew on {sys.platform}: half a second each", "run it on Linux")

@@ -21,6 +21,7 @@ SEED = int(os.environ.get("SEED", 0))
 SCHEDULES = int(os.environ.get("SCHEDULES", 10_000))
 MIN_EVENTS = 50  # events under faults per schedule
 END = 1000.0  # virtual seconds after which a schedule hangs
+RARE = ({"cpus": 2}, {"gpu": 1}, {"tags": ["big"]})  # what not every slave has
 DEADLY = 9  # task 0 of every so manyth batch kills its worker
 
 
@@ -75,11 +76,16 @@ class SimOwner:
         if kind == "accepted":
             self.accepted.add(number)
             return
+        if kind == "unplaceable":  # here, number is the id of a task
+            assert number.startswith(f"{self.name}.") and rest[0] > 0 and rest[1].startswith("no slave has ")
+            return
         assert kind == "outcome", f"{kind} {number} {rest}"
         lo, hi, _, failures, payload, _ = rest
         reason = failures["*"]["kind"] if failures else ""
         assert reason or payload == ("ran", self.name, number, lo, hi), "results of other tasks"
         assert reason != "cancelled" or number in self.cancelled
+        assert reason != "unplaceable" or rest[3]["*"]["message"].startswith("no slave has ")
+        assert reason != "unplaceable" or self.batches[number][2]["resources"] in RARE, "any slave can take it"
         assert reason or lo or number % DEADLY, "a task that kills its worker has a result"
         assert 0 <= lo < hi <= self.batches[number][0]
         for task in range(lo, hi):
@@ -259,6 +265,7 @@ class Swarm:
         self.now, self.heap, self.count = 0.0, [], 0
         self.events = self.lives = self.adopted = 0
         self.calm = False
+        self.unplaceable_wait = random.Random(seed).choice((0.0, 0.05, 0.5, 5.0))
         self.links = {}  # peer -> when its last message arrives: order is kept
         self.journal, self.pending = [], []  # records committed; (records, messages after) not yet
         self.start_master()
@@ -288,7 +295,7 @@ class Swarm:
 
     def start_master(self):
         self.lives += 1
-        self.board = Board(limit=100_000)
+        self.board = Board(limit=100_000, unplaceable_wait=self.unplaceable_wait)
         self.pending = []
         self.apply(self.board.restore(self.journal, self.now))
         if self.random.random() < 0.5:
@@ -374,7 +381,7 @@ class Swarm:
 
     def submit(self, owner):
         rng = self.random
-        needs = rng.choice(({}, {}, {}, {"cpus": 2}, {"cpus": 0.5}, {"gpu": 1}, {"tags": ["big"]}))
+        needs = rng.choice(({}, {}, {}, {"cpus": 0.5}, *RARE))
         options = {"name": rng.choice("ab"), "resources": needs}
         self.numbers += 1
         owner.submit(self.numbers, rng.choice((1, 1, 2, 3, 8, 20)), rng.choice((1, 8)), options)
@@ -565,7 +572,7 @@ def test_a_damaged_journal_is_refused_with_the_record_that_does_not_fit():
 @pytest.mark.parametrize("seed", range(4))
 def test_nonsense_in_any_order_never_breaks_the_books(seed):
     """Any event with any plausible or wrong argument at any time: thousands on one board."""
-    rng, board, now = random.Random(seed), Board(limit=2000), 0.0
+    rng, board, now = random.Random(seed), Board(limit=2000, unplaceable_wait=seed * 0.1), 0.0
     owner, slave = lambda: f"c{rng.randrange(4)}", lambda: f"s{rng.randrange(5)}"
 
     def report():
@@ -604,6 +611,7 @@ def test_nonsense_in_any_order_never_breaks_the_books(seed):
         rng.choice(verbs)()
         board.check()
     assert board.counters["ended"] > 500
+    assert bool(board.counters["unplaceable"]) == bool(board.unplaceable_wait)
 
 
 def test_cutting_ranges_keeps_every_task_once():

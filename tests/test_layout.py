@@ -42,15 +42,15 @@ TOP_LEVEL = {
 # was not found yet, or something that can be cut. They went up once, for rooms that were not there before: sealed
 # pickles with buffers, payloads in files, large messages on a socketpair, published objects, both kernels.
 LINES = {
-    "client.py": 1180,
+    "client.py": 1100,
     "components.py": 1572,
     "concurrent_swarm.py": 21,
     "fastpath.pyx": 730,
-    "master.py": 3343,
-    "rpc.py": 5020,
+    "master.py": 3512,
+    "rpc.py": 5331,
     "setup.py": 64,
-    "slave.py": 759,
-    "tasks.py": 2569,
+    "slave.py": 715,
+    "tasks.py": 2195,
 }
 TOTAL_LINES = 15_200
 

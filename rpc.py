@@ -33,7 +33,8 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
     owner → master   publish(key, at, total) {, bytes} · fetch_shared(key)
                      bundle(digest, manifest) {zip} · submit(number, count, group, first) {head, index, groups…}
                      settled([numbers]) · cancel(number, kill) · push_tasksystem(number, digest, options) {system}
-                     cancel_tasksystem(number) · step(number) · work_settled(number) · goodbye()
+                     cancel_task(number, place, kill) · cancel_tasksystem(number, kill) · step(number)
+                     work_settled(number) · goodbye()
     host → master    system_step(step, waiting) · system_done(failure, stats) {result}
     master → owner   accepted([numbers]) · refused(number, reason)
                      outcome(number, lo, hi, seconds, failures, slave) {groups…}
@@ -48,9 +49,9 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      worker_lost(id, lo, hi, reason) · resources(amounts, workers) · leaving()
                      publish_for(owner, key, at, total) {, bytes} · fetch_shared(key)
     slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
-                     shared(key) {bytes} · no_shared(key, reason) · spare() with a descriptor
+                     shared(key) {bytes} · no_shared(key, reason) · spare() and stack(), with a descriptor each
     worker → slave   result(id, lo, hi, seconds, failures, last) {groups…} · publish(key, at, total) {, bytes}
-                     fetch_shared(key)
+                     fetch_shared(key) · begun(id), if its tasks have limits
 
 On TCP a message is encrypted and its sender known by CURVE; on a socket file in a private folder PLAIN says the same
 with a password that both ends derive. Either way the master reads the sender's public key from the connection, never
@@ -4381,6 +4382,10 @@ class Pipe:
         buffers = pack_stream([method, *params], parts, places)
         self._queue(buffers, _open_all(places) if places else [])
 
+    def hand(self, method: str, file: int) -> None:
+        """Sends a call with a descriptor, which is closed here."""
+        self._queue(pack_stream([method]), [file])
+
     def close(self) -> None:
         """Ends it; the child reads an end of file."""
         if self.open:
@@ -4396,7 +4401,7 @@ class Pipe:
         made = self._store.create(self._wanted, self._whose)
         if made is not None:
             self._spare, file = made
-            self._queue(pack_stream(["spare"]), [file])
+            self.hand("spare", file)
 
     def _stored(self, text: str) -> Reference:
         """The part that the child has written into its spare."""

@@ -794,8 +794,9 @@ class Owner:
 
     def cancel(self, task: Task | str, kill: bool = False) -> None:
         """Cancels a task, given by itself, its handle or its id: it ends as failed with "Cancelled", unless it has its
-        outcome by then. `kill`: its worker is killed if it runs. Raises UsageError for what was never pushed here."""
-        if isinstance(task, Task) and self._withdraw(task):
+        outcome by then, or is not out at all. `kill`: its worker is killed if it runs. Raises UsageError for a text that
+        is no id of a task of this owner."""
+        if isinstance(task, Task) and (self._withdraw(task) or not task.task_id):
             return
         ordinal = self._ordinal_of(task)
         for flight in self.flights.values():
@@ -823,11 +824,10 @@ class Owner:
         return False
 
     def _ordinal_of(self, task: Task | str) -> int:
-        said = (task.task_id or "") if isinstance(task, Task) else str(task)
-        name, _, ordinal = said.rpartition(".")
+        name, _, ordinal = str(task.task_id if isinstance(task, Task) else task).rpartition(".")
         if name != self.name or not ordinal.isdecimal():
             raise components.UsageError(
-                f"{getattr(task, 'name', task)!r} cannot be cancelled", "it is no task that was pushed here",
+                f"{str(task)[:80]!r} cannot be cancelled", f"tasks of this owner have ids such as {self.name}.0",
                 "give the task, the handle of a callback, or the task_id",
             )
         return int(ordinal)
@@ -1118,8 +1118,8 @@ class SystemMaster:
         self._run.push(tasks)
 
     def cancel_task(self, task: Task, kill: bool = False) -> None:
-        """Ends a task as failed with "Cancelled", unless it has its outcome by then; `kill`: also if it runs. Raises
-        UsageError for a task that was never pushed here."""
+        """Ends a task as failed with "Cancelled", unless it has its outcome by then. What runs of it goes on unheard,
+        or is ended too with `kill`."""
         self._run.owner.cancel(task, kill)
 
     def cancel_tasks(self, kill: bool = False) -> None:

@@ -14,6 +14,7 @@ import os
 import random
 
 import pytest
+from concurrent_swarm import tasks
 from concurrent_swarm.components import Error
 from concurrent_swarm.master import Board, split
 
@@ -77,9 +78,13 @@ class SimOwner:
             return
         assert kind == "outcome", f"{kind} {number} {rest}"
         lo, hi, _, failures, payload, _ = rest
-        reason = failures["*"]["kind"] if failures else ""
+        reason = failures.get("*", {}).get("kind", "")
         assert reason or payload == ("ran", self.name, number, lo, hi), "results of other tasks"
-        assert reason != "cancelled" or number in self.cancelled
+        assert reason != "cancelled" or number in self.cancelled or (number, lo) in self.cancelled
+        assert reason != "limit" or self.batches[number][2].get("limits")
+        again = [task for task, one in failures.items() if task != "*" and one.get("again")]
+        assert {(number, int(task)) for task in again} <= self.cancelled
+        assert all(int(task) in self.outcomes[number] for task in again), "they have their outcome by now"
         assert reason or lo or number % DEADLY, "a task that kills its worker has a result"
         assert 0 <= lo < hi <= self.batches[number][0]
         for task in range(lo, hi):
@@ -348,6 +353,9 @@ class Swarm:
         rng = self.random
         needs = rng.choice(({}, {}, {}, {"cpus": 2}, {"cpus": 0.5}, {"gpu": 1}, {"tags": ["big"]}))
         options = {"name": rng.choice("ab"), "resources": needs}
+        if rng.random() < 0.3:
+            limits = {name: rng.choice((0.01, 0.1, 1.0)) for name in tasks.LIMITS if rng.random() < 0.4}
+            options["limits"] = limits
         self.numbers += 1
         owner.submit(self.numbers, rng.choice((1, 1, 2, 3, 8, 20)), rng.choice((1, 8)), options)
 
@@ -358,6 +366,16 @@ class Swarm:
             owner.cancelled.update(owner.batches if number is None else [number])
             owner.call("cancel", number, kill=self.random.random() < 0.5)
 
+    def cancel_task(self, owner):
+        leased = [lease for lease in self.board.leases.values() if lease.batch.owner.id == owner.name]
+        lease = max(leased, key=lambda lease: lease.tasks, default=None)  # where it is hardest
+        number = self.random.choice([*owner.batches, *([lease.batch.number] * 20 if lease else [0])])
+        if owner.attached and owner.there and number in owner.batches:
+            span = (lease.lo, lease.hi) if lease and lease.batch.number == number else (0, owner.batches[number][0])
+            task = self.random.randrange(*span)
+            owner.cancelled.add((number, task))
+            owner.call("cancel_task", number, task, kill=self.random.random() < 0.5)
+
     def fault(self):
         """One thing that may happen, by the weights of the table."""
         slave, owner = self.random.choice(self.slaves), self.random.choice(self.owners)
@@ -365,6 +383,7 @@ class Swarm:
             (
                 self.submit,
                 self.cancel,
+                self.cancel_task,
                 self.lose,
                 self.drain,
                 self.change,
@@ -372,11 +391,12 @@ class Swarm:
                 self.gone,
                 self.crash,
             ),
-            (24, 6, 10, 4, 6, 8, 1, 4),
+            (24, 6, 12, 10, 4, 6, 8, 1, 4),
         )[0]
-        target = {self.crash: (), self.submit: (owner,), self.cancel: (owner,)}.get(action)
+        target = {self.crash: ()}.get(action)
         if target is None:
-            target = (owner,) if action in (self.detach, self.gone) else (slave,)
+            of_owner = self.submit, self.cancel, self.cancel_task, self.detach, self.gone
+            target = (owner,) if action in of_owner else (slave,)
         action(*target)
         if self.events < MIN_EVENTS:
             self.later(self.random.expovariate(100), self.fault)
@@ -544,7 +564,8 @@ def test_nonsense_in_any_order_never_breaks_the_books(seed):
 
     def submit():
         needs = rng.choice(({}, {"cpus": 2}, {"gpu": 1}, {"tags": ["x"]}, {"cpus": -1}, {"cpus": "2"}))
-        options = {"resources": needs, "name": rng.choice("abc")}
+        limits = rng.choice(({}, {}, {"deadline": 0.1, "queue_timeout": 0.05}, {"timeout": 1}, {"deadline": -1}))
+        options = {"resources": needs, "name": rng.choice("abc"), "limits": limits}
         return board.submit(owner(), rng.randrange(60), rng.choice((0, 1, 3, 100)), now, rng.choice((1, 7)), options)
 
     def join():
@@ -560,6 +581,7 @@ def test_nonsense_in_any_order_never_breaks_the_books(seed):
         lambda: board.slave_draining(slave(), now),
         lambda: board.slave_changed(slave(), {"cpus": 2}, rng.randrange(4), now),
         lambda: board.cancel(owner(), rng.choice((None, rng.randrange(60))), now, rng.random() < 0.5),
+        lambda: board.cancel_task(owner(), rng.randrange(60), rng.randrange(100), now, rng.random() < 0.5),
         lambda: board.settled(owner(), [rng.randrange(60), rng.randrange(60)], now),
         lambda: board.owner_detached(owner(), now),
         lambda: board.owner_gone(owner(), now) if rng.random() < 0.1 else board.owner_attached(owner(), now),

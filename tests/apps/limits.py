@@ -133,7 +133,7 @@ class Cancelling(Limited):
             self.by = "object"
 
     def push_task_response(self, result):
-        if self.told or self.by == "done":
+        if self.by == "done":
             return
         limit = time.monotonic() + 20
         while not list(Path(self.folder).glob("run-t*[0-9]")):
@@ -180,7 +180,7 @@ class KilledSystem(Limited):
     """Cancels a system whose tasks are stuck, and kills them."""
 
     def start_processing(self):
-        self.system = Jam(self.how, self.folder)
+        self.began, self.system = time.monotonic(), Jam(self.how, self.folder)
         self.push_tasksystem(self.system)
 
     def push_tasksystem_response(self, result):

@@ -27,6 +27,7 @@ Records, in order, are all that `restore` needs:
 
 Messages: the second item names the peer.
     ("lease", slave, Lease) · ("revoke", slave, lease id, kill) · ("steal", slave, lease id)
+    ("late", slave, lease id, seconds since the acceptance)
     ("accepted", owner, number) · ("refused", owner, number, reason)
     ("outcome", owner, number, lo, hi, seconds, failures, payload, slave)
 A key of `failures` is an ordinal in the batch as text, or "*" for every task of lo..hi (cancelled, lost, poisoned). One
@@ -88,6 +89,7 @@ MAX_LOSSES = 10  # slaves lost under one task until it counts as lost
 LIMIT = 10_000_000  # unsettled tasks per owner
 MAX_KINDS = 1000  # names measured apart per owner
 MAX_DEMANDS = 64  # unused demands kept
+LATE = 1.0  # seconds that a slave has to tell where tasks were that passed their deadline
 MIN_TIMERS = 1000  # timers that may wait before those that nobody needs any more are looked for
 SMOOTH = 0.3  # weight of the newest measurement
 EPSILON = 1e-9  # sums of amounts such as 0.1 may miss by this much
@@ -990,13 +992,25 @@ class Board:
                 continue
             self.counters["expired"] += 1
             if timer[-1] == "deadline":
+                self._end_late(batch, effects, now)
+            elif timer[-1] == "overdue":
                 self._cancel(batch, True, effects, self._late(batch, "deadline", now))
-                continue
-            batch.stale = True
-            self._end_unbegun(batch, effects, now)
-            for lease in batch.leases.values():
-                if not lease.revoked and lease.attempt == 1:  # some of it may not have begun there
-                    effects.messages.append(("steal", lease.slave.id, lease.id))
+            else:
+                batch.stale = True
+                self._end_unbegun(batch, effects, now)
+                for lease in batch.leases.values():
+                    if not lease.revoked and lease.attempt == 1:  # some of it may not have begun there
+                        effects.messages.append(("steal", lease.slave.id, lease.id))
+
+    def _end_late(self, batch, effects, now):
+        """What waits at the deadline ends here, what is with a slave there: it knows where the task was."""
+        for lo, hi, _, _ in self._dequeue_all(batch):
+            self._end(batch, lo, hi, 0.0, self._late(batch, "deadline", now), None, "", effects)
+        for lease in batch.leases.values():
+            if not lease.revoked:
+                effects.messages.append(("late", lease.slave.id, lease.id, now - batch.since))
+        if batch.remaining:
+            heapq.heappush(self._timers, (now + LATE, batch.serial, batch.owner.id, batch.number, "overdue"))
 
     def _end_unbegun(self, batch, effects, now):
         """What waits and never was in a worker has waited too long."""
@@ -1264,7 +1278,8 @@ class Board:
         for owner in self.owners.values():
             for batch in owner.batches.values():
                 about = batch.serial, owner.id, batch.number
-                assert not batch.remaining or "deadline" not in batch.limits or (*about, "deadline") in timed
+                if batch.remaining and "deadline" in batch.limits:
+                    assert (*about, "deadline") in timed or (*about, "overdue") in timed
                 if batch.remaining and "queue_timeout" in batch.limits:
                     assert batch.stale != ((*about, "queue_timeout") in timed)
         assert not self._timers or self.deadline <= self._timers[0][0], "nobody looks at the next timer"
@@ -1775,6 +1790,9 @@ class MasterNode(rpc.BaseNode):
     def _send_steal(self, slave: str, lease: int) -> None:
         self._send(slave, ["steal", lease])
 
+    def _send_late(self, slave: str, lease: int, seconds: float) -> None:
+        self._send(slave, ["late", lease, seconds])
+
     def _send_accepted(self, owner: str, number: int) -> None:
         """Soon, with others: nobody waits for it."""
         if not self._accepted:
@@ -1795,8 +1813,8 @@ class MasterNode(rpc.BaseNode):
         self._send(owner, ["outcome", number, lo, hi, seconds, failures, slave], payload or ())
 
     _senders = {
-        "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
-        "refused": _send_refused, "outcome": _send_outcome,
+        "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "late": _send_late,
+        "accepted": _send_accepted, "refused": _send_refused, "outcome": _send_outcome,
     }
 
     def _send(self, target: str, call: list, parts: Iterable = ()) -> None:

@@ -42,9 +42,9 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      work_finished(number, failure, stats) {result} · swarm(slaves, workers, busy, systems)
                      shared(key, at, total) {, bytes} · no_shared(key, reason)
     master → slave   lease(id, owner, number, lo, hi, group, attempt, first) {head, index, groups…}
-                     revoke(id, kill) · steal(id) · bundle(digest, manifest) {zip} · no_bundle(digest)
+                     revoke(id, kill) · steal(id) · late(id, seconds) · bundle(digest, manifest) {zip}
                      workers(count) · drain() · shared(key, at, total) {, bytes} · no_shared(key, reason)
-                     forget_shared([keys])
+                     forget_shared([keys]) · no_bundle(digest)
     slave → master   result(id, lo, hi, seconds, failures) {groups…} · given_back(id, lo, hi) · fetch(digest)
                      worker_lost(id, lo, hi, reason) · resources(amounts, workers) · leaving()
                      publish_for(owner, key, at, total) {, bytes} · fetch_shared(key)

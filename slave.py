@@ -167,6 +167,16 @@ class ProcessTaskManager(components.Component):
         elif worker:
             worker.pipe.call("drop", lease)
 
+    def late(self, lease: int, seconds: float) -> None:
+        """The deadline of these tasks has passed, so long after their acceptance: they fail."""
+        envelope = self._forget_waiting(lease)
+        worker = self._worker_of(lease)
+        if envelope:
+            failures = {"*": tasks.limit_failure(envelope.head, "deadline", seconds)}
+            self.node.report("result", lease, envelope.lo, envelope.hi, 0.0, failures)
+        elif worker and not worker.doomed:
+            self._watch.pass_limit(worker, "deadline", seconds)
+
     def drop_everything(self) -> None:
         """Forgets all leases and kills the workers that run one."""
         self.waiting.clear()
@@ -214,7 +224,7 @@ class ProcessTaskManager(components.Component):
             self.free[name] -= amount
         worker.envelope, worker.lo, worker.forgotten = envelope, envelope.lo, False
         limits = tasks.limits_of(envelope.head)
-        if not tasks.WATCHED.isdisjoint(limits):
+        if limits:
             self._watch.begin(worker, limits)
         variables = self._granted(worker)
         news = None if variables == worker.told else variables
@@ -422,6 +432,13 @@ class Watch:
         if "timeout" in worker.limits:
             self._look_within(worker.limits["timeout"])
 
+    def pass_limit(self, worker: Worker, name: str, measured: float) -> None:
+        """It has passed a limit: it tells where it is, and is killed."""
+        worker.passed, worker.doomed = (name, measured), True
+        if worker.stack >= 0:
+            self._manager.node.zygote.show_stack(worker.token)
+        self._kill_when_told(worker, 0, STACK_LOOKS if worker.stack >= 0 else 0)
+
     def forget(self, worker: Worker) -> None:
         """It has ended."""
         if worker.stack >= 0:
@@ -455,22 +472,16 @@ class Watch:
     def _check(self, worker: Worker, now: float) -> None:
         timeout, most = worker.limits.get("timeout", math.inf), worker.limits.get("memory_limit", math.inf)
         if now - worker.began >= timeout:
-            self._pass(worker, "timeout", now - worker.began)
+            self.pass_limit(worker, "timeout", now - worker.began)
             return
         if timeout < math.inf and worker.began < math.inf:
             self._look_within(worker.began + timeout - now)
         if most < math.inf:
             worker.peak = max(worker.peak, memory_of(worker.pid) / 2**20)
             if worker.peak > most:
-                self._pass(worker, "memory_limit", worker.peak)
+                self.pass_limit(worker, "memory_limit", worker.peak)
             else:
                 self._look_within(MEMORY_EVERY)
-
-    def _pass(self, worker: Worker, name: str, measured: float) -> None:
-        worker.passed, worker.doomed = (name, measured), True
-        if worker.stack >= 0:
-            self._manager.node.zygote.show_stack(worker.token)
-        self._kill_when_told(worker, 0, STACK_LOOKS if worker.stack >= 0 else 0)
 
     def _kill_when_told(self, worker: Worker, size: int, looks: int) -> None:
         """Kills it once it has told where it is; that is all there once it does not grow any more."""
@@ -606,6 +617,10 @@ class SlaveNode(rpc.Node):
         @rpc.tcpremote(link)
         def steal(handler, request, lease):
             self.manager.steal(lease)
+
+        @rpc.tcpremote(link)
+        def late(handler, request, lease, seconds):
+            self.manager.late(lease, seconds)
 
         @rpc.tcpremote(link)
         def bundle(handler, request, digest, manifest):

@@ -141,7 +141,7 @@ class Task:
 # Limits of a task, and how one tells that it was passed.
 LIMITS = {
     "timeout": ("TimedOut", "it ran for {:.2f} s{}; {} is {:g} s"),
-    "deadline": ("TimedOut", "it had no outcome {:.2f} s after it was accepted{}; {} is {:g} s"),
+    "deadline": ("TimedOut", "it had no outcome{1} {0:.2f} s after it was accepted; {2} is {3:g} s"),
     "queue_timeout": ("TimedOut", "it did not run within {:.2f} s of its acceptance{}; {} is {:g} s"),
     "memory_limit": ("OutOfMemory", "it took {:,.0f} MiB of memory{}; {} is {:g} MiB"),
 }
@@ -794,8 +794,8 @@ class Owner:
 
     def cancel(self, task: Task | str, kill: bool = False) -> None:
         """Cancels a task, given by itself, its handle or its id: it ends as failed with "Cancelled", unless it has its
-        outcome by then, or is not out at all. `kill`: its worker is killed if it runs. Raises UsageError for a text that
-        is no id of a task of this owner."""
+        outcome by then, or is not out at all. `kill`: its worker is killed if it runs. Raises UsageError for a text
+        that is no id of a task of this owner."""
         if isinstance(task, Task) and (self._withdraw(task) or not task.task_id):
             return
         ordinal = self._ordinal_of(task)

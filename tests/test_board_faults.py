@@ -14,9 +14,10 @@ import os
 import random
 
 import pytest
-from concurrent_swarm import tasks
 from concurrent_swarm.components import Error
 from concurrent_swarm.master import Board, split
+
+from concurrent_swarm import tasks
 
 SEED = int(os.environ.get("SEED", 0))
 SCHEDULES = int(os.environ.get("SCHEDULES", 10_000))
@@ -131,10 +132,11 @@ class SimSlave:
         for number, (lo, hi) in () if dead else self.open.items():
             batch = self.leases[number].batch
             payload = ("ran", batch.owner.id, batch.number, lo, hi)
-            self.swarm.later(self.swarm.random.uniform(0, 0.3), functools.partial(self.late, number, lo, hi, payload))
+            arrive = functools.partial(self.arrive_late, number, lo, hi, payload)
+            self.swarm.later(self.swarm.random.uniform(0, 0.3), arrive)
         self.clear()
 
-    def late(self, number, lo, hi, payload):
+    def arrive_late(self, number, lo, hi, payload):
         self.swarm.event(self.swarm.board.result, self.name, number, lo, hi, 0.1, payload, {})
 
     def clear(self):
@@ -195,6 +197,12 @@ class SimSlave:
     def revoke(self, number, kill):
         if number not in self.running or kill:
             self.send("given_back", number, *self.open[number])
+            self.done(number)
+
+    def late(self, number, seconds):
+        if self.swarm.random.random() < 0.8:  # else it hangs
+            failures = {"*": {"kind": "limit"}}
+            self.send("result", number, *self.open[number], seconds, ("ran",), failures)
             self.done(number)
 
     def steal(self, number):
@@ -297,7 +305,7 @@ class Swarm:
 
     def tell(self, message):
         kind, name, *rest = message
-        peers = self.slaves if kind in ("lease", "revoke", "steal") else self.owners
+        peers = self.slaves if kind in ("lease", "revoke", "steal", "late") else self.owners
         peer = next(peer for peer in peers if peer.name == name)
         life, master = getattr(peer, "life", 0), self.lives
 
@@ -476,7 +484,7 @@ def fingerprint(board):
         for number, batch in owner.batches.items():
             waiting = list(batch.queue)
             for lease in batch.leases.values():
-                waiting += [] if lease.revoked else [(*open, lease.deaths, lease.losses) for open in lease.open]
+                waiting += [(*open, lease.deaths, lease.losses) for open in lease.live(lease.open)]
             merged = []
             for piece in sorted(waiting):
                 if merged and merged[-1][1] == piece[0] and merged[-1][2:] == piece[2:]:

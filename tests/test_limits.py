@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from concurrent_swarm.master import LATE, Board, with_limits
 from conftest import Swarm, descriptors_of, text_of, wait_until, zygote_of
 from test_board import Told, span
 
 from concurrent_swarm import tasks
-from concurrent_swarm.master import Board, with_limits
 
 WITHIN = 2.0  # seconds from a limit, or a kill, until slot and processes are free
 STUCK = ("loop", "sleep", "interpreter", "child", "daemon")
@@ -101,7 +101,7 @@ def test_what_runs_when_its_queue_timeout_passes_ends_well_and_what_its_slave_gi
 def test_a_task_that_has_run_once_may_wait_for_longer_than_its_queue_timeout():
     told = Told(workers=1)
     submit(told, 1, queue_timeout=2)
-    (lease,) = told.leases()
+    assert told.leases()
     told("slave_lost", "s1")
     told.now = 3.0
     told("tick")
@@ -111,15 +111,22 @@ def test_a_task_that_has_run_once_may_wait_for_longer_than_its_queue_timeout():
     assert outcomes(told) == [(0, 1, "done")]
 
 
-def test_a_deadline_ends_what_waits_and_kills_what_runs():
+def test_a_deadline_ends_what_waits_and_a_moment_later_what_its_slave_does_not_end():
     told = Told(workers=1)
     submit(told, 5, deadline=1)
     leases = told.leases()
     told.now = 1.0
     told("tick")
-    assert total(outcomes(told)) == {"limit": 5}
-    assert told.sent("revoke") == [("revoke", "s1", lease.id, True) for lease in leases]
-    for lease in leases:
+    assert total(outcomes(told)) == {"limit": 5 - len(leases)}
+    assert told.sent("late") == [("late", "s1", lease.id, 1.0) for lease in leases]
+    told.ended(leases[0], **{"*": {"kind": "limit"}})
+    assert outcomes(told) == [(*span(leases[0]), "limit")]
+    told.now = 1.0 + LATE
+    assert told.board.deadline <= told.now
+    told("tick")
+    assert outcomes(told) == [(*span(lease), "limit") for lease in leases[1:]]
+    assert told.sent("revoke") == [("revoke", "s1", lease.id, True) for lease in leases[1:]]
+    for lease in leases[1:]:
         told("given_back", "s1", lease.id, *span(lease))
     assert outcomes(told) == [] and not told.board.leases
 
@@ -399,7 +406,7 @@ def test_a_system_that_is_cancelled_with_kill_leaves_no_task_behind(one_slot, tm
 @pytest.mark.parametrize("how", ["memory", "memory_of_a_child"])
 def test_a_task_that_takes_too_much_memory_ends_with_its_peak(one_slot, tmp_path, how):
     stuck, whole = run(one_slot, "Limited", tmp_path, how=how, memory_limit=200)
-    assert (stuck["kind"], stuck["type"], stuck["limit"], stuck["allowed"]) == ("limit", "OutOfMemory", "memory_limit", 200)
+    assert (stuck["kind"], stuck["type"], stuck["limit"]) == ("limit", "OutOfMemory", "memory_limit")
     assert 200 < stuck["measured"] < 1000 and "MiB of memory on s1; its memory_limit is 200 MiB" in stuck["message"]
     assert f"in {how}" in stuck["where"] and whole["after"] - stuck["after"] < WITHIN
     all_gone(tmp_path)
@@ -408,6 +415,7 @@ def test_a_task_that_takes_too_much_memory_ends_with_its_peak(one_slot, tmp_path
 def test_a_deadline_ends_a_task_that_runs_and_one_that_waits(one_slot, tmp_path):
     *stuck, whole = run(one_slot, "Limited", tmp_path, how="interpreter", count=2, deadline=1)
     assert {one["limit"] for one in stuck} == {"deadline"} and all(1 <= one["measured"] < 1.5 for one in stuck)
+    assert sorted(one["where"] != "" and "stuck in C" in one["traceback"] for one in stuck) == [False, True]
     assert whole["after"] < 1 + WITHIN + 1
     all_gone(tmp_path)
 

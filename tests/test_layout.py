@@ -42,17 +42,17 @@ TOP_LEVEL = {
 # was not found yet, or something that can be cut. They went up once, for rooms that were not there before: sealed
 # pickles with buffers, payloads in files, large messages on a socketpair, published objects, both kernels.
 LINES = {
-    "client.py": 975,
+    "client.py": 989,
     "components.py": 1572,
     "concurrent_swarm.py": 21,
-    "fastpath.pyx": 730,
-    "master.py": 2330,
+    "fastpath.pyx": 744,
+    "master.py": 2529,
     "rpc.py": 5020,
     "setup.py": 64,
-    "slave.py": 690,
-    "tasks.py": 2035,
+    "slave.py": 828,
+    "tasks.py": 2258,
 }
-TOTAL_LINES = 13_350
+TOTAL_LINES = 13_900
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

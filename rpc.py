@@ -4384,7 +4384,10 @@ class Pipe:
 
     def hand(self, method: str, file: int) -> None:
         """Sends a call with a descriptor, which is closed here."""
-        self._queue(pack_stream([method]), [file])
+        if self.open:
+            self._queue(pack_stream([method]), [file])
+        else:
+            os.close(file)
 
     def close(self) -> None:
         """Ends it; the child reads an end of file."""

@@ -216,14 +216,14 @@ class ProcessTaskManager(components.Component):
         return all(self.free.get(name, 0) + EPSILON >= amount for name, amount in demand_of(envelope).items())
 
     def _start(self, envelope: tasks.Envelope) -> bool:
-        worker = self._idle_worker(envelope.head["bundle"])
+        limits = tasks.limits_of(envelope.head)
+        worker = self._worker_for(envelope.head["bundle"], limits)
         if worker is None:
             return False
         worker.grant = dict(demand_of(envelope))
         for name, amount in worker.grant.items():
             self.free[name] -= amount
         worker.envelope, worker.lo, worker.forgotten = envelope, envelope.lo, False
-        limits = tasks.limits_of(envelope.head)
         if limits:
             self._watch.begin(worker, limits)
         variables = self._granted(worker)
@@ -253,6 +253,14 @@ class ProcessTaskManager(components.Component):
             self.free[name] += amount
         worker.envelope, worker.grant, worker.used = None, {}, time.monotonic()
         worker.limits = {}
+
+    def _worker_for(self, digest: str, limits: dict[str, float]) -> Worker | None:
+        """A worker; one that takes much memory since it ran others is not held against a task with a limit."""
+        worker = self._idle_worker(digest)
+        if worker and "memory_limit" in limits and memory_of(worker.pid) > limits["memory_limit"] * 2**19:
+            self._end(worker)
+            return self._fork(digest)
+        return worker
 
     def _idle_worker(self, digest: str) -> Worker | None:
         idle = []
@@ -489,7 +497,7 @@ class Watch:
         if looks and not (told and told == size):
             again = functools.partial(self._kill_when_told, worker, told, looks - 1)
             self._manager.node.later(STACK_EVERY, again)
-        elif worker.token in self._manager.workers:
+        elif self._manager.workers.get(worker.token) is worker:
             self._manager.node.zygote.kill(worker.token)
 
 

@@ -8,11 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from concurrent_swarm.components import UsageError
 from concurrent_swarm.master import LATE, Board, with_limits
-from conftest import Swarm, descriptors_of, text_of, wait_until, zygote_of
+from conftest import APPS, Swarm, descriptors_of, text_of, wait_until, zygote_of
 from test_board import Told, span
 
-from concurrent_swarm import tasks
+from concurrent_swarm import rpc, tasks
 
 WITHIN = 2.0  # seconds from a limit, or a kill, until slot and processes are free
 STUCK = ("loop", "sleep", "interpreter", "child", "daemon")
@@ -316,6 +317,81 @@ def test_limits_and_cancels_among_events_in_any_order_leave_one_outcome_each(see
     assert told.board.counters["ended"] == sum(counts.values())
 
 
+# -- an owner that cancels -----------------------------------------------------------------------------------------
+
+
+class Number(tasks.Task):
+    """A task."""
+
+
+def owner_of(count):
+    """An owner that has sent so many tasks, those tasks, what it has called since, and what its callback got."""
+    calls, heard = [], []
+    owner = tasks.Owner(lambda *call, parts=(): calls.append(call), lambda *told: heard.append(told), {}, "c1")
+    made = [Number(f"n{n}", number=n) for n in range(count)]
+    for task in made:
+        owner.push(task)
+    owner.pump()
+    calls.clear()
+    return owner, made, calls, heard
+
+
+@pytest.mark.parametrize("given", [lambda task: task, lambda task: task.task_id, tasks.Handle.of])
+def test_a_task_is_cancelled_by_itself_its_id_or_its_handle(given):
+    owner, made, calls, _ = owner_of(3)
+    owner.cancel(given(made[1]), kill=True)
+    assert calls == [("cancel_task", 0, 1, True)]
+
+
+def test_a_task_that_has_its_outcome_is_not_cancelled_any_more():
+    owner, made, calls, heard = owner_of(1)
+    owner.outcome(0, 0, 1, 0.1, {}, "s1", [])
+    calls.clear()
+    owner.cancel(made[0])
+    owner.cancel(Number("never pushed"))
+    assert calls == [] and len(heard) == 1
+
+
+@pytest.mark.parametrize("text", ["c2.0", "c1.x", "nonsense", "", "c1.-1"])
+def test_a_text_that_is_no_id_of_a_task_here_cannot_be_cancelled(text):
+    owner, *_ = owner_of(1)
+    with pytest.raises(UsageError, match="cannot be cancelled"):
+        owner.cancel(text)
+
+
+def test_a_new_master_is_told_again_what_was_to_be_cancelled():
+    owner, made, calls, _ = owner_of(3)
+    owner.cancel(made[2])
+    owner.outcome(0, 0, 1, 0.1, {}, "s1", [])
+    calls.clear()
+    owner.resubmit(True)
+    assert [call for call in calls if call[0] != "submit"] == [("cancel_task", 0, 2, False)]
+    owner.outcome(0, 2, 3, 0.0, {"*": tasks.cancelled_failure()}, "", [])
+    calls.clear()
+    owner.resubmit(True)
+    assert {call[0] for call in calls} == {"submit"}
+
+
+def test_all_tasks_are_cancelled_those_that_wait_for_room_too_and_nothing_more_is_drawn():
+    owner, _, calls, heard = owner_of(2)
+    owner.draw(iter([Number("drawn later")]))
+    waiting = Number("not sent yet")
+    owner.push(waiting)
+    owner.cancel_all(kill=True)
+    owner.pump()
+    assert calls == [("cancel", None, True)]
+    assert [(task, error.type) for task, _, error in heard] == [(waiting, "Cancelled")]
+    owner.outcome(0, 0, 2, 0.0, {"*": tasks.cancelled_failure()}, "", [])
+    assert owner.idle and owner.failed == 3
+
+
+def test_a_result_of_a_task_that_is_cancelled_is_not_heard():
+    owner, _, _, heard = owner_of(3)
+    owner.outcome(0, 1, 2, 0.0, {"*": tasks.cancelled_failure()}, "", [])
+    owner.outcome(0, 0, 3, 0.1, {"1": {**tasks.cancelled_failure(), "again": True}}, "s1", [rpc.dumps([7, 8, 9])])
+    assert [(task.name, result) for task, result, _ in heard] == [("n1", None), ("n0", 7), ("n2", 9)]
+
+
 # -- a real swarm --------------------------------------------------------------------------------------------------
 
 
@@ -410,6 +486,16 @@ def test_a_task_that_takes_too_much_memory_ends_with_its_peak(one_slot, tmp_path
     assert 200 < stuck["measured"] < 1000 and "MiB of memory on s1; its memory_limit is 200 MiB" in stuck["message"]
     assert f"in {how}" in stuck["where"] and whole["after"] - stuck["after"] < WITHIN
     all_gone(tmp_path)
+
+
+def test_memory_that_a_worker_kept_from_other_tasks_is_not_held_against_one_with_a_limit(one_slot, tmp_path):
+    assert run(one_slot, "Hoarding", tmp_path) == {"same": True, "fresh": True, "errors": 0}
+
+
+def test_tasks_that_wait_are_cancelled_in_one_process_too(one_slot, tmp_path):
+    words = ["--workers", "0", "--json", "--set", f"limits_app.folder={tmp_path}"]
+    done = one_slot.start("client", APPS / "limits.py", "--app", "CancellingTheRest", *words).wait()
+    assert done.about["result"] == {"done": 1, "cancelled": 3}
 
 
 def test_a_deadline_ends_a_task_that_runs_and_one_that_waits(one_slot, tmp_path):

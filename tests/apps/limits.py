@@ -213,3 +213,53 @@ class Nonsense(ApplicationNode):
     def task_finished(self, task, result, error):
         self.result = str(error)
         self.shutdown_main_loop()
+
+
+class Hoards(Task):
+    """Leaves memory with its worker, whose process it returns."""
+
+    def __call__(self):
+        Hoards.held = bytearray(self.size << 20)
+        return os.getpid()
+
+
+class Hoarding(ApplicationNode):
+    """Two tasks without a limit in one worker, then one with a limit that such a worker would pass at once."""
+
+    folder = ConfigItem("limits_app", "folder", "", "where tasks leave their marks")
+
+    def start_processing(self):
+        self.pids, self.errors = [], 0
+        self.push_task(Hoards("first", size=150))
+
+    def task_finished(self, task, result, error):
+        self.pids.append(result)
+        self.errors += error is not None
+        if len(self.pids) < 3:
+            size, limit = ((150, None), (1, 120))[len(self.pids) - 1]
+            self.push_task(Hoards("next", size=size, memory_limit=limit))
+            return
+        first, second, third = self.pids
+        self.result = {"same": first == second, "fresh": second != third, "errors": self.errors}
+        self.shutdown_main_loop()
+
+
+class CancellingTheRest(ApplicationNode):
+    """Cancels all others in the callback of the first task."""
+
+    folder = ConfigItem("limits_app", "folder", "", "where tasks leave their marks")
+
+    def start_processing(self):
+        self.counts = {"done": 0, "cancelled": 0}
+        for number in range(4):
+            task = Whole(f"t{number}")
+            task.deadline = 100 + number  # a batch for each
+            self.push_task(task)
+
+    def task_finished(self, task, result, error):
+        self.counts[error.kind if error else "done"] += 1
+        if self.counts["done"] and not self.counts["cancelled"]:
+            self.cancel_tasks()
+        if sum(self.counts.values()) == 4:
+            self.result = self.counts
+            self.shutdown_main_loop()

@@ -211,7 +211,7 @@ class TaskError(components.Error):
     """A task failed with an exception that does not exist here, or for a reason that is no exception (a lost worker).
 
     `type`, `where` (file:line) and `remote_traceback` tell what happened there; `kind` is "error" for the task's own
-    exception, else what went wrong ("poisoned", "result", "setup", ...).
+    exception, else what went wrong ("poisoned", "limit", "cancelled", "result", "setup", ...).
     """
 
     def __init__(self, failure: dict):
@@ -824,8 +824,11 @@ class Owner:
         return False
 
     def _ordinal_of(self, task: Task | str) -> int:
-        name, _, ordinal = str(task.task_id if isinstance(task, Task) else task).rpartition(".")
-        if name != self.name or not ordinal.isdecimal():
+        if isinstance(task, Task):
+            return task._ordinal
+        name, _, ordinal = str(task).rpartition(".")
+        mine = name == self.name or isinstance(task, Handle)  # one from before a master gave us another name
+        if not (mine and ordinal.isdecimal()):
             raise components.UsageError(
                 f"{str(task)[:80]!r} cannot be cancelled", f"tasks of this owner have ids such as {self.name}.0",
                 "give the task, the handle of a callback, or the task_id",

@@ -48,6 +48,21 @@ class Stuck(Task):
         self.mark(int(made.stdout))
         time.sleep(1000)  # stuck with a daemon
 
+    def brood(self):
+        """Many children, each in a session of its own, which have children of theirs."""
+        code = "import os, time; os.fork(); time.sleep(1000)"
+        made = [subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=True).pid for _ in range(10)]
+        while any(len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) < 1 for pid in made):
+            time.sleep(0.01)
+        text = " ".join(Path(f"/proc/{pid}/task/{pid}/children").read_text() for pid in made)
+        self.mark(*made, *text.split())
+        time.sleep(1000)  # stuck with a brood
+
+    def briefly(self):
+        self.mark()
+        time.sleep(1.5)
+        Path(self.folder, f"ended-{self.name}").touch()
+
     def dies(self):
         """Leaves a child behind; the attempts after the first one end at once."""
         if os.environ["CONCURRENT_SWARM_ATTEMPT"] == "1":
@@ -151,7 +166,7 @@ class Race(ITaskSystem):
 
     def __init__(self, how, folder):
         ITaskSystem.__init__(self)
-        self.how, self.folder, self.told = how, folder, []
+        self.how, self.folder, self.told, self.at_once = how, folder, [], False
 
     def generate_tasks(self, master):
         self.losers = [Stuck(f"t{number}", how=self.how, folder=self.folder) for number in range(3)]
@@ -159,7 +174,9 @@ class Race(ITaskSystem):
 
     def task_finished(self, master, task, result, error):
         self.told.append(error.kind if error else "done")
-        if not error:
+        if not error and self.at_once:
+            master.cancel_tasks(kill=True)
+        elif not error:
             for loser in self.losers:
                 master.cancel_task(loser, kill=True)
 
@@ -169,7 +186,9 @@ class Race(ITaskSystem):
 
 class RaceApplication(Limited):
     def get_task_system(self):
-        return Race(self.how, self.folder)
+        race = Race(self.how, self.folder)
+        race.at_once = self.count > 1
+        return race
 
     def work_finished(self, result, task_system):
         self.result = result

@@ -692,7 +692,6 @@ def asks_nothing(list tasks, tuple names):
 
     See its twin in tasks.py.
     """
-    cdef dict state
     known = None
     for task in tasks:
         if type(task) is not known:
@@ -701,10 +700,10 @@ def asks_nothing(list tasks, tuple names):
                 if getattr(known, name, None) is not None:
                     return False
         state = getattr(task, "__dict__", None)
-        if state is None:
+        if type(state) is not dict:
             return False
         for name in names:
-            if name in state:
+            if name in <dict>state:
                 return False
     return True
 

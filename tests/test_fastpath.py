@@ -695,3 +695,4 @@ def test_a_task_that_asks_for_something_is_found_among_others(loops, name):
     assert not loops.asks_nothing(made, tasks.ASKS)
     assert not loops.asks_nothing([*made[:2], Asking("a")], tasks.ASKS)
     assert not loops.asks_nothing([made[0], 1], tasks.ASKS) and not loops.asks_nothing([object()], tasks.ASKS)
+    loops.asks_nothing([Gives, int], tasks.ASKS)  # classes instead of tasks: packing says so

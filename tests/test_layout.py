@@ -45,14 +45,14 @@ LINES = {
     "client.py": 989,
     "components.py": 1572,
     "concurrent_swarm.py": 21,
-    "fastpath.pyx": 744,
+    "fastpath.pyx": 743,
     "master.py": 2529,
     "rpc.py": 5020,
     "setup.py": 64,
-    "slave.py": 828,
-    "tasks.py": 2258,
+    "slave.py": 836,
+    "tasks.py": 2261,
 }
-TOTAL_LINES = 13_900
+TOTAL_LINES = 13_909
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -977,10 +977,9 @@ class Owner:
             return
         pairs = []
         for task in tasks:
-            asked, error = attempt(_asked, task)
-            if error is None:
-                pairs.append((asked, task))
-            else:
+            try:
+                pairs.append((_asked(task), task))
+            except components.Error as error:
                 self._unsendable_task(task, error, source)
         pairs.sort(key=lambda pair: json.dumps(pair[0], sort_keys=True))
         for asked, run in itertools.groupby(pairs, key=lambda pair: pair[0]):

@@ -50,9 +50,9 @@ LINES = {
     "rpc.py": 5020,
     "setup.py": 64,
     "slave.py": 836,
-    "tasks.py": 2261,
+    "tasks.py": 2260,
 }
-TOTAL_LINES = 13_909
+TOTAL_LINES = 13_908
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

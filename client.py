@@ -207,9 +207,18 @@ class ApplicationNode(components.Component):
         """Lets a task system that waits at its barrier go on."""
         self._on_loop(lambda: self.call("step", number))
 
-    def cancel_tasksystem(self, system: tasks.ITaskSystem) -> None:
-        """Ends a task system: what is queued never runs."""
-        self._on_loop(lambda: self.call("cancel_tasksystem", self._number_of(system)))
+    def cancel_task(self, task: tasks.Task | str, kill: bool = False) -> None:
+        """Ends a plain task, given by itself, its handle or its id: unless it has its outcome by then, it fails with
+        "Cancelled". What runs of it goes on unheard, or is ended too with `kill`. From any thread."""
+        self._on_loop(lambda: self.owner.cancel(task, kill))
+
+    def cancel_tasks(self, kill: bool = False) -> None:
+        """Ends all plain tasks in the same way, and draws no more of what was pushed. From any thread."""
+        self._on_loop(lambda: self.owner.cancel_all(kill))
+
+    def cancel_tasksystem(self, system: tasks.ITaskSystem, kill: bool = False) -> None:
+        """Ends a task system: what is queued never runs, what runs goes on unheard, or is ended too with `kill`."""
+        self._on_loop(lambda: self.call("cancel_tasksystem", self._number_of(system), kill))
 
     def shutdown_main_loop(self) -> None:
         """Lets `main_loop` return once the current callback has. From any thread."""
@@ -608,6 +617,8 @@ class Inline(components.ComponentManager):
             self._objects[key] = self._objects.get(key, b"") + parts[0] if at else bytes(parts[0])
             return
         self._todo.append((self._node.owner, self._node.hear, method, params, list(parts)))
+        if method in ("cancel", "cancel_task"):
+            self._todo.rotate()  # before the batches that wait
 
     def step(self) -> None:
         """Does one thing that is to be done. Raises Error if nothing ever will be."""
@@ -624,6 +635,8 @@ class Inline(components.ComponentManager):
             self._run_system(params, parts)
         elif method == "step":
             self._runs[params[0]].next_step()
+        elif method in ("cancel", "cancel_task"):
+            self._cancel(owner, hear, method, *params)
 
     keep = staticmethod(tasks.Owner.keep)
 
@@ -646,12 +659,21 @@ class Inline(components.ComponentManager):
         envelope = tasks.Envelope(0, owner.name, number, 0, count, group, 1, first, parts)
         tasks.LeaseRunner(report, lambda: owner.closed, str(self._node.bundle.root), self._on_error).run(envelope)
 
+    @staticmethod
+    def _cancel(owner: tasks.Owner, hear, method: str, number: int | None, *details) -> None:
+        """Ends tasks whose batch waits; it runs later all the same, for nobody but their siblings."""
+        for flight in list(owner.flights.values()):
+            if number in (None, flight.number):
+                lo, hi = (details[0], details[0] + 1) if method == "cancel_task" else (0, len(flight.tasks))
+                hear("outcome", [flight.number, lo, hi, 0.0, {"*": tasks.cancelled_failure()}, ""], [])
+
     def _run_system(self, params: tuple, parts: list) -> None:
         number, _digest, options = params
 
         def call(method: str, *details: Any, parts: Iterable = ()) -> None:
-            if method == "submit":
+            if method in ("submit", "cancel", "cancel_task"):
                 self._todo.append((run.owner, hear, method, details, tasks.Owner.keep(parts)))
+                self._todo.rotate(method != "submit")  # before the batches that wait
             elif method == "system_step" and details[1]:
                 self._node.hear("system_step", [number, *details], [])
             elif method == "system_done":
@@ -1053,7 +1075,8 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _settings_of_nodes(options: argparse.Namespace) -> dict[str, list[str]]:
     """Takes the settings of the local master and slave out of the client's, and checks the others."""
-    nodes = {role: [one for one in options.set if one.lower().startswith(f"{role}.")] for role in ("master", "slave")}
+    sections = {"master": ("master.", "limits."), "slave": ("slave.",)}
+    nodes = {role: [one for one in options.set if one.lower().startswith(sections[role])] for role in sections}
     options.set = [one for one in options.set if one not in nodes["master"] + nodes["slave"]]
     components.Config(arguments=options.set).check_unknown()
     return nodes

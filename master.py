@@ -38,11 +38,13 @@ repeated from its beginning, or its last snapshot, with the same outcomes, steps
 
 Messages: the second item names the peer.
     ("lease", slave, Lease) · ("revoke", slave, lease id, kill) · ("steal", slave, lease id)
+    ("late", slave, lease id, seconds since the acceptance)
     ("accepted", owner, number) · ("refused", owner, number, reason)
     ("outcome", owner, number, lo, hi, seconds, failures, payload, slave)
     ("unplaceable", owner, task id, tasks, why)         these wait for what no slave here has; told once, for the log
 A key of `failures` is an ordinal in the batch as text, or "*" for every task of lo..hi (cancelled, lost, poisoned,
-unplaceable).
+unplaceable). One with "again" tells of a task that was cancelled alone and has its outcome: the results of its lease
+were not cut.
 A slave holds a lease until it has reported every task of it, a revoked one too: its tasks have their outcome already,
 and its slot is free when the slave says so.
 """
@@ -112,6 +114,8 @@ LIMIT = 10_000_000  # unsettled tasks per owner
 MAX_KINDS = 1000  # names measured apart per owner
 MAX_DEMANDS = 64  # unused demands kept
 SHOWN = 5  # slaves and reasons that an explanation in one line names
+LATE = 1.0  # seconds that a slave has to tell where tasks were that passed their deadline
+MIN_TIMERS = 1000  # timers that may wait before those that nobody needs any more are looked for
 SMOOTH = 0.3  # weight of the newest measurement
 EPSILON = 1e-9  # sums of amounts such as 0.1 may miss by this much
 
@@ -334,14 +338,16 @@ class Batch:
     outcome. A million of them may wait, so one that waits has no containers of its own."""
 
     __slots__ = (
-        *("count", "demand", "group", "kind", "leases", "number", "options", "outcomes", "owner", "payload"),
-        *("queue", "queued", "remaining", "serial", "since"),
+        *("count", "demand", "group", "kind", "leases", "limits", "number", "options", "outcomes", "owner", "payload"),
+        *("queue", "queued", "remaining", "serial", "since", "stale"),
     )
 
     def __init__(self, owner: Owner, number: int, count: int, group: int, options: dict, payload: Any):
         self.owner, self.number, self.count, self.group = owner, number, count, group
         self.options, self.payload = options, payload
         self.demand = self.kind = None
+        self.limits = NONE  # what its tasks may take, by name; see `tasks.limits_of`
+        self.stale = False  # its queue_timeout has passed: what has not run never will
         self.serial = 0  # order of arrival
         self.since = 0.0  # when it arrived
         self.queue = ()  # (lo, hi, deaths, losses), next first
@@ -371,21 +377,27 @@ class Batch:
         if not self.leases:
             self.leases = NONE
 
-    def end(self, outcome: tuple):
-        """Tasks of it have their outcome, for good."""
+    @property
+    def alone(self) -> bool:
+        """Whether a slave watches each of its tasks, in a lease of its own."""
+        return bool(self.limits) and not tasks.WATCHED.isdisjoint(self.limits)
+
+    def end(self, outcome: tuple, tasks: int):
+        """So many tasks of it have their outcome, for good."""
         if not self.outcomes:
             self.outcomes = []
         self.outcomes.append(outcome)
-        self.remaining -= outcome[1] - outcome[0]
+        self.remaining -= tasks
         if not self.remaining:
             self.payload = None
 
 
 class Lease:
-    """The tasks lo..hi of a batch in the hands of one slave. `open`: the ranges it has not reported yet."""
+    """The tasks lo..hi of a batch in the hands of one slave. `open`: the ranges it has not reported yet; `ended`: those
+    that have their outcome all the same (all of them if it is revoked)."""
 
     __slots__ = (
-        *("asked", "batch", "deaths", "estimate", "hi", "id", "killed", "lo", "losses", "open", "revoked"),
+        *("asked", "batch", "deaths", "ended", "estimate", "hi", "id", "killed", "lo", "losses", "open", "revoked"),
         *("since", "slave", "tasks"),
     )
 
@@ -393,11 +405,20 @@ class Lease:
         self.id, self.batch, self.lo, self.hi = number, batch, lo, hi
         self.deaths, self.losses = deaths, losses
         self.open = [(lo, hi)]
+        self.ended = ()
         self.tasks = hi - lo  # open ones
         self.estimate = batch.kind.estimate(hi - lo)
         self.since = now
         self.slave = None
         self.asked = self.revoked = self.killed = False
+
+    def live(self, parts: list) -> list:
+        """Those of these ranges that have no outcome yet."""
+        if self.revoked:
+            return []
+        for lo, hi in self.ended:
+            parts = split(parts, lo, hi)[1]
+        return parts
 
     @property
     def attempt(self) -> int:
@@ -533,6 +554,9 @@ def failure(kind: str, name: str, message: str, where: str = "") -> dict:
     return {"*": {"type": name, "message": message, "traceback": "", "where": where, "kind": kind}}
 
 
+CANCELLED = failure("cancelled", "Cancelled", "the task was cancelled")
+AGAIN = {**CANCELLED["*"], "again": True}  # in the outcome of a lease, for a task that was cancelled alone
+
 ONE_PROCESSOR = ((("cpus", 1),), frozenset())  # what tasks need that say nothing else
 
 
@@ -591,6 +615,8 @@ class Board:
         self.resting_until = -math.inf
         self._lease_ids = itertools.count(1)
         self._serials = itertools.count(1)
+        self._timers = []  # heap of (when, serial, owner, number, limit), only of batches that have such a limit
+        self._most_timers = MIN_TIMERS  # then those of batches that are gone are taken out
 
     # -- owners ----------------------------------------------------------------------------------------------
 
@@ -621,19 +647,19 @@ class Board:
                     effects.after.append(("outcome", owner, number, *outcome))
         return effects
 
-    def owner_gone(self, owner: str, now: float) -> Effects:
-        """It will not come back: what it has queued never runs, its leases are revoked, its outcomes
-        forgotten."""
+    def owner_gone(self, owner: str, now: float, kill: bool = False) -> Effects:
+        """It will not come back: what it has queued never runs, its leases are revoked (with `kill` what runs is
+        killed), its outcomes forgotten."""
         effects = Effects([], [], [])
         if owner in self.owners:
-            self._drop_owner(owner, effects)
+            self._drop_owner(owner, effects, kill)
             effects.records.append(("gone", owner))
         return self._assigned(effects, now)
 
-    def _drop_owner(self, owner, effects):
+    def _drop_owner(self, owner, effects, kill=False):
         known = self.owners[owner]
         for batch in list(known.batches.values()):
-            self._forget(batch, effects)
+            self._forget(batch, effects, kill)
         del self.owners[owner]
 
     # -- batches ---------------------------------------------------------------------------------------------
@@ -651,7 +677,8 @@ class Board:
         """Take in a batch. A repeat of (owner, number) is accepted again and changes nothing.
 
         group -- tasks per record of the payload; leases end between groups where they can.
-        options -- "resources": {"cpus": 1, amounts by name, "tags": […]}, "name": what is measured together.
+        options -- "resources": {"cpus": 1, amounts by name, "tags": […]}, "name": what is measured together, "limits":
+            see `tasks.limits_of`.
         """
         effects = Effects([], [], [])
         options = options or {}
@@ -680,7 +707,21 @@ class Board:
             batches = known.batches.values() if number is None else [known.batches.get(number)]
             for batch in batches:
                 if batch is not None:
-                    self._cancel(batch, kill, effects)
+                    self._cancel(batch, kill, effects, CANCELLED)
+        return self._assigned(effects, now)
+
+    def cancel_task(self, owner: str, number: int, task: int, now: float, kill: bool = False) -> Effects:
+        """End one task of a batch as cancelled, unless it has its outcome. A slave that has it gives back what it has
+        not begun; with `kill` its worker is killed, and the other tasks of the lease wait again, without blame."""
+        effects = Effects([], [], [])
+        batch = self.owners[owner].batches.get(number) if owner in self.owners else None
+        if batch is not None:
+            gone, left = split(list(batch.queue), task, task + 1)
+            self._keep_queued(batch, gone, left)
+            if gone:
+                self._end(batch, task, task + 1, 0.0, CANCELLED, None, "", effects)
+            for lease in list(batch.leases.values()):
+                self._cancel_in(lease, task, kill, effects)
         return self._assigned(effects, now)
 
     def settled(self, owner: str, numbers: list, now: float) -> Effects:
@@ -726,6 +767,7 @@ class Board:
             return f"{owner} has {known.tasks} unsettled tasks; with {count} more it passes {self.limit}"
         try:
             _demanded(options)
+            tasks.limits_of(options)
         except ValueError as error:
             return str(error)
         return ""
@@ -737,6 +779,9 @@ class Board:
         batch.kind = owner.kind_of(str(options.get("name", "")))
         batch.serial = next(self._serials)
         batch.since = now
+        if "limits" in options or "default_limits" in options:
+            batch.limits = tasks.limits_of(options)
+            self._set_timers(batch)
         owner.batches[number] = batch
         owner.tasks += count
         self.counters["submitted"] += count
@@ -753,37 +798,51 @@ class Board:
                 demand.fit(slave)
         return demand
 
-    def _cancel(self, batch, kill, effects):
-        what = failure("cancelled", "Cancelled", "the task was cancelled")
+    def _cancel(self, batch, kill, effects, what):
         for lo, hi, _, _ in self._dequeue_all(batch):
             self._end(batch, lo, hi, 0.0, what, None, "", effects)
         for lease in batch.leases.values():
-            for lo, hi in () if lease.revoked else lease.open:
+            for lo, hi in lease.live(lease.open):
                 self._end(batch, lo, hi, 0.0, what, None, "", effects)
             self._revoke(lease, kill, effects)
+
+    def _cancel_in(self, lease, task, kill, effects):
+        """Cancel one task of a lease, if it has it; what else it has goes on, or waits again."""
+        inside, outside = split(lease.open, task, task + 1)
+        if not inside:
+            return
+        if lease.live(inside):
+            self._end(lease.batch, task, task + 1, 0.0, CANCELLED, None, "", effects)
+        if not lease.live(outside):
+            self._revoke(lease, kill, effects)
+        elif lease.live(inside):
+            lease.ended = (*lease.ended, (task, task + 1))
+            order = ("revoke", lease.slave.id, lease.id, True) if kill else ("steal", lease.slave.id, lease.id)
+            effects.messages.append(order)
 
     def _revoke(self, lease, kill, effects):
         if not lease.revoked or (kill and not lease.killed):
             lease.revoked, lease.killed = True, lease.killed or kill
             effects.messages.append(("revoke", lease.slave.id, lease.id, kill))
 
-    def _end(self, batch, lo, hi, seconds, failures, payload, slave, effects):
-        """Give tasks their outcome, for good."""
-        batch.end((lo, hi, seconds, failures, payload, slave))
-        self.counters["ended"] += hi - lo
+    def _end(self, batch, lo, hi, seconds, failures, payload, slave, effects, tasks=None):
+        """Give tasks their outcome, for good. `tasks`: how many, if some have theirs."""
+        tasks = hi - lo if tasks is None else tasks
+        batch.end((lo, hi, seconds, failures, payload, slave), tasks)
+        self.counters["ended"] += tasks
         owner = batch.owner
         effects.records.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload))
         if owner.attached:
             effects.messages.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload, slave))
 
-    def _forget(self, batch, effects):
-        self._drop_batch(batch, effects)
+    def _forget(self, batch, effects, kill=False):
+        self._drop_batch(batch, effects, kill)
         _add(batch.owner.forgotten, batch.number)
 
-    def _drop_batch(self, batch, effects):
+    def _drop_batch(self, batch, effects, kill=False):
         self._dequeue_all(batch)
         for lease in batch.leases.values():
-            self._revoke(lease, False, effects)
+            self._revoke(lease, kill, effects)
         self.counters["dropped"] += batch.remaining
         batch.demand.batches -= 1
         owner = batch.owner
@@ -815,6 +874,18 @@ class Board:
         """Put ranges that came back at the front."""
         if parts:
             self._enqueue(batch, tuple((lo, hi, deaths, losses) for lo, hi in parts), front=True)
+
+    def _take_back(self, lease, parts, effects, now):
+        """Queue again what a slave has not run of a lease, nobody is blamed."""
+        self._requeue(lease.batch, parts, lease.deaths, lease.losses)
+        if lease.batch.stale:
+            self._end_unbegun(lease.batch, effects, now)
+
+    def _keep_queued(self, batch, gone, left):
+        """Of the queue of a batch only this is left."""
+        if gone:
+            batch.queue = tuple(left)
+            self._shorten(batch, total(gone))
 
     def _dequeue(self, batch, tasks):
         """Take the first tasks of the batch's first range out."""
@@ -918,7 +989,7 @@ class Board:
         gone = self.slaves[slave]
         self.counters["slaves lost"] += 1
         for lease in reversed(list(gone.leases.values())):  # the oldest is put in front last
-            for lo, hi in reversed(self._report(lease, lease.lo, lease.hi)):
+            for lo, hi in reversed(lease.live(self._report(lease, lease.lo, lease.hi))):
                 self._retry(lease, lo, hi, lease.deaths, lease.losses + 1, reason, effects)
         del self.slaves[slave]
         for demand in self.demands.values():
@@ -950,29 +1021,33 @@ class Board:
         if held is None:
             return effects
         parts = self._report(held, lo, hi)
-        if held.revoked:
+        live = parts if not held.ended else held.live(parts)
+        if held.revoked or (parts and not live):
             self.counters["revoked result"] += 1
         elif parts == [(lo, hi)]:
             seconds = seconds if 0 <= seconds < 1e9 else 0.0
             held.slave.measure(held.batch.kind, hi - lo, seconds)
             held.batch.kind.measure(seconds / (hi - lo), self.slots)
-            self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects)
+            if live is not parts:
+                failures = {**failures, **{str(task): AGAIN for task, _ in held.ended if lo <= task < hi}}
+            self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects, total(live))
         else:  # the payload cannot be cut here: what a confused slave left open runs again
             self.counters["repeated result"] += 1
-            self._requeue(held.batch, parts, held.deaths, held.losses)
+            self._take_back(held, live, effects, now)
         return self._assigned(effects, now)
 
     def given_back(self, slave: str, lease: int, lo: int, hi: int, now: float) -> Effects:
         """The slave has not begun these tasks and will not: they go to the front of the queue, nobody is
         blamed."""
+        effects = Effects([], [], [])
         held = self._held(slave, lease)
         if held is not None:
             held.asked = False
             parts = self._report(held, lo, hi)
             self.counters["given back"] += total(parts)
             if not held.revoked:
-                self._requeue(held.batch, parts, held.deaths, held.losses)
-        return self._assigned(Effects([], [], []), now)
+                self._take_back(held, held.live(parts), effects, now)
+        return self._assigned(effects, now)
 
     def worker_lost(
         self, slave: str, lease: int, lo: int, hi: int, reason: str, now: float, output: str = ""
@@ -983,7 +1058,7 @@ class Board:
         held = self._held(slave, lease)
         if held is not None:
             self.counters["workers lost"] += 1
-            for a, b in reversed(self._report(held, lo, hi)):
+            for a, b in reversed(held.live(self._report(held, lo, hi))):
                 self._retry(held, a, b, held.deaths + 1, held.losses, reason, effects, output)
         return self._assigned(effects, now)
 
@@ -1016,8 +1091,6 @@ class Board:
     def _retry(self, lease, lo, hi, deaths, losses, reason, effects, output=""):
         """Queue tasks that lost their worker or slave again, or end them when their budget is spent."""
         batch, where = lease.batch, lease.slave.id
-        if lease.revoked:
-            return
         if deaths >= self.max_attempts:
             text = f"{deaths} workers died over this task, the last one on {where}: {reason}"
             what = failure("poisoned", "WorkerLost", text, where)
@@ -1030,18 +1103,81 @@ class Board:
             effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, deaths, losses))
             self._requeue(batch, [(lo, hi)], deaths, losses)
 
+    # -- limits of time --------------------------------------------------------------------------------------
+
+    def _set_timers(self, batch):
+        """Look at the batch when a limit of it passes: from its acceptance on, or from a restart of the master."""
+        for limit in ("deadline", "queue_timeout"):
+            if limit in batch.limits:
+                when = batch.since + batch.limits[limit]
+                heapq.heappush(self._timers, (when, batch.serial, batch.owner.id, batch.number, limit))
+                self._look_at(when)
+        if len(self._timers) > self._most_timers:
+            self._timers = [timer for timer in self._timers if timer[1] == batch.serial or self._timed(timer)]
+            heapq.heapify(self._timers)
+            self._most_timers = 2 * len(self._timers) + MIN_TIMERS
+
+    def _timed(self, timer):
+        """The batch of a timer; None if it has all its outcomes, or is forgotten."""
+        _, serial, owner, number, _ = timer
+        batch = self.owners[owner].batches.get(number) if owner in self.owners else None
+        return batch if batch is not None and batch.serial == serial and batch.remaining else None
+
+    def _expire(self, effects, now):
+        """End what has passed its deadline, and what has not run within its queue_timeout."""
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)
+            batch = self._timed(timer)
+            if batch is None:
+                continue
+            self.counters["expired"] += 1
+            if timer[-1] == "deadline":
+                self._end_late(batch, effects, now)
+            elif timer[-1] == "overdue":
+                self._cancel(batch, True, effects, self._late(batch, "deadline", now))
+            else:
+                batch.stale = True
+                self._end_unbegun(batch, effects, now)
+                for lease in batch.leases.values():
+                    if not lease.revoked and lease.attempt == 1:  # some of it may not have begun there
+                        effects.messages.append(("steal", lease.slave.id, lease.id))
+
+    def _end_late(self, batch, effects, now):
+        """What waits at the deadline ends here, what is with a slave there: it knows where the task was."""
+        for lo, hi, _, _ in self._dequeue_all(batch):
+            self._end(batch, lo, hi, 0.0, self._late(batch, "deadline", now), None, "", effects)
+        for lease in batch.leases.values():
+            if not lease.revoked:
+                effects.messages.append(("late", lease.slave.id, lease.id, now - batch.since))
+        if batch.remaining:
+            heapq.heappush(self._timers, (now + LATE, batch.serial, batch.owner.id, batch.number, "overdue"))
+
+    def _end_unbegun(self, batch, effects, now):
+        """What waits and never was in a worker has waited too long."""
+        gone = [piece for piece in batch.queue if not (piece[2] or piece[3])]
+        self._keep_queued(batch, gone, [piece for piece in batch.queue if piece not in gone])
+        for lo, hi, _, _ in gone:
+            self._end(batch, lo, hi, 0.0, self._late(batch, "queue_timeout", now), None, "", effects)
+
+    @staticmethod
+    def _late(batch, limit, now):
+        return {"*": tasks.limit_failure(batch.options, limit, now - batch.since)}
+
     # -- assigning -------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> Effects:
-        """Time has passed: ask busy slaves for work that others could do, and end what waits in vain. Sets
-        `deadline`."""
+        """Time has passed: end what has passed its limits or waits in vain, ask busy slaves for work that others could
+        do. Sets `deadline`."""
         effects = Effects([], [], [])
         self.deadline = None
         if now >= self.resting_until:
             self.resting_until = -math.inf
+        self._expire(effects, now)
         self._steal(effects, now)
         self._assign(effects, now)
         self._end_stuck(effects, now)
+        if self._timers:
+            self._look_at(self._timers[0][0])
         return effects
 
     def _assigned(self, effects, now):
@@ -1049,8 +1185,8 @@ class Board:
         self._assign(effects, now)
         if self._doubtful:
             self._flag(effects, now)
-        if self.leases and (self.deadline is None or self.deadline > now + LONG):
-            self.deadline = now + self._pause
+        if self.leases and (self.deadline is None or self._timers or self.deadline > now + LONG):
+            self._look_at(now + self._pause)
         return effects
 
     def _assign(self, effects, now):
@@ -1103,7 +1239,7 @@ class Board:
         """Tasks for the next lease: what was found to take TARGET seconds, but not more than a fair share, so
         that all slots end together; one where a worker died, to find out over which."""
         lo, hi, deaths, _ = batch.queue[0]
-        if deaths:
+        if deaths or batch.alone:
             return 1
         least = batch.kind.least(max(batch.demand.tasks, batch.count), self.slots)
         fair = max(-(-line.tasks // (2 * self.slots or 1)), least)
@@ -1369,12 +1505,12 @@ class Board:
                 return
             lo, hi, *rest = rest[1:]
             inside, outside = split(waiting[batch], lo, hi)
-            if event not in ("retry", "outcome") or total(inside) != hi - lo:
+            if event not in ("retry", "outcome") or not inside or (event == "retry" and total(inside) != hi - lo):
                 raise ValueError("not open")
             if event == "retry":
                 outside.append((lo, hi, *rest))
             else:
-                self._end(batch, lo, hi, *rest, "", effects)
+                self._end(batch, lo, hi, *rest, "", effects, total(inside))
             waiting[batch] = outside
 
     def _replay_snapshot(self, owner, batches, out, waiting):
@@ -1387,7 +1523,7 @@ class Board:
                     inside, waiting[batch] = split(waiting[batch], lo, hi)
                     still += inside
                 for lo, hi, *_ in waiting[batch]:
-                    batch.end((lo, hi, 0.0, {}, None, ""))
+                    batch.end((lo, hi, 0.0, {}, None, ""), hi - lo)
                 self.counters["ended"] += total(waiting[batch])
                 waiting[batch] = still
 
@@ -1420,23 +1556,49 @@ class Board:
         assert len(self.leases) == sum(len(slave.leases) for slave in self.slaves.values()), "no slave has it"
         assert self.slots == sum(slave.workers for slave in self.slaves.values() if not slave.draining)
         self._check_counters()
+        self._check_timers()
+
+    def _check_timers(self):
+        """Whatever has a limit of time is looked at when it passes."""
+        timed = {timer[1:] for timer in self._timers}
+        for owner in self.owners.values():
+            for batch in owner.batches.values():
+                about = batch.serial, owner.id, batch.number
+                if batch.remaining and "deadline" in batch.limits:
+                    assert (*about, "deadline") in timed or (*about, "overdue") in timed
+                if batch.remaining and "queue_timeout" in batch.limits:
+                    assert batch.stale != ((*about, "queue_timeout") in timed)
+        assert not self._timers or self.deadline <= self._timers[0][0], "nobody looks at the next timer"
 
     def _check_batch(self, batch):
         """Each task is in one place: it waits, is with a slave, or has its outcome."""
-        pieces = [piece[:2] for piece in batch.queue] + [piece[:2] for piece in batch.outcomes]
+        ended = self._ended(batch)
+        pieces = [piece[:2] for piece in batch.queue] + ended
         assert batch.queued == total(batch.queue)
-        assert batch.remaining == batch.count - total(batch.outcomes)
+        assert batch.remaining == batch.count - total(ended)
         for _, _, deaths, losses in batch.queue:
             assert deaths < self.max_attempts and losses < MAX_LOSSES, "more attempts than the budget"
+            assert deaths or losses or not batch.stale, "what waits too long"
         for lease in batch.leases.values():
             assert self.leases[lease.id] is lease and lease.batch is batch
-            if not lease.revoked:
-                pieces += lease.open
+            assert not batch.alone or lease.hi - lease.lo == 1, "nobody could say which of them takes too long"
+            pieces += lease.live(lease.open)
         end = 0
         for lo, hi in sorted(pieces):
             assert lo == end < hi, f"{batch.owner.id}.{batch.number}: {end}..{lo} are nowhere or twice"
             end = hi
         assert end == batch.count
+
+    @staticmethod
+    def _ended(batch):
+        """The ranges of a batch that have an outcome; one that was cancelled alone may lie inside another."""
+        ended = []
+        for lo, hi, *_ in sorted(batch.outcomes, key=lambda outcome: (outcome[0], -outcome[1])):
+            if ended and lo < ended[-1][1]:
+                assert hi == lo + 1 <= ended[-1][1], "two outcomes of one task"
+            else:
+                ended.append((lo, hi))
+        return ended
 
     def _check_slave(self, slave):
         used, seconds, tasks = {}, 0.0, 0
@@ -2193,6 +2355,12 @@ def read_options(parts: list) -> dict:
         raise components.UsageError("the batch has no head that can be read", str(error)) from None
 
 
+@functools.lru_cache(maxsize=1024)
+def with_limits(head: bytes, limits: tuple) -> bytes:
+    """The head of a batch, with the limits of this master for what its tasks do not say."""
+    return json.dumps({**tasks.read_head(head), "default_limits": dict(limits)}).encode()
+
+
 def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
     """Raises UsageError unless a slave's report names a range, and failures are objects by ordinal."""
     check_whole(lease, lo, hi)
@@ -2384,6 +2552,18 @@ class MasterNode(rpc.BaseNode):
     retention = components.FloatItem(
         "master", "retention", 3600.0, "seconds to keep the work of a client that went away without a word", minimum=0
     )
+    timeout = components.FloatItem(
+        "limits", "timeout", 0.0, "seconds that an attempt may run of a task that says nothing; 0: any", minimum=0
+    )
+    deadline = components.FloatItem(
+        "limits", "deadline", 0.0, "seconds from acceptance to outcome of a task that says nothing; 0: any", minimum=0
+    )
+    queue_timeout = components.FloatItem(
+        "limits", "queue_timeout", 0.0, "seconds until a task that says nothing first runs; 0: any", minimum=0
+    )
+    task_memory = components.FloatItem(
+        "limits", "memory_limit", 0.0, "MiB that the worker of a task that says nothing may take; 0: any", minimum=0
+    )
 
     def setup(self) -> None:
         """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
@@ -2394,6 +2574,7 @@ class MasterNode(rpc.BaseNode):
         self.spool = rpc.Store(rpc.own_folder(self.environment / "spool"))
         self.closing.callback(self.spool.close)
         self.memory = Memory(self.memory_limit * 1024 * 1024)
+        self.read_limits()
         self.shelf = rpc.Shelf(self.store or self.spool)
         self.board = Board(max_lease=self.max_lease, unplaceable_wait=self.unplaceable_wait)
         self.set_scheduler()
@@ -2448,6 +2629,12 @@ class MasterNode(rpc.BaseNode):
             old, self.board.scheduler = self.board.scheduler, chosen
             if old:
                 old.stop()
+
+    def read_limits(self) -> None:
+        """Takes over what is configured for tasks that say nothing: it is put into the heads of their batches."""
+        limits = {"timeout": self.timeout, "deadline": self.deadline, "queue_timeout": self.queue_timeout,
+                  "memory_limit": self.task_memory}
+        self.limits = tuple((name, value) for name, value in limits.items() if value)
 
     def open_journal(self) -> None:
         """Reads what an earlier life accepted and has not delivered, and goes on from there."""
@@ -2568,6 +2755,9 @@ class MasterNode(rpc.BaseNode):
     def _send_steal(self, slave: str, lease: int) -> None:
         self._send(slave, ["steal", lease])
 
+    def _send_late(self, slave: str, lease: int, seconds: float) -> None:
+        self._send(slave, ["late", lease, seconds])
+
     def _send_accepted(self, owner: str, number: int) -> None:
         """Soon, with others: nobody waits for it."""
         if not self._accepted:
@@ -2607,8 +2797,8 @@ class MasterNode(rpc.BaseNode):
 
     _senders = {
         "unplaceable": _note_unplaceable,
-        "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
-        "refused": _send_refused, "outcome": _send_outcome, "history": _send_history,
+        "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "late": _send_late,
+        "accepted": _send_accepted, "refused": _send_refused, "outcome": _send_outcome, "history": _send_history,
         "taken": lambda self, *details: self._send_taken(*details),
     }
 
@@ -2627,6 +2817,9 @@ class MasterNode(rpc.BaseNode):
             system.late.append((call, parts))
 
     def _count(self, owner: str, tasks: int, failures: dict) -> None:
+        if failures:
+            counted = {key: one for key, one in failures.items() if one is not AGAIN}
+            tasks, failures = tasks - len(failures) + len(counted), counted
         self._counts["tasks"] += tasks
         if owner in self.systems:
             self.systems[owner].done += tasks
@@ -2682,6 +2875,11 @@ class MasterNode(rpc.BaseNode):
             check_whole(*([] if number is None else [number]))
             self.apply(self.board.cancel(request.peer.label, number, time.monotonic(), bool(kill)))
 
+        @rpc.tcpremote(channel, roles=owners)
+        def cancel_task(handler, request, number, place, kill=False):
+            check_whole(number, place)
+            self.apply(self.board.cancel_task(request.peer.label, number, place, time.monotonic(), bool(kill)))
+
     def _expose_shared(self, channel: rpc.Channel) -> None:
         owners = ("client", "admin")
 
@@ -2706,10 +2904,10 @@ class MasterNode(rpc.BaseNode):
             self.start_system(request.peer.label, number, digest, options, request.parts)
 
         @rpc.tcpremote(channel, roles=owners)
-        def cancel_tasksystem(handler, request, number):
+        def cancel_tasksystem(handler, request, number, kill=False):
             system = self._system_of(request.peer.label, number)
             if system:
-                self.end_system(system, tasks.cancelled_failure(), {}, ())
+                self.end_system(system, tasks.cancelled_failure(), {}, (), bool(kill))
 
         @rpc.tcpremote(channel, roles=owners)
         def step(handler, request, number):
@@ -2868,6 +3066,9 @@ class MasterNode(rpc.BaseNode):
         if parts and type(parts[0]) is rpc.Reference:
             parts[0] = parts[0].read()
         head = read_options(parts)
+        if self.limits:
+            parts[0] = with_limits(bytes(parts[0]), self.limits)
+            head = read_options(parts)
         if head.get("bundle") not in self.bundles:
             self._send_refused(owner, number, self._unstored or NEVER_SENT)
         elif self.storage and owner not in self.systems and not self.board.knows(owner, number):
@@ -3179,6 +3380,11 @@ class MasterNode(rpc.BaseNode):
             self.want_shared(system.name, *params)
         elif method == "settled":
             self.apply(self.board.settled(system.name, *params, time.monotonic()))
+        elif method == "cancel":
+            self.apply(self.board.cancel(system.name, params[0], time.monotonic(), params[1]))
+        elif method == "cancel_task":
+            number, place, kill = params
+            self.apply(self.board.cancel_task(system.name, number, place, time.monotonic(), kill))
         elif method == "system_step":
             system.step, system.waiting = params
             self._send(system.client, ["system_step", system.number, *params])
@@ -3198,8 +3404,11 @@ class MasterNode(rpc.BaseNode):
             "see 'What is promised' in docs/programming-model.md",
         ), kind="system"), {}, ())
 
-    def end_system(self, system: System, failure: dict | None, stats: dict, parts: Iterable) -> None:
-        """The system is done, failed or cancelled: nothing of it that is queued runs, and its client hears of it."""
+    def end_system(
+        self, system: System, failure: dict | None, stats: dict, parts: Iterable, kill: bool = False
+    ) -> None:
+        """The system is done, failed or cancelled: nothing of it that is queued runs, and its client hears of it. With
+        `kill`, its tasks that run are killed."""
         if system.name not in self.systems:
             return
         if system.ear:
@@ -3216,7 +3425,7 @@ class MasterNode(rpc.BaseNode):
         if system.pipe:
             system.pipe.close()
             self.zygote.kill(system.token)  # a hook that never returns would not notice the end of its pipe
-        self.apply(self.board.owner_gone(system.name, time.monotonic()))
+        self.apply(self.board.owner_gone(system.name, time.monotonic(), kill))
         end = (system.name, system.app, system.user, failure, stats, list(parts))
         self._keep_finished(system.client, system.number, end)
         self._send_finished(system.client, system.number)
@@ -3340,6 +3549,8 @@ class MasterNode(rpc.BaseNode):
             self.apply(self.board.tick(time.monotonic()))
         if ("master", "task_scheduler") in changes:
             components.run_foreign("the scheduler stays as it was", self.set_scheduler)
+        if any(section == "limits" for section, _ in changes):
+            self.read_limits()
 
     def open_control_channel(self) -> None:
         """Opens the HTTP port, writes the access files, and notes for nodes of this user where they are."""
@@ -3394,9 +3605,9 @@ class MasterNode(rpc.BaseNode):
             return self.loop.ask(lambda: self.order_slave(slave, ["drain"]))
 
         @rpc.jsonremote(service, name="system.cancel", roles=("admin",))
-        def cancel(request, system: str):
-            """Ends a task system; what it has queued never runs."""
-            return self.loop.ask(lambda: self.cancel_system(system))
+        def cancel(request, system: str, kill: bool = False):
+            """Ends a task system; what it has queued never runs. kill: ends what runs of it, too."""
+            return self.loop.ask(lambda: self.cancel_system(system, kill))
 
     def _expose_explanations(self) -> None:
         service = self.service
@@ -3430,11 +3641,11 @@ class MasterNode(rpc.BaseNode):
         self.channel.send(self._peers[slave], call)
         return True
 
-    def cancel_system(self, name: str) -> bool:
+    def cancel_system(self, name: str, kill: bool = False) -> bool:
         """Ends a system by name. Raises Error if there is none."""
         if name not in self.systems:
             raise components.Error(f"no task system {name} runs", f"running: {', '.join(self.systems) or 'none'}")
-        self.end_system(self.systems[name], tasks.cancelled_failure(), {}, ())
+        self.end_system(self.systems[name], tasks.cancelled_failure(), {}, (), kill)
         return True
 
     def describe_slaves(self) -> list[dict]:

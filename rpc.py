@@ -33,7 +33,8 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
     owner → master   publish(key, at, total) {, bytes} · fetch_shared(key)
                      bundle(digest, manifest) {zip} · submit(number, count, group, first) {head, index, groups…}
                      settled([numbers]) · cancel(number, kill) · push_tasksystem(number, digest, options) {system}
-                     cancel_tasksystem(number) · step(number) · work_settled(number) · goodbye()
+                     cancel_task(number, place, kill) · cancel_tasksystem(number, kill) · step(number)
+                     work_settled(number) · goodbye()
     host → master    system_step(step, waiting) · system_done(failure, stats) {result}
     master → owner   accepted([numbers]) · refused(number, reason)
                      outcome(number, lo, hi, seconds, failures, slave) {groups…}
@@ -42,17 +43,17 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      shared(key, at, total) {, bytes} · no_shared(key, reason)
                      output(owner, attempt, [[lo, hi, text, dropped]…])
     master → slave   lease(id, owner, number, lo, hi, group, attempt, first) {head, index, groups…}
-                     revoke(id, kill) · steal(id) · bundle(digest, manifest) {zip} · no_bundle(digest)
+                     revoke(id, kill) · steal(id) · late(id, seconds) · bundle(digest, manifest) {zip}
                      workers(count) · drain() · shared(key, at, total) {, bytes} · no_shared(key, reason)
-                     forget_shared([keys])
+                     forget_shared([keys]) · no_bundle(digest)
     slave → master   result(id, lo, hi, seconds, failures) {groups…} · given_back(id, lo, hi) · fetch(digest)
                      output(id, [[lo, hi, text, dropped]…]) · worker_lost(id, lo, hi, reason, output)
                      resources(amounts, workers) · leaving()
                      publish_for(owner, key, at, total) {, bytes} · fetch_shared(key)
     slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
-                     shared(key) {bytes} · no_shared(key, reason) · spare() with a descriptor
+                     shared(key) {bytes} · no_shared(key, reason) · spare() and stack(), with a descriptor each
     worker → slave   result(id, lo, hi, seconds, failures, last) {groups…} · publish(key, at, total) {, bytes}
-                     fetch_shared(key)
+                     fetch_shared(key) · begun(id), if its tasks have limits
 
 Beside its socketpair a child has a pipe for what it prints. What Python prints in a lease of several tasks stands
 between marks of its task; the lo..hi of an `output` are ordinals of the owner, 0..0 for it as a whole, such as the
@@ -4443,6 +4444,13 @@ class Pipe:
         buffers = pack_stream([method, *params], parts, places)
         self._queue(buffers, _open_all(places) if places else [])
 
+    def hand(self, method: str, file: int) -> None:
+        """Sends a call with a descriptor, which is closed here."""
+        if self.open:
+            self._queue(pack_stream([method]), [file])
+        else:
+            os.close(file)
+
     def close(self) -> None:
         """Ends it; the child reads an end of file."""
         if self.open:
@@ -4458,7 +4466,7 @@ class Pipe:
         made = self._store.create(self._wanted, self._whose)
         if made is not None:
             self._spare, file = made
-            self._queue(pack_stream(["spare"]), [file])
+            self.hand("spare", file)
 
     def _stored(self, text: str) -> Reference:
         """The part that the child has written into its spare."""

@@ -34,14 +34,16 @@ import gc
 import io
 import itertools
 import json
+import linecache
 import logging
+import math
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
-import operator
 import os
 import pickle
 import random
+import re
 import select
 import signal
 import socket
@@ -116,6 +118,10 @@ class Task:
     """
 
     resources: dict | None = None  # what a slave must have for it: {"cpus": 2, "gpu": 1, "tags": ["ssd"]}
+    timeout: float | None = None  # seconds that an attempt may run; None here and below: what the master says, 0: any
+    deadline: float | None = None  # seconds from its acceptance by the master to its outcome
+    queue_timeout: float | None = None  # seconds from its acceptance until it first runs
+    memory_limit: float | None = None  # MiB of memory of its own that its worker may take, children included
     _owner = ""
     _ordinal = -1
 
@@ -141,6 +147,46 @@ class Task:
 
     def finished(self, result: Any, error: BaseException | None) -> None:
         """Called once with the outcome: on the client for plain tasks, in the system's host for those of a system."""
+
+
+# Limits of a task, and how one tells that it was passed.
+LIMITS = {
+    "timeout": ("TimedOut", "it ran for {:.2f} s{}; {} is {:g} s"),
+    "deadline": ("TimedOut", "it had no outcome{1} {0:.2f} s after it was accepted; {2} is {3:g} s"),
+    "queue_timeout": ("TimedOut", "it did not run within {:.2f} s of its acceptance{}; {} is {:g} s"),
+    "memory_limit": ("OutOfMemory", "it took {:,.0f} MiB of memory{}; {} is {:g} MiB"),
+}
+WATCHED = frozenset(("timeout", "memory_limit"))  # by the slave, which must know what a worker is at
+ASKS = ("resources", *LIMITS)  # attributes by which a task may say what it needs
+
+
+def limits_of(head: dict) -> dict[str, float]:
+    """The limits by name in the head of a batch: those that its tasks set ("limits"), else those of the master
+    ("default_limits"). Raises ValueError for what is none."""
+    limits: dict[str, float] = {}
+    for said in (head.get("default_limits") or {}, head.get("limits") or {}):
+        if type(said) is not dict:
+            raise ValueError(f"the limits are {said!r}, an object by name is needed")
+        limits.update(said)
+    for name, value in limits.items():
+        if name not in LIMITS or not is_limit(value):
+            raise ValueError(f"the limit {name} is {value!r}: known are {', '.join(LIMITS)}, numbers from 0")
+    return {name: value for name, value in limits.items() if value}
+
+
+def is_limit(value: Any) -> bool:
+    """Whether this says how much a task may take: a number, 0 being no limit."""
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def limit_failure(head: dict, name: str, measured: float, where: str = "", stack: tuple[str, str] = ("", "")) -> dict:
+    """The failure of a task that passed a limit of its batch, with what was measured. `where`: on which slave. `stack`:
+    the Python traceback of that moment and its last line."""
+    kind, text = LIMITS[name]
+    setting = f"its {name}" if name in (head.get("limits") or {}) else f"limits.{name} of the master"
+    message = text.format(measured, where and f" on {where}", setting, limits_of(head)[name])
+    return {"type": kind, "message": message, "traceback": stack[0], "where": stack[1], "kind": "limit",
+            "limit": name, "measured": measured, "allowed": limits_of(head)[name]}
 
 
 class Handle(str):
@@ -176,9 +222,9 @@ class TaskError(components.Error):
     """A task failed with an exception that does not exist here, or for a reason that is no exception (a lost worker).
 
     `type`, `message`, `where` (file:line) and `remote_traceback` tell what happened there; `kind` is "error" for the
-    task's own exception, else what went wrong ("poisoned", "result", "setup", ...). `notes` are those of the exception,
-    `cause` is a TaskError for what led to it, or None. `pickled` are the bytes of the exception itself, for who has its
-    class: b"" if it cannot be pickled.
+    task's own exception, else what went wrong ("poisoned", "limit", "cancelled", "result", "setup", ...). `notes` are
+    those of the exception, `cause` is a TaskError for what led to it, or None. `pickled` are the bytes of the exception
+    itself, for who has its class: b"" if it cannot be pickled.
     """
 
     def __init__(self, failure: dict):
@@ -380,7 +426,7 @@ def class_form(cls: type) -> list:
 @functools.lru_cache(maxsize=1024)
 def read_head(data: bytes) -> dict:
     """What the tasks of a batch have in common, from its first part: "bundle" (digest), "name" (what is measured
-    together), "classes" (`class_form` of each), and "resources" if they need more than one processor.
+    together), "classes" (`class_form` of each), "resources" if they need more than one processor, and their "limits".
 
     Heads repeat from batch to batch, so each is read once; nobody may change what this returns. Raises ValueError.
     """
@@ -399,8 +445,8 @@ class Packer:
         self._heads: dict[tuple, bytes] = {}  # of batches without a demand of their own
         self._seal = rpc.dumps  # what suited the last batch
 
-    def pack(self, tasks: list[Task], demand: dict | None = None) -> Batch:
-        """Packs tasks for one batch. `demand`: the resources that each of them needs.
+    def pack(self, tasks: list[Task], asked: dict | None = None) -> Batch:
+        """Packs tasks for one batch. `asked`: the "resources" and "limits" of each of them.
 
         Raises Error naming the task and the attribute if one cannot be pickled, with its index as `index`; None if it
         is not a task.
@@ -413,7 +459,7 @@ class Packer:
         group, groups = _pack_states(states, plain, self._seal)
         self._seal = rpc.seal_pieces if rpc.size_of(groups[0]) >= rpc.INLINE else rpc.dumps
         size = sum(map(rpc.size_of, groups))
-        return Batch(len(tasks), group, [self._head(kinds, table, demand), index, *groups], size)
+        return Batch(len(tasks), group, [self._head(kinds, table, asked), index, *groups], size)
 
     def _form(self, cls: type, tasks: list[Task]) -> list:
         try:
@@ -424,12 +470,12 @@ class Packer:
             raise
         return form
 
-    def _head(self, kinds: list[type], table: list, demand: dict | None) -> bytes:
-        head = None if demand else self._heads.get(tuple(kinds))
+    def _head(self, kinds: list[type], table: list, asked: dict | None) -> bytes:
+        head = None if asked else self._heads.get(tuple(kinds))
         if head is None:
             about = {**self._common, "name": kinds[0].__name__, "classes": table}
-            head = json.dumps({**about, "resources": demand} if demand else about).encode()
-            if not demand and len(self._heads) < MOST_HEADS:
+            head = json.dumps({**about, **asked} if asked else about).encode()
+            if not asked and len(self._heads) < MOST_HEADS:
                 self._heads[tuple(kinds)] = head
         return head
 
@@ -617,6 +663,24 @@ def _type_name(error: BaseException) -> str:
     return cls.__qualname__ if plain else f"{cls.__module__}.{cls.__qualname__}"
 
 
+def read_stack(text: str, root: str) -> tuple[str, str]:
+    """What `faulthandler` wrote of a process, as a traceback of its main thread without frames of ours, and the last
+    line of the application's; two empty texts if there is none."""
+    _, _, current = text.partition("Current thread ")
+    found = re.findall(r'^  File "(.*)", line (\d+) in (.*)$', current.partition("\n\n")[0], re.MULTILINE)[::-1]
+    ours = [at for at, (file, _, _) in enumerate(found) if _is_ours(file)]  # the first of these began the worker
+    frames = [(file, int(line), name) for file, line, name in found[ours[0] if ours else 0 :] if not _is_ours(file)]
+    if not frames:
+        return "", ""
+    lines = ["Traceback (most recent call last):\n"]
+    for file, line, name in frames:
+        lines.append(f'  File "{_shorten(file, root)}", line {line}, in {name}\n')
+        source = linecache.getline(file, line).strip() if file.startswith(root + os.sep) else ""
+        lines += [f"    {source}\n"] if source else []
+    file, line, name = next((one for one in reversed(frames) if one[0].startswith(root + os.sep)), frames[-1])
+    return "".join(lines[-100:]), f"{_shorten(file, root)}:{line} in {name}"
+
+
 def _seal_exception(error: BaseException) -> str:
     """The exception itself, if it survives the journey and names nothing of ours; else an empty text."""
     if isinstance(error, components.Error) or type(error).__module__.startswith(__package__ or "?"):
@@ -730,6 +794,7 @@ class Owner:
         self._settled: list[int] = []  # batches whose callbacks ran, not yet told
         self._settle_at = 0.0
         self._unsendable: collections.deque[tuple] = collections.deque()  # tasks and why
+        self._cancelled: dict[tuple, bool] = {}  # (batch, place or None) -> kill; for a master that must be told again
         self._chunk = 16
         self.closed = False
 
@@ -768,12 +833,55 @@ class Owner:
             settled, self._settled = self._settled, []
             self.call("settled", settled)
 
+    def cancel(self, task: Task | str, kill: bool = False) -> None:
+        """Cancels a task, given by itself, its handle or its id: it ends as failed with "Cancelled", unless it has its
+        outcome by then, or is not out at all. `kill`: its worker is killed if it runs. Raises UsageError for a text
+        that is no id of a task of this owner."""
+        if isinstance(task, Task) and (self._withdraw(task) or not task.task_id):
+            return
+        ordinal = self._ordinal_of(task)
+        for flight in self.flights.values():
+            place = ordinal - flight.first
+            if 0 <= place < len(flight.tasks) and flight.tasks[place] is not None:
+                self._cancelled[flight.number, place] = kill
+                self.call("cancel_task", flight.number, place, kill)
+
+    def cancel_all(self, kill: bool = False) -> None:
+        """Cancels every task that has no outcome yet, and draws no more."""
+        self._sources.clear()
+        for task in [*self._loose, *(task for tasks, _ in self._waiting for task in tasks)]:
+            self._withdraw(task)
+        self._cancelled.update({(number, None): kill for number in self.flights})
+        self.call("cancel", None, kill)
+
+    def _withdraw(self, task: Task) -> bool:
+        """Takes a task back that was not sent yet."""
+        for tasks in (self._loose, *(tasks for tasks, _ in self._waiting)):
+            at = next((at for at, one in enumerate(tasks) if one is task), None)
+            if at is not None:
+                self.unsent -= tasks is not self._loose
+                self._unsendable.append((tasks.pop(at), cancelled_failure()))
+                return True
+        return False
+
+    def _ordinal_of(self, task: Task | str) -> int:
+        if isinstance(task, Task):
+            return task._ordinal
+        name, _, ordinal = str(task).rpartition(".")
+        mine = name == self.name or isinstance(task, Handle)  # one from before a master gave us another name
+        if not (mine and ordinal.isdecimal()):
+            raise components.UsageError(
+                f"{str(task)[:80]!r} cannot be cancelled", f"tasks of this owner have ids such as {self.name}.0",
+                "give the task, the handle of a callback, or the task_id",
+            )
+        return int(ordinal)
+
     def _draw_some(self) -> None:
         source = self._sources[0]
         tasks = self._take(source, self._chunk)
         self._submit(tasks, source)
-        if source.drawn:
-            self._sources.popleft()
+        if source.drawn and source in self._sources:  # its own code may have cancelled everything
+            self._sources.remove(source)
             source.settle()
 
     @property
@@ -834,6 +942,16 @@ class Owner:
                 self.call("submit", *params, parts=parts)
             elif not known:
                 self.outcome(flight.number, 0, len(flight.tasks), 0.0, {"*": FORGOTTEN}, "", [])
+        self._cancel_again()
+
+    def _cancel_again(self) -> None:
+        """What was to be cancelled may have got lost with the master that heard it."""
+        self._cancelled = {place: kill for place, kill in self._cancelled.items() if place[0] in self.flights}
+        for (number, place), kill in self._cancelled.items():
+            if place is None:
+                self.call("cancel", number, kill)
+            elif self.flights[number].tasks[place] is not None:
+                self.call("cancel_task", number, place, kill)
 
     def outcome(self, number: int, lo: int, hi: int, seconds: float, failures: dict, slave: str, parts: list) -> None:
         """Outcomes of tasks lo..hi-1 of a batch; a repeated one changes nothing."""
@@ -934,19 +1052,25 @@ class Owner:
         source.settle()
 
     def _submit(self, tasks: list[Task], source: Source) -> None:
-        """Packs and sends tasks, in a batch for each run of equal resources; what cannot be packed fails here."""
-        demands = _demands(tasks)
-        if not any(demands):
+        """Packs and sends tasks, in a batch for each run of equal resources and limits; what cannot be packed fails
+        here."""
+        if asks_nothing(tasks, ASKS):
             self._submit_alike(tasks, source, None)
             return
-        pairs = sorted(zip(demands, tasks, strict=True), key=lambda pair: json.dumps(pair[0], sort_keys=True))
-        for demand, run in itertools.groupby(pairs, key=lambda pair: pair[0]):
-            self._submit_alike([task for _, task in run], source, demand)
+        pairs = []
+        for task in tasks:
+            try:
+                pairs.append((_asked(task), task))
+            except components.Error as error:
+                self._unsendable_task(task, error, source)
+        pairs.sort(key=lambda pair: json.dumps(pair[0], sort_keys=True))
+        for asked, run in itertools.groupby(pairs, key=lambda pair: pair[0]):
+            self._submit_alike([task for _, task in run], source, asked)
 
-    def _submit_alike(self, tasks: list[Task], source: Source, demand: dict | None) -> None:
+    def _submit_alike(self, tasks: list[Task], source: Source, asked: dict | None) -> None:
         while tasks:
             try:
-                batch = self._packer.pack(tasks, demand)
+                batch = self._packer.pack(tasks, asked)
             except components.Error as error:
                 if error.index is None:  # no task at all: the mistake of whoever pushed it
                     raise
@@ -955,7 +1079,7 @@ class Owner:
                 fitting = fits(batch.size)
                 if len(tasks) > 1 and (batch.size > MOST_BYTES or not fitting):
                     self._wait(tasks[len(tasks) // 2 :], source, first=True)
-                    self._submit_alike(tasks[: len(tasks) // 2], source, demand)
+                    self._submit_alike(tasks[: len(tasks) // 2], source, asked)
                 elif fitting:
                     self._send(batch, tasks, source)
                 else:
@@ -1054,11 +1178,19 @@ def _ranges(tasks: list[Task | None]) -> list[list[int]]:
     return [[run[0][0], run[-1][0] + 1] for run in found]
 
 
-def _demands(tasks: list[Task]) -> list[dict | None]:
-    try:
-        return list(map(operator.attrgetter("resources"), tasks))
-    except AttributeError:  # something among them is no task; packing will say which
-        return [getattr(task, "resources", None) for task in tasks]
+def _asked(task: Task) -> dict:
+    """The resources and limits of a task, for the head of its batch. Raises UsageError for a limit that is none."""
+    said = {name: getattr(task, name, None) for name in LIMITS}  # something that is no task: packing will say so
+    limits = {name: value for name, value in said.items() if value is not None}
+    for name, value in limits.items():
+        if not is_limit(value):
+            raise components.UsageError(
+                f"task {getattr(task, 'name', '?')} has the {name} {value!r}",
+                "this attribute of a task is a limit: a number from 0",
+                "give the number, or another name to an attribute that means something else",
+            )
+    resources = getattr(task, "resources", None)
+    return {**({"resources": resources} if resources else {}), **({"limits": limits} if limits else {})}
 
 
 class SystemMaster:
@@ -1083,6 +1215,15 @@ class SystemMaster:
     def push_tasks(self, tasks: Iterable[Task]) -> None:
         """Adds tasks from any iterable, drawn as the swarm has room."""
         self._run.push(tasks)
+
+    def cancel_task(self, task: Task, kill: bool = False) -> None:
+        """Ends a task as failed with "Cancelled", unless it has its outcome by then. What runs of it goes on unheard,
+        or is ended too with `kill`."""
+        self._run.owner.cancel(task, kill)
+
+    def cancel_tasks(self, kill: bool = False) -> None:
+        """Ends all tasks that have no outcome, and draws no more of what was pushed."""
+        self._run.cancel_all(kill)
 
     def publish(self, obj: Any) -> rpc.Shared:
         """A reference to an object, for tasks to carry; see `tasks.publish`."""
@@ -1204,6 +1345,11 @@ class SystemRun:
             self._held.append(tasks)
         else:
             self.owner.draw(tasks)
+
+    def cancel_all(self, kill: bool) -> None:
+        """Ends all tasks that are out or held back."""
+        self._held.clear()
+        self.owner.cancel_all(kill)
 
     def next_step(self) -> None:
         """A person lets a system go on that waits at its barrier."""
@@ -1447,7 +1593,8 @@ KEPT_VARIABLES = frozenset(
      "LD_LIBRARY_PATH")
 )
 KEPT_PREFIXES = ("LC_", "PYTHON", "OMP_", "OPENBLAS_", "MKL_")
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+END_WITHIN = 2.0  # seconds that a zygote waits for the end of what it has killed
 RESPAWN_LIMIT = 5  # processes that may be replaced within RESPAWN_PERIOD seconds before something must be wrong
 RESPAWN_PERIOD = 10.0
 
@@ -1507,8 +1654,15 @@ class Zygote:
 
     def kill(self, token: int) -> None:
         """Kills a child and all that it started."""
+        self._order("kill", token)
+
+    def show_stack(self, token: int) -> None:
+        """Lets a child write down where it is, if it was given a file for that; else it dies."""
+        self._order("stack", token)
+
+    def _order(self, order: str, token: int) -> None:
         try:
-            self.sock.send(json.dumps(["kill", token]).encode())
+            self.sock.send(json.dumps([order, token]).encode())
         except OSError as error:
             log.debug("the zygote is gone, and its children with it: %s", error)
 
@@ -1590,6 +1744,9 @@ class Spawner:
         if token in self._children:
             self._children[token].kill()
 
+    def show_stack(self, token: int) -> None:
+        """Nothing: its children are given no file for that."""
+
     def receive(self) -> list[list]:
         """As `Zygote.receive`."""
         events = []
@@ -1645,6 +1802,8 @@ def zygote_main(sock: socket.socket) -> None:
         end.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    if sys.platform == "linux":
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # what outlives a child of ours comes to us
     gc.freeze()
     children: dict[int, int] = {}  # pid -> token
     try:
@@ -1653,8 +1812,7 @@ def zygote_main(sock: socket.socket) -> None:
         log.debug("the node closed its end")
     finally:
         signal.set_wakeup_fd(-1)
-        for pid in children:
-            _kill_tree(pid)
+        _end_all(children)
 
 
 def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, int]) -> None:
@@ -1672,7 +1830,7 @@ def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, 
                 _fork_and_tell(sock, fds, token, rest, children)
             else:
                 for pid in [pid for pid, known in children.items() if known == token]:
-                    _kill_tree(pid)
+                    _kill_tree(pid) if order == "kill" else os.kill(pid, signal.SIGUSR2)
 
 
 def _fork_and_tell(sock: socket.socket, fds: list, token: int, order: list, children: dict[int, int]) -> None:
@@ -1709,7 +1867,8 @@ def _fork_child(fd: int, output: int, kind: str, root: str) -> int:
 
 
 def _become_child(fd: int) -> None:
-    """A session of its own, no descriptor but 0-2 and the socket, and death with the zygote.
+    """A session of its own, no descriptor but 0-2 and the socket, and death with the zygote. What its children leave
+    behind comes to it, and after its death to the zygote, which ends that: so nothing escapes, in whatever session.
 
     Runs before any byte of the user's is read: the place where a child confines itself.
     """
@@ -1719,19 +1878,66 @@ def _become_child(fd: int) -> None:
     os.closerange(3, fd)
     os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
     if sys.platform == "linux":
-        import ctypes
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
 
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+def prctl(option: int, value: int) -> None:
+    """Tells the kernel something about this process."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _reap(sock: socket.socket, children: dict[int, int]) -> None:
-    while children:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if not pid:
-            return
+    for pid, status in _ended_children():
         token = children.pop(pid, None)
         if token is not None:
             _tell(sock, ["died", token, describe_exit(os.waitstatus_to_exitcode(status))])
+        _end_strays(children)
+
+
+def _ended_children() -> Iterator[tuple[int, int]]:
+    """Children of this process that have ended, with their status."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        yield pid, status
+
+
+def _end_strays(children: dict[int, int]) -> None:
+    """Kills what a child has left behind: it has become a child of this process."""
+    for pid in children_of(os.getpid()):
+        if pid not in children:
+            _kill_tree(pid)
+
+
+def _end_all(children: dict[int, int]) -> None:
+    """Kills everything below this process, and waits until it is gone."""
+    until = time.monotonic() + END_WITHIN
+    for pid in children:
+        _kill_tree(pid)
+    while children_of(os.getpid()) and time.monotonic() < until:
+        for pid, _ in _ended_children():
+            children.pop(pid, None)
+        _end_strays(children)
+        time.sleep(0.002)
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes whose parent this is; none where the kernel does not tell."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                found += map(int, file.read().split())
+    except OSError as error:
+        log.debug("the children of %s cannot be told: %s", pid, error)
+    return found
 
 
 def describe_exit(code: int) -> str:
@@ -2171,6 +2377,8 @@ class Wire:
         for call, parts in self._receiver.receive():
             if call[0] == "spare":
                 self._spare = self._receiver.take_descriptor()
+            elif call[0] == "stack":  # works even while C code holds the interpreter
+                faulthandler.register(signal.SIGUSR2, self._receiver.take_descriptor(), all_threads=True)
             elif call[0] == "forget_shared":
                 sys.modules[rpc.WIRE].Shared.exchange.forget(call[1])
             else:
@@ -2241,6 +2449,11 @@ class LeaseRunner:
                     self._send(i, False)
         self._send(envelope.hi, True)
         return envelope.hi
+
+    def load(self, envelope: Envelope) -> None:
+        """Imports what the lease needs, so that its time is its own. What fails here fails again when it runs."""
+        for module, qualname, _ in envelope.head["classes"]:
+            attempt(find_class, module, qualname)
 
     def _some(self, records: Records, i: int, until: float) -> int:
         """Runs task i, and those after it in its group as long as nothing is odd and it is not `until` yet; returns the
@@ -2358,7 +2571,11 @@ def worker_main(sock: socket.socket, root: str) -> None:
             dropped.clear()
             exchange.serve(details[0])
             _grant(granted, grant, attempt)
-            runner.run(Envelope(lease, *details, attempt, first, parts))
+            envelope = Envelope(lease, *details, attempt, first, parts)
+            if "limits" in envelope.head or "default_limits" in envelope.head:
+                runner.load(envelope)
+                wire.call("begun", lease)
+            runner.run(envelope)
 
 
 def _open_application(root: str) -> None:
@@ -2479,6 +2696,17 @@ def run_alike(
     return place, None, None, None
 
 
+def asks_nothing(tasks: list[Task], names: tuple) -> bool:
+    """Whether none of the tasks, nor their classes, sets one of these attributes; False also for what is no task."""
+    for cls in set(map(type, tasks)):
+        if any(getattr(cls, name, None) is not None for name in names):
+            return False
+    try:
+        return all(map(frozenset(names).isdisjoint, map(vars, tasks)))
+    except TypeError:
+        return False
+
+
 def number_tasks(tasks: list[Task], owner: str, first: int) -> None:
     """Tells tasks whose they are, and their ordinals."""
     for ordinal, task in enumerate(tasks, first):
@@ -2554,10 +2782,10 @@ def openmp() -> bool:
 
 
 pure_md5_search, pure_mandelbrot, pure_simd, pure_openmp = md5_search, mandelbrot, simd, openmp
-pure_run_alike, pure_settle, pure_number_tasks = run_alike, settle, number_tasks
+pure_run_alike, pure_settle, pure_number_tasks, pure_asks_nothing = run_alike, settle, number_tasks, asks_nothing
 
 try:  # only a missing build is in order: a broken one raises ImportError and must be heard
-    from .fastpath import mandelbrot, md5_search, number_tasks, openmp, run_alike, settle, simd
+    from .fastpath import asks_nothing, mandelbrot, md5_search, number_tasks, openmp, run_alike, settle, simd
 except ModuleNotFoundError:
     log.debug("fastpath is not built")
 

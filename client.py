@@ -7,9 +7,12 @@
       get_task_system          ---->   sealed ITaskSystem      push_tasksystem ->     host process of the system
       work_finished            <----                            <- work_finished
 
+What tasks and hooks print comes home through `task_output`. Of the first tasks that fail, `Replays` keeps a file each,
+with which `--replay` runs such a task again in this process.
+
 `main` loads the file, finds the one `ApplicationNode` in it, calls `app_init` and `app_main`, and prints the result to
 stdout and everything else to stderr. `--local` starts a master and a slave for the run; `--workers 0` runs every task
-in this process, one after the other, so that `print`, breakpoints and `--pdb` work.
+in this process, one after the other, so that breakpoints and `--pdb` work.
 """
 
 if __name__ == "__main__":  # hand over to the one copy of this module, under its real name
@@ -22,13 +25,16 @@ if __name__ == "__main__":  # hand over to the one copy of this module, under it
     raise SystemExit(import_module(__spec__.name).main())
 
 import argparse
+import base64
 import collections
 import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -42,6 +48,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from . import components, rpc, tasks
@@ -52,6 +59,7 @@ WELCOME_WITHIN = 15.0  # seconds until the compute channel must have answered
 HEARD_WITHIN = 5.0  # seconds until the master must have heard that a client leaves its systems there
 PROGRESS_EVERY = 0.2  # seconds between two drawings of the progress line
 GIVE_UP_CANCELLING = 5.0  # seconds that a first Ctrl-C waits for what runs
+REPLAYS_KEPT = 100  # files of failed tasks
 
 
 # -- applications --------------------------------------------------------------------------------------------------
@@ -73,7 +81,9 @@ class ApplicationNode(components.Component):
     collects = ""  # the name of a system that another client has left with the master
     slaves = workers = busy = 0
     started = 0.0
+    output_dropped = 0  # bytes that tasks have printed and that did not come home
     progress: dict = {}  # number of a system -> [step, tasks done, tasks known]
+    waits: list = []  # what nothing can be seen of: [kind, tasks, why, first task]
     components.implements(tasks.IApp)
 
     def __init_subclass__(cls, **options: Any):
@@ -149,6 +159,16 @@ class ApplicationNode(components.Component):
         sys.stdin.readline()
         self.next_step(number)
 
+    def task_output(self, task_id: str, attempt: int, text: str) -> None:
+        """What a task has printed, logged or written to descriptor 1 or 2, soon after; in order for each task.
+
+        `task_id` is that of a task, `c1.17-40` where it may be any of these (C code in a lease of short tasks),
+        `system 1` for the hooks of a task system, and `c1` for the count of what the master dropped while this client
+        was away or slow. By default it is shown on stderr, except with `--quiet`.
+        """
+        if self.swarm.watch:
+            self.swarm.watch.show_output(task_id, attempt, text)
+
     def master_disconnected(self, gracefully: bool) -> None:
         """The master went away; work goes on when it comes back."""
 
@@ -189,9 +209,18 @@ class ApplicationNode(components.Component):
         """Lets a task system that waits at its barrier go on."""
         self._on_loop(lambda: self.call("step", number))
 
-    def cancel_tasksystem(self, system: tasks.ITaskSystem) -> None:
-        """Ends a task system: what is queued never runs."""
-        self._on_loop(lambda: self.call("cancel_tasksystem", self._number_of(system)))
+    def cancel_task(self, task: tasks.Task | str, kill: bool = False) -> None:
+        """Ends a plain task, given by itself, its handle or its id: unless it has its outcome by then, it fails with
+        "Cancelled". What runs of it goes on unheard, or is ended too with `kill`. From any thread."""
+        self._on_loop(lambda: self.owner.cancel(task, kill))
+
+    def cancel_tasks(self, kill: bool = False) -> None:
+        """Ends all plain tasks in the same way, and draws no more of what was pushed. From any thread."""
+        self._on_loop(lambda: self.owner.cancel_all(kill))
+
+    def cancel_tasksystem(self, system: tasks.ITaskSystem, kill: bool = False) -> None:
+        """Ends a task system: what is queued never runs, what runs goes on unheard, or is ended too with `kill`."""
+        self._on_loop(lambda: self.call("cancel_tasksystem", self._number_of(system), kill))
 
     def shutdown_main_loop(self) -> None:
         """Lets `main_loop` return once the current callback has. From any thread."""
@@ -352,13 +381,21 @@ class ApplicationNode(components.Component):
         self._collecting.pop(number, None)
         self.push_tasksystem_failed(failure)
 
+    def _hear_output(self, params: list, parts: list) -> None:
+        owner, attempt, pieces = params
+        whole = owner if owner == self.owner.name else f"system {owner}"
+        for lo, hi, text, dropped in pieces:
+            name = f"{owner}.{lo}-{hi - 1}" if hi - lo > 1 else f"{owner}.{lo}" if hi > lo else whole
+            self.output_dropped += dropped
+            self.task_output(name, attempt, f"… {dropped:,} bytes dropped\n{text}" if dropped else text)
+
     def _hear_step(self, params: list, parts: list) -> None:
         number, step, waiting = params
         if waiting:
             self.step_reached(number, step)
 
     def _hear_swarm(self, params: list, parts: list) -> None:
-        self.slaves, self.workers, self.busy, self.progress = params
+        self.slaves, self.workers, self.busy, self.progress, self.waits = params
 
     def _hear_work_finished(self, params: list, parts: list) -> None:
         number, failure, stats = params
@@ -394,7 +431,7 @@ class ApplicationNode(components.Component):
     HEARD = {
         "accepted": _hear_accepted, "outcome": _hear_outcome, "refused": _hear_refused, "swarm": _hear_swarm,
         "push_tasksystem_response": _hear_system_taken, "push_tasksystem_failed": _hear_system_refused,
-        "system_step": _hear_step, "work_finished": _hear_work_finished,
+        "system_step": _hear_step, "work_finished": _hear_work_finished, "output": _hear_output,
     }
 
 
@@ -425,7 +462,8 @@ class ClientNode(rpc.Node):
     def join(self, app: ApplicationNode) -> None:
         """Enrols and connects; what is sent before the welcome waits for it. Raises Unreachable."""
         self.app = app
-        self.enrol()
+        with rpc.speaking_up(f"still waiting: the master at {self.whereabouts()} has not answered yet"):
+            self.enrol()
         self.serve()
         self.open_link(self.expose)
         limit = time.monotonic() + WELCOME_WITHIN
@@ -499,8 +537,11 @@ class ClientNode(rpc.Node):
         if key in self.app._published:
             return self.app._published[key]
         self._shelf.forget([key])
-        asked = None
+        asked, speak_at = None, time.monotonic() + rpc.SILENT
         while self._shelf.get(key) is None:
+            if time.monotonic() >= speak_at:
+                speak_at = math.inf
+                log.warning("still waiting: the published object %s has not come from the master yet", key[:12])
             if asked is not self.link.session and self.link.state == "ready":  # a new master was not asked yet
                 asked = self.link.session
                 self.call("fetch_shared", key)
@@ -578,6 +619,8 @@ class Inline(components.ComponentManager):
             self._objects[key] = self._objects.get(key, b"") + parts[0] if at else bytes(parts[0])
             return
         self._todo.append((self._node.owner, self._node.hear, method, params, list(parts)))
+        if method in ("cancel", "cancel_task"):
+            self._todo.rotate()  # before the batches that wait
 
     def step(self) -> None:
         """Does one thing that is to be done. Raises Error if nothing ever will be."""
@@ -594,6 +637,8 @@ class Inline(components.ComponentManager):
             self._run_system(params, parts)
         elif method == "step":
             self._runs[params[0]].next_step()
+        elif method in ("cancel", "cancel_task"):
+            self._cancel(owner, hear, method, *params)
 
     keep = staticmethod(tasks.Owner.keep)
 
@@ -616,12 +661,21 @@ class Inline(components.ComponentManager):
         envelope = tasks.Envelope(0, owner.name, number, 0, count, group, 1, first, parts)
         tasks.LeaseRunner(report, lambda: owner.closed, str(self._node.bundle.root), self._on_error).run(envelope)
 
+    @staticmethod
+    def _cancel(owner: tasks.Owner, hear, method: str, number: int | None, *details) -> None:
+        """Ends tasks whose batch waits; it runs later all the same, for nobody but their siblings."""
+        for flight in list(owner.flights.values()):
+            if number in (None, flight.number):
+                lo, hi = (details[0], details[0] + 1) if method == "cancel_task" else (0, len(flight.tasks))
+                hear("outcome", [flight.number, lo, hi, 0.0, {"*": tasks.cancelled_failure()}, ""], [])
+
     def _run_system(self, params: tuple, parts: list) -> None:
         number, _digest, options = params
 
         def call(method: str, *details: Any, parts: Iterable = ()) -> None:
-            if method == "submit":
+            if method in ("submit", "cancel", "cancel_task"):
                 self._todo.append((run.owner, hear, method, details, tasks.Owner.keep(parts)))
+                self._todo.rotate(method != "submit")  # before the batches that wait
             elif method == "system_step" and details[1]:
                 self._node.hear("system_step", [number, *details], [])
             elif method == "system_done":
@@ -645,15 +699,19 @@ class Inline(components.ComponentManager):
 
 
 class Watch:
-    """The progress line, and the patience with a swarm that has no worker."""
+    """The progress line, what tasks print above it, and the patience with a swarm that has no worker."""
 
-    def __init__(self, app: ApplicationNode, terminal: components.Terminal, wait: float, show: bool):
+    def __init__(self, app: ApplicationNode, terminal: components.Terminal, wait: float, show: bool, quiet: bool):
         self._app = app
+        self._quiet = quiet
         self._terminal = terminal
         self._wait = wait
         self._show = show
         self._next = 0.0
         self._idle_since = time.monotonic()
+        self._state = ""  # what it waits for
+        self._state_since = 0.0
+        self._said = False
 
     def tick(self, now: float) -> float:
         """Draws if it is time. Raises GaveUp if no worker came within the wait."""
@@ -661,6 +719,7 @@ class Watch:
             self._next = now + PROGRESS_EVERY
             if self._app.workers:
                 self._idle_since = now
+                self._look(now)
                 self._draw(now)
             elif self._app.welcomed and self._app.pending:
                 self._still_waiting(now - self._idle_since)
@@ -671,6 +730,35 @@ class Watch:
         if self._terminal.live:
             self._terminal.status("")
 
+    def _look(self, now: float) -> None:
+        """Notes since when it waits for the same; says so in a line, once, where no line is rewritten."""
+        state = self._app.waits[0][0] if self._app.waits else "" if self._app.pending else "nothing"
+        if state != self._state:
+            self._state, self._state_since, self._said = state, now, False
+        fields = self._waiting(now)
+        if fields and not self._said and self._show:
+            self._said = True
+            if state == "nothing" or not self._terminal.live:
+                self._terminal.write(f"still waiting: {'; '.join(fields)}\n")
+                self._terminal.flush()
+
+    def _waiting(self, now: float) -> list[str]:
+        """What it has waited for in silence for a while, as fields of the progress line."""
+        if not self._state or now - self._state_since < rpc.SILENT:
+            return []
+        if self._state == "nothing":
+            return ["no task is out", "the application ends when it calls shutdown_main_loop()"]
+        _, tasks, why, task = self._app.waits[0]
+        return [f"{tasks:,} task{' waits' if tasks == 1 else 's wait'}: {why}", f"see --explain {task}"]
+
+    def show_output(self, task_id: str, attempt: int, text: str) -> None:
+        """Shows what a task has printed, each line with its id; of one that was rewritten in place, how it ended."""
+        if not self._quiet:
+            prefix = f"[{task_id}]" if attempt == 1 else f"[{task_id}, attempt {attempt}]"
+            ended = (line.rstrip("\r").rpartition("\r")[2] for line in text.removesuffix("\n").split("\n"))
+            self._terminal.write("".join(f"{prefix} {components.printable(line, chr(9))}\n" for line in ended))
+            self._terminal.flush()
+
     def _draw(self, now: float) -> None:
         app = self._app
         step, done, known, failed = app.tally()
@@ -678,7 +766,8 @@ class Watch:
         if not self._show or not known or (elapsed < 0.5 and not self._terminal.live):
             return
         rate = done / elapsed if elapsed else 0.0
-        fields = [f"step {step}"] if step > 1 else []
+        fields = self._waiting(now) if app.pending else []
+        fields += [f"step {step}"] if step > 1 else []
         fields += [self._terminal.bar(done / known), f"{done:,}/{known:,}"]
         fields += [f"{failed:,} failed"] if failed else []
         fields += [f"{app.busy}/{app.workers} busy", f"{rate:,.0f}/s"]
@@ -696,6 +785,42 @@ class Watch:
         if waited > 3 and self._show:
             self._terminal.status([f"still waiting: the master has no worker ({waited:.0f} s of {self._wait:.0f})",
                                    f"start one: python slave.py --master {self._app.swarm.address}"])
+
+
+def explained(about: dict) -> list[str]:
+    """The lines that tell a person where a task is and what it waits for, from the master's answer."""
+    head = " ".join(filter(None, (about["task"], about.get("name"))))
+    if about["state"] == "unknown":
+        return [f"{head} is not here: {about['why']}"]
+    if about["state"] == "settled":
+        return [f"{head} has ended, and its owner has its outcome"]
+    if about["state"] == "ended":
+        failure = about["failure"]
+        how = f"failed with {failure['type']}: {failure['message']}" if failure else "is done"
+        where = f" on {about['slave']}" if about["slave"] else ""
+        return [f"{head} {how}{where}; its owner has not taken its outcome in yet"]
+    return _explained_lease(head, about) if about["state"] == "running" else _explained_wait(head, about)
+
+
+def _explained_lease(head: str, about: dict) -> list[str]:
+    slots, before = about["slots"], about["before"]
+    waits = f", behind {before} earlier leases on {slots} slots" if before >= slots else ""
+    tasks = "alone" if about["first"] == about["last"] else f"in a lease of {about['first']} to {about['last']}"
+    return [f"{head} is with {about['slave']} for {about['since']:.1f} s, {tasks}, attempt {about['attempt']}{waits}"]
+
+
+def _explained_wait(head: str, about: dict) -> list[str]:
+    needs = [f"{amount:g} {name}" for name, amount in about["needs"].items()]
+    needs += [f"the tag {tag}" for tag in about["tags"]]
+    lines = [f"{head} waits for {about['here']:.1f} s, attempt {about['attempt']}; it needs {', '.join(needs)}"]
+    if about["unplaceable"]:
+        end = "it waits for one that comes" if about["fails_in"] is None else f"it fails in {about['fails_in']:.0f} s"
+        lines.append(f"  {about['unplaceable']}: {end}")
+    lines.append(f"  ahead    {about['ahead']:,} tasks of the same owner")
+    turns = [f"{turn['owner']} ({turn['tasks']:,} tasks)" for turn in about["turns"]]
+    lines.append(f"  turns    {', '.join(turns)}; one lease each in turn")
+    lines += [f"  {name:8} {obstacle or 'has room'}" for name, obstacle in about["slaves"].items()]
+    return lines if about["slaves"] else [*lines, "  no slave is here"]
 
 
 def summary(app: ApplicationNode, code: int) -> dict:
@@ -718,7 +843,7 @@ def summary(app: ApplicationNode, code: int) -> dict:
         "workers": app.workers, "slaves": app.slaves,
         "speedup": {"value": round(seconds / elapsed, 2) if elapsed else 0.0, "kind": "task_time"},
         "task_seconds": round(seconds, 3), "result": app.result,
-        "errors": group_failures(failures, app.shown),
+        "errors": group_failures(failures, app.shown), "output_dropped": app.output_dropped,
         "error": describe_end(app),
     }
 
@@ -728,7 +853,7 @@ def describe_end(app: ApplicationNode) -> dict | None:
     if app.error is None:
         return None
     failure = getattr(app.error, "failure", None) or tasks.describe_failure(app.error, str(app.bundle.root))
-    return {key: app.shown(failure.get(key, "")) for key in ("type", "message", "where", "traceback", "hook")}
+    return {key: app.shown(failure.get(key, "")) for key in ("type", "message", "where", "traceback", "hook", "output")}
 
 
 def group_failures(failures: list, shown: Callable[[str], str]) -> list[dict]:
@@ -739,6 +864,7 @@ def group_failures(failures: list, shown: Callable[[str], str]) -> list[dict]:
         group = groups.setdefault(key, {
             "type": failure.get("type"), "message": failure.get("message"), "where": shown(failure.get("where", "")),
             "kind": failure.get("kind"), "count": 0, "tasks": [], "traceback": shown(failure.get("traceback", "")),
+            "output": failure.get("output", ""),
         })
         group["count"] += 1
         group["tasks"].append(task_id)
@@ -759,11 +885,14 @@ def print_end(about: dict, terminal: components.Terminal, app_file: str, full: b
         say(terminal.paint(f"FAILED   {about['error']['type']}{where}: {about['error']['message']}", "31"))
         if about["error"]["traceback"]:
             say(_indent(about["error"]["traceback"]))
+        _print_output(about["error"]["output"], full, say)
     if about["detached"]:
         for name in about["systems"]:
             say(f"detached system {name} goes on; collect it: python client.py {app_file} --collect {name}")
     elif about["errors"] or about["error"]:
         say(f"\ndebug here: python client.py {app_file} --workers 0 --pdb")
+        if about["replays"]:
+            say(f"replay: python client.py {app_file} --replay {about['replays'][0]}")
     elif about["tasks"]:
         steps = f" in {about['steps']} steps" if about["steps"] > 1 else ""
         plural = "" if about["tasks"] == 1 else "s"
@@ -784,6 +913,15 @@ def _print_group(group: dict, full: bool, say: Callable) -> None:
     if group["type"] == "ModuleNotFoundError":
         say("    fix: install it for the Python of the slave, or ship it beside the application")
     say(_indent("\n".join(lines if full or len(lines) <= 12 else [*lines[:1], "  …", *lines[-9:]])))
+    _print_output(group["output"], full, say)
+
+
+def _print_output(text: str, full: bool, say: Callable) -> None:
+    """The last that a failed task has printed."""
+    lines = text.rstrip().splitlines()
+    if lines:
+        say("    its last output:")
+        say(_indent("\n".join(f"  {line}" for line in (lines if full else lines[-10:]))))
 
 
 def _indent(text: str) -> str:
@@ -818,7 +956,8 @@ class LocalSwarm:
         for process, line in reversed(self._children):
             line.close()  # the node follows its parent
             try:
-                process.wait(5)
+                with rpc.speaking_up("still waiting: a node of the local swarm is ending"):
+                    process.wait(5)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -837,6 +976,8 @@ class LocalSwarm:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
             )
         self._children.append((process, ours))
+        if not select.select([ours], [], [], rpc.SILENT)[0]:
+            print(f"still waiting: the local {role} is starting", file=sys.stderr, flush=True)
         ours.settimeout(30)
         with ours.makefile("rb") as lines:
             try:
@@ -1274,12 +1415,12 @@ exit: 0 ok, 1 failed, 2 usage, 3 no connection, 4 gave up, 130 Ctrl-C, 143 TERM
 def parser() -> components.ArgumentParser:
     """The options of `client.py`."""
     made = components.ArgumentParser(
-        prog="client.py", usage="client.py APP [options]   run an application on a swarm",
+        prog="client.py", usage="client.py APP [options]   run a .py file or package; or client.py doctor",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("app", nargs="?", metavar="APP", help="a .py file or a package folder")
-    made.add_argument("-m", dest="module", metavar="MODULE", help="a module of an importable package instead of APP")
     run = made.add_argument_group("run")
+    run.add_argument("app", nargs="?", metavar="APP", help="a .py file or a package folder")
+    run.add_argument("-m", dest="module", metavar="MODULE", help="a module of an importable package instead of APP")
     run.add_argument("--master", metavar="HOST[:PORT]", help="where the master is (127.0.0.1:8080)")
     run.add_argument("--local", action="store_true", help="start a master and a slave for this run")
     run.add_argument("--workers", metavar="N", help="workers of --local; 0: run in this process")
@@ -1288,8 +1429,10 @@ def parser() -> components.ArgumentParser:
     run.add_argument("--detach", action="store_true", help="leave as soon as the master has the task systems")
     run.add_argument("--collect", metavar="ID", help="wait for a task system that was left there")
     run.add_argument("--step", action="store_true", help="lock-step; Enter begins the next step")
+    run.add_argument("--replay", metavar="TASK", help="run a task that failed again, here, with pdb")
     output = made.add_argument_group("output and limits")
     output.add_argument("--json", action="store_true", help="one object on stdout at the end")
+    output.add_argument("--explain", metavar="TASK", help="say where a task is and what it waits for")
     output.add_argument("--full-traceback", action="store_true", help="show every frame")
     output.add_argument("--pdb", action="store_true", help="debug a failing task (with --workers 0)")
     output.add_argument("--wait", metavar="S", type=float, default=30.0, help="seconds to wait for a worker (30)")
@@ -1304,10 +1447,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    code = rpc.administer("client", argv)
+    code = rpc.administer("client", argv, tasks.checks)
     if code is not None:
         return code
     options = parser().parse_args(argv)
+    if options.explain:
+        return _explain(options)
     if bool(options.app) == bool(options.module):
         raise components.UsageError("which application?", "give one file, or one module with -m",
                                     "client.py samples/md5.py --local")
@@ -1319,6 +1464,9 @@ def _main(argv: list[str]) -> int:
     bundle = rpc.make_bundle(options.app, options.module)
     rpc.answer_framework([rpc.FRAMEWORK, rpc.PUBLIC_NAME])
     module = rpc.load_app(bundle.root, bundle.manifest)
+    options.replays = Replays(Path(options.env or components.state_root() / "client") / "failed")
+    if options.replay:
+        return _replay(options, bundle)
     cls = rpc.find_application(module, ApplicationNode, options.chosen)
     with contextlib.ExitStack() as stack:
         if options.local and options.workers != "0":
@@ -1328,9 +1476,20 @@ def _main(argv: list[str]) -> int:
         return _run(options, bundle, cls, stack)
 
 
+def _explain(options: argparse.Namespace) -> int:
+    """Asks the master about a task and prints the answer. Returns the exit code."""
+    given = rpc.configuration("client", options).get(ClientNode.master_address)
+    proxy = rpc.Proxy(rpc.address_of_master(options.master or given, options.access))
+    with contextlib.closing(proxy):
+        about = proxy.task.explain(options.explain)
+    print(json.dumps(about) if options.json else "\n".join(explained(about)), flush=True)
+    return components.EXIT_FAILED if about["state"] == "unknown" else components.EXIT_OK
+
+
 def _settings_of_nodes(options: argparse.Namespace) -> dict[str, list[str]]:
     """Takes the settings of the local master and slave out of the client's, and checks the others."""
-    nodes = {role: [one for one in options.set if one.lower().startswith(f"{role}.")] for role in ("master", "slave")}
+    sections = {"master": ("master.", "limits."), "slave": ("slave.",)}
+    nodes = {role: [one for one in options.set if one.lower().startswith(sections[role])] for role in sections}
     options.set = [one for one in options.set if one not in nodes["master"] + nodes["slave"]]
     components.Config(arguments=options.set).check_unknown()
     return nodes
@@ -1351,7 +1510,7 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
     app = swarm[cls]
     app.swarm, app.bundle, app.by_hand = swarm, bundle, options.step
     app.detaches, app.collects = options.detach, options.collect or ""
-    swarm.watch = Watch(app, terminal, options.wait, not options.quiet and not options.json)
+    swarm.watch = Watch(app, terminal, options.wait, not options.quiet and not options.json, options.quiet)
     config.check_unknown()
     code = _perform(app, options, terminal)
     if options.keep and options.local:
@@ -1366,7 +1525,7 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
     interrupted = Interrupts(app, options)
     quiet_stdout = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
     try:
-        with quiet_stdout:
+        with _beside_status(terminal), quiet_stdout:
             app.prepare()
             app.app_init()
             code = app.app_main() or 0
@@ -1378,7 +1537,7 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
     except Exception as error:  # the application's own
         app.error, code = error, components.EXIT_FAILED
     app.swarm.watch.end()
-    about = summary(app, interrupted.code or code)
+    about = {**summary(app, interrupted.code or code), "replays": options.replays.keep(app)}
     if not about["exit"] and about["failed"]:
         about["ok"], about["exit"] = False, components.EXIT_FAILED
     if options.json:
@@ -1390,6 +1549,32 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
     elif not options.quiet or about["exit"]:
         print_end(about, terminal, options.app or f"-m {options.module}", options.full_traceback)
     return about["exit"]
+
+
+class _Beside:
+    """A stream of the application's on the terminal that has the status line, which goes out of its way."""
+
+    def __init__(self, stream: Any, terminal: components.Terminal):
+        self._stream, self._terminal = stream, terminal
+
+    def write(self, text: str) -> int:
+        self._terminal.write("")
+        self._terminal.flush()
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _beside_status(terminal: components.Terminal) -> Any:
+    """Meanwhile what the application prints does not run into the status line."""
+    if not terminal.live:
+        yield
+        return
+    out, err = _Beside(sys.stdout, terminal), _Beside(sys.stderr, terminal)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield
 
 
 class Interrupts:
@@ -1419,6 +1604,93 @@ class Interrupts:
         self._app.swarm.watch.end()
         print(why, file=sys.stderr)
         self._app.swarm.on_signal(self._app.cancel_everything)
+
+
+class Replays:
+    """Files of tasks that failed: a task as it travels, and what is needed to run it again. The newest stay."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def keep(self, app: ApplicationNode) -> list[str]:
+        """Writes the first failed tasks of a run; returns their ids, of those that can be run again."""
+        records = dict(app.owner.records)
+        for stats in app.ended.values():
+            for task_id, parts in stats.get("records", {}).items():
+                records.setdefault(task_id, [base64.b64decode(part) for part in parts])
+        failures = dict(failure for stats in [{"failures": app.owner.failures}, *app.ended.values()]
+                        for failure in stats.get("failures", ()))  # fmt: skip
+        kept = list(records.items())[: tasks.FAILED_KEPT]
+        try:
+            if kept:
+                components.Environment(self.folder.parent, "client").create()  # with --local it is not this run's
+                self.folder.mkdir(mode=0o700, exist_ok=True)
+            for task_id, parts in kept:
+                self._write(app, task_id, failures.get(task_id, {}), parts)
+            self._tidy()
+        except (OSError, components.UsageError) as error:
+            log.warning("failed tasks cannot be kept for a replay: %s", error)
+            return []
+        return [task_id for task_id, _ in kept]
+
+    def open(self, task_id: str) -> tuple[dict, list]:
+        """What is known of a failed task, and the task as it travels. Raises UsageError."""
+        path = self.folder / f"{task_id}.task"
+        try:
+            if not re.fullmatch(r"\w+\.\d+", task_id):
+                raise FileNotFoundError(f"{task_id!r} is no id of a task")
+            data = path.read_bytes()
+        except OSError as error:
+            known = sorted(self.folder.glob("*.task"), key=lambda file: file.stat().st_mtime)
+            kept = f"kept are {', '.join(file.stem for file in known[-5:])}" if known else "no failed task is kept"
+            raise components.UsageError(
+                f"task {task_id} cannot be run again ({error})", f"in {self.folder}: {kept}",
+                f"the first {tasks.FAILED_KEPT} tasks that fail in a run are kept; its report names one",
+            ) from None
+        call, parts = rpc.unpack_body([data[4:]])
+        return call[1], parts
+
+    def _write(self, app: ApplicationNode, task_id: str, failure: dict, parts: list) -> None:
+        about = {"bundle": app.bundle.digest, "module": app.bundle.manifest["module"],
+                 "attempt": failure.get("attempt", 1), "message": failure.get("message", "")}
+        with components.replacing(self.folder / f"{task_id}.task", 0o600) as file:
+            file.writelines(rpc.pack_stream(["failed", about], parts))
+
+    def _tidy(self) -> None:
+        files = sorted(self.folder.glob("*.task"), key=lambda file: file.stat().st_mtime)
+        for file in files[:-REPLAYS_KEPT]:
+            file.unlink(missing_ok=True)
+
+
+def _replay(options: argparse.Namespace, bundle: rpc.Bundle) -> int:
+    """Runs a task that failed again, in this process; returns 1 if it fails, having opened the debugger."""
+    about, parts = options.replays.open(options.replay)
+    if about["bundle"] != bundle.digest:
+        print("the application is not what it was when this task failed; it runs as it is now", file=sys.stderr)
+    sys.modules.setdefault(about["module"], sys.modules[bundle.manifest["module"]])
+    os.environ["CONCURRENT_SWARM_ATTEMPT"] = str(about["attempt"])
+    rpc.Exchange(lambda key, pieces: None, _not_here)
+    outcome: dict = {}
+
+    def report(lo: int, hi: int, seconds: float, failures: dict, results: list, last: bool) -> None:
+        outcome["failure"] = failures.get("0") or failures.get("*")
+        outcome["result"] = rpc.open_sealed(results[0])[0]
+
+    owner, _, ordinal = options.replay.rpartition(".")
+    debug = _debugger if sys.stdin.isatty() else None
+    envelope = tasks.Envelope(0, owner, 0, 0, 1, 1, about["attempt"], int(ordinal), parts)
+    tasks.LeaseRunner(report, lambda: False, str(bundle.root), debug).run(envelope)
+    if outcome["failure"] is None:
+        print(f"task {options.replay} did not fail this time", file=sys.stderr)
+        print(f"result   {outcome['result']}")
+        return components.EXIT_OK
+    if not debug or outcome["failure"]["kind"] != "error":  # else it has been shown
+        print(rpc.with_local_names(outcome["failure"]["traceback"], bundle).rstrip(), file=sys.stderr)
+    return components.EXIT_FAILED
+
+
+def _not_here(key: str) -> Any:
+    raise rpc.no_such_object(key, "objects that a run has published are not kept for a replay")
 
 
 def _debugger(task: tasks.Task, error: BaseException) -> None:

@@ -1169,24 +1169,35 @@ class Environment:
         """Write a zip archive (mode 0600) of all but logs, run and spool, keys only if asked. Returns its path.
 
         Without `target` it goes beside the folder, with the time in its name. The node may be running:
-        databases (`*.db`) are copied by SQLite itself.
+        databases (`*.db`) are copied by SQLite itself, and of what lies beside them (`*.blobs`) nothing goes meanwhile.
         """
         import zipfile
 
         name = f"{self.path.name}-{time.strftime('%Y%m%d-%H%M%S')}.zip"
         target = self.path.parent / name if target is None else Path(target).absolute()
-        files = [file for file in self._files(keys) if file != target]
-        with replacing(target, 0o600) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in files:
-                name = file.relative_to(self.path).as_posix()
-                info = zipfile.ZipInfo.from_file(file, name, strict_timestamps=False)
-                info.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(info, _database(file) if file.suffix == ".db" else file.read_bytes())
+        with ExitStack() as stack:
+            for folder in self.path.glob("*.blobs"):
+                stack.enter_context(_folder_lock(folder, wait=True))
+            out = stack.enter_context(replacing(target, 0o600))
+            archive = stack.enter_context(zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED))
+            for databases in (True, False):  # first, for what lies beside them is looked at after
+                for file in [file for file in self._files(keys) if (file.suffix == ".db") == databases]:
+                    if file not in (target, Path(out.name)):
+                        with suppress(FileNotFoundError):  # what goes while the node works is not needed
+                            self._put_into(archive, file)
         return target
+
+    def _put_into(self, archive, file):
+        import zipfile
+
+        name = file.relative_to(self.path).as_posix()
+        info = zipfile.ZipInfo.from_file(file, name, strict_timestamps=False)
+        info.compress_type = zipfile.ZIP_DEFLATED
+        archive.writestr(info, _database(file) if file.suffix == ".db" else file.read_bytes())
 
     def _files(self, keys):
         left_out = {"logs", "run", "spool", "lock"} | (set() if keys else {"keys"})
-        temporary = (".db-wal", ".db-shm", ".db-journal", ".pyc")
+        temporary = (".db-wal", ".db-shm", ".db-journal", ".db.ballast", ".pyc")
         for top in sorted(path for path in self.path.iterdir() if path.name not in left_out):
             for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
                 if file.is_file() and not file.name.endswith(temporary):
@@ -1213,6 +1224,32 @@ class Environment:
         finally:
             shutil.rmtree(part, ignore_errors=True)
         return self.create()
+
+
+@contextmanager
+def may_remove(folder: Path) -> Iterator[bool]:
+    """Whether files of this folder may be removed inside the block: False while a backup of it is made."""
+    with _folder_lock(folder, wait=False) as locked:
+        yield locked
+
+
+@contextmanager
+def _folder_lock(folder, wait):
+    """A lock on a folder: shared, waited for, for who reads it; or exclusive, if nobody reads it. Yields whether."""
+    if os.name == "nt" or not folder.is_dir():
+        yield True
+        return
+    import fcntl
+
+    opened, locked = os.open(folder, os.O_RDONLY), True
+    try:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_SH if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            locked = False
+        yield locked
+    finally:
+        os.close(opened)
 
 
 def _database(path):

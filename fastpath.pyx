@@ -687,6 +687,27 @@ def run_alike(type cls, list states, Py_ssize_t place, Py_ssize_t stop, owner, P
     return place, None, None, None
 
 
+def asks_nothing(list tasks, tuple names):
+    """Whether none of the tasks, nor their classes, sets one of these attributes.
+
+    See its twin in tasks.py.
+    """
+    known = None
+    for task in tasks:
+        if type(task) is not known:
+            known = type(task)
+            for name in names:
+                if getattr(known, name, None) is not None:
+                    return False
+        state = getattr(task, "__dict__", None)
+        if type(state) is not dict:
+            return False
+        for name in names:
+            if name in <dict>state:
+                return False
+    return True
+
+
 def number_tasks(list tasks, owner, first):
     """Tells tasks whose they are, and their ordinals."""
     for ordinal, task in enumerate(tasks, first):

@@ -38,9 +38,13 @@ repeated from its beginning, or its last snapshot, with the same outcomes, steps
 
 Messages: the second item names the peer.
     ("lease", slave, Lease) · ("revoke", slave, lease id, kill) · ("steal", slave, lease id)
+    ("late", slave, lease id, seconds since the acceptance)
     ("accepted", owner, number) · ("refused", owner, number, reason)
     ("outcome", owner, number, lo, hi, seconds, failures, payload, slave)
-A key of `failures` is an ordinal in the batch as text, or "*" for every task of lo..hi (cancelled, lost, poisoned).
+    ("unplaceable", owner, task id, tasks, why)         these wait for what no slave here has; told once, for the log
+A key of `failures` is an ordinal in the batch as text, or "*" for every task of lo..hi (cancelled, lost, poisoned,
+unplaceable). One with "again" tells of a task that was cancelled alone and has its outcome: the results of its lease
+were not cut.
 A slave holds a lease until it has reported every task of it, a revoked one too: its tasks have their outcome already,
 and its slot is free when the slave says so.
 """
@@ -57,24 +61,32 @@ if __name__ == "__main__":  # hand over to the one copy of this module, under it
     raise SystemExit(import_module(__spec__.name).main())
 
 import argparse
+import base64
 import bisect
 import collections
+import errno
 import functools
+import hashlib
 import heapq
 import itertools
 import json
 import logging
 import math
+import os
 import queue
 import secrets
+import shutil
 import signal
 import socket
 import sqlite3
+import struct
 import sys
 import threading
 import time
+import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -91,6 +103,7 @@ COST = 0.0001  # seconds that a lease takes of the master itself, sockets and al
 MAX_LEASE = tasks.CHUNK  # tasks; beyond, nothing is gained and tails grow
 UNKNOWN = 0.020  # seconds a lease of a kind that was never measured is taken for: two per slot
 STEAL_AGE = 0.050  # seconds a lease is left alone before a slave without work may ask for a part of it
+LONG = 1.0  # seconds: a deadline beyond that is one of tasks that nobody can take, and stealing comes first
 STEAL_WIDTH = 64  # leases asked for per round
 STEAL_LOOK = 2e-5  # seconds between two rounds per lease that is out: looking at it takes 4 % of that
 WIDTH = 8  # slaves shown to the scheduler per lease: best of eight, whatever the size of the swarm
@@ -100,6 +113,9 @@ MAX_LOSSES = 10  # slaves lost under one task until it counts as lost
 LIMIT = 10_000_000  # unsettled tasks per owner
 MAX_KINDS = 1000  # names measured apart per owner
 MAX_DEMANDS = 64  # unused demands kept
+SHOWN = 5  # slaves and reasons that an explanation in one line names
+LATE = 1.0  # seconds that a slave has to tell where tasks were that passed their deadline
+MIN_TIMERS = 1000  # timers that may wait before those that nobody needs any more are looked for
 SMOOTH = 0.3  # weight of the newest measurement
 EPSILON = 1e-9  # sums of amounts such as 0.1 may miss by this much
 
@@ -205,7 +221,7 @@ class Demand:
     `idle` and `free` may name a slave whose room is gone (it is taken out when met), never miss one that has
     room: idle for a free slot, free for prefetching."""
 
-    __slots__ = ("able", "batches", "free", "idle", "needs", "ring", "tags", "tasks")
+    __slots__ = ("able", "batches", "free", "idle", "needs", "ring", "tags", "tasks", "wanting")
 
     def __init__(self, needs: tuple, tags: frozenset):
         self.needs = needs  # ((name, amount), …), amounts above 0
@@ -216,6 +232,23 @@ class Demand:
         self.able = set()
         self.idle = OrderedDict()
         self.free = OrderedDict()
+        self.wanting = ""  # what no slave here has of it, while tasks wait for that
+
+    def __str__(self):
+        amounts = [f"{amount:g} {name}" for name, amount in self.needs]
+        return ", ".join([*amounts, *(f"the tag {tag}" for tag in sorted(self.tags))]) or "nothing"
+
+    def missing(self, slaves: Iterable) -> str:
+        """What none of these slaves has of it: a tag, else an amount, else all of it together."""
+        slaves = list(slaves)
+        tags = self.tags.difference(*(slave.tags for slave in slaves))
+        if tags:
+            return f"no slave has the tag {', '.join(sorted(tags))}"
+        for name, amount in self.needs:
+            most = max((slave.resources.get(name, 0) for slave in slaves), default=0)
+            if amount > most + EPSILON:
+                return f"no slave has {amount:g} {name}, the most is {most:g}"
+        return f"no slave has all of {self}"
 
     def offer(self, slave: Slave):
         """The slave may have room (again)."""
@@ -258,11 +291,18 @@ class Demand:
 class Line:
     """The queued batches of one owner with one demand, in order, and how many tasks of them are queued."""
 
-    __slots__ = ("batches", "tasks")
+    __slots__ = ("batches", "stuck", "tasks")
 
     def __init__(self):
         self.batches = OrderedDict()  # Batch -> None
         self.tasks = 0
+        self.stuck = None  # since when it waits for what no slave here has
+
+    @property
+    def head(self) -> str:
+        """The id of the task that is next."""
+        batch = next(iter(self.batches))
+        return batch.task_id(batch.queue[0][0])
 
 
 class Owner:
@@ -298,14 +338,16 @@ class Batch:
     outcome. A million of them may wait, so one that waits has no containers of its own."""
 
     __slots__ = (
-        *("count", "demand", "group", "kind", "leases", "number", "options", "outcomes", "owner", "payload"),
-        *("queue", "queued", "remaining", "serial", "since"),
+        *("count", "demand", "group", "kind", "leases", "limits", "number", "options", "outcomes", "owner", "payload"),
+        *("queue", "queued", "remaining", "serial", "since", "stale"),
     )
 
     def __init__(self, owner: Owner, number: int, count: int, group: int, options: dict, payload: Any):
         self.owner, self.number, self.count, self.group = owner, number, count, group
         self.options, self.payload = options, payload
         self.demand = self.kind = None
+        self.limits = NONE  # what its tasks may take, by name; see `tasks.limits_of`
+        self.stale = False  # its queue_timeout has passed: what has not run never will
         self.serial = 0  # order of arrival
         self.since = 0.0  # when it arrived
         self.queue = ()  # (lo, hi, deaths, losses), next first
@@ -313,6 +355,15 @@ class Batch:
         self.leases = NONE  # id -> Lease, revoked ones too
         self.outcomes = ()  # (lo, hi, seconds, failures, payload, slave)
         self.remaining = count  # tasks without outcome
+
+    @property
+    def first(self) -> int:
+        """The ordinal of its first task among all of its owner."""
+        return self.options.get("first", 0)
+
+    def task_id(self, number: int) -> str:
+        """The id under which its owner knows task `number` of it."""
+        return f"{self.owner.id}.{self.first + number}"
 
     def take(self, lease: Lease):
         """A part of it is in the hands of a slave."""
@@ -326,21 +377,27 @@ class Batch:
         if not self.leases:
             self.leases = NONE
 
-    def end(self, outcome: tuple):
-        """Tasks of it have their outcome, for good."""
+    @property
+    def alone(self) -> bool:
+        """Whether a slave watches each of its tasks, in a lease of its own."""
+        return bool(self.limits) and not tasks.WATCHED.isdisjoint(self.limits)
+
+    def end(self, outcome: tuple, tasks: int):
+        """So many tasks of it have their outcome, for good."""
         if not self.outcomes:
             self.outcomes = []
         self.outcomes.append(outcome)
-        self.remaining -= outcome[1] - outcome[0]
+        self.remaining -= tasks
         if not self.remaining:
             self.payload = None
 
 
 class Lease:
-    """The tasks lo..hi of a batch in the hands of one slave. `open`: the ranges it has not reported yet."""
+    """The tasks lo..hi of a batch in the hands of one slave. `open`: the ranges it has not reported yet; `ended`: those
+    that have their outcome all the same (all of them if it is revoked)."""
 
     __slots__ = (
-        *("asked", "batch", "deaths", "estimate", "hi", "id", "killed", "lo", "losses", "open", "revoked"),
+        *("asked", "batch", "deaths", "ended", "estimate", "hi", "id", "killed", "lo", "losses", "open", "revoked"),
         *("since", "slave", "tasks"),
     )
 
@@ -348,11 +405,20 @@ class Lease:
         self.id, self.batch, self.lo, self.hi = number, batch, lo, hi
         self.deaths, self.losses = deaths, losses
         self.open = [(lo, hi)]
+        self.ended = ()
         self.tasks = hi - lo  # open ones
         self.estimate = batch.kind.estimate(hi - lo)
         self.since = now
         self.slave = None
         self.asked = self.revoked = self.killed = False
+
+    def live(self, parts: list) -> list:
+        """Those of these ranges that have no outcome yet."""
+        if self.revoked:
+            return []
+        for lo, hi in self.ended:
+            parts = split(parts, lo, hi)[1]
+        return parts
 
     @property
     def attempt(self) -> int:
@@ -440,6 +506,20 @@ class Slave:
         missing = ", ".join(sorted(demand.tags - self.tags))
         return f"lacks the tag {missing}" if missing else ""
 
+    def obstacle(self, demand: Demand, estimate: float) -> str:
+        """The first condition that keeps it from a lease of so many seconds now; "" when it has room."""
+        deep, held = self.deep(estimate), len(self.leases)
+        if self.draining or self.lacks(demand):
+            return "is draining" if self.draining else self.lacks(demand)
+        if held >= deep * self.workers:
+            more = f", holds {held} leases of at most {deep * self.workers}" if deep > 1 else ""
+            return f"has {min(held, self.workers)} of {self.workers} slots full{more}"
+        for name, amount in demand.needs:
+            used, most = self.used.get(name, 0), deep * self.resources.get(name, 0)
+            if used + amount > most + EPSILON:
+                return f"has {used:g} of {most:g} {name} promised, {amount:g} more needed"
+        return ""
+
     def take(self, lease: Lease):
         """Count a lease in."""
         lease.slave = self
@@ -474,6 +554,9 @@ def failure(kind: str, name: str, message: str, where: str = "") -> dict:
     return {"*": {"type": name, "message": message, "traceback": "", "where": where, "kind": kind}}
 
 
+CANCELLED = failure("cancelled", "Cancelled", "the task was cancelled")
+AGAIN = {**CANCELLED["*"], "again": True}  # in the outcome of a lease, for a task that was cancelled alone
+
 ONE_PROCESSOR = ((("cpus", 1),), frozenset())  # what tasks need that say nothing else
 
 
@@ -506,15 +589,19 @@ class Board:
     limit -- unsettled tasks an owner may have.
     max_attempts -- worker deaths that make a task poisoned.
     max_lease -- tasks that a lease may hold.
+    unplaceable_wait -- seconds until tasks fail that none of the slaves here can ever take; 0: never. While no
+        slave is here nothing fails.
 
     `deadline`: when to call `tick` next (None: not before the next event). `counters`: what happened, by
     name. `scheduler_error`: the last exception of the scheduler, for the node to report (the board then chose
     by itself)."""
 
     def __init__(
-        self, scheduler: Any = None, limit: int = LIMIT, max_attempts: int = MAX_ATTEMPTS, max_lease: int = MAX_LEASE
+        self, scheduler: Any = None, limit: int = LIMIT, max_attempts: int = MAX_ATTEMPTS, max_lease: int = MAX_LEASE,
+        unplaceable_wait: float = 0.0,
     ):
         self.scheduler, self.limit, self.max_attempts, self.max_lease = scheduler, limit, max_attempts, max_lease
+        self.unplaceable_wait = unplaceable_wait
         self.owners = {}  # id -> Owner
         self.slaves = {}  # id -> Slave
         self.leases = {}  # id -> Lease
@@ -524,9 +611,12 @@ class Board:
         self.counters = Counter()
         self.deadline = None
         self.scheduler_error = None
+        self._doubtful = {}  # demands of which it is to be seen whether a slave can take them; an ordered set
         self.resting_until = -math.inf
         self._lease_ids = itertools.count(1)
         self._serials = itertools.count(1)
+        self._timers = []  # heap of (when, serial, owner, number, limit), only of batches that have such a limit
+        self._most_timers = MIN_TIMERS  # then those of batches that are gone are taken out
 
     # -- owners ----------------------------------------------------------------------------------------------
 
@@ -557,19 +647,19 @@ class Board:
                     effects.after.append(("outcome", owner, number, *outcome))
         return effects
 
-    def owner_gone(self, owner: str, now: float) -> Effects:
-        """It will not come back: what it has queued never runs, its leases are revoked, its outcomes
-        forgotten."""
+    def owner_gone(self, owner: str, now: float, kill: bool = False) -> Effects:
+        """It will not come back: what it has queued never runs, its leases are revoked (with `kill` what runs is
+        killed), its outcomes forgotten."""
         effects = Effects([], [], [])
         if owner in self.owners:
-            self._drop_owner(owner, effects)
+            self._drop_owner(owner, effects, kill)
             effects.records.append(("gone", owner))
         return self._assigned(effects, now)
 
-    def _drop_owner(self, owner, effects):
+    def _drop_owner(self, owner, effects, kill=False):
         known = self.owners[owner]
         for batch in list(known.batches.values()):
-            self._forget(batch, effects)
+            self._forget(batch, effects, kill)
         del self.owners[owner]
 
     # -- batches ---------------------------------------------------------------------------------------------
@@ -587,7 +677,8 @@ class Board:
         """Take in a batch. A repeat of (owner, number) is accepted again and changes nothing.
 
         group -- tasks per record of the payload; leases end between groups where they can.
-        options -- "resources": {"cpus": 1, amounts by name, "tags": […]}, "name": what is measured together.
+        options -- "resources": {"cpus": 1, amounts by name, "tags": […]}, "name": what is measured together, "limits":
+            see `tasks.limits_of`.
         """
         effects = Effects([], [], [])
         options = options or {}
@@ -616,7 +707,21 @@ class Board:
             batches = known.batches.values() if number is None else [known.batches.get(number)]
             for batch in batches:
                 if batch is not None:
-                    self._cancel(batch, kill, effects)
+                    self._cancel(batch, kill, effects, CANCELLED)
+        return self._assigned(effects, now)
+
+    def cancel_task(self, owner: str, number: int, task: int, now: float, kill: bool = False) -> Effects:
+        """End one task of a batch as cancelled, unless it has its outcome. A slave that has it gives back what it has
+        not begun; with `kill` its worker is killed, and the other tasks of the lease wait again, without blame."""
+        effects = Effects([], [], [])
+        batch = self.owners[owner].batches.get(number) if owner in self.owners else None
+        if batch is not None:
+            gone, left = split(list(batch.queue), task, task + 1)
+            self._keep_queued(batch, gone, left)
+            if gone:
+                self._end(batch, task, task + 1, 0.0, CANCELLED, None, "", effects)
+            for lease in list(batch.leases.values()):
+                self._cancel_in(lease, task, kill, effects)
         return self._assigned(effects, now)
 
     def settled(self, owner: str, numbers: list, now: float) -> Effects:
@@ -632,6 +737,22 @@ class Board:
                     effects.records.append(("settled", owner, number))
         return self._assigned(effects, now)
 
+    def withdrawn(self, owner: str, number: int, reason: str, now: float) -> Effects:
+        """The batch cannot be kept, so it was never accepted: as if it had not come, but for what its owner has heard
+        of it already. It may be submitted again."""
+        effects = Effects([], [("refused", owner, number, reason)], [])
+        known = self.owners.get(owner)
+        batch = known.batches.get(number) if known is not None else None
+        if batch is not None:
+            self.counters["withdrawn"] += 1
+            self._drop_batch(batch, effects)
+            effects.records.append(("settled", owner, number))
+        return self._assigned(effects, now)
+
+    def knows(self, owner: str, number: int) -> bool:
+        """Whether such a batch was taken in, settled or not."""
+        return owner in self.owners and self._submitted(self.owners[owner], number)
+
     @staticmethod
     def _submitted(owner, number):
         return number in owner.batches or _added(owner.forgotten, number)
@@ -646,6 +767,7 @@ class Board:
             return f"{owner} has {known.tasks} unsettled tasks; with {count} more it passes {self.limit}"
         try:
             _demanded(options)
+            tasks.limits_of(options)
         except ValueError as error:
             return str(error)
         return ""
@@ -657,6 +779,9 @@ class Board:
         batch.kind = owner.kind_of(str(options.get("name", "")))
         batch.serial = next(self._serials)
         batch.since = now
+        if "limits" in options or "default_limits" in options:
+            batch.limits = tasks.limits_of(options)
+            self._set_timers(batch)
         owner.batches[number] = batch
         owner.tasks += count
         self.counters["submitted"] += count
@@ -673,39 +798,56 @@ class Board:
                 demand.fit(slave)
         return demand
 
-    def _cancel(self, batch, kill, effects):
-        what = failure("cancelled", "Cancelled", "the task was cancelled")
+    def _cancel(self, batch, kill, effects, what):
         for lo, hi, _, _ in self._dequeue_all(batch):
             self._end(batch, lo, hi, 0.0, what, None, "", effects)
         for lease in batch.leases.values():
-            for lo, hi in () if lease.revoked else lease.open:
+            for lo, hi in lease.live(lease.open):
                 self._end(batch, lo, hi, 0.0, what, None, "", effects)
             self._revoke(lease, kill, effects)
+
+    def _cancel_in(self, lease, task, kill, effects):
+        """Cancel one task of a lease, if it has it; what else it has goes on, or waits again."""
+        inside, outside = split(lease.open, task, task + 1)
+        if not inside:
+            return
+        if lease.live(inside):
+            self._end(lease.batch, task, task + 1, 0.0, CANCELLED, None, "", effects)
+        if not lease.live(outside):
+            self._revoke(lease, kill, effects)
+        elif lease.live(inside):
+            lease.ended = (*lease.ended, (task, task + 1))
+            order = ("revoke", lease.slave.id, lease.id, True) if kill else ("steal", lease.slave.id, lease.id)
+            effects.messages.append(order)
 
     def _revoke(self, lease, kill, effects):
         if not lease.revoked or (kill and not lease.killed):
             lease.revoked, lease.killed = True, lease.killed or kill
             effects.messages.append(("revoke", lease.slave.id, lease.id, kill))
 
-    def _end(self, batch, lo, hi, seconds, failures, payload, slave, effects):
-        """Give tasks their outcome, for good."""
-        batch.end((lo, hi, seconds, failures, payload, slave))
-        self.counters["ended"] += hi - lo
+    def _end(self, batch, lo, hi, seconds, failures, payload, slave, effects, tasks=None):
+        """Give tasks their outcome, for good. `tasks`: how many, if some have theirs."""
+        tasks = hi - lo if tasks is None else tasks
+        batch.end((lo, hi, seconds, failures, payload, slave), tasks)
+        self.counters["ended"] += tasks
         owner = batch.owner
         effects.records.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload))
         if owner.attached:
             effects.messages.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload, slave))
 
-    def _forget(self, batch, effects):
+    def _forget(self, batch, effects, kill=False):
+        self._drop_batch(batch, effects, kill)
+        _add(batch.owner.forgotten, batch.number)
+
+    def _drop_batch(self, batch, effects, kill=False):
         self._dequeue_all(batch)
         for lease in batch.leases.values():
-            self._revoke(lease, False, effects)
+            self._revoke(lease, kill, effects)
         self.counters["dropped"] += batch.remaining
         batch.demand.batches -= 1
         owner = batch.owner
         owner.tasks -= batch.count
         del owner.batches[batch.number]
-        _add(owner.forgotten, batch.number)
 
     # -- queues ----------------------------------------------------------------------------------------------
 
@@ -715,6 +857,8 @@ class Board:
         line = owner.lines.get(demand)
         if line is None:
             line = owner.lines[demand] = demand.ring[owner] = Line()
+            if not demand.able:
+                self._doubtful[demand] = None
         tasks = total(pieces)
         line.tasks += tasks
         demand.tasks += tasks
@@ -730,6 +874,18 @@ class Board:
         """Put ranges that came back at the front."""
         if parts:
             self._enqueue(batch, tuple((lo, hi, deaths, losses) for lo, hi in parts), front=True)
+
+    def _take_back(self, lease, parts, effects, now):
+        """Queue again what a slave has not run of a lease, nobody is blamed."""
+        self._requeue(lease.batch, parts, lease.deaths, lease.losses)
+        if lease.batch.stale:
+            self._end_unbegun(lease.batch, effects, now)
+
+    def _keep_queued(self, batch, gone, left):
+        """Of the queue of a batch only this is left."""
+        if gone:
+            batch.queue = tuple(left)
+            self._shorten(batch, total(gone))
 
     def _dequeue(self, batch, tasks):
         """Take the first tasks of the batch's first range out."""
@@ -827,17 +983,23 @@ class Board:
         self.slots += known.slots - slots
         for demand in self.demands.values():
             demand.fit(known)
+        self._doubt()
 
     def _lose(self, slave, reason, effects):
         gone = self.slaves[slave]
         self.counters["slaves lost"] += 1
         for lease in reversed(list(gone.leases.values())):  # the oldest is put in front last
-            for lo, hi in reversed(self._report(lease, lease.lo, lease.hi)):
+            for lo, hi in reversed(lease.live(self._report(lease, lease.lo, lease.hi))):
                 self._retry(lease, lo, hi, lease.deaths, lease.losses + 1, reason, effects)
         del self.slaves[slave]
         for demand in self.demands.values():
             demand.fit(gone, here=False)
         self.slots -= gone.slots
+        self._doubt()
+
+    def _doubt(self):
+        """The slaves are others now: look anew at what waits."""
+        self._doubtful.update((demand, None) for demand in self.demands.values() if demand.ring)
 
     # -- leases ----------------------------------------------------------------------------------------------
 
@@ -859,39 +1021,45 @@ class Board:
         if held is None:
             return effects
         parts = self._report(held, lo, hi)
-        if held.revoked:
+        live = parts if not held.ended else held.live(parts)
+        if held.revoked or (parts and not live):
             self.counters["revoked result"] += 1
         elif parts == [(lo, hi)]:
             seconds = seconds if 0 <= seconds < 1e9 else 0.0
             held.slave.measure(held.batch.kind, hi - lo, seconds)
             held.batch.kind.measure(seconds / (hi - lo), self.slots)
-            self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects)
+            if live is not parts:
+                failures = {**failures, **{str(task): AGAIN for task, _ in held.ended if lo <= task < hi}}
+            self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects, total(live))
         else:  # the payload cannot be cut here: what a confused slave left open runs again
             self.counters["repeated result"] += 1
-            self._requeue(held.batch, parts, held.deaths, held.losses)
+            self._take_back(held, live, effects, now)
         return self._assigned(effects, now)
 
     def given_back(self, slave: str, lease: int, lo: int, hi: int, now: float) -> Effects:
         """The slave has not begun these tasks and will not: they go to the front of the queue, nobody is
         blamed."""
+        effects = Effects([], [], [])
         held = self._held(slave, lease)
         if held is not None:
             held.asked = False
             parts = self._report(held, lo, hi)
             self.counters["given back"] += total(parts)
             if not held.revoked:
-                self._requeue(held.batch, parts, held.deaths, held.losses)
-        return self._assigned(Effects([], [], []), now)
+                self._take_back(held, held.live(parts), effects, now)
+        return self._assigned(effects, now)
 
-    def worker_lost(self, slave: str, lease: int, lo: int, hi: int, reason: str, now: float) -> Effects:
+    def worker_lost(
+        self, slave: str, lease: int, lo: int, hi: int, reason: str, now: float, output: str = ""
+    ) -> Effects:
         """A worker died over these tasks. They run again one by one, so that the culprit is found; a task
-        whose workers died too often is poisoned."""
+        whose workers died too often is poisoned. `output` is what the worker has printed last."""
         effects = Effects([], [], [])
         held = self._held(slave, lease)
         if held is not None:
             self.counters["workers lost"] += 1
-            for a, b in reversed(self._report(held, lo, hi)):
-                self._retry(held, a, b, held.deaths + 1, held.losses, reason, effects)
+            for a, b in reversed(held.live(self._report(held, lo, hi))):
+                self._retry(held, a, b, held.deaths + 1, held.losses, reason, effects, output)
         return self._assigned(effects, now)
 
     def _held(self, slave, lease):
@@ -920,14 +1088,13 @@ class Board:
                 slave.missing.pop().offer(slave)
         return parts
 
-    def _retry(self, lease, lo, hi, deaths, losses, reason, effects):
+    def _retry(self, lease, lo, hi, deaths, losses, reason, effects, output=""):
         """Queue tasks that lost their worker or slave again, or end them when their budget is spent."""
         batch, where = lease.batch, lease.slave.id
-        if lease.revoked:
-            return
         if deaths >= self.max_attempts:
             text = f"{deaths} workers died over this task, the last one on {where}: {reason}"
             what = failure("poisoned", "WorkerLost", text, where)
+            what["*"] |= {"output": output, "attempt": deaths + losses} if output else {}
             self._end(batch, lo, hi, 0.0, what, None, where, effects)
         elif losses >= MAX_LOSSES:
             text = f"{losses} slaves were lost with this task, the last one was {where}: {reason}"
@@ -936,23 +1103,90 @@ class Board:
             effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, deaths, losses))
             self._requeue(batch, [(lo, hi)], deaths, losses)
 
+    # -- limits of time --------------------------------------------------------------------------------------
+
+    def _set_timers(self, batch):
+        """Look at the batch when a limit of it passes: from its acceptance on, or from a restart of the master."""
+        for limit in ("deadline", "queue_timeout"):
+            if limit in batch.limits:
+                when = batch.since + batch.limits[limit]
+                heapq.heappush(self._timers, (when, batch.serial, batch.owner.id, batch.number, limit))
+                self._look_at(when)
+        if len(self._timers) > self._most_timers:
+            self._timers = [timer for timer in self._timers if timer[1] == batch.serial or self._timed(timer)]
+            heapq.heapify(self._timers)
+            self._most_timers = 2 * len(self._timers) + MIN_TIMERS
+
+    def _timed(self, timer):
+        """The batch of a timer; None if it has all its outcomes, or is forgotten."""
+        _, serial, owner, number, _ = timer
+        batch = self.owners[owner].batches.get(number) if owner in self.owners else None
+        return batch if batch is not None and batch.serial == serial and batch.remaining else None
+
+    def _expire(self, effects, now):
+        """End what has passed its deadline, and what has not run within its queue_timeout."""
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)
+            batch = self._timed(timer)
+            if batch is None:
+                continue
+            self.counters["expired"] += 1
+            if timer[-1] == "deadline":
+                self._end_late(batch, effects, now)
+            elif timer[-1] == "overdue":
+                self._cancel(batch, True, effects, self._late(batch, "deadline", now))
+            else:
+                batch.stale = True
+                self._end_unbegun(batch, effects, now)
+                for lease in batch.leases.values():
+                    if not lease.revoked and lease.attempt == 1:  # some of it may not have begun there
+                        effects.messages.append(("steal", lease.slave.id, lease.id))
+
+    def _end_late(self, batch, effects, now):
+        """What waits at the deadline ends here, what is with a slave there: it knows where the task was."""
+        for lo, hi, _, _ in self._dequeue_all(batch):
+            self._end(batch, lo, hi, 0.0, self._late(batch, "deadline", now), None, "", effects)
+        for lease in batch.leases.values():
+            if not lease.revoked:
+                effects.messages.append(("late", lease.slave.id, lease.id, now - batch.since))
+        if batch.remaining:
+            heapq.heappush(self._timers, (now + LATE, batch.serial, batch.owner.id, batch.number, "overdue"))
+
+    def _end_unbegun(self, batch, effects, now):
+        """What waits and never was in a worker has waited too long."""
+        gone = [piece for piece in batch.queue if not (piece[2] or piece[3])]
+        self._keep_queued(batch, gone, [piece for piece in batch.queue if piece not in gone])
+        for lo, hi, _, _ in gone:
+            self._end(batch, lo, hi, 0.0, self._late(batch, "queue_timeout", now), None, "", effects)
+
+    @staticmethod
+    def _late(batch, limit, now):
+        return {"*": tasks.limit_failure(batch.options, limit, now - batch.since)}
+
     # -- assigning -------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> Effects:
-        """Time has passed: ask busy slaves for work that others could do. Sets `deadline`."""
+        """Time has passed: end what has passed its limits or waits in vain, ask busy slaves for work that others could
+        do. Sets `deadline`."""
         effects = Effects([], [], [])
         self.deadline = None
         if now >= self.resting_until:
             self.resting_until = -math.inf
+        self._expire(effects, now)
         self._steal(effects, now)
         self._assign(effects, now)
+        self._end_stuck(effects, now)
+        if self._timers:
+            self._look_at(self._timers[0][0])
         return effects
 
     def _assigned(self, effects, now):
         """The end of every event that may free or add work."""
         self._assign(effects, now)
-        if self.deadline is None and self.leases:
-            self.deadline = now + self._pause
+        if self._doubtful:
+            self._flag(effects, now)
+        if self.leases and (self.deadline is None or self._timers or self.deadline > now + LONG):
+            self._look_at(now + self._pause)
         return effects
 
     def _assign(self, effects, now):
@@ -1005,7 +1239,7 @@ class Board:
         """Tasks for the next lease: what was found to take TARGET seconds, but not more than a fair share, so
         that all slots end together; one where a worker died, to find out over which."""
         lo, hi, deaths, _ = batch.queue[0]
-        if deaths:
+        if deaths or batch.alone:
             return 1
         least = batch.kind.least(max(batch.demand.tasks, batch.count), self.slots)
         fair = max(-(-line.tasks // (2 * self.slots or 1)), least)
@@ -1079,9 +1313,56 @@ class Board:
         """Call `tick` then at the latest."""
         self.deadline = when if self.deadline is None else min(self.deadline, when)
 
+    # -- what waits in vain ----------------------------------------------------------------------------------
+
+    def _flag(self, effects, now):
+        """See which lines wait for what no slave here has, and tell of each that is new."""
+        doubtful, self._doubtful = self._doubtful, {}
+        for demand in doubtful:
+            stuck = bool(demand.ring and self.slots and not demand.able)
+            demand.wanting = demand.missing(one for one in self.slaves.values() if not one.draining) if stuck else ""
+            for owner, line in demand.ring.items():
+                if stuck and line.stuck is None:
+                    effects.messages.append(("unplaceable", owner.id, line.head, line.tasks, demand.wanting))
+                    if self.unplaceable_wait:
+                        self._look_at(now + self.unplaceable_wait)
+                line.stuck = (now if line.stuck is None else line.stuck) if stuck else None
+
+    def _end_stuck(self, effects, now):
+        """End what has waited too long for what no slave here has."""
+        if self.unplaceable_wait and self.slots:
+            for demand in self.demands.values():
+                for line in () if demand.able else list(demand.ring.values()):
+                    self._end_line(demand, line, effects, now)
+
+    def _end_line(self, demand, line, effects, now):
+        """The same for one line. Each batch has the whole wait; `deadline` follows the first that still has some."""
+        while line.batches:
+            batch = next(iter(line.batches))
+            due = max(line.stuck, batch.since) + self.unplaceable_wait
+            if now < due:
+                self._look_at(due)
+                return
+            text = f"{demand.wanting}, for {self.unplaceable_wait:g} s ({self._reasons(demand)})"
+            what = failure("unplaceable", "Unplaceable", text)
+            for lo, hi, _, _ in self._dequeue_all(batch):
+                self.counters["unplaceable"] += hi - lo
+                self._end(batch, lo, hi, 0.0, what, None, "", effects)
+
+    def _reasons(self, demand):
+        """Why no slave can take it, in a line: "s1: is draining; s2, s3: lacks the tag x"."""
+        reasons = {}
+        for one in self.slaves.values():
+            reasons.setdefault("is draining" if one.draining else one.lacks(demand), []).append(one.id)
+        told = []
+        for reason, names in list(reasons.items())[:SHOWN]:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            told.append(f"{', '.join(names[:SHOWN])}{more}: {reason}")
+        return "; ".join(told) + (f"; {len(reasons) - SHOWN} further reasons" if len(reasons) > SHOWN else "")
+
     def unplaced(self, now: float) -> list[dict]:
-        """What waits though no slave that is here could ever take it: per owner and demand, the first batch,
-        how many tasks wait, for how many seconds, and why each slave cannot."""
+        """What waits though no slave that is here could ever take it: per owner and demand, the first batch and
+        task, how many tasks wait, for how many seconds, and why each slave cannot."""
         found = []
         for demand in self.demands.values():
             if demand.able:
@@ -1094,14 +1375,84 @@ class Board:
                     {
                         "owner": owner.id,
                         "number": batch.number,
+                        "task": line.head,
                         "tasks": line.tasks,
                         "waits": now - batch.since,
                         "needs": dict(demand.needs),
                         "tags": sorted(demand.tags),
+                        "why": demand.wanting,
                         "slaves": reasons,
                     }
                 )
         return found
+
+    # -- explaining ------------------------------------------------------------------------------------------
+
+    def explain(self, owner: str, ordinal: int, now: float) -> dict:
+        """Where the task with this ordinal of an owner is and what it waits for, as JSON can say it.
+
+        `state` is one of
+            "waiting" -- `ahead`: tasks of its owner before it in the same line; `turns`: the owners that wait for
+                slaves of the same kind, the next one first, with the tasks of each; `slaves`: the first unmet condition
+                of each, "" where there is room; `unplaceable`: why no slave here can ever take it, "" if one can;
+                `fails_in`: seconds until it fails of that, None if it does not
+            "running" -- `slave`, `first` and `last` task of the lease, for `since` seconds; `before`: leases that this
+                slave got earlier and still has, on `slots`
+            "ended" -- `slave`, `failure`: None or its type, message and kind; its owner has not settled it yet
+            "settled" -- its owner has its outcome, and nothing is kept here
+            "unknown" -- there is no such task here, and `why`
+        """
+        known = self.owners.get(owner)
+        about = {"task": f"{owner}.{ordinal}", "state": "unknown"}
+        if known is None:
+            return {**about, "why": f"no client or task system {owner} is here: it has ended, or never was"}
+        batch = next((one for one in known.batches.values() if 0 <= ordinal - one.first < one.count), None)
+        if batch is None and any(one.first > ordinal for one in known.batches.values()):
+            return {**about, "state": "settled"}
+        if batch is None:
+            return {**about, "why": f"{owner} has its outcome already, or has not sent it yet"}
+        place = self._explain_place(batch, ordinal - batch.first, now)
+        return {**about, "name": str(batch.options.get("name", "")), "batch": batch.number, "here": now - batch.since,
+                "needs": dict(batch.demand.needs), "tags": sorted(batch.demand.tags), **place}
+
+    def _explain_place(self, batch, at, now):
+        for lo, hi, _, failures, _, slave in batch.outcomes:
+            if lo <= at < hi:
+                what = failures.get(str(at)) or failures.get("*")
+                what = what and {key: what.get(key, "") for key in ("type", "message", "kind")}
+                return {"state": "ended", "slave": slave, "failure": what}
+        for lo, hi, deaths, losses in batch.queue:
+            if lo <= at < hi:
+                return {"state": "waiting", "attempt": deaths + losses + 1, **self._explain_wait(batch, at, now)}
+        lease = next(one for one in batch.leases.values() if not one.revoked and split(one.open, at, at + 1)[0])
+        return self._explain_lease(batch, lease, now)
+
+    def _explain_lease(self, batch, lease, now):
+        slave = lease.slave
+        return {
+            "state": "running", "attempt": lease.attempt, "slave": slave.id, "since": now - lease.since,
+            "first": batch.task_id(lease.lo), "last": batch.task_id(lease.hi - 1), "slots": slave.workers,
+            "before": list(slave.leases).index(lease.id),
+        }
+
+    def _explain_wait(self, batch, at, now):
+        demand = batch.demand
+        line = batch.owner.lines[demand]
+        ahead = sum(other.queued for other in itertools.takewhile(lambda other: other is not batch, line.batches))
+        for lo, hi, _, _ in batch.queue:
+            if lo <= at < hi:
+                ahead += at - lo
+                break
+            ahead += hi - lo
+        estimate = batch.kind.estimate(self._size(batch, line))
+        fails_in = None
+        if line.stuck is not None and self.unplaceable_wait:
+            fails_in = max(0.0, max(line.stuck, batch.since) + self.unplaceable_wait - now)
+        return {
+            "ahead": ahead, "turns": [{"owner": one.id, "tasks": other.tasks} for one, other in demand.ring.items()],
+            "slaves": {one.id: one.obstacle(demand, estimate) for one in self.slaves.values()},
+            "unplaceable": demand.wanting, "fails_in": fails_in,
+        }
 
     # -- after a restart -------------------------------------------------------------------------------------
 
@@ -1154,12 +1505,12 @@ class Board:
                 return
             lo, hi, *rest = rest[1:]
             inside, outside = split(waiting[batch], lo, hi)
-            if event not in ("retry", "outcome") or total(inside) != hi - lo:
+            if event not in ("retry", "outcome") or not inside or (event == "retry" and total(inside) != hi - lo):
                 raise ValueError("not open")
             if event == "retry":
                 outside.append((lo, hi, *rest))
             else:
-                self._end(batch, lo, hi, *rest, "", effects)
+                self._end(batch, lo, hi, *rest, "", effects, total(inside))
             waiting[batch] = outside
 
     def _replay_snapshot(self, owner, batches, out, waiting):
@@ -1172,7 +1523,7 @@ class Board:
                     inside, waiting[batch] = split(waiting[batch], lo, hi)
                     still += inside
                 for lo, hi, *_ in waiting[batch]:
-                    batch.end((lo, hi, 0.0, {}, None, ""))
+                    batch.end((lo, hi, 0.0, {}, None, ""), hi - lo)
                 self.counters["ended"] += total(waiting[batch])
                 waiting[batch] = still
 
@@ -1195,6 +1546,9 @@ class Board:
             assert line.tasks == queued and len(line.batches) == batches, "a queue holds what does not wait"
         for demand in self.demands.values():
             assert demand.tasks == sum(line.tasks for line in demand.ring.values())
+            stuck = bool(demand.ring and self.slots and not demand.able)
+            assert {line.stuck is not None for line in demand.ring.values()} <= {stuck}, "flagged in vain, or not"
+            assert not stuck or not self.unplaceable_wait or self.deadline is not None, "nobody will end what is stuck"
         assert len(lines) == sum(len(owner.lines) for owner in self.owners.values())
         assert len(lines) == sum(len(demand.ring) for demand in self.demands.values())
         for slave in self.slaves.values():
@@ -1202,23 +1556,49 @@ class Board:
         assert len(self.leases) == sum(len(slave.leases) for slave in self.slaves.values()), "no slave has it"
         assert self.slots == sum(slave.workers for slave in self.slaves.values() if not slave.draining)
         self._check_counters()
+        self._check_timers()
+
+    def _check_timers(self):
+        """Whatever has a limit of time is looked at when it passes."""
+        timed = {timer[1:] for timer in self._timers}
+        for owner in self.owners.values():
+            for batch in owner.batches.values():
+                about = batch.serial, owner.id, batch.number
+                if batch.remaining and "deadline" in batch.limits:
+                    assert (*about, "deadline") in timed or (*about, "overdue") in timed
+                if batch.remaining and "queue_timeout" in batch.limits:
+                    assert batch.stale != ((*about, "queue_timeout") in timed)
+        assert not self._timers or self.deadline <= self._timers[0][0], "nobody looks at the next timer"
 
     def _check_batch(self, batch):
         """Each task is in one place: it waits, is with a slave, or has its outcome."""
-        pieces = [piece[:2] for piece in batch.queue] + [piece[:2] for piece in batch.outcomes]
+        ended = self._ended(batch)
+        pieces = [piece[:2] for piece in batch.queue] + ended
         assert batch.queued == total(batch.queue)
-        assert batch.remaining == batch.count - total(batch.outcomes)
+        assert batch.remaining == batch.count - total(ended)
         for _, _, deaths, losses in batch.queue:
             assert deaths < self.max_attempts and losses < MAX_LOSSES, "more attempts than the budget"
+            assert deaths or losses or not batch.stale, "what waits too long"
         for lease in batch.leases.values():
             assert self.leases[lease.id] is lease and lease.batch is batch
-            if not lease.revoked:
-                pieces += lease.open
+            assert not batch.alone or lease.hi - lease.lo == 1, "nobody could say which of them takes too long"
+            pieces += lease.live(lease.open)
         end = 0
         for lo, hi in sorted(pieces):
             assert lo == end < hi, f"{batch.owner.id}.{batch.number}: {end}..{lo} are nowhere or twice"
             end = hi
         assert end == batch.count
+
+    @staticmethod
+    def _ended(batch):
+        """The ranges of a batch that have an outcome; one that was cancelled alone may lie inside another."""
+        ended = []
+        for lo, hi, *_ in sorted(batch.outcomes, key=lambda outcome: (outcome[0], -outcome[1])):
+            if ended and lo < ended[-1][1]:
+                assert hi == lo + 1 <= ended[-1][1], "two outcomes of one task"
+            else:
+                ended.append((lo, hi))
+        return ended
 
     def _check_slave(self, slave):
         used, seconds, tasks = {}, 0.0, 0
@@ -1256,13 +1636,55 @@ class Board:
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS format (version INTEGER);
 CREATE TABLE IF NOT EXISTS records (
-    number INTEGER PRIMARY KEY, kind TEXT, owner, batch INTEGER, detail TEXT, payload BLOB);
+    number INTEGER PRIMARY KEY, kind TEXT, owner, batch INTEGER, detail TEXT, sizes TEXT, sum INTEGER, payload BLOB);
 CREATE INDEX IF NOT EXISTS by_batch ON records (owner, batch);
 """
-FORMAT = 1
+ROWS = "SELECT number, kind, owner, batch, detail, sizes, sum, payload FROM records"
+FORMAT = 2
 OF_BATCH = ("batch", "retry", "outcome")
 WITH_PAYLOAD = ("batch", "outcome", "system", "snapshot", "finished")
 GATHER = 0.01  # seconds that records may wait for others: nobody is told that they are safe before they are
+LARGE = 16 * 1024  # bytes of a payload that gets a file of its own: a row of that size takes 90 µs, a file 30
+PAGE = 4096  # bytes of a page of the database
+KEPT_BLOBS = 64 * 1024 * 1024  # bytes of files that are not needed, to be written again
+KEPT_PAGES = 8 * 1024 * 1024 // PAGE  # free ones that are not worth giving back
+STEP_PAGES = 256  # given back at a time, between two commits
+LOG_LIMIT = 4 * 1024 * 1024  # bytes that the write-ahead log keeps
+BALLAST = LOG_LIMIT  # bytes of a file that is let go when the disk is full: even to delete takes room in the log
+READ_ROWS = 500  # at a time
+FEW = 64  # deletions in a commit while the disk is full
+PROBE_EVERY = 1.0  # seconds between two looks whether a full disk has room again
+STORAGE_ERRORS = (
+    "database or disk is full", "disk I/O error", "unable to open database file", "database is locked",
+    "attempt to write a readonly database",
+)  # fmt: skip
+
+
+def is_storage(error: Exception) -> bool:
+    """Whether an error is the disk's, which may pass, and not the journal's own."""
+    text = str(error)
+    return isinstance(error, OSError) or (
+        isinstance(error, sqlite3.OperationalError) and text.startswith(STORAGE_ERRORS)
+    )
+
+
+def lasting(records: list[tuple]) -> list[tuple]:
+    """The records without those that a later one of them takes back."""
+    ended: set = set()
+    kept = []
+    for record in reversed(records):
+        kind = record[0]
+        if kind in OF_BATCH:
+            if ended and (record[1] in ended or record[1:3] in ended):
+                continue
+        elif kind == "settled":
+            ended.add(record[1:3])
+        elif record[1] in ended and kind != "gone":
+            continue
+        elif kind == "gone":
+            ended.add(record[1])
+        kept.append(record)
+    return kept[::-1] if ended else records
 
 
 class Journal(threading.Thread):
@@ -1270,46 +1692,65 @@ class Journal(threading.Thread):
 
     `put(records, after)` never waits; `committed(after)` is called, in this thread, once the records are safe. The
     last item of "batch" and "outcome" records, the payload, is a list of byte strings. What nobody needs is deleted.
+
+    When the disk is full (or cannot be written), `full(error, refused)` is called with the (owner, number) of the
+    batches that could not be kept: they count as never submitted. Other records wait in memory and are tried again;
+    were the master killed then, their tasks would run again. `room()` is called when all are on the disk. Any other
+    error is final: `failed(error)`.
     """
 
-    def __init__(self, path: Path, committed: Callable[[list], None], failed: Callable[[Exception], None]):
+    def __init__(
+        self, path: Path, committed: Callable[[list], None], failed: Callable[[Exception], None],
+        full: Callable[[Exception, list], None] | None = None, room: Callable[[], None] = lambda: None,
+        synchronous: str = "normal",
+    ):  # fmt: skip
         super().__init__(name="journal", daemon=True)
         self._failed = failed
         self._path = path
         self._committed = committed
+        self._full, self._room = full or (lambda error, refused: failed(error)), room
+        self._synchronous = synchronous
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
+        self._waiting: list[tuple] = []  # records that the disk did not take
+        self._held: list[tuple] = []  # messages to send once these are committed
+        self._systems: set = set()  # task systems: their batches wait, for they must come again in the same way
+        self._withdrawn: set = set()  # (owner, number) of refused batches, until the Board has taken them out
+        self._blocked = False
+        self._probe_at = 0.0
+        self._excess = False  # the file has many free pages
+        self._ballast = Path(f"{path}.ballast")
+        self._ballast.unlink(missing_ok=True)
+        self._blobs = Blobs(blobs_of(path), synchronous == "full")
+        self._loaded = read_journal(path)
         self._base = self._open()
+        self._number = self._base.execute("SELECT coalesce(max(number), 0) FROM records").fetchone()[0]
+        self._systems.update(record[1] for record in self._loaded if record[0] == "system")
 
     def _open(self) -> sqlite3.Connection:
         try:
             base = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            base.execute("PRAGMA journal_mode=WAL")
-            base.execute("PRAGMA synchronous=NORMAL")
+            for pragma in (
+                "auto_vacuum=INCREMENTAL", "journal_mode=WAL", f"synchronous={self._synchronous}",
+                f"journal_size_limit={LOG_LIMIT}",
+            ):  # fmt: skip
+                base.execute(f"PRAGMA {pragma}")
             base.executescript(SCHEMA)
-            found = base.execute("SELECT version FROM format").fetchone()
-            if found is None:
+            if base.execute("SELECT version FROM format").fetchone() is None:
                 base.execute("INSERT INTO format VALUES (?)", (FORMAT,))
-        except sqlite3.DatabaseError as error:
-            raise components.Error(
-                f"the journal {self._path} cannot be read ({error})", "it is damaged, or not a journal",
-                "move it away to start with an empty one, or start with --no-journal",
-            ) from None
-        if found and found[0] != FORMAT:
-            raise components.UsageError(
-                f"the journal {self._path} has format {found[0]}, this version reads {FORMAT}",
-                "another version of the program wrote it", "use that version, or move the file away",
+            base.create_function("drop_blob", 1, self._blobs.drop)
+            base.execute(
+                "CREATE TEMP TRIGGER dropped AFTER DELETE ON main.records WHEN old.sizes IS NOT NULL "
+                "BEGIN SELECT drop_blob(old.number); END"
             )
+            self._blobs.sweep({number for (number,) in base.execute("SELECT number FROM records WHERE sizes NOT NULL")})
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise unusable(self._path, error) from None
         return base
 
     def load(self) -> list[tuple]:
-        """All records, oldest first. Before `start`."""
-        return self._select("")
-
-    def _select(self, which: str, *values: Any) -> list[tuple]:
-        rows = self._base.execute(
-            f"SELECT kind, owner, batch, detail, payload FROM records {which} ORDER BY number", values
-        )
-        return [_record(*row) for row in rows]
+        """All records, oldest first. Before `start`, once."""
+        loaded, self._loaded = self._loaded, []
+        return loaded
 
     def put(self, records: list[tuple], after: list) -> None:
         """Takes records, and what is to be sent once they are committed."""
@@ -1317,28 +1758,153 @@ class Journal(threading.Thread):
 
     def run(self) -> None:
         """Commits until `stop`."""
+        entries: list = [([], [])]
         while True:
-            batch = [self._queue.get()]
-            time.sleep(GATHER)
-            while not self._queue.empty():
-                batch.append(self._queue.get())
             try:
-                self._commit([record for records, _ in batch for record in records or ()])
-            except (sqlite3.Error, OSError, Error, ValueError, TypeError, OverflowError) as error:  # a full disk
+                after = self._keep(entries)
+            except (sqlite3.Error, OSError, Error, ValueError, TypeError, OverflowError) as error:
                 self._failed(error)
                 return
-            after = [message for _, messages in batch for message in messages]
             if after:
                 self._committed(after)
-            if any(records is None for records, _ in batch):
+            if any(records is None for records, _ in entries):
+                self._ballast.unlink(missing_ok=True)
+                self._blobs.trim()
                 self._base.close()
                 return
+            entries = self._next()
+
+    def _next(self) -> list:
+        """What was put, gathered; nothing when there is something else to do meanwhile."""
+        pause = PROBE_EVERY if self._blocked else GATHER if self._excess else None
+        try:
+            entries = [self._queue.get(timeout=pause)]
+        except queue.Empty:
+            return []
+        time.sleep(GATHER)
+        while not self._queue.empty():
+            entries.append(self._queue.get())
+        return entries
+
+    def _keep(self, entries: list) -> list:
+        """Commits what was put, or holds it; returns what may be sent now."""
+        self._waiting += self._not_withdrawn([record for records, _ in entries for record in records or ()])
+        self._systems.update(record[1] for record in self._waiting if record[0] == "system")
+        for records, after in entries:
+            self._held += [(message, bool(records)) for message in after]
+        stopping = any(records is None for records, _ in entries)
+        if self._blocked and time.monotonic() < self._probe_at and not stopping:
+            self._refuse(None)
+        else:
+            self._try()
+        now = [message for message, waits in self._held if not (waits and self._blocked)]
+        self._held = [held for held in self._held if held[1]] if self._blocked else []
+        return [message for message in now if not self._withdrawn or message[1:3] not in self._withdrawn]
+
+    def _try(self) -> None:
+        try:
+            if self._blocked:
+                self._delete_first()
+            if not self._ballast.exists():
+                self._load_ballast()
+            self._commit(lasting(self._waiting))
+            self._waiting = []
+        except (sqlite3.OperationalError, OSError) as error:
+            if not is_storage(error):
+                raise
+            if self._blobs.trim():
+                self._try()
+            else:
+                self._refuse(error)
+        else:
+            if self._blocked:
+                self._blocked = False
+                self._room()
+
+    def _delete_first(self) -> None:
+        """What the ballast had is for deletions, which make room for the rest: few at a time, with an empty log."""
+        self._waiting = lasting(self._waiting)
+        ends = [record for record in self._waiting if record[0] in ("settled", "gone")]
+        for first in range(0, len(ends), FEW):
+            self._base.execute("PRAGMA wal_checkpoint").fetchall()
+            self._commit(ends[first : first + FEW])
+        for _ in range(FEW):
+            self._base.execute("PRAGMA wal_checkpoint").fetchall()
+            self._shrink()
+            if not self._excess:
+                break
+        self._waiting = [record for record in self._waiting if record[0] not in ("settled", "gone")]
+
+    def _refuse(self, error: Exception | None) -> None:
+        """The disk takes nothing: batches that wait are refused, all else goes on waiting."""
+        batches = [record[1:3] for record in self._waiting if record[0] == "batch"]
+        refused = [batch for batch in batches if batch[0] not in self._systems]
+        self._withdrawn.update(refused)
+        self._waiting = self._not_withdrawn(self._waiting)
+        self._held = [held for held in self._held if held[0][1:3] not in self._withdrawn]
+        if error is not None:
+            self._probe_at = time.monotonic() + (PROBE_EVERY if self._blocked else 0)
+            self._blocked = True
+            self._ballast.unlink(missing_ok=True)
+            self._error = error
+        if refused or error is not None:
+            self._full(self._error, refused)
+
+    def _not_withdrawn(self, records: list[tuple]) -> list[tuple]:
+        """The records without those of refused batches."""
+        if not self._withdrawn:
+            return records
+        kept = []
+        for record in records:
+            if record[1:3] not in self._withdrawn or record[0] not in (*OF_BATCH, "settled"):
+                kept.append(record)
+            elif record[0] == "settled":  # the Board has taken it out; it may come again
+                self._withdrawn.discard(record[1:3])
+        return kept
+
+    def _load_ballast(self) -> None:
+        try:
+            with open(self._ballast, "wb", buffering=0) as file:
+                rpc.write_pieces(file.fileno(), [bytes(BALLAST)])
+            room = shutil.disk_usage(self._path.parent).free
+            if self._blocked and room < BALLAST:  # else it would be full again at once
+                raise OSError(errno.ENOSPC, f"{room:,} bytes are left")
+        except OSError:
+            self._ballast.unlink(missing_ok=True)
+            raise
 
     def _commit(self, records: list[tuple]) -> None:
-        self._base.execute("BEGIN")
-        for record in records:
-            self._write(record)
-        self._base.execute("COMMIT")
+        """All of them or none."""
+        if records:
+            done = False
+            try:
+                self._base.execute("BEGIN IMMEDIATE")
+                for record in records:
+                    self._write(record)
+                self._blobs.sync()
+                self._base.execute("COMMIT")
+                done = True
+            finally:
+                if not done:
+                    self._roll_back()
+            self._blobs.committed()
+        self._shrink()
+
+    def _roll_back(self) -> None:
+        if self._base.in_transaction:  # SQLite may have done it
+            self._base.execute("ROLLBACK")
+        self._blobs.rolled_back()
+
+    def _shrink(self) -> None:
+        """Gives a little of the file back while more than half of it is free, or if the disk is full."""
+        (free,), (pages,) = (
+            self._base.execute(f"PRAGMA {of}").fetchone() for of in ("freelist_count", "page_count")
+        )
+        before, self._excess = self._excess, free > (0 if self._blocked else max(KEPT_PAGES, pages // 2))
+        if before and not self._excess:
+            self._base.execute("PRAGMA wal_checkpoint").fetchall()  # the file itself becomes shorter
+        if self._excess:
+            self._base.executescript(f"PRAGMA incremental_vacuum({STEP_PAGES})")  # `execute` would do one page
 
     def stop(self) -> None:
         """Commits what is there and ends."""
@@ -1348,7 +1914,7 @@ class Journal(threading.Thread):
     def _write(self, record: tuple) -> None:
         kind, owner, *rest = record
         if kind == "history":  # no record: all that there is of this owner at this moment
-            rest[0].extend(self._select("WHERE owner = ?", owner))
+            rest[0][:] = [_record(*row[1:]) for row in rows_of(self._base, self._path, only=owner)]
         elif kind == "settled":
             self._base.execute("DELETE FROM records WHERE owner = ? AND batch = ?", (owner, rest[0]))
         elif kind == "gone":
@@ -1358,12 +1924,26 @@ class Journal(threading.Thread):
                 self._base.execute("DELETE FROM records WHERE kind = 'life'")
             elif kind == "snapshot":
                 self._forget_before(owner, *rest[:3])
-            payload = pack_payload(rest.pop()) if kind in WITH_PAYLOAD else None
+            payload = rest.pop() if kind in WITH_PAYLOAD else None
             batch = rest.pop(0) if kind in OF_BATCH else None
-            self._base.execute(
-                "INSERT INTO records (kind, owner, batch, detail, payload) VALUES (?, ?, ?, ?, ?)",
-                (kind, owner, batch, json.dumps(rest), payload),
-            )
+            self._insert(kind, owner, batch, json.dumps(rest), payload)
+
+    def _insert(self, kind: str, owner: Any, batch: int | None, detail: str, parts: list | None) -> None:
+        """A row; a large payload goes to a file of its own, before the row is committed."""
+        self._number += 1
+        sizes = payload = None
+        pieces: list = []
+        if parts is not None and sum(map(rpc.size_of, parts)) >= LARGE:
+            found = [rpc.pieces_of(part) for part in parts]
+            sizes = json.dumps([sum(map(len, some)) for some in found])
+            pieces = list(itertools.chain.from_iterable(found))
+            self._blobs.write(self._number, pieces)
+        elif parts is not None:
+            payload = pack_payload(parts)
+            pieces = [payload]
+        total = sum_of(kind, owner, batch, detail, sizes, pieces)
+        row = (self._number, kind, owner, batch, detail, sizes, total, payload)
+        self._base.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 
     def _forget_before(self, owner: str, heard: int, batches: int, out: list) -> None:
@@ -1373,16 +1953,15 @@ class Journal(threading.Thread):
         first = f"SELECT number FROM records WHERE {inputs} ORDER BY number LIMIT ?"
         self._base.execute(f"DELETE FROM records WHERE number IN ({first})", (owner, heard))
         self._base.execute(f"{delete} IN ('value', 'snapshot')", (owner,))
-        self._base.execute("UPDATE records SET payload = NULL WHERE owner = ? AND kind = 'system'", (owner,))
         still = {number for number, _ in out}
         rows = self._base.execute("SELECT batch FROM records WHERE owner = ? AND kind = 'batch'", (owner,)).fetchall()
         over = [(owner, batch) for (batch,) in rows if batch < batches and batch not in still]
         self._base.executemany(f"{delete} IN ('batch', 'retry', 'outcome') AND batch = ?", over)
 
 
-def _record(kind: str, owner: Any, batch: int | None, detail: str, payload: bytes | None) -> tuple:
+def _record(kind: str, owner: Any, batch: int | None, detail: str, payload: list | None) -> tuple:
     numbers = (batch,) if kind in OF_BATCH else ()
-    payloads = (unpack_payload(payload),) if kind in WITH_PAYLOAD else ()
+    payloads = (payload,) if kind in WITH_PAYLOAD else ()
     return (kind, owner, *numbers, *json.loads(detail), *payloads)
 
 
@@ -1398,6 +1977,330 @@ def unpack_payload(blob: bytes | None) -> list | None:
     return rpc.unpack_body([blob[4:]])[1]
 
 
+def sum_of(kind: str, owner: Any, batch: int | None, detail: str, sizes: str | None, pieces: Iterable) -> int:
+    """The check sum of a row and its payload: SQLite has none, and would not notice another byte in a value."""
+    total = zlib.crc32(f"{kind} {owner} {batch} {detail} {sizes}".encode())
+    for piece in pieces:
+        total = zlib.crc32(piece, total)
+    return total
+
+
+class Blobs:
+    """Payloads beside the journal, a file each, named by the number of its row.
+
+    A file is written before its row is committed, and not needed once the row's deletion was. Some of these are kept
+    to be written again, which costs a third of a new one; they, and what a killed master left in between, are removed
+    at the next start. `safe`: files are on the disk before the commit, and not only with the system.
+    """
+
+    def __init__(self, folder: Path, safe: bool = False):
+        self.folder = folder
+        self._safe = safe
+        self._sizes: dict[int, int] = {}  # of files written in this life
+        self._written: list[int] = []  # since the last commit
+        self._deleted: list[int] = []  # their rows are
+        self._dropped: list[int] = []  # and that is committed
+        self._free: collections.defaultdict = collections.defaultdict(list)  # bits of the size -> files, to write again
+        self._kept = 0  # bytes of these
+
+    def write(self, number: int, pieces: list) -> None:
+        """A file of these pieces. Raises OSError."""
+        path, size = f"{self.folder}/{number}", sum(map(len, pieces))
+        again = self._free[size.bit_length()]
+        self._written.append(number)
+        if again:
+            before = again.pop()
+            os.rename(f"{self.folder}/{before}", path)
+            self._kept -= (had := self._sizes.pop(before))
+            self._sizes[number] = max(had, size)
+        else:
+            self._sizes[number] = size
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            rpc.write_pieces(file, pieces)
+            if self._safe:
+                os.fsync(file)
+        finally:
+            os.close(file)
+
+    def drop(self, number: int) -> None:
+        """Its row is deleted, though not committed."""
+        self._deleted.append(number)
+
+    def sync(self) -> None:
+        """Before a commit: the names of what was written are safe too."""
+        if self._safe and self._written:
+            _sync_folder(self.folder)
+
+    def committed(self) -> None:
+        """Lets go what is not needed, unless a backup is being made."""
+        self._written.clear()
+        self._dropped += self._deleted
+        self._deleted.clear()
+        if self._dropped:
+            with components.may_remove(self.folder) as allowed:
+                dropped, self._dropped = (self._dropped, []) if allowed else ([], self._dropped)
+                for number in dropped:
+                    self._let_go(number)
+
+    def rolled_back(self) -> None:
+        """Nothing of what was written since the last commit counts."""
+        self._deleted.clear()
+        self._remove(self._written)
+        self._written.clear()
+
+    def trim(self) -> bool:
+        """Keeps no file to write again; whether there were any."""
+        for numbers in self._free.values():
+            self._remove(numbers)
+        self._free.clear()
+        kept, self._kept = self._kept, 0
+        return kept > 0
+
+    def sweep(self, needed: set[int]) -> None:
+        """Makes the folder, private, and removes all files that are not needed."""
+        rpc.own_folder(self.folder)
+        for name in os.listdir(self.folder):
+            if not (name.isdigit() and int(name) in needed):
+                os.unlink(self.folder / name)
+
+    def _let_go(self, number: int) -> None:
+        size = self._sizes.get(number, 0)
+        if size and self._kept + size <= KEPT_BLOBS:
+            self._free[size.bit_length()].append(number)
+            self._kept += size
+        else:
+            self._remove([number])
+
+    def _remove(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._sizes.pop(number, None)
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self.folder}/{number}")
+
+
+def _sync_folder(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+# -- reading a journal -------------------------------------------------------------------------------------------------
+
+SHM_HEADER = struct.Struct("=3IBBH2I2I2I2I")  # of SQLite's index of a write-ahead log, which holds it twice
+
+
+def blobs_of(path: Path) -> Path:
+    """Where large payloads of a journal are."""
+    return path.with_suffix(".blobs")
+
+
+def damaged(path: Path, why: str, further: str = "") -> components.Error:
+    """The error for a journal that is not what was written."""
+    return components.Error(
+        f"the journal {path} is damaged: {why}", "what it holds of accepted work cannot be relied on",
+        f"restore {path.parent} from a backup, or move {path.name}* and {blobs_of(path).name} away to start with an "
+        f"empty one: accepted work that is in them does not run then{further}",
+    )
+
+
+def unusable(path: Path, error: Exception) -> components.Error:
+    """The error for a journal that cannot be opened or read."""
+    if is_storage(error):
+        return components.Error(
+            f"the journal {path} cannot be used ({error})", "the disk is full, or the folder cannot be written",
+            f"make room and let this user write {path.parent}, or start with --no-journal",
+        )
+    return damaged(path, str(error))
+
+
+def committed_pages(path: Path) -> int:
+    """How many pages of the write-ahead log hold commits, as whoever wrote there last has noted; 0 if nobody has."""
+    try:
+        with open(f"{path}-shm", "rb") as file:
+            note = file.read(2 * SHM_HEADER.size)
+    except FileNotFoundError:
+        return 0
+    if len(note) < 2 * SHM_HEADER.size or note[: SHM_HEADER.size] != note[SHM_HEADER.size :]:
+        return 0
+    _, _, _, valid, _, _, pages, *_ = SHM_HEADER.unpack_from(note)
+    return pages if valid else 0
+
+
+@contextmanager
+def reading(path: Path, alone: bool) -> Any:
+    """A connection that changes nothing. `alone`: no master has the journal open; then the note of what was committed
+    to the write-ahead log, which SQLite corrects by what it can read there, is left as it was."""
+    note = Path(f"{path}-shm")
+    before = note.read_bytes() if alone and note.exists() else None
+    base = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    try:
+        yield base
+    finally:
+        base.close()
+        if before is not None:
+            note.write_bytes(before)
+
+
+def check_journal(base: sqlite3.Connection, path: Path, pages: int) -> None:
+    """Raises Error unless the file is whole, its format is ours, and the write-ahead log has that many pages."""
+    base.execute("SELECT count(*) FROM sqlite_master").fetchone()  # SQLite looks at the log
+    here = committed_pages(path)
+    if here < pages:
+        raise damaged(
+            path, f"{pages} pages were committed to {path.name}-wal, {here} of them can be read",
+            f"; or remove {path.name}-shm to go on without what is missing",
+        )
+    problems = [text for (text,) in base.execute("PRAGMA integrity_check(3)")]
+    if problems != ["ok"]:
+        raise damaged(path, "; ".join(problems))
+    found = base.execute("SELECT version FROM format").fetchone()
+    if found and found[0] != FORMAT:
+        raise components.UsageError(
+            f"the journal {path} has format {found[0]}, this version reads {FORMAT}",
+            "another version of the program wrote it", "use that version, or move the file away",
+        )
+
+
+def rows_of(
+    base: sqlite3.Connection, path: Path, running: bool = False, only: str | None = None
+) -> Iterable[tuple]:
+    """(number, kind, owner, batch, detail, parts) of all rows, or `only` those of an owner, in order. Parts in files
+    are references. Raises Error for a row that is not what was written. `running`: a master may delete rows meanwhile,
+    these are left out."""
+    folder = str(blobs_of(path))
+    for number, kind, owner, batch, detail, sizes, total, payload in _read_rows(base, only):
+        where = f"{folder}/{number}"
+        pieces: Iterable = () if payload is None else (payload,)
+        parts = None
+        try:
+            if sizes is not None:
+                parts = _in_file(folder, number, json.loads(sizes))
+                pieces = _content_of(where, parts)
+            if sum_of(kind, owner, batch, detail, sizes, pieces) != total:
+                raise ValueError("it does not have its check sum")
+            yield number, kind, owner, batch, detail, unpack_payload(payload) if parts is None else parts
+        except (OSError, ValueError, TypeError, rpc.ProtocolError) as error:
+            if running and sizes is not None and not _is_there(base, number):
+                continue
+            raise damaged(path, f"record {number} ({kind} of {owner}): {error}") from None
+
+
+def _read_rows(base: sqlite3.Connection, owner: str | None) -> Iterable[tuple]:
+    """Some at a time: whoever reads on keeps the write-ahead log from being emptied."""
+    last = 0
+    which = f"{ROWS} WHERE number > ? AND (? IS NULL OR owner = ?) ORDER BY number LIMIT {READ_ROWS}"
+    while rows := base.execute(which, (last, owner, owner)).fetchall():
+        yield from rows
+        last = rows[-1][0]
+
+
+def _is_there(base: sqlite3.Connection, number: int) -> bool:
+    return base.execute("SELECT 1 FROM records WHERE number = ?", (number,)).fetchone() is not None
+
+
+def _in_file(folder: str, number: int, sizes: list) -> list:
+    ends = list(itertools.accumulate(sizes))
+    return [rpc.Reference(folder, str(number), end - size, size) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _content_of(where: str, parts: list) -> Iterable[bytes]:
+    left = sum(map(len, parts))
+    with open(where, "rb") as file:
+        if os.fstat(file.fileno()).st_size < left:
+            raise ValueError(f"{where} does not have {left:,} bytes")
+        while left and (piece := file.read(min(left, 1 << 20))):
+            left -= len(piece)
+            yield piece
+
+
+def read_journal(path: Path) -> list[tuple]:
+    """All records of a journal that no master has open; none if there is no file. Raises Error if it is damaged."""
+    if not path.exists():
+        left = [one for one in (Path(f"{path}-wal"), *blobs_of(path).glob("*")) if one.exists() and one.stat().st_size]
+        if left:
+            raise damaged(path, f"it is not there, but {left[0]} is")
+        Path(f"{path}-shm").unlink(missing_ok=True)
+        return []
+    pages = committed_pages(path)
+    try:
+        with reading(path, alone=True) as base:
+            check_journal(base, path, pages)
+            return [_record(*row[1:]) for row in rows_of(base, path)]
+    except (sqlite3.DatabaseError, OSError) as error:
+        raise unusable(path, error) from None
+
+
+# -- looking at a journal ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened_journal(folder: str | None) -> Any:
+    """(connection, path, whether a master runs there) of the journal in a master's folder, to read it only. Raises
+    Error for one that is damaged or not there."""
+    environment = components.Environment(folder or components.state_root() / "master", "master")
+    path = environment / "journal.db"
+    if not path.exists():
+        raise components.UsageError(f"there is no journal {path}", "no master kept one there", "name its folder: --env")
+    alone = True
+    try:
+        environment.lock()
+    except components.UsageError:
+        alone = False
+    pages = committed_pages(path) if alone else 0
+    try:
+        with environment, reading(path, alone) as base:
+            check_journal(base, path, pages)
+            yield base, path, not alone
+    except (sqlite3.DatabaseError, OSError) as error:
+        raise unusable(path, error) from None
+
+
+def export_journal(folder: str | None, payloads: bool = False) -> None:
+    """Writes a line of JSON per record to stdout."""
+    with opened_journal(folder) as (base, path, running):
+        for row in rows_of(base, path, running):
+            print(json.dumps(described(*row, payloads)))
+
+
+def described(
+    number: int, kind: str, owner: Any, batch: int | None, detail: str, parts: list | None, payloads: bool
+) -> dict:
+    """A record for people and their programs."""
+    made = {"number": number, "kind": kind, "owner": owner, "batch": batch, "detail": json.loads(detail)}
+    if parts is not None:
+        data = b"".join(piece for part in parts for piece in rpc.pieces_of(part))
+        sizes = list(map(rpc.size_of, parts))
+        made["payload"] = {"size": sum(sizes), "sizes": sizes, "sha256": hashlib.sha256(data).hexdigest()}
+        if payloads:
+            made["payload"]["base64"] = base64.b64encode(data).decode()
+    return made
+
+
+def summary_of(folder: str | None) -> str:
+    """What a journal holds, in lines; Error unless it is whole."""
+    with opened_journal(folder) as (base, path, running):
+        counts, tasks, ended = Counter(), 0, 0
+        for _, kind, _, _, detail, _ in rows_of(base, path, running):
+            counts[kind] += 1
+            if kind == "batch":
+                tasks += json.loads(detail)[0]
+            elif kind == "outcome":
+                lo, hi = json.loads(detail)[:2]
+                ended += hi - lo
+        sizes = [file.stat().st_size for file in (path, Path(f"{path}-wal")) if file.exists()]
+        beside = [file.stat().st_size for file in blobs_of(path).glob("*")]
+        records = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items())) or "none"
+        return (
+            f"journal {path}: whole, format {FORMAT}{', in use by a master that runs' * running}\n"
+            f"  records  {records}\n"
+            f"  tasks    {tasks - ended:,} without an outcome, {ended:,} whose outcome was not acknowledged\n"
+            f"  size     {sum(sizes):,} bytes, and {sum(beside):,} in {len(beside):,} files beside it"
+        )
+
+
 # -- the master ----------------------------------------------------------------------------------------------------
 
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
@@ -1408,7 +2311,18 @@ GRACE = 10.0  # seconds that a stopping master lets tasks run on
 REGATHER = 5.0  # seconds that a master which was started again waits for the slaves that it had
 WANTED_FOR = 10.0  # seconds that a published object which is not here may still come
 FAILURES_TOLD = 1000  # kinds of failures that are logged
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NEVER_SENT = "its application was never sent here"
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
+
+
+def parse_task_id(task: str) -> tuple[str, int]:
+    """Owner and ordinal of a task's id, such as c1.17. Raises UsageError."""
+    owner, _, ordinal = task.rpartition(".")
+    if not (owner and ordinal.isascii() and ordinal.isdecimal() and len(ordinal) < 16):
+        why = "it is the name of a client or a task system, a dot, and a number: c1.17, or 3.17"
+        raise components.UsageError(f"{task[:80]!r} is no id of a task", why)
+    return owner, int(ordinal)
 
 
 def check_version(role: str, info: dict) -> None:
@@ -1441,6 +2355,12 @@ def read_options(parts: list) -> dict:
         raise components.UsageError("the batch has no head that can be read", str(error)) from None
 
 
+@functools.lru_cache(maxsize=1024)
+def with_limits(head: bytes, limits: tuple) -> bytes:
+    """The head of a batch, with the limits of this master for what its tasks do not say."""
+    return json.dumps({**tasks.read_head(head), "default_limits": dict(limits)}).encode()
+
+
 def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
     """Raises UsageError unless a slave's report names a range, and failures are objects by ordinal."""
     check_whole(lease, lo, hi)
@@ -1448,6 +2368,15 @@ def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
         raise components.UsageError(f"{lo}..{hi} holds no task", "a report names at least one")
     if failures is not None and not (type(failures) is dict and all(type(one) is dict for one in failures.values())):
         raise components.UsageError("the failures of a report are no objects", "an object by ordinal is meant")
+
+
+def check_output(pieces: Any) -> None:
+    """Raises UsageError unless a slave tells output as [lo, hi, text, dropped] for ranges of tasks."""
+    if type(pieces) is not list or not all(type(one) is list and len(one) == 4 for one in pieces):
+        raise components.UsageError("the output of tasks is no list of pieces", "[lo, hi, text, dropped] is meant")
+    check_whole(*(number for lo, hi, _, dropped in pieces for number in (lo, hi, dropped)))
+    if not all(type(one[2]) is str for one in pieces):
+        raise components.UsageError("a piece of output is no text", "[lo, hi, text, dropped] is meant")
 
 
 def check_offer(amounts: Any, workers: Any, tags: Any = ()) -> None:
@@ -1552,6 +2481,7 @@ class System:
         self.step = self.done = self.known = 0  # done, known: tasks with an outcome, and all tasks
         self.waiting = False
         self.pipe: rpc.Pipe | None = None
+        self.ear: tasks.Ear | None = None  # hears what its hooks print
         self.late: list[tuple] | None = None  # what its next host is to hear after all that the last one heard
 
 
@@ -1611,12 +2541,55 @@ class MasterNode(rpc.BaseNode):
         "master", "memory", 64, "MiB of payloads to hold in memory; more lie on the disk until needed", minimum=0
     )
     journalled = components.BoolItem("master", "journal", True, "keep accepted work in SQLite until its owner has it")
+    unplaceable_wait = components.FloatItem(
+        "master", "unplaceable_wait", 300.0, "seconds until a task fails that no slave here can ever take; 0: never",
+        minimum=0,
+    )
+    synchronous = components.ChoiceItem(
+        "master", "synchronous", "normal", ("normal", "full"), "what accepted work outlives: normal the death of the "
+        "master, full also a loss of power"
+    )
     retention = components.FloatItem(
         "master", "retention", 3600.0, "seconds to keep the work of a client that went away without a word", minimum=0
+    )
+    timeout = components.FloatItem(
+        "limits", "timeout", 0.0, "seconds that an attempt may run of a task that says nothing; 0: any", minimum=0
+    )
+    deadline = components.FloatItem(
+        "limits", "deadline", 0.0, "seconds from acceptance to outcome of a task that says nothing; 0: any", minimum=0
+    )
+    queue_timeout = components.FloatItem(
+        "limits", "queue_timeout", 0.0, "seconds until a task that says nothing first runs; 0: any", minimum=0
+    )
+    task_memory = components.FloatItem(
+        "limits", "memory_limit", 0.0, "MiB that the worker of a task that says nothing may take; 0: any", minimum=0
     )
 
     def setup(self) -> None:
         """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
+        self._begin_empty()
+        self.start_zygote()
+        self.closing.callback(lambda: self.zygote.stop())
+        self.store = self.open_store()
+        self.spool = rpc.Store(rpc.own_folder(self.environment / "spool"))
+        self.closing.callback(self.spool.close)
+        self.memory = Memory(self.memory_limit * 1024 * 1024)
+        self.read_limits()
+        self.shelf = rpc.Shelf(self.store or self.spool)
+        self.board = Board(max_lease=self.max_lease, unplaceable_wait=self.unplaceable_wait)
+        self.set_scheduler()
+        self.keyring = rpc.Keyring(str(self.environment / "keys"))
+        apps = self.environment / "apps"  # one without its zip is asked for again
+        self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
+        if self.journalled:
+            self.open_journal()
+        else:
+            self.board.restore([], time.monotonic())
+        self.open_compute_channel()
+        self.open_control_channel()
+
+    def _begin_empty(self) -> None:
+        """Of all that it keeps account of, there is nothing yet."""
         self.names = Names()
         self.stopping = False
         self.broken: components.Error | None = None
@@ -1633,28 +2606,14 @@ class MasterNode(rpc.BaseNode):
         self._failures: set[str] = set()  # kinds that were logged
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
         self._slow_at = self._sweep_at = self._tell_at = self._accept_at = 0.0
+        self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
+        self._alarms: list[tuple[float, Callable]] = []
         self._zygotes = tasks.Recent()
-        self.start_zygote()
-        self.closing.callback(lambda: self.zygote.stop())
-        self.store = self.open_store()
-        self.spool = rpc.Store(rpc.own_folder(self.environment / "spool"))
-        self.closing.callback(self.spool.close)
-        self.memory = Memory(self.memory_limit * 1024 * 1024)
-        self.shelf = rpc.Shelf(self.store or self.spool)
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
-        self.board = Board(max_lease=self.max_lease)
-        self.journal = None
-        self.set_scheduler()
-        self.keyring = rpc.Keyring(str(self.environment / "keys"))
-        apps = self.environment / "apps"  # one without its zip is asked for again
-        self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
-        if self.journalled:
-            self.open_journal()
-        else:
-            self.board.restore([], time.monotonic())
-        self.open_compute_channel()
-        self.open_control_channel()
+        self.journal: Journal | None = None
+        self.storage = ""  # why the journal takes no new work
+        self._unstored = ""  # why the last application was not stored
 
     def start_zygote(self) -> None:
         """Makes the process from which hosts are forked."""
@@ -1671,11 +2630,19 @@ class MasterNode(rpc.BaseNode):
             if old:
                 old.stop()
 
+    def read_limits(self) -> None:
+        """Takes over what is configured for tasks that say nothing: it is put into the heads of their batches."""
+        limits = {"timeout": self.timeout, "deadline": self.deadline, "queue_timeout": self.queue_timeout,
+                  "memory_limit": self.task_memory}
+        self.limits = tuple((name, value) for name, value in limits.items() if value)
+
     def open_journal(self) -> None:
         """Reads what an earlier life accepted and has not delivered, and goes on from there."""
         self.journal = Journal(
             self.environment / "journal.db", lambda after: self.loop.post(lambda: self._send_all(after)),
             lambda error: self.loop.post(lambda: self._journal_failed(error)),
+            lambda error, refused: self.loop.post(lambda: self._storage_full(error, refused)),
+            lambda: self.loop.post(self._storage_has_room), self.synchronous,
         )
         records = self.journal.load()
         effects = self.board.restore(records, time.monotonic())
@@ -1726,6 +2693,22 @@ class MasterNode(rpc.BaseNode):
         )
         self.loop.stop()
 
+    def _storage_full(self, error: Exception, refused: list) -> None:
+        """New work is refused until there is room, and so are these batches, which could not be kept. The rest goes
+        on."""
+        folder = self.environment.path
+        what = "full" if "full" in str(error) or getattr(error, "errno", 0) in FULL else "not writable"
+        reason = f"storage {what}: the journal in {folder} cannot be written ({error})"
+        if not self.storage:
+            log.error("%s: new work is refused until there is room, what is accepted goes on", reason)
+        self.storage = f"{reason}; make room on that disk and submit again: the master goes on by itself"
+        for owner, number in refused:
+            self.apply(self.board.withdrawn(owner, number, self.storage, time.monotonic()))
+
+    def _storage_has_room(self) -> None:
+        self.storage = ""
+        log.warning("the journal can be written again: new work is accepted")
+
     # -- effects
 
     def apply(self, effects: Effects) -> None:
@@ -1772,6 +2755,9 @@ class MasterNode(rpc.BaseNode):
     def _send_steal(self, slave: str, lease: int) -> None:
         self._send(slave, ["steal", lease])
 
+    def _send_late(self, slave: str, lease: int, seconds: float) -> None:
+        self._send(slave, ["late", lease, seconds])
+
     def _send_accepted(self, owner: str, number: int) -> None:
         """Soon, with others: nobody waits for it."""
         if not self._accepted:
@@ -1791,6 +2777,15 @@ class MasterNode(rpc.BaseNode):
     ) -> None:
         self._send(owner, ["outcome", number, lo, hi, seconds, failures, slave], payload or ())
 
+    def _note_unplaceable(self, owner: str, task: str, tasks: int, why: str) -> None:
+        """Logs, once per owner and reason, that its tasks wait in vain; its client hears of it with the progress."""
+        key = f"{owner} waits: {why}"
+        if key not in self._failures and len(self._failures) < FAILURES_TOLD:
+            self._failures.add(key)
+            seconds = self.unplaceable_wait
+            wait = f"they fail in {seconds:g} s" if seconds else "they wait for one that comes"
+            log.warning("%s tasks of %s wait: %s; %s (client.py --explain %s)", tasks, owner, why, wait, task)
+
     def _send_history(self, name: str, records: list) -> None:
         """To the new host of a system whose last one died."""
         system = self.systems.get(name)
@@ -1801,8 +2796,9 @@ class MasterNode(rpc.BaseNode):
                 self._send(name, call, parts)
 
     _senders = {
-        "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "accepted": _send_accepted,
-        "refused": _send_refused, "outcome": _send_outcome, "history": _send_history,
+        "unplaceable": _note_unplaceable,
+        "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "late": _send_late,
+        "accepted": _send_accepted, "refused": _send_refused, "outcome": _send_outcome, "history": _send_history,
         "taken": lambda self, *details: self._send_taken(*details),
     }
 
@@ -1821,6 +2817,9 @@ class MasterNode(rpc.BaseNode):
             system.late.append((call, parts))
 
     def _count(self, owner: str, tasks: int, failures: dict) -> None:
+        if failures:
+            counted = {key: one for key, one in failures.items() if one is not AGAIN}
+            tasks, failures = tasks - len(failures) + len(counted), counted
         self._counts["tasks"] += tasks
         if owner in self.systems:
             self.systems[owner].done += tasks
@@ -1876,6 +2875,11 @@ class MasterNode(rpc.BaseNode):
             check_whole(*([] if number is None else [number]))
             self.apply(self.board.cancel(request.peer.label, number, time.monotonic(), bool(kill)))
 
+        @rpc.tcpremote(channel, roles=owners)
+        def cancel_task(handler, request, number, place, kill=False):
+            check_whole(number, place)
+            self.apply(self.board.cancel_task(request.peer.label, number, place, time.monotonic(), bool(kill)))
+
     def _expose_shared(self, channel: rpc.Channel) -> None:
         owners = ("client", "admin")
 
@@ -1900,10 +2904,10 @@ class MasterNode(rpc.BaseNode):
             self.start_system(request.peer.label, number, digest, options, request.parts)
 
         @rpc.tcpremote(channel, roles=owners)
-        def cancel_tasksystem(handler, request, number):
+        def cancel_tasksystem(handler, request, number, kill=False):
             system = self._system_of(request.peer.label, number)
             if system:
-                self.end_system(system, tasks.cancelled_failure(), {}, ())
+                self.end_system(system, tasks.cancelled_failure(), {}, (), bool(kill))
 
         @rpc.tcpremote(channel, roles=owners)
         def step(handler, request, number):
@@ -1944,10 +2948,17 @@ class MasterNode(rpc.BaseNode):
             self.apply(self.board.given_back(request.peer.label, lease, lo, hi, time.monotonic()))
 
         @rpc.tcpremote(channel, roles=slaves)
-        def worker_lost(handler, request, lease, lo, hi, reason):
+        def worker_lost(handler, request, lease, lo, hi, reason, output=""):
             check_report(lease, lo, hi)
             log.warning("slave %s: %s", request.peer.label, reason)
-            self.apply(self.board.worker_lost(request.peer.label, lease, lo, hi, reason, time.monotonic()))
+            last = str(output)[-tasks.OUTPUT_KEPT :]
+            self.apply(self.board.worker_lost(request.peer.label, lease, lo, hi, reason, time.monotonic(), last))
+
+        @rpc.tcpremote(channel, roles=slaves)
+        def output(handler, request, lease, pieces):
+            check_whole(lease)
+            check_output(pieces)
+            self.take_output(request.peer.label, lease, pieces)
 
         @rpc.tcpremote(channel, roles=slaves)
         def fetch(handler, request, digest):
@@ -2042,6 +3053,7 @@ class MasterNode(rpc.BaseNode):
         for _, number in [key for key in self._finished if key[0] == name]:
             self._forget_finished(name, number)
         self._gone_at.pop(name, None)
+        self._unsaid.pop(name, None)
         self._detached.discard(name)
         self._forget_shared(name)
         if name in self.board.owners:
@@ -2054,8 +3066,13 @@ class MasterNode(rpc.BaseNode):
         if parts and type(parts[0]) is rpc.Reference:
             parts[0] = parts[0].read()
         head = read_options(parts)
+        if self.limits:
+            parts[0] = with_limits(bytes(parts[0]), self.limits)
+            head = read_options(parts)
         if head.get("bundle") not in self.bundles:
-            self._send_refused(owner, number, "its application was never sent here")
+            self._send_refused(owner, number, self._unstored or NEVER_SENT)
+        elif self.storage and owner not in self.systems and not self.board.knows(owner, number):
+            self._send_refused(owner, number, self.storage)
         elif len(parts) != 2 + -(-count // max(1, group)):
             self._send_refused(owner, number, f"{count} tasks in groups of {group} do not make {len(parts) - 2} groups")
         else:
@@ -2101,16 +3118,56 @@ class MasterNode(rpc.BaseNode):
         adopted = self.store.adopt(part)
         return adopted.held(self.store) if adopted else part.read()
 
+    # -- output
+
+    def take_output(self, slave: str, lease: int, pieces: list) -> None:
+        """What tasks of a lease have printed goes to the client that waits for them; nothing of it is kept."""
+        held = self.board.leases.get(lease)
+        if held is not None and held.slave.id == slave:
+            self._send_output(held.batch.owner.id, held.attempt, pieces)
+
+    def _send_output(self, owner: str, attempt: int, pieces: list) -> None:
+        client = self.systems[owner].client if owner in self.systems else owner
+        peer = self._peers.get(client)
+        if peer is None or peer.lags:
+            if client in self.board.owners:
+                self._unsaid[client] += tasks.weight_of(pieces)
+            return
+        self._tell_unsaid(client, peer)
+        self._send(client, ["output", owner, attempt, pieces])
+
+    def _tell_unsaid(self, client: str, peer: rpc.Peer) -> None:
+        if client in self._unsaid and not peer.lags:
+            self._send(client, ["output", client, 1, [[0, 0, "", self._unsaid.pop(client)]]])
+
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Calls a function once, in so many seconds."""
+        self._alarms.append((time.monotonic() + seconds, function))
+
+    def _ring(self, now: float) -> float:
+        """Calls what is due; returns when the next is."""
+        for alarm in [alarm for alarm in self._alarms if alarm[0] <= now]:
+            self._alarms.remove(alarm)
+            alarm[1]()
+        return min((at for at, _ in self._alarms), default=math.inf)
+
     # -- bundles
 
     def store_bundle(self, digest: str, manifest: dict, data: bytes) -> None:
         """Keeps a bundle, unpacked for hosts and packed for slaves."""
         folder = self.environment / "apps"
         if digest not in self.bundles:
-            rpc.open_bundle(digest, manifest, data, folder)
-            with components.replacing(folder / f"{digest}.zip") as file:
-                file.write(data)
-            self.bundles[digest] = manifest
+            try:
+                rpc.open_bundle(digest, manifest, data, folder)
+                with components.replacing(folder / f"{digest}.zip") as file:
+                    file.write(data)
+            except (OSError, components.Error) as error:
+                if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
+                    raise
+                log.error("an application cannot be stored: %s", error)
+                self._unstored = f"the application cannot be stored by the master ({error}): make room on its disk"
+            else:
+                self.bundles[digest], self._unstored = manifest, ""
 
     def send_bundle(self, peer: rpc.Peer, digest: str) -> None:
         """Gives a slave what it runs leases of."""
@@ -2161,7 +3218,10 @@ class MasterNode(rpc.BaseNode):
 
     def _give_up_wanted(self, now: float) -> None:
         for key, asking in list(self._wanted.items()):
-            if now - asking[0][1] > WANTED_FOR:
+            waited = now - asking[0][1]
+            if rpc.SILENT <= waited < rpc.SILENT + SWEEP_EVERY:  # in one sweep
+                log.info("%s waits for a published object: its client has not sent it, again, yet", asking[0][0])
+            if waited > WANTED_FOR:
                 for target, _ in self._wanted.pop(key):
                     self._send(target, ["no_shared", key, "the client that published it has ended, or lost it"])
 
@@ -2175,7 +3235,7 @@ class MasterNode(rpc.BaseNode):
             return
         if known is None:
             if digest not in self.bundles:
-                failure = {"c": -32007, "m": "its application was never sent here", "t": ""}
+                failure = {"c": -32007, "m": self._unstored or NEVER_SENT, "t": ""}
                 self._send(client, ["push_tasksystem_failed", number, failure])
                 return
             try:
@@ -2248,7 +3308,15 @@ class MasterNode(rpc.BaseNode):
     def _fork(self, system: System) -> None:
         """Makes the process that hosts it. Raises OSError."""
         zygote = self.zygote  # one that comes later may have another child of this token
-        token, sock = zygote.fork("host", str(self.environment / "apps" / system.bundle))
+        system.ear = ear = tasks.Ear(self.loop, tasks.OUTPUT_RATE * 1024, self.later)
+        ear.send = lambda pieces: self._send_output(system.name, system.deaths + 1, tasks.placed(pieces, 0, 0))
+        try:
+            token, sock = zygote.fork("host", str(self.environment / "apps" / system.bundle), ear.theirs)
+        except OSError:
+            ear.close()
+            raise
+        finally:
+            ear.given()
         system.token, system.pipe = token, rpc.Pipe(
             self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts),
             lambda pipe: zygote.kill(token), self.store, system.bundle,  # nobody can hear it any more
@@ -2282,6 +3350,8 @@ class MasterNode(rpc.BaseNode):
         """With a journal another host takes its place, but not for ever."""
         if self.systems.get(system.name) is not system:
             return
+        system.ear.settle()
+        system.ear.close()
         system.deaths += 1
         if self.journal and system.deaths < MAX_HOSTS:
             log.warning("the host of system %s ended (%s); another one repeats what it did", system.name, how)
@@ -2311,6 +3381,11 @@ class MasterNode(rpc.BaseNode):
             self.want_shared(system.name, *params)
         elif method == "settled":
             self.apply(self.board.settled(system.name, *params, time.monotonic()))
+        elif method == "cancel":
+            self.apply(self.board.cancel(system.name, params[0], time.monotonic(), params[1]))
+        elif method == "cancel_task":
+            number, place, kill = params
+            self.apply(self.board.cancel_task(system.name, number, place, time.monotonic(), kill))
         elif method == "system_step":
             system.step, system.waiting = params
             self._send(system.client, ["system_step", system.number, *params])
@@ -2330,10 +3405,19 @@ class MasterNode(rpc.BaseNode):
             "see 'What is promised' in docs/programming-model.md",
         ), kind="system"), {}, ())
 
-    def end_system(self, system: System, failure: dict | None, stats: dict, parts: Iterable) -> None:
-        """The system is done, failed or cancelled: nothing of it that is queued runs, and its client hears of it."""
-        if self.systems.pop(system.name, None) is None:
+    def end_system(
+        self, system: System, failure: dict | None, stats: dict, parts: Iterable, kill: bool = False
+    ) -> None:
+        """The system is done, failed or cancelled: nothing of it that is queued runs, and its client hears of it. With
+        `kill`, its tasks that run are killed."""
+        if system.name not in self.systems:
             return
+        if system.ear:
+            system.ear.settle()
+            system.ear.close()
+            if failure and failure.get("kind") == "system" and (last := system.ear.output.last()):
+                failure["output"] = last
+        del self.systems[system.name]
         seconds = time.monotonic() - system.since
         stats = {**stats, "elapsed": seconds, "id": system.name, "app": system.app,
                  "system_id": system.options.get("system_id")}
@@ -2342,7 +3426,7 @@ class MasterNode(rpc.BaseNode):
         if system.pipe:
             system.pipe.close()
             self.zygote.kill(system.token)  # a hook that never returns would not notice the end of its pipe
-        self.apply(self.board.owner_gone(system.name, time.monotonic()))
+        self.apply(self.board.owner_gone(system.name, time.monotonic(), kill))
         end = (system.name, system.app, system.user, failure, stats, list(parts))
         self._keep_finished(system.client, system.number, end)
         self._send_finished(system.client, system.number)
@@ -2392,7 +3476,9 @@ class MasterNode(rpc.BaseNode):
             self._flush_accepted()
         if now >= self._slow_at or self.stopping:
             self._slow_tick(now)
-        deadline = min(self._slow_at, self.channel.tick(now), math.inf if board.deadline is None else board.deadline)
+        ring_at = self._ring(now) if self._alarms else math.inf
+        board_at = math.inf if board.deadline is None else board.deadline
+        deadline = min(self._slow_at, self.channel.tick(now), board_at, ring_at)
         return min(deadline, self._accept_at) if self._accepted else deadline
 
     def _slow_tick(self, now: float) -> None:
@@ -2433,23 +3519,45 @@ class MasterNode(rpc.BaseNode):
     def _tell_clients(self) -> None:
         """How the swarm stands, to every client for which that changed."""
         size = self.swarm_size()
+        running = {lease.batch.owner.id for lease in self.board.leases.values()}
         for name, peer in self._peers.items():
             if peer.role != "slave":
                 mine = {s.number: [s.step, s.done, s.known] for s in self.systems.values() if s.client == name}
-                told = [*size, mine]
+                self._tell_unsaid(name, peer)
+                told = [*size, mine, self._waits_of(name, running)]
                 if self._told.get(name) != told:
                     self._told[name] = told
                     self.channel.send(peer, ["swarm", *told])
 
+    def _waits_of(self, client: str, running: set) -> list:
+        """What work of a client waits for while nothing else is to be seen of it: [kind, tasks, why, first task]."""
+        owners = [client, *(system.name for system in self.systems.values() if system.client == client)]
+        lines = [
+            (demand, line) for owner in owners if owner in self.board.owners
+            for demand, line in self.board.owners[owner].lines.items()
+        ]
+        waits = [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
+        if running.isdisjoint(owners):
+            others = ", ".join(sorted(running)[:SHOWN])
+            why = f"the slaves run tasks of {others}" if running else "no slave takes them yet"
+            waits += [["behind", line.tasks, why, line.head] for demand, line in lines if not demand.wanting]
+        return waits[:SHOWN]
+
     def config_changed(self, changes: set) -> None:
         super().config_changed(changes)
+        if ("master", "unplaceable_wait") in changes:
+            self.board.unplaceable_wait = self.unplaceable_wait
+            self.apply(self.board.tick(time.monotonic()))
         if ("master", "task_scheduler") in changes:
             components.run_foreign("the scheduler stays as it was", self.set_scheduler)
+        if any(section == "limits" for section, _ in changes):
+            self.read_limits()
 
     def open_control_channel(self) -> None:
         """Opens the HTTP port, writes the access files, and notes for nodes of this user where they are."""
         self.token = self.keyring.token()
         self._expose_to_people()
+        self._expose_explanations()
         self.serve(self.host, self.port, self.token, self.names_here)
         host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host  # what others can call
         self.addresses = {
@@ -2473,7 +3581,7 @@ class MasterNode(rpc.BaseNode):
         def enrol(request, role: str, public_key: str, name: str, nonce: str, time: float, mac: str):
             """Lets a node's key in, if the request is signed with the join secret of its role."""
             asked = {"role": role, "public_key": public_key, "name": name, "nonce": nonce, "time": time, "mac": mac}
-            return self.loop.ask(lambda: self.keyring.enrol(asked, self.addresses))
+            return self.loop.ask(lambda: self.enrol(asked))
 
         @rpc.jsonremote(service)
         def slaves(request):
@@ -2498,9 +3606,34 @@ class MasterNode(rpc.BaseNode):
             return self.loop.ask(lambda: self.order_slave(slave, ["drain"]))
 
         @rpc.jsonremote(service, name="system.cancel", roles=("admin",))
-        def cancel(request, system: str):
-            """Ends a task system; what it has queued never runs."""
-            return self.loop.ask(lambda: self.cancel_system(system))
+        def cancel(request, system: str, kill: bool = False):
+            """Ends a task system; what it has queued never runs. kill: ends what runs of it, too."""
+            return self.loop.ask(lambda: self.cancel_system(system, kill))
+
+    def _expose_explanations(self) -> None:
+        service = self.service
+
+        @rpc.jsonremote(service, name="enrol.check")
+        def check_enrolment(request, role: str, public_key: str, name: str, nonce: str, time: float, mac: str):
+            """Says whether a node's enrolment would be let in, and lets nobody in."""
+            asked = {"role": role, "public_key": public_key, "name": name, "nonce": nonce, "time": time, "mac": mac}
+            return self.loop.ask(lambda: self.keyring.check_enrolment(asked))
+
+        @rpc.jsonremote(service, name="task.explain")
+        def explain(request, task: str):
+            """Where a task is and what it waits for: the queue, the turns, and what keeps each slave from it."""
+            owner, ordinal = parse_task_id(task)
+            return self.loop.ask(lambda: self.board.explain(owner, ordinal, time.monotonic()))
+
+    def enrol(self, asked: dict) -> dict:
+        """Lets a node's key in. Raises Error if it may not be, or cannot be stored."""
+        try:
+            return self.keyring.enrol(asked, self.addresses)
+        except OSError as error:
+            raise components.Error(
+                f"the key of this node cannot be stored by the master ({error})",
+                "its disk is full, or cannot be written", "make room there, and try again",
+            ) from None
 
     def order_slave(self, slave: str, call: list) -> bool:
         """Passes an order on. Raises Error for a slave that is not here."""
@@ -2509,11 +3642,11 @@ class MasterNode(rpc.BaseNode):
         self.channel.send(self._peers[slave], call)
         return True
 
-    def cancel_system(self, name: str) -> bool:
+    def cancel_system(self, name: str, kill: bool = False) -> bool:
         """Ends a system by name. Raises Error if there is none."""
         if name not in self.systems:
             raise components.Error(f"no task system {name} runs", f"running: {', '.join(self.systems) or 'none'}")
-        self.end_system(self.systems[name], tasks.cancelled_failure(), {}, ())
+        self.end_system(self.systems[name], tasks.cancelled_failure(), {}, (), kill)
         return True
 
     def describe_slaves(self) -> list[dict]:
@@ -2541,8 +3674,9 @@ class MasterNode(rpc.BaseNode):
             "clients": sorted(name for name, peer in self._peers.items() if peer.role != "slave"),
             "systems": len(self.systems), "done": self._counts["tasks"], "failed": self._counts["failed"],
             "scheduler": type(self.board.scheduler).__name__, "journal": bool(self.journal),
-            "addresses": self.addresses, "unplaced": self.board.unplaced(time.monotonic()),
-            "counters": dict(self.board.counters), "refused": dict(self.channel.counts),
+            "storage": self.storage or "ok", "addresses": self.addresses,
+            "unplaced": self.board.unplaced(time.monotonic()), "counters": dict(self.board.counters),
+            "refused": dict(self.channel.counts),
         }
 
     def stop_soon(self) -> None:
@@ -2565,8 +3699,10 @@ EXAMPLES = """examples:
   master.py                        for slaves and clients of this user
   master.py --host 0.0.0.0         also others, with a file of its keys
   master.py config show --origin   what is configured, and where
+  master.py doctor                 what is missing here, and what to do
+  master.py journal check          what is accepted and not done, is it whole
 
-exit: 0 stopped, 1 internal error, 2 usage or port taken, 130/143 signals
+exit: 0 stopped, 1 failed, 2 usage or port taken, 130/143 signals
 """
 
 
@@ -2593,7 +3729,9 @@ SCHEDULERS = {"push": "GenericTaskScheduler", "pull": "ZMQTaskScheduler"}
 
 
 def _main(argv: list[str]) -> int:
-    code = rpc.administer("master", argv)
+    code = rpc.administer("master", argv, tasks.checks)
+    if code is None and argv[:1] == ["journal"]:
+        code = _show_journal(argv[1:])
     if code is not None:
         return code
     options = parser().parse_args(argv)
@@ -2605,6 +3743,19 @@ def _main(argv: list[str]) -> int:
         node = MasterNode(environment, config)
         with rpc.start_logging(node, components.Terminal(color=options.color)):
             return _run(node, options)
+
+
+def _show_journal(argv: list[str]) -> int:
+    made = components.ArgumentParser(prog="master.py journal")
+    made.add_argument("what", choices=("check", "export"), help="say what is in it, or write it as JSON lines")
+    made.add_argument("--env", metavar="DIR", help="the master's folder")
+    made.add_argument("--payloads", action="store_true", help="export what tasks and results carry too, as base64")
+    options = made.parse_args(argv)
+    if options.what == "export":
+        export_journal(options.env, options.payloads)
+    else:
+        print(summary_of(options.env))
+    return components.EXIT_OK
 
 
 def _run(node: MasterNode, options: Any) -> int:

@@ -33,24 +33,31 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
     owner → master   publish(key, at, total) {, bytes} · fetch_shared(key)
                      bundle(digest, manifest) {zip} · submit(number, count, group, first) {head, index, groups…}
                      settled([numbers]) · cancel(number, kill) · push_tasksystem(number, digest, options) {system}
-                     cancel_tasksystem(number) · step(number) · work_settled(number) · goodbye()
+                     cancel_task(number, place, kill) · cancel_tasksystem(number, kill) · step(number)
+                     work_settled(number) · goodbye()
     host → master    system_step(step, waiting) · system_done(failure, stats) {result}
     master → owner   accepted([numbers]) · refused(number, reason)
                      outcome(number, lo, hi, seconds, failures, slave) {groups…}
                      push_tasksystem_response(number, name) · push_tasksystem_failed(number, error)
                      work_finished(number, failure, stats) {result} · swarm(slaves, workers, busy, systems)
                      shared(key, at, total) {, bytes} · no_shared(key, reason)
+                     output(owner, attempt, [[lo, hi, text, dropped]…])
     master → slave   lease(id, owner, number, lo, hi, group, attempt, first) {head, index, groups…}
-                     revoke(id, kill) · steal(id) · bundle(digest, manifest) {zip} · no_bundle(digest)
+                     revoke(id, kill) · steal(id) · late(id, seconds) · bundle(digest, manifest) {zip}
                      workers(count) · drain() · shared(key, at, total) {, bytes} · no_shared(key, reason)
-                     forget_shared([keys])
+                     forget_shared([keys]) · no_bundle(digest)
     slave → master   result(id, lo, hi, seconds, failures) {groups…} · given_back(id, lo, hi) · fetch(digest)
-                     worker_lost(id, lo, hi, reason) · resources(amounts, workers) · leaving()
+                     output(id, [[lo, hi, text, dropped]…]) · worker_lost(id, lo, hi, reason, output)
+                     resources(amounts, workers) · leaving()
                      publish_for(owner, key, at, total) {, bytes} · fetch_shared(key)
     slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
-                     shared(key) {bytes} · no_shared(key, reason) · spare() with a descriptor
+                     shared(key) {bytes} · no_shared(key, reason) · spare() and stack(), with a descriptor each
     worker → slave   result(id, lo, hi, seconds, failures, last) {groups…} · publish(key, at, total) {, bytes}
-                     fetch_shared(key)
+                     fetch_shared(key) · begun(id), if its tasks have limits
+
+Beside its socketpair a child has a pipe for what it prints. What Python prints in a lease of several tasks stands
+between marks of its task; the lo..hi of an `output` are ordinals of the owner, 0..0 for it as a whole, such as the
+hooks of a system. Output may be dropped anywhere on the way: `dropped` counts the bytes that are missing before `text`.
 
 On TCP a message is encrypted and its sender known by CURVE; on a socket file in a private folder PLAIN says the same
 with a password that both ends derive. Either way the master reads the sender's public key from the connection, never
@@ -104,9 +111,11 @@ import zipfile
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from difflib import get_close_matches
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from inspect import Parameter, signature
@@ -1148,7 +1157,7 @@ def pack_body(call: list, parts: Iterable = (), envelope: bytes = b"", local: st
             lengths.append(REFERENCE)
             small += (bytes([len(text)]), text)
         else:
-            pieces = list(filter(len, _pieces_of(part)))
+            pieces = list(filter(len, pieces_of(part)))
             lengths.append(sum(map(len, pieces)) if size < INLINE else FRAMES | len(pieces))
             (small if size < INLINE else frames).extend(pieces)
     return [b"".join((envelope, struct.pack(f"<H{len(flat)}I", len(flat), *lengths), *small)), *frames]
@@ -1264,13 +1273,13 @@ def _inline(flat, files):
             lengths.append(REFERENCE)
             pieces += (bytes([len(text)]), text)
         else:
-            own = _pieces_of(part)
+            own = pieces_of(part)
             lengths.append(sum(map(len, own)))
             pieces += own
     return pieces, list(map(len, pieces)), lengths
 
 
-def _pieces_of(part):
+def pieces_of(part):
     """A part as bytes-likes. What a file holds is read: who can cut a mapped one short could end this process. If it
     is gone, whoever opens the part will hear why."""
     if type(part) is not Reference:
@@ -1432,6 +1441,7 @@ NOBLOCK, SNDMORE, EVENTS, READABLE = 1, 2, 15, 1  # ZeroMQ's numbers: pyzmq's en
 HIGH_WATER = 1000  # messages in a ZeroMQ queue: credits keep far below, this stops what credits did not foresee
 MAX_SESSIONS = 16  # of one key at the same time
 ROOM = 32 * 1024 * 1024  # bytes that a peer may leave unacknowledged until further calls to it wait
+LAGGING = 1024 * 1024  # bytes that a peer has not acknowledged from which on it gets no output of tasks
 LEFT = "it left"  # the reason of `on_lost` when a node said goodbye
 COMPLAIN = 10.0  # seconds between two log lines about the same kind of trouble
 
@@ -1497,6 +1507,11 @@ class Peer:
     def unsaid(self, wanted: Callable[[list], bool]) -> list[tuple[list, Iterable]]:
         """Those of the wanted calls that it has not acknowledged, oldest first, with their parts."""
         return [*self.session.unheard(wanted), *(one for one in self.backlog if wanted(one[0]))]
+
+    @property
+    def lags(self) -> bool:
+        """Whether so much is on its way that what can be spared should not be sent."""
+        return bool(self.backlog) or self.session.pending_bytes > LAGGING
 
     @property
     def id(self) -> bytes:
@@ -2517,10 +2532,24 @@ class Keyring:
 
         Asking again gives the same answer. Raises Error with what is wrong.
         """
+        role, key, name, nonce = self._verified(request, "enrol")
+        self._authorize(key, role, name)
+        about = {"name": name, "public_key": self.public_key, "addresses": addresses or {}}
+        return {**about, "mac": _sign(self._join[role], "enrolled", nonce, about)}
+
+    def check_enrolment(self, request: dict) -> dict:
+        """Whether such an enrolment would be let in: `known` says whether the key is authorized already. Authorizes
+        nobody. Raises Error with what is wrong."""
+        role, key, name, nonce = self._verified(request, "check")
+        about = {"public_key": self.public_key, "known": self._may_join(key, role, name) is not None}
+        return {**about, "mac": _sign(self._join[role], "checked", nonce, about)}
+
+    def _verified(self, request, verb):
+        """Role, key, name and nonce of a request that is signed with the join secret of its role, just now."""
         request = request if isinstance(request, dict) else {}
         role, key, name, nonce, at = (request.get(k) for k in ("role", "public_key", "name", "nonce", "time"))
         file = self._path(f"{role if role in ROLES else ROLES[0]}.access")
-        if role not in ROLES or not _signed(request.get("mac"), self._join[role], "enrol", role, key, name, nonce, at):
+        if role not in ROLES or not _signed(request.get("mac"), self._join[role], verb, role, key, name, nonce, at):
             raise components.Error(
                 f"the master refused {role if role in ROLES else 'node'} {str(name)[:64]!r}: wrong key",
                 "the access file there differs from the master's",
@@ -2533,11 +2562,17 @@ class Keyring:
                 f"the two may differ by {CLOCK_SKEW:.0f} s",
                 "set the clock there, for example with an NTP service",
             )
-        self._authorize(key, role, name)
-        about = {"name": name, "public_key": self.public_key, "addresses": addresses or {}}
-        return {**about, "mac": _sign(self._join[role], "enrolled", nonce, about)}
+        return role, key, name, nonce
 
     def _authorize(self, key, role, name):
+        with self._lock:
+            known = self._may_join(key, role, name)
+            self._reported.add(key)
+            if not known:
+                self._rewrite("authorized", [f"{key} {role} {name} {_date(self._clock())}"])
+
+    def _may_join(self, key, role, name):
+        """Raise Error unless this key may have this role; returns its entry, None if it is new."""
         if not isinstance(key, str) or not _KEY.fullmatch(key) or not _NAME.fullmatch(str(name)):
             raise components.Error(f"{str(key)[:50]!r} is no key, or {str(name)[:64]!r} is no name for a node")
         with self._lock:
@@ -2554,9 +2589,7 @@ class Keyring:
                     "each node has a key of one role",
                     f"start it with the access file of a {known[0]}, or with another --env DIR",
                 )
-            self._reported.add(key)
-            if not known:
-                self._rewrite("authorized", [f"{key} {role} {name} {_date(self._clock())}"])
+            return known
 
     def _rewrite(self, name, more, without=""):
         kept = [" ".join(line) for line in self._lines(name) if line[0] != without]
@@ -2666,25 +2699,32 @@ class NodeKeys:
         """The public half, in Z85."""
         return self._pair["public_key"]
 
-    def enrolment(self, access: Access, name: str) -> dict:
-        """The signed request to send to the master's `enrol`."""
+    def enrolment(self, access: Access, name: str, verb: str = "enrol") -> dict:
+        """The signed request to send to the master's `enrol`, or with the verb "check" to its `enrol.check`."""
         self._nonce = secrets.token_urlsafe(16)
         about = {"role": access.role, "public_key": self.public_key, "name": name, "nonce": self._nonce}
         about["time"] = round(self._clock(), 3)
-        return {**about, "mac": _sign(access.secret, "enrol", *about.values())}
+        return {**about, "mac": _sign(access.secret, verb, *about.values())}
+
+    def checked(self, access: Access, answer: dict) -> bool:
+        """Whether the master knows this node's key already, by its answer to the last check. Raises Unreachable."""
+        return self._proven(access, answer, "checked")["known"]
 
     def accept(self, access: Access, answer: dict) -> dict:
         """Check the master's answer to the last enrolment; returns its addresses. Raises Unreachable if it is
         forged."""
+        return self._proven(access, answer, "enrolled")["addresses"] or access.addresses
+
+    def _proven(self, access, answer, verb):
         about = {key: value for key, value in answer.items() if key != "mac"}
-        right = _signed(answer.get("mac"), access.secret, "enrolled", self._nonce, about)
+        right = _signed(answer.get("mac"), access.secret, verb, self._nonce, about)
         if not right or about.get("public_key") != access.public_key:
             raise components.Unreachable(
                 "the answer to the enrolment is not signed by this master",
                 "another master answered, or somebody between changed it",
                 "copy the master's access file again and pass --key-file FILE",
             )
-        return about["addresses"] or access.addresses
+        return about
 
     def credentials(self, access: Access) -> Credentials:
         """What a `Link` needs to connect to the master of `access`."""
@@ -4407,6 +4447,13 @@ class Pipe:
         buffers = pack_stream([method, *params], parts, places)
         self._queue(buffers, _open_all(places) if places else [])
 
+    def hand(self, method: str, file: int) -> None:
+        """Sends a call with a descriptor, which is closed here."""
+        if self.open:
+            self._queue(pack_stream([method]), [file])
+        else:
+            os.close(file)
+
     def close(self) -> None:
         """Ends it; the child reads an end of file."""
         if self.open:
@@ -4422,7 +4469,7 @@ class Pipe:
         made = self._store.create(self._wanted, self._whose)
         if made is not None:
             self._spare, file = made
-            self._queue(pack_stream(["spare"]), [file])
+            self.hand("spare", file)
 
     def _stored(self, text: str) -> Reference:
         """The part that the child has written into its spare."""
@@ -4521,6 +4568,19 @@ def _close_all(files: list[int]) -> None:
 
 
 LOOK_EVERY = 1.0  # seconds between two looks at the configuration file and the plug-in folder
+SILENT = 3.0  # seconds that anything may wait without saying what for
+
+
+@contextmanager
+def speaking_up(text: str) -> Iterator[None]:
+    """Logs `text`, once, if what is done in the `with` block takes longer than SILENT."""
+    timer = threading.Timer(SILENT, log.warning, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class BaseNode(components.ComponentManager):
@@ -4671,7 +4731,7 @@ class Node(BaseNode):
         self.refusal: components.Error | None = None
         self.store = self.open_store()
         self._pulse: Pulse | None = None
-        self._retry_at = math.inf
+        self._retry_at = self._speak_at = math.inf
         self._looking: threading.Thread | None = None
         self._addresses: dict = {}
         self.closing.callback(self._close_link)
@@ -4688,20 +4748,11 @@ class Node(BaseNode):
 
     def find_access(self) -> Access:
         """The access file: the one given, or that of a master of this user on this machine. Raises Unreachable."""
-        path = self._access_file or os.environ.get("CONCURRENT_SWARM_ACCESS", "")
-        if not path:
-            host, port = parse_address(self.master or DEFAULT_MASTER)
-            path = _access_of_local_master(host, port, self.role)
-        try:
-            access = Access.load(path)
-        except components.Error as error:
-            raise components.Unreachable(error.what, error.why, error.fix) from None
-        if access.role != self.role and (self.role, access.role) != ("client", "admin"):
-            raise components.Unreachable(
-                f"{path} lets in a {access.role}, and this is a {self.role}",
-                "each role has an access file of its own", f"copy keys/{self.role}.access of the master instead",
-            )
-        return access
+        return find_access(self.role, self.master, self._access_file)
+
+    def whereabouts(self) -> str:
+        """HOST:PORT where it looks for its master. Raises Unreachable, UsageError."""
+        return address_of_master(self.master, self._access_file)
 
     def enrol(self) -> None:
         """Asks the master in by HTTP, once. Sets the addresses of the compute channel. Raises Unreachable."""
@@ -4739,6 +4790,7 @@ class Node(BaseNode):
         self._expose_to_master = expose
         expose(self.link)
         self.link.connect(self._addresses)
+        self._speak_at = time.monotonic() + SILENT
 
     def hello(self) -> dict:
         """What else it tells at this moment."""
@@ -4757,7 +4809,7 @@ class Node(BaseNode):
     def _on_welcome(self, info: dict, fresh: bool) -> None:
         self.name = info["name"]
         self.refusal = None
-        self._retry_at = math.inf
+        self._retry_at = self._speak_at = math.inf
         if fresh and self.busy_loop:
             self._stop_pulse()
             self._pulse = Pulse(self._credentials, self._addresses, self.link.session)
@@ -4777,7 +4829,11 @@ class Node(BaseNode):
         if now >= self._retry_at:
             self._retry_at = now + self.RETRY
             self._look_for_master()
-        return min(deadline, self._retry_at, self.link.tick(now)) if self.link else deadline
+        if now >= self._speak_at:
+            self._speak_at = math.inf
+            log.warning("still waiting: the master at %s lets this node in, but %s has not answered yet",
+                        self.address, preferred_address(self._addresses))
+        return min(deadline, self._retry_at, self._speak_at, self.link.tick(now)) if self.link else deadline
 
     def no_compute_channel(self, seconds: float) -> components.Unreachable:
         """The error for a master that answers by HTTP only."""
@@ -4840,11 +4896,13 @@ def _ping(proxy: Proxy) -> None:
 def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -> bool:
     """Enrols, trying again while nobody answers. False if the node was stopped. Raises Unreachable in the end."""
     began = time.monotonic()
+    speak: Any = speaking_up(f"still waiting: the master at {node.whereabouts()} has not answered yet")
     while not node.loop.stopped:
         try:
-            node.enrol()
+            with speak:
+                node.enrol()
         except MasterAway as error:
-            waited = time.monotonic() - began
+            waited, speak = time.monotonic() - began, nullcontext()
             if waited >= seconds:
                 raise
             terminal.status([f"waiting for the master: {error.what}", f"{waited:.0f} s of {seconds:.0f}"])
@@ -4853,6 +4911,38 @@ def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -
             terminal.status("") if terminal.live else None
             return True
     return False
+
+
+def find_access(role: str, master: str = "", path: str = "") -> Access:
+    """The access file in which a node of this role finds its way in: `path`, or that of a master of this user on this
+    machine. Raises Unreachable."""
+    path = path or os.environ.get("CONCURRENT_SWARM_ACCESS", "")
+    if not path:
+        host, port = parse_address(master or DEFAULT_MASTER)
+        path = _access_of_local_master(host, port, role)
+    access = _loaded(path)
+    if access.role != role and (role, access.role) != ("client", "admin"):
+        raise components.Unreachable(
+            f"{path} lets in a {access.role}, and this is a {role}",
+            "each role has an access file of its own", f"copy keys/{role}.access of the master instead",
+        )
+    return access
+
+
+def _loaded(path: str) -> Access:
+    try:
+        return Access.load(path)
+    except components.Error as error:
+        raise components.Unreachable(error.what, error.why, error.fix) from None
+
+
+def address_of_master(given: str = "", access: str = "") -> str:
+    """HOST:PORT where a node looks for its master: what was given, else what its access file says, else here. Raises
+    Unreachable, UsageError."""
+    given = given or os.environ.get("CONCURRENT_SWARM_MASTER", "")
+    if not given and access:
+        given = _loaded(access).addresses["http"]
+    return format_address(*parse_address(given or DEFAULT_MASTER))
 
 
 def masters_folder() -> Path:
@@ -4874,6 +4964,265 @@ def _access_of_local_master(host: str, port: int, role: str) -> str:
 def _node_name() -> str:
     """The machine's name, as far as it can be part of an authorized line."""
     return re.sub(r"[^\w.\-]", "-", socket.gethostname())[:64] or "node"
+
+
+# -- doctor --------------------------------------------------------------------------------------------------------
+
+PATIENCE = 2.0  # seconds that `doctor` waits for each answer
+LITTLE_DISK, LITTLE_MEMORY, FEW_FILES = 1 << 30, 256 << 20, 4096  # below these `doctor` warns
+CLOCKS_APART = 30.0  # seconds between two clocks from which `doctor` warns
+
+
+class Check(NamedTuple):
+    """One thing that `doctor` looked at: `level` is ok, warn or fail; `fix` says what to do."""
+
+    level: str
+    name: str
+    text: str
+    fix: str = ""
+
+    @classmethod
+    def of(cls, name: str, error: Exception) -> Check:
+        """The check that this error ended."""
+        if isinstance(error, Error):
+            return cls("fail", name, ": ".join(filter(None, (error.what, error.why))), error.fix)
+        return cls("fail", name, str(error) or type(error).__name__)
+
+    def __str__(self) -> str:
+        return f"{self.level:5} {self.name:13} {self.text}{f'; fix: {self.fix}' if self.fix else ''}"
+
+
+class Doctor:
+    """Looks at what a node needs: on this machine, in its folder, and on the way to its master. Lets nobody in, makes
+    at most the folder of payloads in memory, and waits PATIENCE for an answer. What needs a master says so without one.
+    """
+
+    def __init__(self, role: str, config: components.Config, environment: components.Environment, options: Any):
+        self.role, self.config, self.environment, self.access_file = role, config, environment, options.access
+        self.given = "" if role == "master" else options.master or config.get(_item(role, "master"))
+        self.address = self.host = ""  # of the master
+        self.port = 0
+        self.about: dict | None = None  # the master's status
+        self.access: Access | None = None
+
+    def checks(self) -> Iterator[Check]:
+        """Every check, the cheap ones first."""
+        steps = ["python", "open files", "disk", "payloads", "keys", "own name", "port"]
+        if self.role != "master":
+            steps[-1:] = ["master's name", "control", "access", "join"]
+        yield from map(self._look, steps)
+        if self.about or self.role != "master":
+            yield from map(self._look, ["version", "clock", "compute"])
+
+    def _look(self, name):
+        try:
+            return self.LOOKS[name](self, name)
+        except (Error, OSError, ValueError, http.client.HTTPException) as error:
+            return Check.of(name, error)
+
+    # this machine
+
+    def _python(self, name):
+        return Check("ok", name, f"{platform.python_version()}, concurrent_swarm {components.__version__}")
+
+    def _open_files(self, name):
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if hard != resource.RLIM_INFINITY and hard < FEW_FILES:
+            return Check("warn", name, f"{hard} at most: a connection takes some", f"ulimit -Hn {FEW_FILES}, as root")
+        return Check("ok", name, f"{'any number' if hard == resource.RLIM_INFINITY else hard} at most")
+
+    def _disk(self, name):
+        folder = next(path for path in (self.environment.path, *self.environment.path.parents) if path.exists())
+        if not os.access(folder, os.W_OK):
+            return Check("fail", name, f"{folder} cannot be written to", "name another folder: --env DIR")
+        free = shutil.disk_usage(folder).free
+        where = f"{free >> 20:,} MiB free for {self.environment.path}"
+        return Check("ok", name, where) if free >= LITTLE_DISK else Check("warn", name, where, "make room there")
+
+    def _payloads(self, name):
+        if not self.config.get(BaseNode.by_reference):
+            return Check("ok", name, "are copied, as node.by_reference says")
+        root = payload_root()
+        free = shutil.disk_usage(root).free
+        where = f"{free >> 20:,} MiB free in {root}"
+        if free < LITTLE_MEMORY:
+            return Check("warn", name, f"{where}: large ones are copied when it is full", "make room there")
+        return Check("ok", name, where)
+
+    def _keys(self, name):
+        folder = str(self.environment / "keys")
+        if not os.path.exists(folder):
+            return Check("ok", name, f"none yet in {folder}; they are made at the first start")
+        _check_private(folder, 0o700)
+        for file in sorted(os.listdir(folder)):
+            _check_private(os.path.join(folder, file), 0o600)
+        return Check("ok", name, f"{folder} is this user's alone")
+
+    def _own_name(self, name):
+        try:
+            address = _resolved(socket.gethostname())
+        except components.Unreachable as error:
+            fix = "add it to DNS or /etc/hosts; nodes on other machines may use this one's address meanwhile"
+            return Check("warn", name, error.what, fix)
+        return Check("ok", name, f"{socket.gethostname()} is {address}")
+
+    # the master
+
+    def _own_port(self, name):
+        """A master that runs in this folder has left its address there."""
+        host, port = self.config.get(_item("master", "host")), self.config.get(_item("master", "port"))
+        with suppress(Error, OSError, KeyError):
+            self._find(Access.load(str(self.environment / "keys" / "client.access")).addresses["http"])
+            return Check("ok", name, f"the master of this folder answers at {self.address}")
+        here = format_address("127.0.0.1" if host in ("0.0.0.0", "::") else host, port)
+        with suppress(components.Unreachable, UsageError):  # port 0 is no address to ask at
+            self._find(here)
+            return Check("warn", name, f"another master is at {here}", f"python master.py --port {port + 1}")
+        try:
+            socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        except (OSError, OverflowError) as error:
+            raise _cannot_listen(error, host, port) from None
+        where = f"{format_address(host, port)} is free" if port else f"any of {host}"
+        return Check("warn", name, f"{where}: no master runs here", "python master.py")
+
+    def _find(self, address):
+        """Asks the master at an address what it is. Raises Unreachable."""
+        self.address = address
+        self.host, self.port = parse_address(address)
+        with closing(Proxy(address, timeout=PATIENCE)) as proxy:
+            try:
+                about = proxy.status()
+            except RpcError as error:
+                raise components.Unreachable(error.what, error.why, error.fix) from None
+        role = about.get("role") if isinstance(about, dict) else "stranger"
+        if role != "master":
+            what = f"{address} is a {role}, not a master"
+            raise components.Unreachable(what, "each node has a port", "the master prints its address on start")
+        self.about = about
+
+    def _master_name(self, name):
+        host, port = parse_address(address_of_master(self.given, self.access_file))
+        found = _resolved(host)
+        self.host, self.port = host, port
+        return Check("ok", name, f"{host} is {found}")
+
+    def _control(self, name):
+        if not self.host:
+            return Check("warn", name, "not looked at, for the master's address is not known")
+        self._find(format_address(self.host, self.port))
+        slaves, workers = self.about.get("slaves"), self.about.get("workers")
+        return Check("ok", name, f"a master answers at {self.address}, {slaves} slaves, {workers} workers")
+
+    def _access(self, name):
+        master = format_address(self.host, self.port) if self.host else ""
+        self.access = find_access(self.role, self.given or master, self.access_file)
+        return Check("ok", name, f"the access file lets in a {self.access.role}")
+
+    def _join(self, name):
+        if not self.about or not self.access:
+            return self._skipped(name)
+        with tempfile.TemporaryDirectory() as folder, closing(Proxy(self.address, timeout=PATIENCE)) as proxy:
+            there = (self.environment / "keys" / "node.json").exists()
+            keys = NodeKeys(str(self.environment / "keys") if there else os.path.join(folder, "keys"))
+            known = keys.checked(self.access, proxy.enrol.check(**keys.enrolment(self.access, _node_name(), "check")))
+        return Check("ok", name, "the master knows this node" if known else "the master would let this node in")
+
+    def _version(self, name):
+        if not self.about:
+            return self._skipped(name)
+        theirs, python = str(self.about.get("version")), str(self.about.get("python"))
+        text = f"the master has concurrent_swarm {theirs}, Python {python}"
+        if theirs.split(".")[:2] != components.__version__.split(".")[:2]:
+            return Check("fail", name, text, f"python -m pip install concurrent-swarm=={theirs}")
+        if python.split(".")[:2] != platform.python_version().split(".")[:2]:
+            return Check("warn", name, f"{text}: tasks must suit both", "run both under the same Python")
+        return Check("ok", name, text)
+
+    def _clock(self, name):
+        if not self.about:
+            return self._skipped(name)
+        with closing(http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)) as connection:
+            connection.request("GET", "/health")
+            told = parsedate_to_datetime(connection.getresponse().headers.get("Date", ""))
+        apart = abs(datetime.now(timezone.utc).timestamp() - told.timestamp())
+        if apart < CLOCKS_APART:
+            return Check("ok", name, f"within {math.ceil(apart) + 1} s of the master's")
+        level = "fail" if apart > CLOCK_SKEW else "warn"
+        text = f"{apart:.0f} s from the master's; a node that joins may be {CLOCK_SKEW:.0f} s off"
+        return Check(level, name, text, "set the clocks, for example with an NTP service")
+
+    def _compute(self, name):
+        if not self.about:
+            return self._skipped(name)
+        addresses = self.about.get("addresses")
+        addresses = addresses if isinstance(addresses, dict) else {}
+        port = int(str(addresses.get("tcp", "")).rpartition(":")[2] or 0)
+        tcp = format_address(self.host, port) if port else ""
+        where = preferred_address({**addresses, "tcp": tcp})
+        kind, _, path = where.partition("://")
+        with socket.socket(socket.AF_UNIX) if kind == "ipc" else socket.socket() as sock:
+            sock.settimeout(PATIENCE)
+            try:
+                sock.connect(path if kind == "ipc" else (self.host, port))
+                greeting = sock.recv(1)
+            except OSError as error:
+                fix = "open that port too; --set master.compute_port=N on the master makes it a known one"
+                return Check("fail", name, f"{where} does not answer ({error.strerror or error})", fix)
+        if greeting != b"\xff":  # ZeroMQ's first byte
+            return Check("fail", name, f"{where} is something else than the master", "look what listens there")
+        return Check("ok", name, f"{where} answers")
+
+    def _skipped(self, name):
+        return Check("warn", name, "not looked at, see above")
+
+    LOOKS = {
+        "python": _python, "open files": _open_files, "disk": _disk, "payloads": _payloads, "keys": _keys,
+        "own name": _own_name, "port": _own_port, "master's name": _master_name, "control": _control,
+        "access": _access, "join": _join, "version": _version, "clock": _clock, "compute": _compute,
+    }
+
+
+def _item(section, key):
+    return components.ConfigItem.registry[section, key]
+
+
+def _resolved(host: str) -> str:
+    """The address of a host. Raises Unreachable if it has none, or there is no answer in time."""
+    found: list = []
+
+    def ask():
+        with suppress(OSError, UnicodeError):
+            found.append(socket.getaddrinfo(host, None)[0][4][0])
+
+    asking = threading.Thread(target=ask, name="resolve", daemon=True)  # a resolver may take half a minute
+    asking.start()
+    asking.join(PATIENCE)
+    if not found:
+        why = f"no answer within {PATIENCE:.0f} s" if asking.is_alive() else _NO_NAME
+        fix = "check the spelling or use the IP address"
+        raise components.Unreachable(f'cannot find the host "{host}"', why, fix)
+    return found[0]
+
+
+def _run_doctor(role: str, parser: components.ArgumentParser, argv: list[str], more: Callable) -> int:
+    """`doctor`: a line per check on stdout. Returns 1 if any failed."""
+    if role != "master":
+        parser.add_argument("--master", metavar="HOST[:PORT]", help="where the master is (127.0.0.1:8080)")
+    parser.add_argument("--access", "--key-file", metavar="FILE", default="", help="the access file that lets it in")
+    parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[])
+    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    environment = components.Environment(options.env or components.state_root() / role, role)
+    terminal = components.Terminal(sys.stdout, options.color)
+    levels = set()
+    for check in itertools.chain(more(), Doctor(role, configuration(role, options), environment, options).checks()):
+        levels.add(check.level)
+        colour = {"ok": "32", "warn": "33", "fail": "31"}[check.level]
+        line = components.printable(str(check)).removeprefix(check.level)
+        print(terminal.paint(check.level, colour) + line, flush=True)
+    return components.EXIT_FAILED if "fail" in levels else components.EXIT_OK
 
 
 # -- command line of nodes -----------------------------------------------------------------------------------------
@@ -4905,22 +5254,32 @@ def open_environment(role: str, options: argparse.Namespace, settings: Iterable[
     return environment, config
 
 
+def configuration(role: str, options: argparse.Namespace) -> components.Config:
+    """The configuration that a node of this role would have, without a claim on its environment."""
+    environment = components.Environment(options.env or components.state_root() / role, role)
+    return components.Config(environment.config_path, options.set, folder=environment.path)
+
+
 def start_logging(node: BaseNode, terminal: components.Terminal) -> Any:
     """Logs into the node's environment and to the terminal; close what it returns."""
     return components.configure_logging(node.environment, node.log_format, node.log_level, terminal)
 
 
-def administer(role: str, argv: list[str]) -> int | None:
-    """The commands that every role has beside running: config show, create, backup. None if argv is none of them.
+def administer(role: str, argv: list[str], more: Callable[[], Iterable[Check]] = tuple) -> int | None:
+    """The commands that every role has beside running: config show, create, backup, doctor. None if argv is none of
+    them. `more` gives further checks for `doctor`.
 
+    doctor [--env DIR] [--master HOST[:PORT]] [--access FILE]
     create DIR · backup [--env DIR] [FILE] · config show [--origin] [--env DIR] [--set section.key=value]
     """
-    if not argv or argv[0] not in ("config", "create", "backup"):
+    if not argv or argv[0] not in ("config", "create", "backup", "doctor"):
         return None
     parser = components.ArgumentParser(prog=f"{role}.py {argv[0]}")
     parser.add_argument("--env", metavar="DIR", help="the node's folder")
     if argv[0] == "config":
         return _show_config(role, parser, argv[1:])
+    if argv[0] == "doctor":
+        return _run_doctor(role, parser, argv[1:], more)
     parser.add_argument("target", nargs="?", help="a folder to create, or the file to write the backup to")
     options = parser.parse_args(argv[1:])
     folder = (options.target if argv[0] == "create" else None) or options.env or components.state_root() / role

@@ -3,7 +3,7 @@
                        lease, revoke, steal, bundle                    run, drop
     master  ------------------------------------------>  SlaveNode  --------------->  worker (one bundle, one lease)
             <------------------------------------------             <---------------
-              result, given_back, worker_lost, fetch                   result, ended
+              result, given_back, worker_lost, fetch, output           result, ended, what it prints
 
 The slave opens nothing of what it passes on. `ProcessTaskManager` grants each lease its resources when it starts, runs
 it in a warm worker of the lease's bundle or forks one, and replaces workers that die. Leases beyond the free slots wait
@@ -56,7 +56,13 @@ class Worker:
         self.lo = 0  # the first task of the lease that was not reported
         self.forgotten = False  # the lease belongs to a master that is gone
         self.doomed = False  # it was killed, and its end has not been heard of yet
+        self.ear: tasks.Ear | None = None  # hears what it prints
         self.used = now
+        self.limits: dict[str, float] = {}  # of what it runs
+        self.began = math.inf  # when it was ready to run that
+        self.peak = 0.0  # MiB that it and its children were seen to take
+        self.stack = -1  # a file into which it writes where it is
+        self.passed: tuple | None = None  # the limit that it passed, and what was measured
 
 
 class ProcessTaskManager(components.Component):
@@ -78,6 +84,7 @@ class ProcessTaskManager(components.Component):
         self._least = math.inf  # processors that the most modest of the waiting leases needs
         self._asking: dict[str, list[Worker]] = {}  # published objects that are on their way, and who waits
         self._deaths = tasks.Recent()
+        self._watch = Watch(self)
 
     # ITaskManager
 
@@ -176,6 +183,16 @@ class ProcessTaskManager(components.Component):
         elif worker:
             worker.pipe.call("drop", lease)
 
+    def late(self, lease: int, seconds: float) -> None:
+        """The deadline of these tasks has passed, so long after their acceptance: they fail."""
+        envelope = self._forget_waiting(lease)
+        worker = self._worker_of(lease)
+        if envelope:
+            failures = {"*": tasks.limit_failure(envelope.head, "deadline", seconds)}
+            self.node.report("result", lease, envelope.lo, envelope.hi, 0.0, failures)
+        elif worker and not worker.doomed:
+            self._watch.pass_limit(worker, "deadline", seconds)
+
     def drop_everything(self) -> None:
         """Forgets all leases and kills the workers that run one."""
         self.waiting.clear()
@@ -218,13 +235,17 @@ class ProcessTaskManager(components.Component):
         return all(self.free.get(name, 0) + EPSILON >= amount for name, amount in demand_of(envelope).items())
 
     def _start(self, envelope: tasks.Envelope) -> bool:
-        worker = self._idle_worker(envelope.head["bundle"])
+        limits = tasks.limits_of(envelope.head)
+        worker = self._worker_for(envelope.head["bundle"], limits)
         if worker is None:
             return False
         worker.grant = dict(demand_of(envelope))
         for name, amount in worker.grant.items():
             self.free[name] -= amount
         worker.envelope, worker.lo, worker.forgotten = envelope, envelope.lo, False
+        worker.ear.output.begin()
+        if limits:
+            self._watch.begin(worker, limits)
         variables = self._granted(worker)
         news = None if variables == worker.told else variables
         try:
@@ -251,6 +272,15 @@ class ProcessTaskManager(components.Component):
         for name, amount in worker.grant.items():
             self.free[name] += amount
         worker.envelope, worker.grant, worker.used = None, {}, time.monotonic()
+        worker.limits = {}
+
+    def _worker_for(self, digest: str, limits: dict[str, float]) -> Worker | None:
+        """A worker; one that takes much memory since it ran others is not held against a task with a limit."""
+        worker = self._idle_worker(digest)
+        if worker and "memory_limit" in limits and memory_of(worker.pid) > limits["memory_limit"] * 2**19:
+            self._end(worker)
+            return self._fork(digest)
+        return worker
 
     def _idle_worker(self, digest: str) -> Worker | None:
         idle = []
@@ -268,14 +298,16 @@ class ProcessTaskManager(components.Component):
         if self._deaths.crowded and now - self._deaths[-1] < RESPAWN_PAUSE:
             self.node.later(RESPAWN_PAUSE, self.schedule)
             return None
-        root, zygote = self.node.bundles[digest], self.node.zygote
+        zygote = self.node.zygote
         try:
-            token, sock = zygote.fork("worker", str(root))
+            token, sock, ear = self._fork_heard(str(self.node.bundles[digest]))
         except OSError as error:
             log.warning("no worker can be forked now (%s)", error)
             self.node.later(1.0, self.schedule)
             return None
         worker = self.workers[token] = Worker(token, digest, now)
+        worker.ear = ear
+        ear.send = lambda pieces: self._send_output(worker, pieces)
         worker.pipe = rpc.Pipe(
             self.node.loop, sock, lambda pipe, call, parts: self._heard(worker, call, parts),
             lambda pipe: self._has_closed(worker, zygote), self.node.store, digest,
@@ -287,8 +319,21 @@ class ProcessTaskManager(components.Component):
         worker.doomed = True
         zygote.kill(worker.token)
 
+    def _fork_heard(self, root: str) -> tuple:
+        """A worker's token and socket, and the ear for what it prints. Raises OSError."""
+        ear = tasks.Ear(self.node.loop, self.node.output_rate * 1024, self.node.later)
+        try:
+            return *self.node.zygote.fork("worker", root, ear.theirs), ear
+        except OSError:
+            ear.close()
+            raise
+        finally:
+            ear.given()
+
     def _end(self, worker: Worker) -> None:
         worker.pipe.close()
+        worker.ear.close()
+        self._watch.forget(worker)
         self.workers.pop(worker.token, None)
 
     # what workers and the zygote say
@@ -298,10 +343,13 @@ class ProcessTaskManager(components.Component):
         if call[0] != "result":
             self._heard_of_shared(worker, *call, parts)
             return
-        if envelope is None or call[1] != envelope.lease:
+        if envelope is None or call[1] != envelope.lease or worker.passed:
             return
         _, lease, lo, hi, seconds, failures, last = call
         self.node.remember(envelope)
+        worker.ear.settle(bool(last))
+        if failures:
+            self._add_output(worker, failures)
         self.done["tasks"] += hi - lo
         self.done["failed"] += hi - lo if "*" in failures else len(failures)
         worker.lo = hi
@@ -315,6 +363,27 @@ class ProcessTaskManager(components.Component):
             if self.waiting:
                 self.schedule()
 
+    def _send_output(self, worker: Worker, pieces: list) -> None:
+        """What a worker has printed goes to the owner of its lease, or how much it was if the way there is full."""
+        envelope = worker.envelope
+        if envelope is None or worker.forgotten or not self.node.link:
+            return
+        lo, hi = envelope.first + envelope.lo, envelope.first + envelope.hi
+        lags = self.node.link.master.lags
+        placed = [[lo, hi, "", tasks.weight_of(pieces)]] if lags else tasks.placed(pieces, lo, hi)
+        self.node.report("output", envelope.lease, placed)
+
+    @staticmethod
+    def _add_output(worker: Worker, failures: dict) -> None:
+        """Each failure of a single task gets the end of what this task has printed."""
+        envelope = worker.envelope
+        alone = envelope.hi - envelope.lo == 1
+        for place, failure in failures.items():
+            if place != "*" and (text := worker.ear.output.last(None if alone else envelope.first + int(place))):
+                failure["output"] = text[-tasks.OUTPUT_TOLD :]
+            if envelope.attempt > 1:
+                failure["attempt"] = envelope.attempt
+
     def _heard_of_shared(self, worker: Worker, method: str, key: str, *details) -> None:
         """A worker publishes an object, or wants one."""
         *numbers, parts = details
@@ -323,6 +392,8 @@ class ProcessTaskManager(components.Component):
                 part = self.node.shelf.get(key)
                 for at, total, piece in rpc.slices(part, type(part) is rpc.Reference and self.node.is_local):
                     self.node.report("publish_for", worker.envelope.owner, key, at, total, parts=[piece])
+        elif method == "begun":
+            self._watch.begun(worker)
         elif method == "fetch_shared":
             if self.node.shelf.get(key) is not None:
                 self._hand_shared(worker, key)
@@ -361,13 +432,29 @@ class ProcessTaskManager(components.Component):
     def _bury(self, worker: Worker, how: str) -> None:
         worker.pipe.drain()
         worker.pipe.close()
+        worker.ear.settle()
+        worker.ear.close()
         envelope, lo = worker.envelope, worker.lo
         if envelope:
             self._release(worker)
-            if not worker.forgotten:
+            if worker.passed and not worker.forgotten:
+                self._report_passed(worker, envelope)
+            elif worker.doomed and not worker.forgotten:
+                self.node.report("given_back", envelope.lease, lo, envelope.hi)  # killed on request: nobody is blamed
+            elif not worker.forgotten:
                 self._deaths.append(time.monotonic())
                 log.warning("worker %s ended (%s) while it ran tasks of %s", worker.pid, how, envelope.owner)
-                self.node.report("worker_lost", envelope.lease, lo, envelope.hi, f"worker {how}")
+                last = worker.ear.output.last()
+                self.node.report("worker_lost", envelope.lease, lo, envelope.hi, f"worker {how}", last)
+        self._watch.forget(worker)
+
+    def _report_passed(self, worker: Worker, envelope: tasks.Envelope) -> None:
+        """The task that passed a limit has failed."""
+        count = envelope.hi - worker.lo
+        self.done.update(tasks=count, failed=count, leases=1)
+        failures = {"*": self._watch.failure_of(worker, envelope.head)}
+        seconds = max(0.0, time.monotonic() - worker.began)
+        self.node.report("result", envelope.lease, worker.lo, envelope.hi, seconds, failures)
 
     def all_died(self) -> None:
         """The zygote is gone and with it every worker."""
@@ -385,6 +472,120 @@ class ProcessTaskManager(components.Component):
                 self.waiting.remove(envelope)
                 return envelope
         return None
+
+
+# -- limits --------------------------------------------------------------------------------------------------------
+
+MEMORY_EVERY = 0.1  # seconds between two looks at the memory of workers for which there is a limit
+STACK_EVERY, STACK_LOOKS = 0.01, 25  # seconds between two looks whether a worker has told where it is, and how many
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+class Watch:
+    """Keeps workers to the limits of the tasks that they run; of those without one it knows nothing.
+
+    A worker that passes one writes down its Python stack, then it is killed with all that it has started, and its task
+    has failed. Time counts from the moment at which the worker has loaded what the task needs.
+    """
+
+    def __init__(self, manager: ProcessTaskManager):
+        self._manager = manager
+        self._at = math.inf  # when to look next
+
+    def begin(self, worker: Worker, limits: dict[str, float]) -> None:
+        """It is about to be told to run a lease with these limits."""
+        worker.limits, worker.began, worker.peak = limits, math.inf, 0.0
+        if worker.stack < 0 and hasattr(os, "memfd_create"):
+            worker.stack = os.memfd_create("stack", os.MFD_CLOEXEC)
+            worker.pipe.hand("stack", os.dup(worker.stack))
+        if "memory_limit" in limits:
+            self._look_within(MEMORY_EVERY)
+
+    def begun(self, worker: Worker) -> None:
+        """It has loaded what it needs: its time begins."""
+        worker.began = time.monotonic()
+        if "timeout" in worker.limits:
+            self._look_within(worker.limits["timeout"])
+
+    def pass_limit(self, worker: Worker, name: str, measured: float) -> None:
+        """It has passed a limit: it tells where it is, and is killed."""
+        worker.passed, worker.doomed = (name, measured), True
+        if worker.stack >= 0:
+            self._manager.node.zygote.show_stack(worker.token)
+        self._kill_when_told(worker, 0, STACK_LOOKS if worker.stack >= 0 else 0)
+
+    def forget(self, worker: Worker) -> None:
+        """It has ended."""
+        if worker.stack >= 0:
+            os.close(worker.stack)
+            worker.stack = -1
+
+    def failure_of(self, worker: Worker, head: dict) -> dict:
+        """How its task failed."""
+        size = os.fstat(worker.stack).st_size if worker.stack >= 0 else 0
+        text = os.pread(worker.stack, min(size, tasks.TRACEBACK_LIMIT), 0).decode(errors="replace") if size else ""
+        stack = tasks.read_stack(text, str(self._manager.node.bundles.get(worker.digest, "")))
+        name, measured = worker.passed
+        log.warning("worker %s was ended: its task passed its %s", worker.pid, name)
+        return tasks.limit_failure(head, name, measured, self._manager.node.name, stack)
+
+    def _look_within(self, seconds: float) -> None:
+        at = time.monotonic() + seconds
+        if at < self._at:
+            self._at = at
+            self._manager.node.later(seconds, self._look)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now < self._at:
+            return  # it was needed earlier than now, and again later
+        self._at = math.inf
+        for worker in self._manager.running:
+            if worker.limits and not worker.doomed:
+                self._check(worker, now)
+
+    def _check(self, worker: Worker, now: float) -> None:
+        timeout, most = worker.limits.get("timeout", math.inf), worker.limits.get("memory_limit", math.inf)
+        if now - worker.began >= timeout:
+            self.pass_limit(worker, "timeout", now - worker.began)
+            return
+        if timeout < math.inf and worker.began < math.inf:
+            self._look_within(worker.began + timeout - now)
+        if most < math.inf:
+            worker.peak = max(worker.peak, memory_of(worker.pid) / 2**20)
+            if worker.peak > most:
+                self.pass_limit(worker, "memory_limit", worker.peak)
+            else:
+                self._look_within(MEMORY_EVERY)
+
+    def _kill_when_told(self, worker: Worker, size: int, looks: int) -> None:
+        """Kills it once it has told where it is; that is all there once it does not grow any more."""
+        told = os.fstat(worker.stack).st_size if worker.stack >= 0 else 0
+        if looks and not (told and told == size):
+            again = functools.partial(self._kill_when_told, worker, told, looks - 1)
+            self._manager.node.later(STACK_EVERY, again)
+        elif self._manager.workers.get(worker.token) is worker:
+            self._manager.node.zygote.kill(worker.token)
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of memory that a process and all its descendants have for themselves: what they map of files, such as
+    published objects, is not theirs. 0 where the system does not tell."""
+    found, waiting = 0, [pid] if pid else []
+    while waiting:
+        one = waiting.pop()
+        waiting += tasks.children_of(one)
+        try:
+            with open(f"/proc/{one}/statm") as file:
+                _, resident, shared, *_ = file.read().split()
+        except OSError as error:
+            log.debug("the memory of %s cannot be told: %s", one, error)
+            continue
+        found += (int(resident) - int(shared)) * PAGE
+    return found
+
+
+# -- what this machine has -----------------------------------------------------------------------------------------
 
 
 def demand_of(envelope: tasks.Envelope) -> dict[str, float]:
@@ -427,6 +628,9 @@ class SlaveNode(rpc.Node):
         "slave", "shared", 1024, "MiB of published objects to keep for further tasks", minimum=0
     )
     tags = components.ListItem("slave", "tags", "", "words that tasks may ask for")
+    output_rate = components.IntItem(
+        "slave", "output", tasks.OUTPUT_RATE, "KiB a second of what a worker prints that go home", minimum=0
+    )
     chosen = components.ExtensionPointItem(
         "slave", "task_manager", "ProcessTaskManager", tasks.ITaskManager, "what runs leases"
     )
@@ -511,6 +715,10 @@ class SlaveNode(rpc.Node):
         @rpc.tcpremote(link)
         def steal(handler, request, lease):
             self.manager.steal(lease)
+
+        @rpc.tcpremote(link)
+        def late(handler, request, lease, seconds):
+            self.manager.late(lease, seconds)
 
         @rpc.tcpremote(link)
         def bundle(handler, request, digest, manifest):
@@ -641,6 +849,7 @@ EXAMPLES = """examples:
   slave.py                      join the master of this machine and user
   slave.py --master node01 --access slave.access
   slave.py --workers 4 --resources gpu=1 --tags ssd,fast
+  slave.py doctor --master node01   what is missing on the way there
 
 exit: 0 stopped, 1 internal error, 2 usage, 3 not admitted, 143 TERM
 """
@@ -667,7 +876,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    code = rpc.administer("slave", argv)
+    code = rpc.administer("slave", argv, tasks.checks)
     if code is not None:
         return code
     options = parser().parse_args(argv)

@@ -12,6 +12,8 @@ resources, classes), an index that names the class of each task (empty if there 
 the pickle of up to 64 task states. Nobody between the owner and the worker opens a group. A *lease* is a range of a
 batch; the worker opens the groups that the range touches and runs its part.
 
+What a child prints goes into a pipe, its descriptors 1 and 2; its node has the other end, see the room "output".
+
 A *task system* is an owner that lives on the master: its host process is forked like a worker, holds an `Owner` and
 drives `ITaskSystem`. User code runs in workers, hosts and clients; never in a master or a slave.
 
@@ -26,17 +28,22 @@ import base64
 import collections
 import contextlib
 import copyreg
+import faulthandler
 import functools
 import gc
+import io
 import itertools
 import json
+import linecache
 import logging
+import math
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.resource_tracker
-import operator
 import os
 import pickle
 import random
+import re
 import select
 import signal
 import socket
@@ -63,10 +70,12 @@ WINDOW = 64 * 1024  # tasks an owner has out without an outcome; more are drawn 
 WINDOW_BYTES = 64 * 1024 * 1024
 MOST_BYTES = 16 * 1024 * 1024  # of the records of a batch that has more than one task
 MOST_HEADS = 256  # kept by an owner
+FAILED_KEPT = 20  # failed tasks that an owner keeps, for somebody to run them again
 SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the master hears that they may be forgotten
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
 LOOK_EVERY = 0.02  # seconds after which a worker looks for a revoke or steal between two tasks
 TRACEBACK_LIMIT = 64 * 1024  # characters of a remote traceback that travel
+NOT_RUN = frozenset({"unsendable", "refused", "cancelled", "lost"})  # failures of tasks that no worker ran to an end
 SNAPSHOT_LEAST = 1024 * 1024  # bytes of history from which on a task system is saved
 HISTORY_EACH = 200  # bytes, about, of an outcome in the journal besides its results
 FORGOTTEN = {"type": "Forgotten", "message": "the master was started again without its journal", "traceback": "",
@@ -109,6 +118,10 @@ class Task:
     """
 
     resources: dict | None = None  # what a slave must have for it: {"cpus": 2, "gpu": 1, "tags": ["ssd"]}
+    timeout: float | None = None  # seconds that an attempt may run; None here and below: what the master says, 0: any
+    deadline: float | None = None  # seconds from its acceptance by the master to its outcome
+    queue_timeout: float | None = None  # seconds from its acceptance until it first runs
+    memory_limit: float | None = None  # MiB of memory of its own that its worker may take, children included
     _owner = ""
     _ordinal = -1
 
@@ -134,6 +147,46 @@ class Task:
 
     def finished(self, result: Any, error: BaseException | None) -> None:
         """Called once with the outcome: on the client for plain tasks, in the system's host for those of a system."""
+
+
+# Limits of a task, and how one tells that it was passed.
+LIMITS = {
+    "timeout": ("TimedOut", "it ran for {:.2f} s{}; {} is {:g} s"),
+    "deadline": ("TimedOut", "it had no outcome{1} {0:.2f} s after it was accepted; {2} is {3:g} s"),
+    "queue_timeout": ("TimedOut", "it did not run within {:.2f} s of its acceptance{}; {} is {:g} s"),
+    "memory_limit": ("OutOfMemory", "it took {:,.0f} MiB of memory{}; {} is {:g} MiB"),
+}
+WATCHED = frozenset(("timeout", "memory_limit"))  # by the slave, which must know what a worker is at
+ASKS = ("resources", *LIMITS)  # attributes by which a task may say what it needs
+
+
+def limits_of(head: dict) -> dict[str, float]:
+    """The limits by name in the head of a batch: those that its tasks set ("limits"), else those of the master
+    ("default_limits"). Raises ValueError for what is none."""
+    limits: dict[str, float] = {}
+    for said in (head.get("default_limits") or {}, head.get("limits") or {}):
+        if type(said) is not dict:
+            raise ValueError(f"the limits are {said!r}, an object by name is needed")
+        limits.update(said)
+    for name, value in limits.items():
+        if name not in LIMITS or not is_limit(value):
+            raise ValueError(f"the limit {name} is {value!r}: known are {', '.join(LIMITS)}, numbers from 0")
+    return {name: value for name, value in limits.items() if value}
+
+
+def is_limit(value: Any) -> bool:
+    """Whether this says how much a task may take: a number, 0 being no limit."""
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def limit_failure(head: dict, name: str, measured: float, where: str = "", stack: tuple[str, str] = ("", "")) -> dict:
+    """The failure of a task that passed a limit of its batch, with what was measured. `where`: on which slave. `stack`:
+    the Python traceback of that moment and its last line."""
+    kind, text = LIMITS[name]
+    setting = f"its {name}" if name in (head.get("limits") or {}) else f"limits.{name} of the master"
+    message = text.format(measured, where and f" on {where}", setting, limits_of(head)[name])
+    return {"type": kind, "message": message, "traceback": stack[0], "where": stack[1], "kind": "limit",
+            "limit": name, "measured": measured, "allowed": limits_of(head)[name]}
 
 
 class Handle(str):
@@ -168,17 +221,23 @@ class Handle(str):
 class TaskError(components.Error):
     """A task failed with an exception that does not exist here, or for a reason that is no exception (a lost worker).
 
-    `type`, `where` (file:line) and `remote_traceback` tell what happened there; `kind` is "error" for the task's own
-    exception, else what went wrong ("poisoned", "result", "setup", ...).
+    `type`, `message`, `where` (file:line) and `remote_traceback` tell what happened there; `kind` is "error" for the
+    task's own exception, else what went wrong ("poisoned", "limit", "cancelled", "result", "setup", ...). `notes` are
+    those of the exception, `cause` is a TaskError for what led to it, or None. `pickled` are the bytes of the exception
+    itself, for who has its class: b"" if it cannot be pickled.
     """
 
     def __init__(self, failure: dict):
         super().__init__(f"{failure.get('type', 'Error')}: {failure.get('message', '')}")
         self.failure = failure
         self.type = failure.get("type", "Error")
+        self.message = failure.get("message", "")
         self.where = failure.get("where", "")
         self.kind = failure.get("kind", "error")
         self.remote_traceback = failure.get("traceback", "")
+        self.notes = failure.get("notes", [])
+        self.cause = TaskError(failure["cause"]) if "cause" in failure else None
+        self.pickled = base64.b64decode(failure.get("pickle", ""))
 
     def __reduce__(self):
         return RuntimeError, (str(self),)
@@ -367,7 +426,7 @@ def class_form(cls: type) -> list:
 @functools.lru_cache(maxsize=1024)
 def read_head(data: bytes) -> dict:
     """What the tasks of a batch have in common, from its first part: "bundle" (digest), "name" (what is measured
-    together), "classes" (`class_form` of each), and "resources" if they need more than one processor.
+    together), "classes" (`class_form` of each), "resources" if they need more than one processor, and their "limits".
 
     Heads repeat from batch to batch, so each is read once; nobody may change what this returns. Raises ValueError.
     """
@@ -386,8 +445,8 @@ class Packer:
         self._heads: dict[tuple, bytes] = {}  # of batches without a demand of their own
         self._seal = rpc.dumps  # what suited the last batch
 
-    def pack(self, tasks: list[Task], demand: dict | None = None) -> Batch:
-        """Packs tasks for one batch. `demand`: the resources that each of them needs.
+    def pack(self, tasks: list[Task], asked: dict | None = None) -> Batch:
+        """Packs tasks for one batch. `asked`: the "resources" and "limits" of each of them.
 
         Raises Error naming the task and the attribute if one cannot be pickled, with its index as `index`; None if it
         is not a task.
@@ -400,7 +459,7 @@ class Packer:
         group, groups = _pack_states(states, plain, self._seal)
         self._seal = rpc.seal_pieces if rpc.size_of(groups[0]) >= rpc.INLINE else rpc.dumps
         size = sum(map(rpc.size_of, groups))
-        return Batch(len(tasks), group, [self._head(kinds, table, demand), index, *groups], size)
+        return Batch(len(tasks), group, [self._head(kinds, table, asked), index, *groups], size)
 
     def _form(self, cls: type, tasks: list[Task]) -> list:
         try:
@@ -411,12 +470,12 @@ class Packer:
             raise
         return form
 
-    def _head(self, kinds: list[type], table: list, demand: dict | None) -> bytes:
-        head = None if demand else self._heads.get(tuple(kinds))
+    def _head(self, kinds: list[type], table: list, asked: dict | None) -> bytes:
+        head = None if asked else self._heads.get(tuple(kinds))
         if head is None:
             about = {**self._common, "name": kinds[0].__name__, "classes": table}
-            head = json.dumps({**about, "resources": demand} if demand else about).encode()
-            if not demand and len(self._heads) < MOST_HEADS:
+            head = json.dumps({**about, **asked} if asked else about).encode()
+            if not asked and len(self._heads) < MOST_HEADS:
                 self._heads[tuple(kinds)] = head
         return head
 
@@ -542,10 +601,21 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error") 
     where = f"{_shorten(frames[-1].filename, root)}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     failure = {"type": _type_name(error), "message": _text_of(error), "traceback": text, "where": where, "kind": kind}
     sealed = _seal_exception(error)
-    return {**failure, "pickle": sealed} if sealed else failure
+    return {**failure, **_beside(error), **({"pickle": sealed} if sealed else {})}
 
 
-def _text_of(error: BaseException) -> str:
+def _beside(error: BaseException, depth: int = 1) -> dict:
+    """What an exception carries beside its text: its notes, and its cause (or what was being handled) as an object."""
+    notes = getattr(error, "__notes__", ())
+    told: dict = {"notes": list(map(_text_of, notes[:CHAIN_LIMIT]))} if isinstance(notes, list) and notes else {}
+    handled = None if error.__suppress_context__ else error.__context__
+    cause = handled if error.__cause__ is None else error.__cause__
+    if cause is not None and depth < CHAIN_LIMIT:
+        told["cause"] = {"type": _type_name(cause), "message": _text_of(cause), **_beside(cause, depth + 1)}
+    return told
+
+
+def _text_of(error: Any) -> str:
     text, problem = attempt(str, error)
     return f"(its text cannot be made: {type(problem).__name__})" if problem is not None else text[:4096]
 
@@ -591,6 +661,24 @@ def _type_name(error: BaseException) -> str:
     cls = type(error)
     plain = cls.__module__ in ("builtins", "__main__") or cls.__module__.rpartition(".")[0] == __package__
     return cls.__qualname__ if plain else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def read_stack(text: str, root: str) -> tuple[str, str]:
+    """What `faulthandler` wrote of a process, as a traceback of its main thread without frames of ours, and the last
+    line of the application's; two empty texts if there is none."""
+    _, _, current = text.partition("Current thread ")
+    found = re.findall(r'^  File "(.*)", line (\d+) in (.*)$', current.partition("\n\n")[0], re.MULTILINE)[::-1]
+    ours = [at for at, (file, _, _) in enumerate(found) if _is_ours(file)]  # the first of these began the worker
+    frames = [(file, int(line), name) for file, line, name in found[ours[0] if ours else 0 :] if not _is_ours(file)]
+    if not frames:
+        return "", ""
+    lines = ["Traceback (most recent call last):\n"]
+    for file, line, name in frames:
+        lines.append(f'  File "{_shorten(file, root)}", line {line}, in {name}\n')
+        source = linecache.getline(file, line).strip() if file.startswith(root + os.sep) else ""
+        lines += [f"    {source}\n"] if source else []
+    file, line, name = next((one for one in reversed(frames) if one[0].startswith(root + os.sep)), frames[-1])
+    return "".join(lines[-100:]), f"{_shorten(file, root)}:{line} in {name}"
 
 
 def _seal_exception(error: BaseException) -> str:
@@ -692,6 +780,8 @@ class Owner:
         self.weight = 0  # bytes of the records that are out
         self.done = self.failed = 0  # tasks
         self.failures: list[tuple[str, dict]] = []  # the first thousand, for the report
+        self.records: dict[str, list[bytes]] = {}  # the first failed tasks, as they travel
+        self.most_records = WINDOW_BYTES  # bytes of these
         self.seconds = 0.0
         self.slaves: set[str] = set()
         self._sources: collections.deque[Source] = collections.deque()
@@ -704,6 +794,7 @@ class Owner:
         self._settled: list[int] = []  # batches whose callbacks ran, not yet told
         self._settle_at = 0.0
         self._unsendable: collections.deque[tuple] = collections.deque()  # tasks and why
+        self._cancelled: dict[tuple, bool] = {}  # (batch, place or None) -> kill; for a master that must be told again
         self._chunk = 16
         self.closed = False
 
@@ -742,12 +833,55 @@ class Owner:
             settled, self._settled = self._settled, []
             self.call("settled", settled)
 
+    def cancel(self, task: Task | str, kill: bool = False) -> None:
+        """Cancels a task, given by itself, its handle or its id: it ends as failed with "Cancelled", unless it has its
+        outcome by then, or is not out at all. `kill`: its worker is killed if it runs. Raises UsageError for a text
+        that is no id of a task of this owner."""
+        if isinstance(task, Task) and (self._withdraw(task) or not task.task_id):
+            return
+        ordinal = self._ordinal_of(task)
+        for flight in self.flights.values():
+            place = ordinal - flight.first
+            if 0 <= place < len(flight.tasks) and flight.tasks[place] is not None:
+                self._cancelled[flight.number, place] = kill
+                self.call("cancel_task", flight.number, place, kill)
+
+    def cancel_all(self, kill: bool = False) -> None:
+        """Cancels every task that has no outcome yet, and draws no more."""
+        self._sources.clear()
+        for task in [*self._loose, *(task for tasks, _ in self._waiting for task in tasks)]:
+            self._withdraw(task)
+        self._cancelled.update({(number, None): kill for number in self.flights})
+        self.call("cancel", None, kill)
+
+    def _withdraw(self, task: Task) -> bool:
+        """Takes a task back that was not sent yet."""
+        for tasks in (self._loose, *(tasks for tasks, _ in self._waiting)):
+            at = next((at for at, one in enumerate(tasks) if one is task), None)
+            if at is not None:
+                self.unsent -= tasks is not self._loose
+                self._unsendable.append((tasks.pop(at), cancelled_failure()))
+                return True
+        return False
+
+    def _ordinal_of(self, task: Task | str) -> int:
+        if isinstance(task, Task):
+            return task._ordinal
+        name, _, ordinal = str(task).rpartition(".")
+        mine = name == self.name or isinstance(task, Handle)  # one from before a master gave us another name
+        if not (mine and ordinal.isdecimal()):
+            raise components.UsageError(
+                f"{str(task)[:80]!r} cannot be cancelled", f"tasks of this owner have ids such as {self.name}.0",
+                "give the task, the handle of a callback, or the task_id",
+            )
+        return int(ordinal)
+
     def _draw_some(self) -> None:
         source = self._sources[0]
         tasks = self._take(source, self._chunk)
         self._submit(tasks, source)
-        if source.drawn:
-            self._sources.popleft()
+        if source.drawn and source in self._sources:  # its own code may have cancelled everything
+            self._sources.remove(source)
             source.settle()
 
     @property
@@ -789,7 +923,7 @@ class Owner:
         if flight is None:
             return
         failure = {"type": "Refused", "message": reason, "traceback": "", "where": "", "kind": "refused"}
-        if flight.source.refused:
+        if flight.source.refused and flight.open:
             flight.source.refused({"c": -32000, "m": reason, "t": ""})
         flight.source.response = None
         self.accepted([number])
@@ -808,6 +942,16 @@ class Owner:
                 self.call("submit", *params, parts=parts)
             elif not known:
                 self.outcome(flight.number, 0, len(flight.tasks), 0.0, {"*": FORGOTTEN}, "", [])
+        self._cancel_again()
+
+    def _cancel_again(self) -> None:
+        """What was to be cancelled may have got lost with the master that heard it."""
+        self._cancelled = {place: kill for place, kill in self._cancelled.items() if place[0] in self.flights}
+        for (number, place), kill in self._cancelled.items():
+            if place is None:
+                self.call("cancel", number, kill)
+            elif self.flights[number].tasks[place] is not None:
+                self.call("cancel_task", number, place, kill)
 
     def outcome(self, number: int, lo: int, hi: int, seconds: float, failures: dict, slave: str, parts: list) -> None:
         """Outcomes of tasks lo..hi-1 of a batch; a repeated one changes nothing."""
@@ -908,19 +1052,25 @@ class Owner:
         source.settle()
 
     def _submit(self, tasks: list[Task], source: Source) -> None:
-        """Packs and sends tasks, in a batch for each run of equal resources; what cannot be packed fails here."""
-        demands = _demands(tasks)
-        if not any(demands):
+        """Packs and sends tasks, in a batch for each run of equal resources and limits; what cannot be packed fails
+        here."""
+        if asks_nothing(tasks, ASKS):
             self._submit_alike(tasks, source, None)
             return
-        pairs = sorted(zip(demands, tasks, strict=True), key=lambda pair: json.dumps(pair[0], sort_keys=True))
-        for demand, run in itertools.groupby(pairs, key=lambda pair: pair[0]):
-            self._submit_alike([task for _, task in run], source, demand)
+        pairs = []
+        for task in tasks:
+            try:
+                pairs.append((_asked(task), task))
+            except components.Error as error:
+                self._unsendable_task(task, error, source)
+        pairs.sort(key=lambda pair: json.dumps(pair[0], sort_keys=True))
+        for asked, run in itertools.groupby(pairs, key=lambda pair: pair[0]):
+            self._submit_alike([task for _, task in run], source, asked)
 
-    def _submit_alike(self, tasks: list[Task], source: Source, demand: dict | None) -> None:
+    def _submit_alike(self, tasks: list[Task], source: Source, asked: dict | None) -> None:
         while tasks:
             try:
-                batch = self._packer.pack(tasks, demand)
+                batch = self._packer.pack(tasks, asked)
             except components.Error as error:
                 if error.index is None:  # no task at all: the mistake of whoever pushed it
                     raise
@@ -929,7 +1079,7 @@ class Owner:
                 fitting = fits(batch.size)
                 if len(tasks) > 1 and (batch.size > MOST_BYTES or not fitting):
                     self._wait(tasks[len(tasks) // 2 :], source, first=True)
-                    self._submit_alike(tasks[: len(tasks) // 2], source, demand)
+                    self._submit_alike(tasks[: len(tasks) // 2], source, asked)
                 elif fitting:
                     self._send(batch, tasks, source)
                 else:
@@ -986,10 +1136,19 @@ class Owner:
         self.failed += 1
         if len(self.failures) < 1000:
             self.failures.append((task.task_id or task.name, failure))
+        if len(self.records) < FAILED_KEPT and failure.get("kind") not in NOT_RUN and task.task_id:
+            self._keep_record(task)
         error = open_failure(failure)
         if type(task).finished is not Task.finished:
             task.finished(None, error)
         self.callback(Handle.of(task) if self.handles else task, None, error)
+
+    def _keep_record(self, task: Task) -> None:
+        """Keeps a task as it travels, unless it is too large."""
+        batch, error = attempt(self._packer.pack, [task], task.resources)
+        if error is None and batch.size <= self.most_records:
+            self.most_records -= batch.size
+            self.records[task.task_id] = [part if type(part) is bytes else b"".join(part) for part in batch.parts]
 
     def _settle_one_by_one(self, flight: Flight, lo: int, results: list, failures: dict) -> None:
         for i, result in enumerate(results, lo):
@@ -1019,11 +1178,19 @@ def _ranges(tasks: list[Task | None]) -> list[list[int]]:
     return [[run[0][0], run[-1][0] + 1] for run in found]
 
 
-def _demands(tasks: list[Task]) -> list[dict | None]:
-    try:
-        return list(map(operator.attrgetter("resources"), tasks))
-    except AttributeError:  # something among them is no task; packing will say which
-        return [getattr(task, "resources", None) for task in tasks]
+def _asked(task: Task) -> dict:
+    """The resources and limits of a task, for the head of its batch. Raises UsageError for a limit that is none."""
+    said = {name: getattr(task, name, None) for name in LIMITS}  # something that is no task: packing will say so
+    limits = {name: value for name, value in said.items() if value is not None}
+    for name, value in limits.items():
+        if not is_limit(value):
+            raise components.UsageError(
+                f"task {getattr(task, 'name', '?')} has the {name} {value!r}",
+                "this attribute of a task is a limit: a number from 0",
+                "give the number, or another name to an attribute that means something else",
+            )
+    resources = getattr(task, "resources", None)
+    return {**({"resources": resources} if resources else {}), **({"limits": limits} if limits else {})}
 
 
 class SystemMaster:
@@ -1048,6 +1215,15 @@ class SystemMaster:
     def push_tasks(self, tasks: Iterable[Task]) -> None:
         """Adds tasks from any iterable, drawn as the swarm has room."""
         self._run.push(tasks)
+
+    def cancel_task(self, task: Task, kill: bool = False) -> None:
+        """Ends a task as failed with "Cancelled", unless it has its outcome by then. What runs of it goes on unheard,
+        or is ended too with `kill`."""
+        self._run.owner.cancel(task, kill)
+
+    def cancel_tasks(self, kill: bool = False) -> None:
+        """Ends all tasks that have no outcome, and draws no more of what was pushed."""
+        self._run.cancel_all(kill)
 
     def publish(self, obj: Any) -> rpc.Shared:
         """A reference to an object, for tasks to carry; see `tasks.publish`."""
@@ -1095,6 +1271,7 @@ class SystemRun:
         self.lockstep = bool(options.pop("lockstep", False) or system.lockstep or self.by_hand)
         self.owner = Owner(call, self._task_finished, options, name)
         self.owner.keep = list  # what a host sends has left it when the call returns
+        self.owner.most_records = CHUNK_BYTES // 4  # they go home in a call
         self.master = SystemMaster(self)
         self._held: list[Iterable[Task]] = []
         self._generated: Source | None = None  # what generate_tasks gave last
@@ -1168,6 +1345,11 @@ class SystemRun:
             self._held.append(tasks)
         else:
             self.owner.draw(tasks)
+
+    def cancel_all(self, kill: bool) -> None:
+        """Ends all tasks that are out or held back."""
+        self._held.clear()
+        self.owner.cancel_all(kill)
 
     def next_step(self) -> None:
         """A person lets a system go on that waits at its barrier."""
@@ -1256,7 +1438,9 @@ class SystemRun:
         owner = self.owner
         stats = {"tasks": owner.drawn, "done": owner.done, "failed": owner.failed,
                  "steps": self.step, "seconds": owner.seconds, "slaves": sorted(owner.slaves - {""}),
-                 "failures": owner.failures[:200]}
+                 "failures": owner.failures[:200], "records": {}}
+        for task, record in owner.records.items():
+            stats["records"][task] = [base64.b64encode(part).decode() for part in record]
         owner.close()
         self.call("system_done", failure, stats, parts=parts)
 
@@ -1409,7 +1593,8 @@ KEPT_VARIABLES = frozenset(
      "LD_LIBRARY_PATH")
 )
 KEPT_PREFIXES = ("LC_", "PYTHON", "OMP_", "OPENBLAS_", "MKL_")
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+END_WITHIN = 2.0  # seconds that a zygote waits for the end of what it has killed
 RESPAWN_LIMIT = 5  # processes that may be replaced within RESPAWN_PERIOD seconds before something must be wrong
 RESPAWN_PERIOD = 10.0
 
@@ -1454,20 +1639,30 @@ class Zygote:
         """For a poller: readable when a child was born or died."""
         return self.sock.fileno()
 
-    def fork(self, kind: str, root: str) -> tuple[int, socket.socket]:
-        """Makes a child, kind "worker" or "host", for the bundle in `root`. Returns its token and a socket to it."""
+    def fork(self, kind: str, root: str, output: int = 2) -> tuple[int, socket.socket]:
+        """Makes a child, kind "worker" or "host", for the bundle in `root`. Returns its token and a socket to it.
+
+        `output` is the descriptor to which it writes what is printed; by default it shares this process's stderr.
+        """
         ours, theirs = socket.socketpair()
         token = next(self._tokens)
         message = json.dumps(["fork", token, kind, root]).encode()
         with theirs:
-            socket.send_fds(self.sock, [message], [theirs.fileno()])
+            socket.send_fds(self.sock, [message], [theirs.fileno(), output])
         ours.setblocking(False)
         return token, ours
 
     def kill(self, token: int) -> None:
         """Kills a child and all that it started."""
+        self._order("kill", token)
+
+    def show_stack(self, token: int) -> None:
+        """Lets a child write down where it is, if it was given a file for that; else it dies."""
+        self._order("stack", token)
+
+    def _order(self, order: str, token: int) -> None:
         try:
-            self.sock.send(json.dumps(["kill", token]).encode())
+            self.sock.send(json.dumps([order, token]).encode())
         except OSError as error:
             log.debug("the zygote is gone, and its children with it: %s", error)
 
@@ -1529,14 +1724,15 @@ class Spawner:
         """For a poller: readable when a child has died."""
         return self.sock.fileno()
 
-    def fork(self, kind: str, root: str) -> tuple[int, socket.socket]:
+    def fork(self, kind: str, root: str, output: int = 2) -> tuple[int, socket.socket]:
         """As `Zygote.fork`, in the time that it takes to start an interpreter."""
         ours, theirs = socket.socketpair()
         token = next(self._tokens)
         context = multiprocessing.get_context("spawn")
-        child = context.Process(target=spawned_main, args=(theirs, kind, root), name=kind, daemon=True)
-        with _same_hashes():
-            child.start()
+        with multiprocessing.connection.Connection(os.dup(output), readable=False) as told:
+            child = context.Process(target=spawned_main, args=(theirs, kind, root, told), name=kind, daemon=True)
+            with _same_hashes():
+                child.start()
         theirs.close()
         self._children[token] = child
         threading.Thread(target=self._wait_for, args=(token, child), name=f"{kind} {token}", daemon=True).start()
@@ -1547,6 +1743,9 @@ class Spawner:
         """Kills a child."""
         if token in self._children:
             self._children[token].kill()
+
+    def show_stack(self, token: int) -> None:
+        """Nothing: its children are given no file for that."""
 
     def receive(self) -> list[list]:
         """As `Zygote.receive`."""
@@ -1576,10 +1775,12 @@ def start_zygote() -> Zygote | Spawner:
     return Zygote() if sys.platform == "linux" else Spawner()
 
 
-def spawned_main(sock: socket.socket, kind: str, root: str) -> None:
+def spawned_main(sock: socket.socket, kind: str, root: str, output: Any) -> None:
     """A child of `Spawner`."""
     _scrub_environment()
     _quiet_stdio()
+    _write_to(output.fileno())
+    output.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         (worker_main if kind == "worker" else host_main)(sock, root)
@@ -1601,6 +1802,8 @@ def zygote_main(sock: socket.socket) -> None:
         end.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    if sys.platform == "linux":
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # what outlives a child of ours comes to us
     gc.freeze()
     children: dict[int, int] = {}  # pid -> token
     try:
@@ -1609,8 +1812,7 @@ def zygote_main(sock: socket.socket) -> None:
         log.debug("the node closed its end")
     finally:
         signal.set_wakeup_fd(-1)
-        for pid in children:
-            _kill_tree(pid)
+        _end_all(children)
 
 
 def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, int]) -> None:
@@ -1620,35 +1822,38 @@ def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, 
             woken.recv(4096)
             _reap(sock, children)
         if sock in ready:
-            message, fds, _, _ = socket.recv_fds(sock, 65536, 1)
+            message, fds, _, _ = socket.recv_fds(sock, 65536, 2)
             if not message:
                 return
             order, token, *rest = json.loads(message)
             if order == "fork":
-                _fork_and_tell(sock, fds[0], token, rest, children)
+                _fork_and_tell(sock, fds, token, rest, children)
             else:
                 for pid in [pid for pid, known in children.items() if known == token]:
-                    _kill_tree(pid)
+                    _kill_tree(pid) if order == "kill" else os.kill(pid, signal.SIGUSR2)
 
 
-def _fork_and_tell(sock: socket.socket, fd: int, token: int, order: list, children: dict[int, int]) -> None:
+def _fork_and_tell(sock: socket.socket, fds: list, token: int, order: list, children: dict[int, int]) -> None:
     try:
-        pid = _fork_child(fd, *order)
+        pid = _fork_child(*fds, *order)
     except OSError as error:  # no process or memory is left: the others live on
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
         _tell(sock, ["died", token, f"could not be forked ({error})"])
         return
     children[pid] = token
     _tell(sock, ["born", token, pid])
 
 
-def _fork_child(fd: int, kind: str, root: str) -> int:
+def _fork_child(fd: int, output: int, kind: str, root: str) -> int:
     pid = os.fork()
     if pid:
         os.close(fd)
+        os.close(output)
         return pid
     code = 1
     try:
+        _write_to(output)
         _become_child(fd)
         run = worker_main if kind == "worker" else host_main
         run(socket.socket(fileno=fd), root)
@@ -1662,7 +1867,8 @@ def _fork_child(fd: int, kind: str, root: str) -> int:
 
 
 def _become_child(fd: int) -> None:
-    """A session of its own, no descriptor but 0-2 and the socket, and death with the zygote.
+    """A session of its own, no descriptor but 0-2 and the socket, and death with the zygote. What its children leave
+    behind comes to it, and after its death to the zygote, which ends that: so nothing escapes, in whatever session.
 
     Runs before any byte of the user's is read: the place where a child confines itself.
     """
@@ -1672,19 +1878,66 @@ def _become_child(fd: int) -> None:
     os.closerange(3, fd)
     os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
     if sys.platform == "linux":
-        import ctypes
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
 
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+def prctl(option: int, value: int) -> None:
+    """Tells the kernel something about this process."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _reap(sock: socket.socket, children: dict[int, int]) -> None:
-    while children:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if not pid:
-            return
+    for pid, status in _ended_children():
         token = children.pop(pid, None)
         if token is not None:
             _tell(sock, ["died", token, describe_exit(os.waitstatus_to_exitcode(status))])
+        _end_strays(children)
+
+
+def _ended_children() -> Iterator[tuple[int, int]]:
+    """Children of this process that have ended, with their status."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        yield pid, status
+
+
+def _end_strays(children: dict[int, int]) -> None:
+    """Kills what a child has left behind: it has become a child of this process."""
+    for pid in children_of(os.getpid()):
+        if pid not in children:
+            _kill_tree(pid)
+
+
+def _end_all(children: dict[int, int]) -> None:
+    """Kills everything below this process, and waits until it is gone."""
+    until = time.monotonic() + END_WITHIN
+    for pid in children:
+        _kill_tree(pid)
+    while children_of(os.getpid()) and time.monotonic() < until:
+        for pid, _ in _ended_children():
+            children.pop(pid, None)
+        _end_strays(children)
+        time.sleep(0.002)
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes whose parent this is; none where the kernel does not tell."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                found += map(int, file.read().split())
+    except OSError as error:
+        log.debug("the children of %s cannot be told: %s", pid, error)
+    return found
 
 
 def describe_exit(code: int) -> str:
@@ -1721,6 +1974,322 @@ def _quiet_stdio() -> None:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     sys.stdout.reconfigure(line_buffering=True)
+
+
+def _write_to(output: int) -> None:
+    """From now on this process's descriptors 1 and 2 are that one."""
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+
+
+# -- output --------------------------------------------------------------------------------------------------------
+
+OUTPUT_KEPT = 64 * 1024  # bytes that a child wrote last which its node remembers
+OUTPUT_TOLD = 8 * 1024  # bytes of it that go into the failure of a task that raised
+OUTPUT_RATE = 256  # KiB a second of a child that go home
+OUTPUT_BURST = 4.0  # seconds of this rate that may come at once
+OUTPUT_EVERY = 0.05  # seconds that output waits for more of it
+OUTPUT_LINE = 1.0  # seconds that a line waits for its end
+OUTPUT_READS = 64  # of a pipe in one go, at most
+PIECE_COST = 32  # bytes that a piece of output counts beside its text
+# In a child's output: the eight bytes after it say whose the rest is. Whoever prints this fakes nothing but the tag of
+# a task in his own lease.
+MARK = b"\x1econcurrent-swarm task "
+NOBODY = (1 << 64) - 1  # instead of an ordinal: of some task of the lease
+
+
+def _marked(ordinal: int) -> bytes:
+    return MARK + ordinal.to_bytes(8, "little")
+
+
+class Voice(io.RawIOBase):
+    """Descriptor 1 or 2 of a child for Python: what `whose()` says to be of one task of many stands between marks.
+
+    So what is written past it, by C or a child, is never taken for a task's that wrote something before.
+    """
+
+    def __init__(self, file: int, whose: Callable[[], int]):
+        self._file, self._whose, self.name = file, whose, {1: "<stdout>", 2: "<stderr>"}.get(file, file)
+        self.of: int | None = None  # whose the text is that leaves the buffers now, if not of who runs
+
+    def fileno(self) -> int:
+        return self._file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        """Writes all of it."""
+        data = memoryview(data).cast("B")
+        whose = self._whose() if self.of is None else self.of
+        rest = data if whose == NOBODY else memoryview(b"".join((_marked(whose), data, _marked(NOBODY))))
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
+        return len(data)
+
+
+class Speech(io.TextIOWrapper):
+    """`sys.stdout` or `sys.stderr` of a child: a line goes at its end, and text of one task before that of the next."""
+
+    def __init__(self, file: int, whose: Callable[[], int]):
+        super().__init__(Voice(file, whose), "utf-8", "backslashreplace", "\n", line_buffering=True)
+        self._whose, self._of = whose, NOBODY
+
+    def write(self, text: str) -> int:
+        """Takes text; it goes at the end of its line."""
+        whose = self._whose()
+        if whose != self._of:
+            self.flush()
+            self._of = whose
+        return super().write(text)
+
+    def flush(self) -> None:
+        """Writes what waits, as of the task that gave it."""
+        if not self.closed:
+            self.buffer.of = self._of
+            super().flush()
+            self.buffer.of = None
+
+
+def speak(whose: Callable[[], int] = lambda: NOBODY) -> Callable[[], None]:
+    """Prepares this child to write: what is printed and logged goes to 1 and 2 by lines, in order, and C's stdout too.
+
+    `whose()` is the ordinal of the task that runs. Returns what writes the lines without an end.
+    """
+    out, err = sys.stdout, sys.stderr = Speech(1, whose), Speech(2, whose)
+    faulthandler.enable(2)  # a crash in C tells its stack
+    logging.getLogger().setLevel(logging.INFO)
+    logging.lastResort.setLevel(logging.INFO)  # a `basicConfig` of the user's takes its place
+    logging.lastResort.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+    if sys.platform == "linux":
+        import ctypes
+
+        libc, by_line = ctypes.CDLL(None), 1
+        libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, by_line, 0)
+
+    def flush() -> None:
+        for stream in (out, err):
+            _, error = attempt(stream.flush)
+            if error is not None:  # a task may have closed the descriptor
+                log.debug("what was printed is lost: %s", error)
+
+    return flush
+
+
+class Output:
+    """What a child wrote, as its node keeps it: the last 64 KiB, and the pieces that are to go home. Has no clock.
+
+    A piece is [ordinal, text, bytes dropped before it]; the ordinal is NOBODY where no task is named. `rate`: bytes a
+    second that go home, what comes faster is counted and dropped.
+    """
+
+    def __init__(self, rate: int):
+        self._rate = rate
+        self._room, self._now = rate * OUTPUT_BURST, 0.0
+        self._pieces: list[list] = []
+        self._dropping = 0  # bytes dropped since the last piece
+        self._line, self._line_at = bytearray(), 0.0  # what waits, and since when
+        self.begin()
+
+    def begin(self) -> None:
+        """Another lease begins: what came before is nobody's any more."""
+        self._whose, self._cut = NOBODY, b""
+        self._last: collections.deque[tuple[int, bytearray]] = collections.deque()
+        self._size = 0  # bytes of these
+        self._line.clear()
+        self._pieces.clear()
+        self._dropping = 0
+
+    def take(self, data: bytes, now: float) -> None:
+        """Takes bytes that the child has written, cut anywhere."""
+        data = self._cut + data
+        end = len(data) - _begun(data)
+        self._cut = data[end:]
+        first, *marked = data[:end].split(MARK)
+        self._add(first, now)
+        for piece in marked:
+            self._end_line()
+            self._whose = int.from_bytes(piece[:8], "little")
+            self._add(piece[8:], now)
+
+    def pieces(self, now: float, final: bool = False) -> list[list]:
+        """Takes out what is to go home now. A line waits for its end unless this is `final`."""
+        if final and self._cut:  # it looked like a mark
+            cut, self._cut = self._cut, b""
+            self._add(cut, now)
+        whole = self._line.rfind(b"\n") + 1
+        if final or now - self._line_at >= OUTPUT_LINE or (self.heavy and not whole):
+            self._end_line()
+        elif whole:
+            rest = self._line[whole:]
+            del self._line[whole:]
+            self._end_line()
+            self._line, self._line_at = rest, now
+        if final and self._dropping:
+            self._tell_dropped()
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    @property
+    def waits(self) -> bool:
+        """Whether something is to go home, now or soon."""
+        return bool(self._line or self._pieces)
+
+    @property
+    def heavy(self) -> bool:
+        """Whether so much waits that it should not wait for more."""
+        return len(self._line) >= OUTPUT_KEPT
+
+    def last(self, ordinal: int | None = None) -> str:
+        """The end of what was written in this lease; with an ordinal, of what is known to be this task's."""
+        told = (data for whose, data in self._last if ordinal is None or whose == ordinal)
+        return b"".join(told).decode("utf-8", "replace")
+
+    def _add(self, data: bytes, now: float) -> None:
+        if not data:
+            return
+        self._remember(data)
+        self._room = min(self._rate * OUTPUT_BURST, self._room + (now - self._now) * self._rate)
+        self._now = now
+        if self._dropping and self._room < self._rate / 2:  # few large gaps are easier to read than many small ones
+            self._dropping += len(data)
+            return
+        kept = data[: max(0, int(self._room))]
+        if len(kept) < len(data):
+            kept = kept[: kept.rfind(b"\n") + 1] or kept  # whole lines, if there are
+        self._room -= len(kept)
+        if not self._line:
+            self._line_at = now
+        if self._dropping and kept:
+            self._tell_dropped()
+        self._line += kept
+        if len(kept) < len(data):
+            self._end_line()
+            self._dropping += len(data) - len(kept)
+
+    def _remember(self, data: bytes) -> None:
+        if self._last and self._last[-1][0] == self._whose:
+            self._last[-1][1].extend(data)
+        else:
+            self._last.append((self._whose, bytearray(data)))
+        self._size += len(data)
+        while self._size > OUTPUT_KEPT:
+            first = self._last[0][1]
+            excess = min(self._size - OUTPUT_KEPT, len(first))
+            del first[:excess]
+            self._size -= excess
+            if not first:
+                self._last.popleft()
+        if len(self._last) > OUTPUT_KEPT // PIECE_COST:
+            self._size -= len(self._last.popleft()[1])
+
+    def _end_line(self) -> None:
+        """What waits becomes a piece, or goes to the last one."""
+        if self._line:
+            text = self._line.decode("utf-8", "replace")
+            if self._pieces and self._pieces[-1][0] == self._whose:
+                self._pieces[-1][1] += text
+            else:
+                self._pieces.append([self._whose, text, 0])
+                self._room -= PIECE_COST
+            self._line.clear()
+
+    def _tell_dropped(self) -> None:
+        self._pieces.append([NOBODY, "", self._dropping])
+        self._dropping = 0
+
+
+def _begun(data: bytes) -> int:
+    """How many bytes at the end of data may be the beginning of a mark."""
+    whole = len(MARK) + 8
+    at = data.rfind(MARK, max(0, len(data) - whole + 1))
+    if at < 0:
+        at = data.rfind(MARK[:1], max(0, len(data) - len(MARK) + 1))
+        if at < 0 or not MARK.startswith(data[at:]):
+            return 0
+    return len(data) - at
+
+
+class Ear:
+    """A node's end of the pipe that a child has as its descriptors 1 and 2; never waits.
+
+    `send(pieces)`, set by the node, gets what is to go home; `later(seconds, function)` calls a function then. Give
+    `theirs` to the child and call `given`.
+    """
+
+    send: Callable[[list], None]
+
+    def __init__(self, loop: rpc.Loop, rate: int, later: Callable):
+        self._file, self.theirs = os.pipe()
+        os.set_blocking(self._file, False)
+        self.output = Output(rate)
+        self._loop, self._later = loop, later
+        self._alarmed = False
+        self._open = True
+        loop.add(self, self._read)
+
+    def fileno(self) -> int:
+        """For a poller: readable when the child has written."""
+        return self._file
+
+    def given(self) -> None:
+        """The child has its end."""
+        os.close(self.theirs)
+
+    def settle(self, final: bool = True) -> None:
+        """Hears all that the child has written so far, and sends it; `final`: the lease ends with it."""
+        for _ in range(OUTPUT_READS):
+            if not (self._open and self._take()):
+                break
+        self._flush(final)
+
+    def close(self) -> None:
+        """Hears nothing any more."""
+        if self._open:
+            self._open = False
+            self._loop.remove(self)
+            os.close(self._file)
+
+    def _read(self) -> None:
+        if self._take() and self.output.heavy:
+            self._flush(False)
+        if self.output.waits and not self._alarmed:
+            self._alarmed = True
+            self._later(OUTPUT_EVERY, self._alarm)
+
+    def _alarm(self) -> None:
+        self._alarmed = False
+        self._flush(False)
+        if self.output.waits and self._open:
+            self._alarmed = True
+            self._later(OUTPUT_EVERY, self._alarm)
+
+    def _take(self) -> bool:
+        """Reads once; False if nothing is there."""
+        try:
+            data = os.read(self._file, 65536)
+        except BlockingIOError:
+            return False
+        if data:
+            self.output.take(data, time.monotonic())
+        else:
+            self.close()  # the child has closed its end
+        return bool(data)
+
+    def _flush(self, final: bool) -> None:
+        pieces = self.output.pieces(time.monotonic(), final)
+        if pieces:
+            self.send(pieces)
+
+
+def placed(pieces: list[list], lo: int, hi: int) -> list[list]:
+    """Pieces of output with the range of ordinals of which each is: one task of lo..hi-1, or all of them."""
+    return [[*((whose, whose + 1) if lo <= whose < hi else (lo, hi)), text, dropped] for whose, text, dropped in pieces]
+
+
+def weight_of(pieces: list[list]) -> int:
+    """Bytes of output in pieces, those that were dropped before them too."""
+    return sum(len(text.encode()) + dropped for *_, text, dropped in pieces)
 
 
 # -- the worker process --------------------------------------------------------------------------------------------
@@ -1808,6 +2377,8 @@ class Wire:
         for call, parts in self._receiver.receive():
             if call[0] == "spare":
                 self._spare = self._receiver.take_descriptor()
+            elif call[0] == "stack":  # works even while C code holds the interpreter
+                faulthandler.register(signal.SIGUSR2, self._receiver.take_descriptor(), all_threads=True)
             elif call[0] == "forget_shared":
                 sys.modules[rpc.WIRE].Shared.exchange.forget(call[1])
             else:
@@ -1846,11 +2417,24 @@ class LeaseRunner:
         self._lent = False  # one of them is memory of the user's
         self._failures: dict[str, dict] = {}
         self._lo, self._began = 0, 0.0  # the first task that was not reported, and when it began
+        self._first, self._place, self._several = 0, 0, False
+
+    @property
+    def current(self) -> int:
+        """The ordinal of the task that runs; NOBODY in a lease of one, where there is no doubt.
+
+        Costs the loop nothing: what runs is as many places further as it has appended results.
+        """
+        return self._place + len(self._plain) if self._several else NOBODY
+
+    def _runs(self, i: int) -> None:
+        self._place = self._first + i - len(self._plain)
 
     def run(self, envelope: Envelope) -> int:
         """Runs lo..hi-1 of the envelope. Returns where it stopped: hi, or less if the rest was not wanted."""
         records = Records(envelope, self._known)
         i = self._lo = envelope.lo
+        self._first, self._several = envelope.first, envelope.hi - envelope.lo > 1
         looked = self._began = time.perf_counter()
         while i < envelope.hi:
             i = self._some(records, i, looked + LOOK_EVERY)
@@ -1866,9 +2450,15 @@ class LeaseRunner:
         self._send(envelope.hi, True)
         return envelope.hi
 
+    def load(self, envelope: Envelope) -> None:
+        """Imports what the lease needs, so that its time is its own. What fails here fails again when it runs."""
+        for module, qualname, _ in envelope.head["classes"]:
+            attempt(find_class, module, qualname)
+
     def _some(self, records: Records, i: int, until: float) -> int:
         """Runs task i, and those after it in its group as long as nothing is odd and it is not `until` yet; returns the
         next."""
+        self._runs(i)
         alike, error = attempt(records.alike, i)
         if alike is None or error is not None:
             self._one(records, i)
@@ -1896,6 +2486,7 @@ class LeaseRunner:
         self._settle(i, task, *attempt(task))
 
     def _settle(self, i: int, task: Task, result: Any, error: BaseException | None) -> None:
+        self._runs(i)
         if error is None:
             self._keep(i, result, type(task).clean_up is not Task.clean_up)
         else:
@@ -1906,6 +2497,7 @@ class LeaseRunner:
             self._clean_up(i, task)
 
     def _clean_up(self, i: int, task: Task) -> None:
+        self._runs(i)
         _, error = attempt(task.clean_up)
         if error is not None and str(i) not in self._failures:
             self._failures[str(i)] = describe_failure(error, self.root, "clean_up")
@@ -1962,6 +2554,7 @@ def worker_main(sock: socket.socket, root: str) -> None:
     lease = 0
 
     def report(lo: int, hi: int, seconds: float, failures: dict, parts: list, last: bool) -> None:
+        flush()  # what a task has printed is there before its outcome
         wire.call("result", lease, lo, hi, seconds, failures, last, parts=parts)
 
     def unwanted() -> bool:
@@ -1970,6 +2563,7 @@ def worker_main(sock: socket.socket, root: str) -> None:
         return lease in dropped
 
     runner = LeaseRunner(report, unwanted, root)
+    flush = speak(lambda: runner.current)
     while True:
         call, parts = wire.next()
         if call[0] == "run":  # a "drop" that comes between two leases is late
@@ -1977,7 +2571,11 @@ def worker_main(sock: socket.socket, root: str) -> None:
             dropped.clear()
             exchange.serve(details[0])
             _grant(granted, grant, attempt)
-            runner.run(Envelope(lease, *details, attempt, first, parts))
+            envelope = Envelope(lease, *details, attempt, first, parts)
+            if "limits" in envelope.head or "default_limits" in envelope.head:
+                runner.load(envelope)
+                wire.call("begun", lease)
+            runner.run(envelope)
 
 
 def _open_application(root: str) -> None:
@@ -2005,20 +2603,27 @@ def _grant(before: dict[str, str], now: dict[str, str] | None, attempt: int) -> 
 def host_main(sock: socket.socket, root: str) -> None:
     """The life of a system host: takes the sealed system, runs it until it is done or the master closes the socket."""
     wire = Wire(sock)
+    flush = speak()
     (_, name, options), parts = wire.next()
     _open_application(root)
     seed = options["seed"]
     rpc.Exchange(wire.publish, wire.fetch, md5(seed.encode()).hexdigest()[:16])
     random.seed(seed)
+
+    def tell(method: str, *params: Any, parts: Iterable = ()) -> None:
+        if method == "system_done":
+            flush()  # what its hooks have printed is there before
+        wire.call(method, *params, parts=parts)
+
     run = None
     opened, error = attempt(rpc.open_sealed, parts[0])
     if error is not None:
-        wire.call("system_done", describe_failure(error, root, "system"), {}, parts=[])
+        tell("system_done", describe_failure(error, root, "system"), {}, parts=[])
     elif options.pop("saved"):
-        run = SystemRun(opened["system"], wire.call, options, name, root)
+        run = SystemRun(opened["system"], tell, options, name, root)
         run.resume(opened)
     else:
-        run = SystemRun(opened, wire.call, options, name, root)
+        run = SystemRun(opened, tell, options, name, root)
         run.start()
     handlers = {"outcome": _host_outcome, "accepted": _host_accepted, "refused": _host_refused, "step": _host_step}
     while True:
@@ -2089,6 +2694,17 @@ def run_alike(
         if clock() > until:
             break
     return place, None, None, None
+
+
+def asks_nothing(tasks: list[Task], names: tuple) -> bool:
+    """Whether none of the tasks, nor their classes, sets one of these attributes; False also for what is no task."""
+    for cls in set(map(type, tasks)):
+        if any(getattr(cls, name, None) is not None for name in names):
+            return False
+    try:
+        return all(map(frozenset(names).isdisjoint, map(vars, tasks)))
+    except TypeError:
+        return False
 
 
 def number_tasks(tasks: list[Task], owner: str, first: int) -> None:
@@ -2166,10 +2782,10 @@ def openmp() -> bool:
 
 
 pure_md5_search, pure_mandelbrot, pure_simd, pure_openmp = md5_search, mandelbrot, simd, openmp
-pure_run_alike, pure_settle, pure_number_tasks = run_alike, settle, number_tasks
+pure_run_alike, pure_settle, pure_number_tasks, pure_asks_nothing = run_alike, settle, number_tasks, asks_nothing
 
 try:  # only a missing build is in order: a broken one raises ImportError and must be heard
-    from .fastpath import mandelbrot, md5_search, number_tasks, openmp, run_alike, settle, simd
+    from .fastpath import asks_nothing, mandelbrot, md5_search, number_tasks, openmp, run_alike, settle, simd
 except ModuleNotFoundError:
     log.debug("fastpath is not built")
 
@@ -2179,3 +2795,17 @@ FASTPATH = md5_search is not pure_md5_search
 def kernels() -> dict[str, Any]:
     """What the kernels run on: whether `fastpath` is built, its vector instructions, whether it can use more cores."""
     return {"fastpath": FASTPATH, "simd": simd(), "openmp": openmp()}
+
+
+def checks() -> Iterator[rpc.Check]:
+    """What `doctor` says of the kernels and of how this platform makes workers."""
+    about = kernels()
+    if FASTPATH:
+        yield rpc.Check("ok", "compiled part", f"fastpath is built; {about['simd']}")
+    else:
+        why = "fastpath is not built: short tasks and the kernels are slower"
+        yield rpc.Check("warn", "compiled part", why, "install a C compiler, then pip install -e . again")
+    if sys.platform == "linux":
+        yield rpc.Check("ok", "workers", "are forked from a zygote")
+    else:
+        yield rpc.Check("warn", "workers", f"are started anew on {sys.platform}: half a second each", "run it on Linux")

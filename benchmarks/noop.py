@@ -8,7 +8,7 @@
 `batch` is one `push_tasks`, `loop` is one `push_task` per task, `system` an `ITaskSystem`; the result is tasks per
 second, from the first push to the last callback. The tasks are there before the clock starts, those of a system and,
 with `noop.drawn=yes`, of a batch are made as they are drawn. `lone` sends one task at a time and gives round trips in
-µs.
+µs. `noop.bytes=100000` gives each task so many bytes of its own to carry, `noop.back=10000` each result.
 """
 
 from time import perf_counter
@@ -23,6 +23,13 @@ class Noop(Task):
 
     def __call__(self):
         return self.number
+
+
+class Loaded(Task):
+    """Carries bytes there and back."""
+
+    def __call__(self):
+        return self.number, self.data[: self.back]
 
 
 class NoopSystem(ITaskSystem):
@@ -53,6 +60,8 @@ class NoopBench(ApplicationNode):
 
     count = IntItem("noop", "tasks", 100_000, "how many tasks", minimum=1)
     mode = ChoiceItem("noop", "mode", "batch", ("batch", "loop", "system", "lone"), "how they are pushed")
+    size = IntItem("noop", "bytes", 0, "bytes that each task of a batch carries", minimum=0)
+    back = IntItem("noop", "back", 0, "bytes that each result carries", minimum=0)
     drawn = BoolItem("noop", "drawn", False, "make the tasks of a batch while the clock runs, as they are drawn")
 
     def get_task_system(self):
@@ -60,9 +69,10 @@ class NoopBench(ApplicationNode):
 
     def start_processing(self):
         self.left = self.total = self.count
+        self.loaded = self.size > 0  # to ask the configuration for each task costs more than the task
         self.trips = []
         self.lone = self.mode == "lone"
-        tasks = (Noop("noop", number=number) for number in range(self.total))
+        tasks = map(self.make, range(self.total))
         if not self.drawn:
             tasks = list(tasks)
         self.began = perf_counter()
@@ -75,7 +85,14 @@ class NoopBench(ApplicationNode):
             for task in tasks:
                 self.push_task(task)
 
+    def make(self, number):
+        """One task, with bytes of its own if it carries any."""
+        if not self.loaded:
+            return Noop("noop", number=number)
+        return Loaded("loaded", number=number, data=bytes([number % 256]) * self.size, back=self.back)
+
     def task_finished(self, task, result, error):
+        result = result[0] if self.loaded and not error else result
         if error or result != task.task.number:
             self.fail(error or ValueError(result))
         self.left -= 1

@@ -93,6 +93,26 @@ def test_a_repeated_submit_is_accepted_again_and_runs_once(told):
     assert (again.records, again.messages, again.after) == ([], [], [("accepted", "c1", 1)])
 
 
+def test_a_batch_that_cannot_be_kept_is_as_if_it_had_not_come(told):
+    told("submit", "c1", 1, 4)
+    (lease, *_) = told.leases()
+    effects = told("withdrawn", "c1", 1, "the disk is full")
+    assert ("refused", "c1", 1, "the disk is full") in effects.messages
+    assert ("revoke", "s1", lease.id, False) in effects.messages and effects.after == []
+    assert told.board.owners["c1"].tasks == 0 and not told.board.knows("c1", 1)
+    assert told.ended(lease).records == [], "what ran of it is dropped"
+    again = told("submit", "c1", 1, 4)
+    assert again.after == [("accepted", "c1", 1)] and told.board.knows("c1", 1)
+    told.flow()
+    told("settled", "c1", [1])
+    assert told.board.knows("c1", 1), "settled is not withdrawn"
+
+
+def test_a_batch_that_is_gone_already_can_be_withdrawn(told):
+    for owner, number in (("c1", 7), ("nobody", 1)):
+        assert told("withdrawn", owner, number, "why") == ([], [("refused", owner, number, "why")], [])
+
+
 @pytest.mark.parametrize(
     ("count", "group", "resources", "why"),
     [
@@ -349,11 +369,12 @@ def test_a_task_that_kills_its_workers_is_poisoned_at_the_third(told):
     for attempt in (1, 2, 3):
         (lease,) = told.leases()
         assert lease.attempt == attempt
-        told("worker_lost", "s1", lease.id, 0, 1, "signal 11")
+        told("worker_lost", "s1", lease.id, 0, 1, "signal 11", output=f"said in attempt {attempt}")
     ((*_, lo, hi, _, failures, payload, slave),) = told.sent("outcome")
     assert (lo, hi, payload, slave) == (0, 1, None, "s1")
     assert failures["*"]["type"] == "WorkerLost" and failures["*"]["kind"] == "poisoned"
     assert "signal 11" in failures["*"]["message"]
+    assert (failures["*"]["output"], failures["*"]["attempt"]) == ("said in attempt 3", 3)
     assert told.leases() == []
 
 

@@ -17,10 +17,13 @@ import pytest
 from concurrent_swarm.components import Error
 from concurrent_swarm.master import Board, split
 
+from concurrent_swarm import tasks
+
 SEED = int(os.environ.get("SEED", 0))
 SCHEDULES = int(os.environ.get("SCHEDULES", 10_000))
 MIN_EVENTS = 50  # events under faults per schedule
 END = 1000.0  # virtual seconds after which a schedule hangs
+RARE = ({"cpus": 2}, {"gpu": 1}, {"tags": ["big"]})  # what not every slave has
 DEADLY = 9  # task 0 of every so manyth batch kills its worker
 
 
@@ -75,11 +78,20 @@ class SimOwner:
         if kind == "accepted":
             self.accepted.add(number)
             return
+        if kind == "unplaceable":  # here, number is the id of a task
+            assert number.startswith(f"{self.name}.") and rest[0] > 0 and rest[1].startswith("no slave has ")
+            return
         assert kind == "outcome", f"{kind} {number} {rest}"
         lo, hi, _, failures, payload, _ = rest
-        reason = failures["*"]["kind"] if failures else ""
+        reason = failures.get("*", {}).get("kind", "")
         assert reason or payload == ("ran", self.name, number, lo, hi), "results of other tasks"
-        assert reason != "cancelled" or number in self.cancelled
+        assert reason != "cancelled" or number in self.cancelled or (number, lo) in self.cancelled
+        assert reason != "unplaceable" or rest[3]["*"]["message"].startswith("no slave has ")
+        assert reason != "unplaceable" or self.batches[number][2]["resources"] in RARE, "any slave can take it"
+        assert reason != "limit" or self.batches[number][2].get("limits")
+        again = [task for task, one in failures.items() if task != "*" and one.get("again")]
+        assert {(number, int(task)) for task in again} <= self.cancelled
+        assert all(int(task) in self.outcomes[number] for task in again), "they have their outcome by now"
         assert reason or lo or number % DEADLY, "a task that kills its worker has a result"
         assert 0 <= lo < hi <= self.batches[number][0]
         for task in range(lo, hi):
@@ -148,10 +160,11 @@ class SimSlave:
         for number, (lo, hi) in () if dead else self.open.items():
             batch = self.leases[number].batch
             payload = ("ran", batch.owner.id, batch.number, lo, hi)
-            self.swarm.later(self.swarm.random.uniform(0, 0.3), functools.partial(self.late, number, lo, hi, payload))
+            arrive = functools.partial(self.arrive_late, number, lo, hi, payload)
+            self.swarm.later(self.swarm.random.uniform(0, 0.3), arrive)
         self.clear()
 
-    def late(self, number, lo, hi, payload):
+    def arrive_late(self, number, lo, hi, payload):
         self.swarm.event(self.swarm.board.result, self.name, number, lo, hi, 0.1, payload, {})
 
     def clear(self):
@@ -215,6 +228,12 @@ class SimSlave:
             self.send("given_back", number, *self.open[number])
             self.done(number)
 
+    def late(self, number, seconds):
+        if self.swarm.random.random() < 0.8:  # else it hangs
+            failures = {"*": {"kind": "limit"}}
+            self.send("result", number, *self.open[number], seconds, ("ran",), failures)
+            self.done(number)
+
     def steal(self, number):
         lo, hi = self.open[number]
         if number not in self.running:
@@ -259,6 +278,7 @@ class Swarm:
         self.now, self.heap, self.count = 0.0, [], 0
         self.events = self.lives = self.adopted = 0
         self.calm = False
+        self.unplaceable_wait = random.Random(seed).choice((0.0, 0.05, 0.5, 5.0))
         self.links = {}  # peer -> when its last message arrives: order is kept
         self.journal, self.pending = [], []  # records committed; (records, messages after) not yet
         self.start_master()
@@ -288,7 +308,7 @@ class Swarm:
 
     def start_master(self):
         self.lives += 1
-        self.board = Board(limit=100_000)
+        self.board = Board(limit=100_000, unplaceable_wait=self.unplaceable_wait)
         self.pending = []
         self.apply(self.board.restore(self.journal, self.now))
         if self.random.random() < 0.5:
@@ -320,7 +340,7 @@ class Swarm:
 
     def tell(self, message):
         kind, name, *rest = message
-        peers = self.slaves if kind in ("lease", "revoke", "steal") else self.owners
+        peers = self.slaves if kind in ("lease", "revoke", "steal", "late") else self.owners
         peer = next(peer for peer in peers if peer.name == name)
         life, master = getattr(peer, "life", 0), self.lives
 
@@ -374,8 +394,11 @@ class Swarm:
 
     def submit(self, owner):
         rng = self.random
-        needs = rng.choice(({}, {}, {}, {"cpus": 2}, {"cpus": 0.5}, {"gpu": 1}, {"tags": ["big"]}))
+        needs = rng.choice(({}, {}, {}, {"cpus": 0.5}, *RARE))
         options = {"name": rng.choice("ab"), "resources": needs}
+        if rng.random() < 0.3:
+            limits = {name: rng.choice((0.01, 0.1, 1.0)) for name in tasks.LIMITS if rng.random() < 0.4}
+            options["limits"] = limits
         self.numbers += 1
         owner.submit(self.numbers, rng.choice((1, 1, 2, 3, 8, 20)), rng.choice((1, 8)), options)
 
@@ -386,6 +409,16 @@ class Swarm:
             owner.cancelled.update(owner.batches if number is None else [number])
             owner.call("cancel", number, kill=self.random.random() < 0.5)
 
+    def cancel_task(self, owner):
+        leased = [lease for lease in self.board.leases.values() if lease.batch.owner.id == owner.name]
+        lease = max(leased, key=lambda lease: lease.tasks, default=None)  # where it is hardest
+        number = self.random.choice([*owner.batches, *([lease.batch.number] * 20 if lease else [0])])
+        if owner.attached and owner.there and number in owner.batches:
+            span = (lease.lo, lease.hi) if lease and lease.batch.number == number else (0, owner.batches[number][0])
+            task = self.random.randrange(*span)
+            owner.cancelled.add((number, task))
+            owner.call("cancel_task", number, task, kill=self.random.random() < 0.5)
+
     def fault(self):
         """One thing that may happen, by the weights of the table."""
         slave, owner = self.random.choice(self.slaves), self.random.choice(self.owners)
@@ -393,6 +426,7 @@ class Swarm:
             (
                 self.submit,
                 self.cancel,
+                self.cancel_task,
                 self.lose,
                 self.drain,
                 self.change,
@@ -400,11 +434,12 @@ class Swarm:
                 self.gone,
                 self.crash,
             ),
-            (24, 6, 10, 4, 6, 8, 1, 4),
+            (24, 6, 12, 10, 4, 6, 8, 1, 4),
         )[0]
-        target = {self.crash: (), self.submit: (owner,), self.cancel: (owner,)}.get(action)
+        target = {self.crash: ()}.get(action)
         if target is None:
-            target = (owner,) if action in (self.detach, self.gone) else (slave,)
+            of_owner = self.submit, self.cancel, self.cancel_task, self.detach, self.gone
+            target = (owner,) if action in of_owner else (slave,)
         action(*target)
         if self.events < MIN_EVENTS:
             self.later(self.random.expovariate(100), self.fault)
@@ -435,9 +470,11 @@ class Swarm:
         for peer in (*self.slaves, *self.owners):
             self.later(self.random.uniform(0, 0.05), getattr(peer, "join", None) or peer.attach)
         self.later(0.0, self.fault)
-        while self.heap and (not self.calm or any(owner.unfinished() for owner in self.owners)):
+        while not self.calm or any(owner.unfinished() for owner in self.owners):
             deadline = self.board.deadline
-            if deadline is not None and deadline <= self.heap[0][0]:
+            if not self.heap and deadline is None:
+                break
+            if deadline is not None and (not self.heap or deadline <= self.heap[0][0]):
                 self.now = max(self.now, deadline)
                 self.event(self.board.tick)
                 continue
@@ -490,7 +527,7 @@ def fingerprint(board):
         for number, batch in owner.batches.items():
             waiting = list(batch.queue)
             for lease in batch.leases.values():
-                waiting += [] if lease.revoked else [(*open, lease.deaths, lease.losses) for open in lease.open]
+                waiting += [(*open, lease.deaths, lease.losses) for open in lease.live(lease.open)]
             merged = []
             for piece in sorted(waiting):
                 if merged and merged[-1][1] == piece[0] and merged[-1][2:] == piece[2:]:
@@ -565,7 +602,7 @@ def test_a_damaged_journal_is_refused_with_the_record_that_does_not_fit():
 @pytest.mark.parametrize("seed", range(4))
 def test_nonsense_in_any_order_never_breaks_the_books(seed):
     """Any event with any plausible or wrong argument at any time: thousands on one board."""
-    rng, board, now = random.Random(seed), Board(limit=2000), 0.0
+    rng, board, now = random.Random(seed), Board(limit=2000, unplaceable_wait=seed * 0.1), 0.0
     owner, slave = lambda: f"c{rng.randrange(4)}", lambda: f"s{rng.randrange(5)}"
 
     def report():
@@ -578,7 +615,8 @@ def test_nonsense_in_any_order_never_breaks_the_books(seed):
 
     def submit():
         needs = rng.choice(({}, {"cpus": 2}, {"gpu": 1}, {"tags": ["x"]}, {"cpus": -1}, {"cpus": "2"}))
-        options = {"resources": needs, "name": rng.choice("abc")}
+        limits = rng.choice(({}, {}, {"deadline": 0.1, "queue_timeout": 0.05}, {"timeout": 1}, {"deadline": -1}))
+        options = {"resources": needs, "name": rng.choice("abc"), "limits": limits}
         return board.submit(owner(), rng.randrange(60), rng.choice((0, 1, 3, 100)), now, rng.choice((1, 7)), options)
 
     def join():
@@ -594,7 +632,9 @@ def test_nonsense_in_any_order_never_breaks_the_books(seed):
         lambda: board.slave_draining(slave(), now),
         lambda: board.slave_changed(slave(), {"cpus": 2}, rng.randrange(4), now),
         lambda: board.cancel(owner(), rng.choice((None, rng.randrange(60))), now, rng.random() < 0.5),
+        lambda: board.cancel_task(owner(), rng.randrange(60), rng.randrange(100), now, rng.random() < 0.5),
         lambda: board.settled(owner(), [rng.randrange(60), rng.randrange(60)], now),
+        lambda: board.withdrawn(owner(), rng.randrange(60), "full", now),
         lambda: board.owner_detached(owner(), now),
         lambda: board.owner_gone(owner(), now) if rng.random() < 0.1 else board.owner_attached(owner(), now),
     ]
@@ -603,6 +643,7 @@ def test_nonsense_in_any_order_never_breaks_the_books(seed):
         rng.choice(verbs)()
         board.check()
     assert board.counters["ended"] > 500
+    assert bool(board.counters["unplaceable"]) == bool(board.unplaceable_wait)
 
 
 def test_cutting_ranges_keeps_every_task_once():

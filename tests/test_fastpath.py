@@ -555,7 +555,7 @@ def test_without_openmp_it_is_built_for_one_core(tmp_path, monkeypatch):
 @pytest.fixture(params=["pure", "compiled"])
 def loops(request):
     """The loops over tasks, of one kind."""
-    names = ("run_alike", "settle", "number_tasks")
+    names = ("run_alike", "settle", "number_tasks", "asks_nothing")
     if request.param == "pure":
         return SimpleNamespace(**{name: getattr(tasks, f"pure_{name}") for name in names})
     compiled = request.getfixturevalue("fastpath")
@@ -679,3 +679,20 @@ def test_tasks_are_numbered_in_order(loops):
     made = [Gives("a"), Gives("b")]
     loops.number_tasks(made, "c3", 7)
     assert [task.task_id for task in made] == ["c3.7", "c3.8"]
+
+
+class Asking(Gives):
+    """Its class says that it has a limit."""
+
+    timeout = 5
+
+
+@pytest.mark.parametrize("name", tasks.ASKS)
+def test_a_task_that_asks_for_something_is_found_among_others(loops, name):
+    made = [Gives(f"t{n}", value=n) for n in range(5)]
+    assert loops.asks_nothing(made, tasks.ASKS) and loops.asks_nothing([], tasks.ASKS)
+    setattr(made[3], name, None)
+    assert not loops.asks_nothing(made, tasks.ASKS)
+    assert not loops.asks_nothing([*made[:2], Asking("a")], tasks.ASKS)
+    assert not loops.asks_nothing([made[0], 1], tasks.ASKS) and not loops.asks_nothing([object()], tasks.ASKS)
+    loops.asks_nothing([Gives, int], tasks.ASKS)  # classes instead of tasks: packing says so

@@ -269,7 +269,7 @@ def sorted_out(messages):
     pickles, tables = collections.defaultdict(list), []
     for call, parts in messages:
         pickles["failure"] += exceptions_in(call)
-        if call[0] in ("submit", "lease", "run"):
+        if call[0] in ("submit", "lease", "run", "failed"):
             tables.append(json.loads(parts[0])["classes"])
             parts = parts[2:]
         pickles[call[0]] += parts

@@ -20,6 +20,8 @@ from concurrent_swarm.tasks import Task
 
 class Look(Task):
     def __call__(self):
+        print("looking")
+        os.write(2, b"around\\n")
         return {
             "pid": os.getpid(), "zmq": "zmq" in sys.modules, "leader": os.getsid(0) == os.getpid(),
             "files": sorted(map(int, os.listdir("/proc/self/fd"))), "variables": sorted(os.environ),
@@ -103,6 +105,16 @@ def test_a_forked_worker_leads_a_session_and_has_no_file_but_0_1_2_and_its_socke
         assert seen["leader"] and len(seen["files"]) == 5, "0, 1, 2, the socket, and the folder that was listed"
     finally:
         zygote.stop()
+
+
+def test_what_a_worker_prints_goes_into_the_pipe_that_it_was_given(nursery, setup):
+    read, write = os.pipe()
+    _, sock = nursery.fork("worker", setup["root"], write)
+    os.close(write)
+    run_one(sock, setup)
+    sock.close()
+    with os.fdopen(read) as pipe:
+        assert pipe.read() == "looking\naround\n", "and the end comes with the worker's"
 
 
 def test_workers_die_with_a_node_that_is_killed(setup, tmp_path):

@@ -257,7 +257,8 @@ class Cancelling(Application):
             threading.Thread(target=self.cancel_when_it_hangs).start()
 
     def cancel_when_it_hangs(self):
-        while not os.path.exists(os.path.join(self.folder, "hangs")):
+        mark = os.path.join(self.folder, "hangs")
+        while not (os.path.exists(mark) and os.path.getsize(mark)):
             time.sleep(0.005)
         self.cancel_tasksystem(self.system)
 

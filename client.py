@@ -33,11 +33,13 @@ import json
 import logging
 import math
 import os
+import random
 import re
 import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -986,6 +988,417 @@ class LocalSwarm:
                 raise components.Error(f"the local {role} did not start", f"it ended with exit code {process.wait(5)}",
                                        f"its reason stands above; try it alone: python {role}.py")
         return json.loads(line)
+
+
+# -- faults for tests ----------------------------------------------------------------------------------------------
+
+PIECE = 65_536  # bytes that a relay reads at once
+GARBAGE: dict[str, Callable[[random.Random], bytes]] = {
+    "http": lambda chance: b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "tls": lambda chance: b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + chance.randbytes(64),
+    "random": lambda chance: chance.randbytes(4096),
+    "half": lambda chance: b"\xff" + bytes(8) + b"\x7f\x03\x01NU",  # of a greeting of ZeroMQ
+    "silence": lambda chance: b"",
+}
+
+
+class Relay(threading.Thread):
+    """Passes TCP connections on to an address, as well or badly as it is told; `address` is where it listens.
+
+    `there` and `back`, for the two directions, are "pass", "hold" (as in a network that is cut: nothing arrives, and
+    all of it later once it is "pass" again) or "drop" (bytes vanish for good). `delay`: seconds that everything takes.
+    All of them may be changed at any time.
+    """
+
+    def __init__(self, target: str, host: str = "127.0.0.1", port: int = 0):
+        super().__init__(name=f"relay to {target}", daemon=True)
+        self.target = rpc.parse_address(target)
+        self.there = self.back = "pass"
+        self.delay = 0.0
+        self.resets = 0  # connections that were cut
+        self._listener = socket.create_server((host, port), backlog=1024)
+        self.address = rpc.format_address(*self._listener.getsockname()[:2])
+        self._streams: list[_Stream] = []
+        self._cut = self._closed = False
+        self.start()
+
+    def reset(self) -> None:
+        """Cuts all connections, as a router does that has forgotten them: both ends get an RST."""
+        self._cut = True
+
+    def close(self) -> None:
+        """Ends all connections and stops listening."""
+        self._closed = True
+        self.join()
+
+    def run(self) -> None:
+        """The thread: reads what comes, and hands on what is due."""
+        while not self._closed:
+            self._read(2 if any(stream.late for stream in self._streams) else 20)
+            now = time.monotonic()
+            if self._cut:
+                self._cut = False
+                self.resets += len(self._streams) // 2
+                self._end(self._streams, hard=True)
+            for stream in self._streams:
+                stream.write(now, getattr(self, stream.way))
+            self._end([stream for stream in self._streams if stream.broken], hard=True)
+            self._end([stream for stream in self._streams if stream.over and stream.other.over])
+        self._end(self._streams)
+        self._listener.close()
+
+    def _read(self, milliseconds: int) -> None:
+        poller, known = select.poll(), {self._listener.fileno(): None}
+        known |= {stream.source.fileno(): stream for stream in self._streams if stream.wants}
+        for number in known:
+            poller.register(number, select.POLLIN)
+        for number, _ in poller.poll(milliseconds):
+            stream = known[number]
+            if stream is None:
+                self._accept()
+            else:
+                stream.read(time.monotonic() + self.delay, getattr(self, stream.way))
+
+    def _accept(self) -> None:
+        near, _ = self._listener.accept()
+        try:
+            far = socket.create_connection(self.target, 5)
+        except OSError as error:
+            log.debug("%s: %s", self.name, error)
+            near.close()
+            return
+        for end in (near, far):
+            end.setblocking(False)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        there, back = _Stream(near, far, "there"), _Stream(far, near, "back")
+        there.other, back.other = back, there
+        self._streams += [there, back]
+
+    def _end(self, streams: list, hard: bool = False) -> None:
+        """Closes the connections of these streams; `hard`: with an RST to both ends."""
+        ends = {end for stream in streams for end in (stream.source, stream.sink)}
+        for end in ends:
+            if hard:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            end.close()
+        self._streams = [stream for stream in self._streams if stream.source not in ends]
+
+
+class _Stream:
+    """One direction of a connection through a relay: what was read, and when it is to arrive."""
+
+    def __init__(self, source: socket.socket, sink: socket.socket, way: str):
+        self.source, self.sink, self.way = source, sink, way
+        self.other = self
+        self.late: collections.deque[tuple[float, bytes]] = collections.deque()
+        self.wants = True  # more from its source
+        self.broken = self.over = False
+
+    def read(self, due: float, mode: str) -> None:
+        """Takes what has come; the end of the stream is an empty piece."""
+        try:
+            data = self.source.recv(PIECE)
+        except OSError:  # reset by its sender, and so for the receiver too
+            self.broken = True
+            return
+        if not data or mode != "drop":
+            self.late.append((due, data))
+        self.wants = bool(data) and len(self.late) < 64
+
+    def write(self, now: float, mode: str) -> None:
+        """Hands on what is due."""
+        while self.late and self.late[0][0] <= now and mode != "hold" and not self.broken:
+            due, data = self.late.popleft()
+            try:
+                sent = self.sink.send(data) if data else self._shut()
+            except BlockingIOError:
+                sent = 0
+            except OSError:  # the receiver is gone
+                self.broken = True
+                break
+            if sent < len(data):
+                self.late.appendleft((due, data[sent:]))
+                break
+        ending = self.over or (self.late and not self.late[-1][1])
+        self.wants = not ending and len(self.late) < 64
+
+    def _shut(self) -> int:
+        self.over = True
+        self.sink.shutdown(socket.SHUT_WR)
+        return 0
+
+
+# What a process does at its start that follows a nemesis: its time is that of the file "clock", and writing, as SQLite
+# does it, takes as long as the file "disk" says. SQLite has a way to replace its system calls, made for such tests.
+FOLLOWS = """import atexit, ctypes, os, time
+_time, _time_ns, _kept = time.time, time.time_ns, []
+
+
+def _told(name):
+    try:
+        with open(os.path.join({folder!r}, name)) as file:
+            return float(file.read())
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _slowly(name, *more):
+    kind = ctypes.CFUNCTYPE(
+        ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, *more, use_errno=True
+    )
+    real = kind((name, ctypes.CDLL(None, use_errno=True)))
+    _kept.append(kind(lambda *details: time.sleep(_told("disk")) or real(*details)))
+    return ctypes.cast(_kept[-1], ctypes.c_void_p)
+
+
+def _slow_sqlite():
+    import _sqlite3
+
+    library = ctypes.CDLL(_sqlite3.__file__)
+    library.sqlite3_vfs_find.restype = ctypes.c_void_p
+    vfs = library.sqlite3_vfs_find(None)
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    replace = kind(ctypes.c_void_p.from_address(vfs + 18 * ctypes.sizeof(ctypes.c_void_p)).value)  # xSetSystemCall
+    replace(vfs, b"write", _slowly("write"))
+    for name in ("pwrite", "pwrite64"):
+        replace(vfs, name.encode(), _slowly(name, ctypes.c_int64))
+    atexit.register(replace, vfs, None, None)
+
+
+time.time = lambda: _time() + _told("clock")
+time.time_ns = lambda: _time_ns() + int(_told("clock") * 1e9)
+_slow_sqlite()
+"""
+
+
+class Nemesis:
+    """Does to a swarm, or to any processes, what happens to them in the long run; for tests of your own, on Linux.
+
+        with LocalSwarm("2", {"master": [], "slave": []}) as swarm, Nemesis(seed=7) as nemesis:
+            ...
+            nemesis.kill(nemesis.random.choice(nemesis.workers_of(slave)))
+
+    `random` decides by the seed wherever there is a choice, and `done` tells what was done when (seconds, words). At
+    the end of the block everything is undone that can be: what was stopped goes on, relays close, disks have room.
+    """
+
+    def __init__(self, seed: int = 0):
+        self.random = random.Random(seed)
+        self.done: list[tuple[float, str]] = []
+        self._began = time.monotonic()
+        self._lock = threading.Lock()
+        self._undoing: dict[tuple, tuple[Callable, threading.Timer | None]] = {}
+        self._stack = contextlib.ExitStack()
+        self._folder = ""  # of `environ`
+
+    def __enter__(self) -> "Nemesis":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for key in list(self._undoing):
+            self._undo(key)
+        self._stack.close()
+
+    # processes
+
+    def kill(self, pid: int) -> None:
+        """Ends a process at once, as a lack of memory does. One that is gone already is left alone."""
+        self._note(f"kill {pid}")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def pause(self, pid: int, seconds: float | None = None) -> None:
+        """Stops a process for so many seconds, or until `resume`; this call returns at once."""
+        self._note(f"pause {pid} for {seconds} s")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+        self._later(("pause", pid), seconds, lambda: self._continue(pid))
+
+    def resume(self, pid: int) -> None:
+        """Lets a stopped process go on."""
+        self._undo(("pause", pid))
+
+    def nodes(self, role: str) -> list[int]:
+        """The masters or slaves (`role`) that this process, or one that it has started, runs."""
+        found, below = [], _children_of(os.getpid())
+        while below:
+            pid = below.pop()
+            words = {os.path.basename(word) for word in _command_of(pid).split(b"\0")[:4]}
+            found += [pid] if {f"{role}.py".encode(), f"{__package__}.{role}".encode()} & words else []
+            below += _children_of(pid)
+        return sorted(found)
+
+    def workers_of(self, slave: int) -> list[int]:
+        """The worker processes of the slave with this process id."""
+        zygotes = [child for child in _children_of(slave) if b"spawn_main" in _command_of(child)]
+        return [worker for zygote in zygotes for worker in _children_of(zygote)]
+
+    def full_disk(self, pid: int, seconds: float | None = None, room: int = 0) -> None:
+        """No file of the process may grow beyond `room` bytes, for so many seconds or until `free_disk`.
+
+        Writing fails with EFBIG, where a disk that is full says ENOSPC. Processes that it has started have room.
+        """
+        self._note(f"no room for files of {pid} for {seconds} s")
+        before = _limit_files(pid, room)
+        self._later(("disk", pid), seconds, lambda: _limit_files(pid, before))
+
+    def free_disk(self, pid: int) -> None:
+        """There is room again."""
+        self._undo(("disk", pid))
+
+    def environ(self) -> dict[str, str]:
+        """Environment variables for Python processes that are to follow `jump` and `slow_disk` while they run."""
+        if not self._folder:
+            self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="concurrent-nemesis-"))
+            with open(os.path.join(self._folder, "sitecustomize.py"), "w") as file:
+                file.write(FOLLOWS.format(folder=self._folder))
+        path = [path for path in (self._folder, os.environ.get("PYTHONPATH")) if path]
+        return {"PYTHONPATH": os.pathsep.join(path)}
+
+    def jump(self, seconds: float) -> None:
+        """Sets the wall clock of processes that were started with `environ` to so many seconds off the true time."""
+        self._note(f"clocks are {seconds:.0f} s off")
+        self._tell("clock", seconds)
+
+    def slow_disk(self, seconds: float) -> None:
+        """Each writing of SQLite (a journal's) takes so much longer in processes that were started with `environ`."""
+        self._note(f"disks take {seconds} s")
+        self._tell("disk", seconds)
+
+    # the network
+
+    def relay(self, target: str, host: str = "127.0.0.1", port: int = 0) -> Relay:
+        """A relay to an address that is closed at the end. Raises UsageError for what is no address, OSError."""
+        relay = Relay(target, host, port)
+        self._stack.callback(relay.close)
+        return relay
+
+    def way_in(self, master: str) -> tuple[list[Relay], list[str]]:
+        """Relays to both channels of a master, and the words that make a node or a client take them.
+
+        The command of the node needs its access file too. A master that starts again under another port is not found:
+        give it `--port` and `master.compute_port`.
+        """
+        compute = rpc.Proxy(master).status()["addresses"]["tcp"]
+        relays = [self.relay(master), self.relay(compute)]
+        words = ["--master", relays[0].address, "--set", f"node.compute_address={relays[1].address}"]
+        return relays, words
+
+    def partition(
+        self, relays: Iterable[Relay], seconds: float | None = None, ways: Iterable[str] = ("there", "back")
+    ) -> None:
+        """Nothing passes these relays, for so many seconds or until `heal`; what is sent meanwhile arrives then."""
+        relays, ways = list(relays), list(ways)
+        self._note(f"partition {', '.join(relay.address for relay in relays)} {'+'.join(ways)} for {seconds} s")
+        for relay in relays:
+            for way in ways:
+                setattr(relay, way, "hold")
+            self._later(("cut", relay), seconds, lambda relay=relay: self._mend(relay))
+
+    def heal(self, relays: Iterable[Relay]) -> None:
+        """Ends a partition."""
+        for relay in relays:
+            self._undo(("cut", relay))
+
+    def reset(self, relays: Iterable[Relay]) -> None:
+        """Cuts the connections through these relays; new ones pass."""
+        self._note("reset")
+        for relay in relays:
+            relay.reset()
+
+    def garbage(self, address: str, kind: str = "") -> None:
+        """Sends what does not belong there, of one of the kinds in GARBAGE, and leaves the connection open."""
+        kind = kind or self.random.choice(sorted(GARBAGE))
+        self._note(f"garbage for {address}: {kind}")
+        with contextlib.suppress(OSError):  # nobody there, or turned away: an answer too
+            line = self._stack.enter_context(socket.create_connection(rpc.parse_address(address), 5))
+            line.sendall(GARBAGE[kind](self.random))
+
+    # by chance
+
+    def random_fault(
+        self, kill: Iterable[int] = (), pause: Iterable[int] = (), relays: Iterable[Relay] = (),
+        addresses: Iterable[str] = (), seconds: float = 1.0, weights: dict[str, float] | None = None,
+    ) -> str:
+        """Does one thing to one of these and returns its name: "kill", "pause", "partition", "reset", "garbage".
+
+        Pauses and partitions take up to `seconds`. What has no weight in `weights` is as likely as the others.
+        """
+        kill, pause, relays, addresses = list(kill), list(pause), list(relays), list(addresses)
+        faults = {
+            "kill": (kill, self.kill), "pause": (pause, lambda pid: self.pause(pid, self.random.uniform(0, seconds))),
+            "partition": (relays, lambda relay: self.partition([relay], self.random.uniform(0, seconds))),
+            "reset": (relays, lambda relay: self.reset([relay])), "garbage": (addresses, self.garbage),
+        }
+        names = [name for name, (victims, _) in faults.items() if victims]
+        if not names:
+            raise components.UsageError("nothing to do anything to", "all lists are empty")
+        (name,) = self.random.choices(names, [(weights or {}).get(name, 1.0) for name in names])
+        victims, act = faults[name]
+        act(self.random.choice(victims))
+        return name
+
+    # inside
+
+    def _tell(self, name: str, seconds: float) -> None:
+        self.environ()
+        with open(os.path.join(self._folder, "new"), "w") as file:
+            file.write(str(seconds))
+        os.replace(file.name, os.path.join(self._folder, name))
+
+    def _note(self, words: str) -> None:
+        self.done.append((round(time.monotonic() - self._began, 3), words))
+        log.debug("nemesis: %s", words)
+
+    def _later(self, key: tuple, seconds: float | None, undo: Callable) -> None:
+        """Undoes it after so many seconds, or when asked to; what is done twice is undone once, at the later time."""
+        timer = None if seconds is None else threading.Timer(seconds, self._undo, (key,))
+        with self._lock:
+            before, old = self._undoing.get(key, (undo, None))
+            self._undoing[key] = before, timer
+        if old:
+            old.cancel()
+        if timer:
+            timer.daemon = True
+            timer.start()
+
+    def _undo(self, key: tuple) -> None:
+        with self._lock:
+            undo, timer = self._undoing.pop(key, (None, None))
+        if timer:
+            timer.cancel()
+        if undo:
+            undo()
+
+    def _continue(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+    def _mend(self, relay: Relay) -> None:
+        relay.there = relay.back = "pass"
+
+
+def _children_of(pid: int) -> list[int]:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(word) for word in file.read().split()]
+    return []
+
+
+def _command_of(pid: int) -> bytes:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read()
+    return b""
+
+
+def _limit_files(pid: int, size: int) -> int:
+    """Sets how large files of a process may grow; returns how large they might before."""
+    import resource  # not everywhere
+
+    with contextlib.suppress(ProcessLookupError):
+        before, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, most))
+        return before
+    return resource.RLIM_INFINITY
 
 
 # -- command line --------------------------------------------------------------------------------------------------

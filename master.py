@@ -3310,17 +3310,17 @@ class MasterNode(rpc.BaseNode):
         system.ear = ear = tasks.Ear(self.loop, tasks.OUTPUT_RATE * 1024, self.later)
         ear.send = lambda pieces: self._send_output(system.name, system.deaths + 1, tasks.placed(pieces, 0, 0))
         try:
-            system.token, sock = self.zygote.fork("host", str(self.environment / "apps" / system.bundle), ear.theirs)
+            token, sock = self.zygote.fork("host", str(self.environment / "apps" / system.bundle), ear.theirs)
         except OSError:
             ear.close()
             raise
         finally:
             ear.given()
-        system.pipe = rpc.Pipe(
-            self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts), lambda pipe: None,
-            self.store, system.bundle,
+        system.token, system.pipe = token, rpc.Pipe(
+            self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts),
+            lambda pipe: self.zygote.kill(token), self.store, system.bundle,  # nobody can hear it any more
         )
-        self._hosts[system.token] = system
+        self._hosts[token] = system
 
     def _begin(self, system: System, parts: list, saved: bool = False, values: Iterable = ()) -> None:
         more = {"bundle": system.bundle, "saves": bool(self.journal), "saved": saved, "values": list(values)}

@@ -2193,6 +2193,9 @@ class Link(Endpoint):
             self._refused(_removed_key(), now)
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             self._refused(_other_mechanism(), now)
+        elif self._welcomed_at > -math.inf:  # it is the right key, then: the master hangs, or the network swallows it
+            if self._bad_handshakes == 3:
+                log.warning("whoever answers at the master's address does not let this node speak; trying on")
         elif self._bad_handshakes >= 3:  # one alone may be a connection that broke
             self._refused(_other_key() if self.socket.mechanism == zmq.CURVE else _other_mechanism(), now)
 
@@ -4711,6 +4714,9 @@ class Node(BaseNode):
     said in the hello), `welcomed(info, fresh)` and `lost(reason)`.
     """
 
+    compute_address = components.HostItem(
+        "node", "compute_address", "", "HOST:PORT of the master's compute channel where a tunnel or relay leads to it"
+    )
     RETRY = 1.0  # seconds between two attempts to reach a master
     busy_loop = False  # whether code of the user's may keep the loop from giving signs of life
 
@@ -4768,6 +4774,8 @@ class Node(BaseNode):
         self.address = format_address(host, port)
         self._credentials = self.keys.credentials(access)
         self._addresses = {**addresses, "tcp": format_address(host, int(tcp))} if tcp else addresses
+        if self.compute_address:
+            self._addresses = {"tcp": format_address(*self.compute_address)}
 
     def open_link(self, expose: Callable[[Link], None]) -> None:
         """Connects to the compute channel; `expose` adds the methods that the master may call."""

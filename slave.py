@@ -308,8 +308,8 @@ class ProcessTaskManager(components.Component):
         worker.ear = ear
         ear.send = lambda pieces: self._send_output(worker, pieces)
         worker.pipe = rpc.Pipe(
-            self.node.loop, sock, lambda pipe, call, parts: self._heard(worker, call, parts), lambda pipe: None,
-            self.node.store, digest,
+            self.node.loop, sock, lambda pipe, call, parts: self._heard(worker, call, parts),
+            lambda pipe: self._kill(worker), self.node.store, digest,  # it cannot report any more
         )
         return worker
 

@@ -50,10 +50,10 @@ LINES = {
     "master.py": 3802,
     "rpc.py": 5359,
     "setup.py": 64,
-    "slave.py": 922,
+    "slave.py": 924,
     "tasks.py": 2811,
 }
-TOTAL_LINES = 16_959
+TOTAL_LINES = 16_961
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

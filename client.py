@@ -1256,7 +1256,7 @@ class Nemesis:
         return {"PYTHONPATH": os.pathsep.join(path)}
 
     def jump(self, seconds: float) -> None:
-        """Sets the wall clock of processes that were started with `environ` to so many seconds off the true time."""
+        """Sets `time.time` in processes that were started with `environ` to so many seconds off the true time."""
         self._note(f"clocks are {seconds:.0f} s off")
         self._tell("clock", seconds)
 
@@ -1351,7 +1351,7 @@ class Nemesis:
         log.debug("nemesis: %s", words)
 
     def _later(self, key: tuple, seconds: float | None, undo: Callable) -> None:
-        """Undoes it after so many seconds, or when asked to; what is done twice is undone once, at the later time."""
+        """Undoes it after so many seconds, or when asked to; of what is done again, the last time counts."""
         timer = None if seconds is None else threading.Timer(seconds, self._undo, (key,))
         with self._lock:
             before, old = self._undoing.get(key, (undo, None))

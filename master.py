@@ -3307,10 +3307,11 @@ class MasterNode(rpc.BaseNode):
 
     def _fork(self, system: System) -> None:
         """Makes the process that hosts it. Raises OSError."""
+        zygote = self.zygote  # one that comes later may have another child of this token
         system.ear = ear = tasks.Ear(self.loop, tasks.OUTPUT_RATE * 1024, self.later)
         ear.send = lambda pieces: self._send_output(system.name, system.deaths + 1, tasks.placed(pieces, 0, 0))
         try:
-            token, sock = self.zygote.fork("host", str(self.environment / "apps" / system.bundle), ear.theirs)
+            token, sock = zygote.fork("host", str(self.environment / "apps" / system.bundle), ear.theirs)
         except OSError:
             ear.close()
             raise
@@ -3318,7 +3319,7 @@ class MasterNode(rpc.BaseNode):
             ear.given()
         system.token, system.pipe = token, rpc.Pipe(
             self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts),
-            lambda pipe: self.zygote.kill(token), self.store, system.bundle,  # nobody can hear it any more
+            lambda pipe: zygote.kill(token), self.store, system.bundle,  # nobody can hear it any more
         )
         self._hosts[token] = system
 

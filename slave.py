@@ -298,6 +298,7 @@ class ProcessTaskManager(components.Component):
         if self._deaths.crowded and now - self._deaths[-1] < RESPAWN_PAUSE:
             self.node.later(RESPAWN_PAUSE, self.schedule)
             return None
+        zygote = self.node.zygote
         try:
             token, sock, ear = self._fork_heard(str(self.node.bundles[digest]))
         except OSError as error:
@@ -309,9 +310,14 @@ class ProcessTaskManager(components.Component):
         ear.send = lambda pieces: self._send_output(worker, pieces)
         worker.pipe = rpc.Pipe(
             self.node.loop, sock, lambda pipe, call, parts: self._heard(worker, call, parts),
-            lambda pipe: self._kill(worker), self.node.store, digest,  # it cannot report any more
+            lambda pipe: self._has_closed(worker, zygote), self.node.store, digest,
         )
         return worker
+
+    def _has_closed(self, worker: Worker, zygote: tasks.Zygote) -> None:
+        """It cannot report any more. A zygote that came since then may have another child of this token."""
+        worker.doomed = True
+        zygote.kill(worker.token)
 
     def _fork_heard(self, root: str) -> tuple:
         """A worker's token and socket, and the ear for what it prints. Raises OSError."""

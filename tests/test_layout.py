@@ -47,17 +47,17 @@ LINES = {
     "components.py": 1537,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 3802,
+    "master.py": 3803,
     "rpc.py": 5359,
     "setup.py": 64,
-    "slave.py": 924,
+    "slave.py": 930,
     "tasks.py": 2811,
 }
-TOTAL_LINES = 16_961
+TOTAL_LINES = 16_968
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8
-BROAD_HANDLERS = {"client.py": 1429, "components.py": 2, "master.py": 2, "rpc.py": 7, "tasks.py": 2}  # only go down
+BROAD_HANDLERS = {"client.py": 1, "components.py": 2, "master.py": 2, "rpc.py": 7, "tasks.py": 2}  # only go down
 ROOMS_FROM = 150  # lines
 
 PICKLE = {"rpc.py", "tasks.py"}  # who may import it

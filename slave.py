@@ -448,6 +448,8 @@ class ProcessTaskManager(components.Component):
         count = envelope.hi - worker.lo
         self.done.update(tasks=count, failed=count, leases=1)
         failures = {"*": self._watch.failure_of(worker, envelope.head)}
+        if last := worker.ear.output.last():
+            failures["*"]["output"] = last
         seconds = max(0.0, time.monotonic() - worker.began)
         self.node.report("result", envelope.lease, worker.lo, envelope.hi, seconds, failures)
 

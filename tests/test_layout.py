@@ -39,20 +39,21 @@ TOP_LEVEL = {
 }  # fmt: skip
 
 # Lines of each file as it is, nearly. These numbers only go down: a file that grows past its own holds a room that
-# was not found yet, or something that can be cut. They went up once, for rooms that were not there before: sealed
-# pickles with buffers, payloads in files, large messages on a socketpair, published objects, both kernels.
+# was not found yet, or something that can be cut. They went up twice, for rooms that were not there before: sealed
+# pickles with buffers, payloads in files, large messages on a socketpair, published objects, both kernels; then the
+# journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis.
 LINES = {
     "client.py": 1701,
-    "components.py": 1572,
-    "concurrent_swarm.py": 21,
+    "components.py": 1537,
+    "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
     "master.py": 3803,
     "rpc.py": 5359,
     "setup.py": 64,
-    "slave.py": 928,
+    "slave.py": 930,
     "tasks.py": 2811,
 }
-TOTAL_LINES = 16_966
+TOTAL_LINES = 16_968
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

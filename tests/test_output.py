@@ -139,6 +139,11 @@ def test_the_last_64_kib_of_a_task_that_was_killed_are_in_its_failure_and_the_re
     assert re.search("its last output:\n.*much .*\n *last words", report.err)
 
 
+def test_a_task_that_passes_its_limit_of_time_has_its_last_output_too(swarm_of_module):
+    (failure,) = run(swarm_of_module, "Late", "count=1", code=1)["result"]["failures"].values()
+    assert failure["output"] == "too slow\n" and failure["type"] != "WorkerLost"
+
+
 def test_a_crash_in_c_tells_where_in_python_it_happened(swarm_of_module):
     (failure,) = run(swarm_of_module, "Crashes", "count=1", code=1)["result"]["failures"].values()
     assert "Segmentation fault" in failure["output"] and re.search(r"output\w*.py\", line \d+ in __call__",

@@ -215,6 +215,19 @@ class Crashes(Application):
         self.push_task(Crashing("crashing"))
 
 
+class TooSlow(Task):
+    timeout = 0.5
+
+    def __call__(self):
+        print("too slow")
+        time.sleep(60)
+
+
+class Late(Application):
+    def start_processing(self):
+        self.push_task(TooSlow("slow"))
+
+
 class Closing(Task):
     def __call__(self):
         print("lost", end="")

@@ -50,10 +50,10 @@ LINES = {
     "master.py": 3803,
     "rpc.py": 5359,
     "setup.py": 64,
-    "slave.py": 930,
+    "slave.py": 925,
     "tasks.py": 2811,
 }
-TOTAL_LINES = 16_968
+TOTAL_LINES = 16_963
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

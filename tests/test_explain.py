@@ -369,6 +369,7 @@ def test_a_published_object_that_does_not_come_is_named(swarm, apps):
     assert client.wait().code == 0 and client.out == "result   100\n"
 
 
+@pytest.mark.slow
 def test_a_published_object_that_nobody_sends_is_named_by_who_waits_for_it(swarm, apps):
     here = swarm(slaves=0)
     client = here.start_client(apps, "--app", "Asks")

@@ -284,6 +284,7 @@ def test_a_batch_with_a_cancelled_task_inside_a_reported_range_outlives_a_restar
     assert kinds.index((lease.lo + 1, lease.lo + 2)) < kinds.index(span(lease)), "the first outcome of a task counts"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_limits_and_cancels_among_events_in_any_order_leave_one_outcome_each(seed):
     """A slave that runs leases in pieces; tasks are cancelled, deadlines pass, and the books always balance."""

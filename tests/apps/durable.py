@@ -45,9 +45,9 @@ class Squares(ITaskSystem):
         self.called += 1
         if self.publishes:
             self.salt = master.publish(f"the salt {master.random.random()}")
-        pause = 0.002 if self.how == "slow" else 0.0
+        pause = 0.002 if "slow" in self.how else 0.0
         made = (self.make(n, told=self.salt, pause=pause) for n in range(self.count))
-        return list(made) if self.how == "list" else made
+        return list(made) if "list" in self.how else made
 
     def make(self, number, told, pause=0.0):
         name = f"step{self.called}-{number}"
@@ -124,7 +124,7 @@ class Heavy(Squares):
 
 class Weigh(Square):
     def __call__(self):
-        time.sleep(0.001)
+        time.sleep(0.003)
         return *Square.__call__(self), os.urandom(self.size)
 
 

@@ -260,7 +260,7 @@ class Speaks(Default):
     """Says something in a callback while the progress line is there."""
 
     def start_processing(self):
-        self.push_tasks(Waits(str(n), seconds=1.0) for n in range(2))
+        self.push_tasks(Waits(str(n), seconds=2.0) for n in range(2))
 
     def task_finished(self, task, result, error):
         print("from the callback")

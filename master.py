@@ -1217,7 +1217,8 @@ class Board:
         if not slaves:
             return False
         lo, _, deaths, losses = batch.queue[0]
-        lease = Lease(next(self._lease_ids), batch, lo, lo + tasks, deaths, losses, now)
+        number = next(one for one in self._lease_ids if one not in self.leases)  # an adopted one may have it
+        lease = Lease(number, batch, lo, lo + tasks, deaths, losses, now)
         slave = self._place(slaves, lease)
         if slave is None:
             self._look_at(now + STEAL_AGE)  # ask again then

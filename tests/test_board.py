@@ -699,6 +699,20 @@ def test_what_is_not_open_here_any_more_is_not_taken_over(told, row):
     assert not again.board.leases
 
 
+def test_a_new_lease_never_has_the_number_of_one_that_was_taken_over():
+    told = Told(slaves=0, owners=())
+    told("restore", [])
+    told("owner_joined", "c1", "client")
+    told("slave_joined", "s1", {"cpus": 2}, [], 2)
+    told("submit", "c1", 1, 8)
+    held = told.leases()[0]
+    told.records = [record for record in told.records if record[0] != "life"]  # this life was never noted down
+    again = restarted(told)
+    again("slave_joined", "s1", {"cpus": 2}, [], 2, holds=[[held.id, "c1", 1, held.lo, held.hi]])
+    numbers = [lease.id for lease in again.leases()]
+    assert numbers and held.id in again.board.leases and held.id not in numbers
+
+
 def test_nothing_is_leased_while_slaves_are_expected_back_and_all_of_it_after_that():
     told = Told()
     told("rest", 5.0)

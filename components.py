@@ -1515,7 +1515,7 @@ class Terminal:
         if self.live:
             from shutil import get_terminal_size
 
-            text = shorten(fields, get_terminal_size().columns - 1)
+            text = shorten(fields, (get_terminal_size().columns or 80) - 1)
             self.stream.write("\r" + text.ljust(self._shown) + "\r" * (not text))
             self._shown = len(text)
         else:

@@ -93,7 +93,9 @@ class SimOwner:
         assert {(number, task) for task in again} <= self.cancelled
         assert reason or lo or number % DEADLY, "a task that kills its worker has a result"
         assert 0 <= lo < hi <= self.batches[number][0]
-        for task in {*range(lo, hi)} - again:  # an owner that was away hears what became of those a moment later
+        for task in again:  # an owner that was away may hear it here first
+            assert self.outcomes[number].setdefault(task, "cancelled") == "cancelled", "it ran, or ended otherwise"
+        for task in range(lo, hi):
             self.outcomes[number].setdefault(task, reason)
         if len(self.outcomes[number]) == self.batches[number][0]:
             self.settled.add(number)

@@ -583,6 +583,15 @@ def test_the_status_fits_the_width(monkeypatch):
     assert stream.text() == "\rstep 2  ETA 10 s"
 
 
+def test_a_terminal_that_does_not_know_its_width_shows_the_status(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    ours, theirs = os.openpty()  # 0 columns, as a program makes it
+    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb", 0) as person:
+        monkeypatch.setattr(sys, "__stdout__", terminal)  # what shutil.get_terminal_size asks
+        Terminal(terminal, environ={}).status(["1/4", "2/2 busy"])
+        assert person.read(100) == b"\r1/4  2/2 busy"
+
+
 def test_the_status_is_a_line_every_ten_seconds_elsewhere():
     stream = io.StringIO()
     terminal = Terminal(stream, environ={})

@@ -2486,6 +2486,17 @@ class System:
         self.late: list[tuple] | None = None  # what its next host is to hear after all that the last one heard
 
 
+class Finished(NamedTuple):
+    """How a task system has ended, kept until its client has heard of it."""
+
+    name: str
+    app: str
+    user: str  # whoever may collect it
+    failure: dict | None
+    stats: dict
+    parts: list
+
+
 class History:
     """What a task system is repeated with: where it starts, and the outcomes, steps and values since."""
 
@@ -2598,7 +2609,7 @@ class MasterNode(rpc.BaseNode):
         self._system_numbers = itertools.count(1)
         self._hosts: dict[int, System] = {}  # zygote token -> system
         self._peers: dict[str, rpc.Peer] = {}  # name of a client or slave -> its connection
-        self._finished: dict[tuple, tuple] = {}  # (client, number) -> name, app, user and how it ended, until heard
+        self._finished: dict[tuple, Finished] = {}  # by client and number
         self._detached: set[str] = set()  # clients that left their systems here
         self._expected: set[str] = set()  # slaves of an earlier life that may come back
         self._gone_at: dict[str, float] = {}  # clients that went away without a word
@@ -2608,7 +2619,6 @@ class MasterNode(rpc.BaseNode):
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
         self._slow_at = self._sweep_at = self._tell_at = self._accept_at = 0.0
         self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
-        self._alarms: list[tuple[float, Callable]] = []
         self._zygotes = tasks.Recent()
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
@@ -2657,7 +2667,7 @@ class MasterNode(rpc.BaseNode):
                 self._gone_at[owner.id] = now
         self._detached = {record[1] for record in records if record[0] == "detached"}
         for _, name, client, number, *end in filter(lambda record: record[0] == "finished", records):
-            self._finished[client, number] = name, *end
+            self._finished[client, number] = Finished(name, *end)
         self._go_on(histories(records), now)
         self._expect([record[1:] for record in records if record[0] == "slave"], now)
         waiting = sum(batch.remaining for owner in self.board.owners.values() for batch in owner.batches.values())
@@ -2674,7 +2684,7 @@ class MasterNode(rpc.BaseNode):
 
     def _go_on(self, found: dict[str, History], now: float) -> None:
         """The task systems of an earlier life go on where they were."""
-        names = [*found, *(end[0] for end in self._finished.values())]
+        names = [*found, *(end.name for end in self._finished.values())]
         self._system_numbers = itertools.count(1 + max(map(int, names), default=0))
         for owner in [owner.id for owner in self.board.owners.values() if owner.kind == "system"]:
             if owner not in found:
@@ -2796,11 +2806,14 @@ class MasterNode(rpc.BaseNode):
             for call, parts in late:
                 self._send(name, call, parts)
 
+    def _send_taken(self, client: str, number: int, name: str) -> None:
+        self._send(client, ["push_tasksystem_response", number, name])
+
     _senders = {
         "unplaceable": _note_unplaceable,
         "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "late": _send_late,
         "accepted": _send_accepted, "refused": _send_refused, "outcome": _send_outcome, "history": _send_history,
-        "taken": lambda self, *details: self._send_taken(*details),
+        "taken": _send_taken,
     }
 
     def _send(self, target: str, call: list, parts: Iterable = ()) -> None:
@@ -3141,17 +3154,6 @@ class MasterNode(rpc.BaseNode):
         if client in self._unsaid and not peer.lags:
             self._send(client, ["output", client, 1, [[0, 0, "", self._unsaid.pop(client)]]])
 
-    def later(self, seconds: float, function: Callable[[], None]) -> None:
-        """Calls a function once, in so many seconds."""
-        self._alarms.append((time.monotonic() + seconds, function))
-
-    def _ring(self, now: float) -> float:
-        """Calls what is due; returns when the next is."""
-        for alarm in [alarm for alarm in self._alarms if alarm[0] <= now]:
-            self._alarms.remove(alarm)
-            alarm[1]()
-        return min((at for at, _ in self._alarms), default=math.inf)
-
     # -- bundles
 
     def store_bundle(self, digest: str, manifest: dict, data: bytes) -> None:
@@ -3247,18 +3249,15 @@ class MasterNode(rpc.BaseNode):
                 return
         self.apply(Effects([], [], [("taken", client, number, known.name)]))
 
-    def _send_taken(self, client: str, number: int, name: str) -> None:
-        self._send(client, ["push_tasksystem_response", number, name])
-
     def collect(self, peer: rpc.Peer, number: int, name: str) -> None:
         """Lets a client wait for a system, running or finished, whose own client is not here."""
         running = self.systems.get(name)
-        place = next((place for place, end in self._finished.items() if end[0] == name), None)
+        place = next((place for place, end in self._finished.items() if end.name == name), None)
         if not running and not place:
             why = "there is none of that name"
         else:
             client = running.client if running else place[0]
-            why = self._why_not_collect(peer, client, running.user if running else self._finished[place][2])
+            why = self._why_not_collect(peer, client, running.user if running else self._finished[place].user)
         if why:
             failure = {"c": -32007, "m": f"task system {name} cannot be collected: {why}", "t": ""}
             self._send(peer.label, ["push_tasksystem_failed", number, failure])
@@ -3279,10 +3278,10 @@ class MasterNode(rpc.BaseNode):
             return "its own client waits for it"
         return "" if user == peer.name or peer.role == "admin" else "somebody else pushed it"
 
-    def _keep_finished(self, client: str, number: int, end: tuple) -> None:
+    def _keep_finished(self, client: str, number: int, end: Finished) -> None:
         self._finished[client, number] = end
-        self._record("gone", end[0])
-        self._record("finished", end[0], client, number, *end[1:])
+        self._record("gone", end.name)
+        self._record("finished", end.name, client, number, *end[1:])
 
     def _waits_for_anything(self, client: str) -> bool:
         owner = self.board.owners.get(client)
@@ -3309,15 +3308,9 @@ class MasterNode(rpc.BaseNode):
     def _fork(self, system: System) -> None:
         """Makes the process that hosts it. Raises OSError."""
         zygote = self.zygote  # one that comes later may have another child of this token
-        system.ear = ear = tasks.Ear(self.loop, tasks.OUTPUT_RATE * 1024, self.later)
-        ear.send = lambda pieces: self._send_output(system.name, system.deaths + 1, tasks.placed(pieces, 0, 0))
-        try:
-            token, sock = zygote.fork("host", str(self.environment / "apps" / system.bundle), ear.theirs)
-        except OSError:
-            ear.close()
-            raise
-        finally:
-            ear.given()
+        root = str(self.environment / "apps" / system.bundle)
+        token, sock, system.ear = tasks.fork_heard(zygote, "host", root, self.loop, tasks.OUTPUT_RATE * 1024)
+        system.ear.send = lambda pieces: self._send_output(system.name, system.deaths + 1, tasks.placed(pieces, 0, 0))
         system.token, system.pipe = token, rpc.Pipe(
             self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts),
             lambda pipe: zygote.kill(token), self.store, system.bundle,  # nobody can hear it any more
@@ -3428,19 +3421,19 @@ class MasterNode(rpc.BaseNode):
             system.pipe.close()
             self.zygote.kill(system.token)  # a hook that never returns would not notice the end of its pipe
         self.apply(self.board.owner_gone(system.name, time.monotonic(), kill))
-        end = (system.name, system.app, system.user, failure, stats, list(parts))
+        end = Finished(system.name, system.app, system.user, failure, stats, list(parts))
         self._keep_finished(system.client, system.number, end)
         self._send_finished(system.client, system.number)
 
     def _send_finished(self, client: str, number: int) -> None:
-        *_, failure, stats, parts = self._finished[client, number]
-        self._send(client, ["work_finished", number, failure, stats], parts)
+        end = self._finished[client, number]
+        self._send(client, ["work_finished", number, end.failure, end.stats], end.parts)
 
     def _forget_finished(self, client: str, number: int) -> None:
         """Its client has heard how it ended, or will not."""
         end = self._finished.pop((client, number), None)
         if end is not None:
-            self._record("gone", end[0])
+            self._record("gone", end.name)
 
     def _system_of(self, client: str, number: int) -> System | None:
         return next((s for s in self.systems.values() if (s.client, s.number) == (client, number)), None)
@@ -3477,9 +3470,7 @@ class MasterNode(rpc.BaseNode):
             self._flush_accepted()
         if now >= self._slow_at or self.stopping:
             self._slow_tick(now)
-        ring_at = self._ring(now) if self._alarms else math.inf
-        board_at = math.inf if board.deadline is None else board.deadline
-        deadline = min(self._slow_at, self.channel.tick(now), board_at, ring_at)
+        deadline = min(self._slow_at, self.channel.tick(now), math.inf if board.deadline is None else board.deadline)
         return min(deadline, self._accept_at) if self._accepted else deadline
 
     def _slow_tick(self, now: float) -> None:

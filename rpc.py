@@ -73,6 +73,7 @@ import concurrent.futures
 import errno
 import functools
 import hashlib
+import heapq
 import hmac
 import http.client
 import importlib
@@ -4294,7 +4295,7 @@ class Loop:
     """One thread that waits for everything a node listens to: sockets, timers' deadlines, calls from other threads.
 
     `add(source, handler)` calls `handler()` when the source is readable. `post(function)` from any thread runs it here;
-    `ask(function)` also waits for what it returns. `run` goes on until `stop`.
+    `ask(function)` also waits for what it returns; `later(seconds, function)` runs it then. `run` goes on until `stop`.
     """
 
     def __init__(self, tick: Callable[[float], float | None]):
@@ -4306,7 +4307,9 @@ class Loop:
         self._writers: dict[Any, Callable] = {}
         self._posted: collections.deque = collections.deque()
         self._tick = tick
-        self._due = 0.0  # when to tick
+        self._due = 0.0  # when to tick, or to ring
+        self._alarms: list[tuple[float, int, Callable]] = []  # a heap of when, in which order, and what
+        self._order = itertools.count()
         self.link: Link | None = None  # whose sockets come and go
         self._woken, self._wake = socket.socketpair()
         self._woken.setblocking(False)
@@ -4364,8 +4367,7 @@ class Loop:
         """Waits once, at most `limit` seconds, and dispatches what came."""
         now = time.monotonic()
         if now >= self._due:
-            due = self._tick(now)
-            self._due = math.inf if due is None else due
+            self._look_at_the_time(now)
         if self.link:
             self.link.watch(self._poller)
         wait = min(limit, max(0.0, self._due - now))
@@ -4381,6 +4383,19 @@ class Loop:
                     handler()
                 elif self.link:
                     self.link.readable(source)
+
+    def later(self, seconds: float, function: Callable[[], Any]) -> None:
+        """Calls function once, in so many seconds; for the loop's own thread."""
+        at = time.monotonic() + seconds
+        heapq.heappush(self._alarms, (at, next(self._order), function))
+        self._due = min(self._due, at)
+
+    def _look_at_the_time(self, now: float) -> None:
+        while self._alarms and self._alarms[0][0] <= now:
+            heapq.heappop(self._alarms)[2]()
+        due = self._tick(now)
+        ring_at = self._alarms[0][0] if self._alarms else math.inf
+        self._due = ring_at if due is None else min(due, ring_at)
 
     def forget_link(self) -> None:
         """The link is about to close."""

@@ -235,7 +235,7 @@ class ProcessTaskManager(components.Component):
         return all(self.free.get(name, 0) + EPSILON >= amount for name, amount in demand_of(envelope).items())
 
     def _start(self, envelope: tasks.Envelope) -> bool:
-        limits = tasks.limits_of(envelope.head)
+        limits = _limits_in(bytes(envelope.parts[0]))
         worker = self._worker_for(envelope.head["bundle"], limits)
         if worker is None:
             return False
@@ -296,14 +296,15 @@ class ProcessTaskManager(components.Component):
     def _fork(self, digest: str) -> Worker | None:
         now = time.monotonic()
         if self._deaths.crowded and now - self._deaths[-1] < RESPAWN_PAUSE:
-            self.node.later(RESPAWN_PAUSE, self.schedule)
+            self.node.loop.later(RESPAWN_PAUSE, self.schedule)
             return None
         zygote = self.node.zygote  # one that comes later may have another child of this token
         try:
-            token, sock, ear = self._fork_heard(str(self.node.bundles[digest]))
+            root, rate = str(self.node.bundles[digest]), self.node.output_rate * 1024
+            token, sock, ear = tasks.fork_heard(zygote, "worker", root, self.node.loop, rate)
         except OSError as error:
             log.warning("no worker can be forked now (%s)", error)
-            self.node.later(1.0, self.schedule)
+            self.node.loop.later(1.0, self.schedule)
             return None
         worker = self.workers[token] = Worker(token, digest, now)
         worker.ear = ear
@@ -313,17 +314,6 @@ class ProcessTaskManager(components.Component):
             lambda pipe: zygote.kill(token), self.node.store, digest,  # it cannot report any more
         )
         return worker
-
-    def _fork_heard(self, root: str) -> tuple:
-        """A worker's token and socket, and the ear for what it prints. Raises OSError."""
-        ear = tasks.Ear(self.node.loop, self.node.output_rate * 1024, self.node.later)
-        try:
-            return *self.node.zygote.fork("worker", root, ear.theirs), ear
-        except OSError:
-            ear.close()
-            raise
-        finally:
-            ear.given()
 
     def _end(self, worker: Worker) -> None:
         worker.pipe.close()
@@ -530,7 +520,7 @@ class Watch:
         at = time.monotonic() + seconds
         if at < self._at:
             self._at = at
-            self._manager.node.later(seconds, self._look)
+            self._manager.node.loop.later(seconds, self._look)
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -560,7 +550,7 @@ class Watch:
         told = os.fstat(worker.stack).st_size if worker.stack >= 0 else 0
         if looks and not (told and told == size):
             again = functools.partial(self._kill_when_told, worker, told, looks - 1)
-            self._manager.node.later(STACK_EVERY, again)
+            self._manager.node.loop.later(STACK_EVERY, again)
         elif self._manager.workers.get(worker.token) is worker:
             self._manager.node.zygote.kill(worker.token)
 
@@ -594,6 +584,11 @@ def demand_of(envelope: tasks.Envelope) -> dict[str, float]:
 def _demand_in(head: bytes) -> dict[str, float]:
     needs = {"cpus": 1, **(tasks.read_head(head).get("resources") or {})}
     return {name: amount for name, amount in needs.items() if name != "tags" and amount}
+
+
+@functools.lru_cache(maxsize=1024)
+def _limits_in(head: bytes) -> dict[str, float]:
+    return tasks.limits_of(tasks.read_head(head))
 
 
 def usable_cpus() -> int:
@@ -637,7 +632,6 @@ class SlaveNode(rpc.Node):
         self.bundles: dict[str, Path] = {}  # digest -> where it was unpacked
         self.leaving_at = 0.0
         self._zygotes = tasks.Recent()
-        self._alarms: list[tuple[float, object]] = []
         self._reported: dict[int, tuple[str, int]] = {}  # lease -> owner and number, of the last that were reported
         self.joined_at = 0.0
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
@@ -693,10 +687,6 @@ class SlaveNode(rpc.Node):
         """Sends a call to the master."""
         if self.link:
             self.link.call(method, *params, parts=parts)
-
-    def later(self, seconds: float, function) -> None:
-        """Calls a function once, in so many seconds."""
-        self._alarms.append((time.monotonic() + seconds, function))
 
     def expose(self, link: rpc.Link) -> None:
         """The methods that the master may call."""
@@ -798,10 +788,7 @@ class SlaveNode(rpc.Node):
         deadline = super().tick(now)
         if self.leaving_at and (now >= self.leaving_at or not (self.manager.running or self.unheard())):
             self.loop.stop()
-        for alarm in [alarm for alarm in self._alarms if alarm[0] <= now]:
-            self._alarms.remove(alarm)
-            alarm[1]()
-        return min([deadline, *(at for at, _ in self._alarms)])
+        return deadline
 
     def unheard(self) -> bool:
         """True while the master has not acknowledged what was reported to it."""

@@ -2213,17 +2213,16 @@ def _begun(data: bytes) -> int:
 class Ear:
     """A node's end of the pipe that a child has as its descriptors 1 and 2; never waits.
 
-    `send(pieces)`, set by the node, gets what is to go home; `later(seconds, function)` calls a function then. Give
-    `theirs` to the child and call `given`.
+    `send(pieces)`, set by the node, gets what is to go home. Give `theirs` to the child and call `given`.
     """
 
     send: Callable[[list], None]
 
-    def __init__(self, loop: rpc.Loop, rate: int, later: Callable):
+    def __init__(self, loop: rpc.Loop, rate: int):
         self._file, self.theirs = os.pipe()
         os.set_blocking(self._file, False)
         self.output = Output(rate)
-        self._loop, self._later = loop, later
+        self._loop = loop
         self._alarmed = False
         self._open = True
         loop.add(self, self._read)
@@ -2255,14 +2254,14 @@ class Ear:
             self._flush(False)
         if self.output.waits and not self._alarmed:
             self._alarmed = True
-            self._later(OUTPUT_EVERY, self._alarm)
+            self._loop.later(OUTPUT_EVERY, self._alarm)
 
     def _alarm(self) -> None:
         self._alarmed = False
         self._flush(False)
         if self.output.waits and self._open:
             self._alarmed = True
-            self._later(OUTPUT_EVERY, self._alarm)
+            self._loop.later(OUTPUT_EVERY, self._alarm)
 
     def _take(self) -> bool:
         """Reads once; False if nothing is there."""
@@ -2280,6 +2279,20 @@ class Ear:
         pieces = self.output.pieces(time.monotonic(), final)
         if pieces:
             self.send(pieces)
+
+
+def fork_heard(
+    zygote: Zygote | Spawner, kind: str, root: str, loop: rpc.Loop, rate: int
+) -> tuple[int, socket.socket, Ear]:
+    """A new child's token and socket, and the ear for what it prints, `rate` bytes a second of it. Raises OSError."""
+    ear = Ear(loop, rate)
+    try:
+        return *zygote.fork(kind, root, ear.theirs), ear
+    except OSError:
+        ear.close()
+        raise
+    finally:
+        ear.given()
 
 
 def placed(pieces: list[list], lo: int, hi: int) -> list[list]:

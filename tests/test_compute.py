@@ -679,3 +679,19 @@ def test_noise_on_the_port_does_not_stop_the_channel(swarm):
     swarm.until(lambda: link.state == "ready")
     for end in noise:
         end.close()
+
+
+# -- the loop of a node
+
+
+def test_a_loop_calls_each_alarm_once_in_order_and_not_before_its_time():
+    loop, rung, began = rpc.Loop(lambda now: None), [], time.monotonic()
+    try:
+        loop.later(0.02, lambda: rung.append(("second", time.monotonic() - began)))
+        loop.later(0.01, lambda: loop.later(0.02, loop.stop))
+        loop.later(0.01, lambda: rung.append(("first", time.monotonic() - began)))
+        loop.run()
+    finally:
+        loop.close()
+    assert [name for name, _ in rung] == ["first", "second"]
+    assert rung[0][1] >= 0.01 and rung[1][1] >= 0.02 and time.monotonic() - began >= 0.03

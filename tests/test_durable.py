@@ -13,9 +13,11 @@ from conftest import text_of, wait_until
 APP = "durable.py"
 
 
-def words_of(app, **settings):
-    """The command line of an application of durable.py."""
-    return ["--app", app, *(word for key, value in settings.items() for word in ("--set", f"durable.{key}={value}"))]
+def words_of(system, **settings):
+    """The command line that runs a system of durable.py."""
+    settings = {"system": system, **settings}
+    words = (word for key, value in settings.items() for word in ("--set", f"durable.{key}={value}"))
+    return ["--app", "RunSystem", *words]
 
 
 def result_of(run):
@@ -58,7 +60,7 @@ def rows_of(here, kind):
 
 def test_a_system_goes_on_after_its_master_was_killed_and_ends_as_if_nothing_had_been(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
-    client = here.start_client(APP, "--json", *words_of("RunSquares", count=600, how="slow"))
+    client = here.start_client(APP, "--json", *words_of("Squares", count=600, how="slow"))
     wait_until(lambda: done_of(here) > 150, "a part is done")
     kill_master(here)
     restart(here)
@@ -68,7 +70,7 @@ def test_a_system_goes_on_after_its_master_was_killed_and_ends_as_if_nothing_had
 
 def test_what_the_journal_has_is_not_computed_again(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
-    words = words_of("RunSquares", count=300, how="slow", folder=tmp_path)
+    words = words_of("Squares", count=300, how="slow", folder=tmp_path)
     client = here.start_client(APP, "--json", *words)
     wait_until(lambda: sum(d[1] - d[0] for d, _ in rows_of(here, "outcome")) > 100, "a part is safe")
     here.slaves[0].ends(signal.SIGKILL)  # nobody else may finish what it has
@@ -85,17 +87,17 @@ def test_what_the_journal_has_is_not_computed_again(swarm, tmp_path):
 @pytest.mark.parametrize("how", ["slow generator", "slow list"])
 def test_steps_and_published_objects_come_again(swarm, how):
     here = swarm(slaves=1, workers=2, journal=True)
-    client = here.start_client(APP, "--json", *words_of("RunPublishing", count=200, steps=3, how=how))
+    client = here.start_client(APP, "--json", *words_of("Publishing", count=200, steps=3, how=how))
     wait_until(lambda: done_of(here) > 230, "the second step has begun")
     kill_master(here)
     restart(here)
     assert result_of(client.wait(60)) == right(200, steps=3)
 
 
-@pytest.mark.parametrize("app", ["RunHeavy", "RunHeavyResumable"])
-def test_the_history_of_a_system_that_can_be_saved_does_not_grow_without_end(swarm, app):
+@pytest.mark.parametrize("system", ["Heavy", "HeavyResumable"])
+def test_the_history_of_a_system_that_can_be_saved_does_not_grow_without_end(swarm, system):
     here = swarm(slaves=1, workers=2, journal=True)
-    client = here.start_client(APP, "--json", *words_of(app, count=400, how="list", steps=2))
+    client = here.start_client(APP, "--json", *words_of(system, count=400, how="list", steps=2))
     wait_until(lambda: rows_of(here, "snapshot"), "it was saved")
     wait_until(lambda: done_of(here) > 500, "it has gone on since")
     assert sum(size or 0 for _, size in rows_of(here, "outcome")) < 5_000_000, "10 MB came in"
@@ -106,21 +108,21 @@ def test_the_history_of_a_system_that_can_be_saved_does_not_grow_without_end(swa
 
 def test_a_host_that_dies_is_replaced_by_one_that_repeats_what_it_did(swarm, tmp_path):
     here = swarm(slaves=1, workers=2, journal=True)
-    run = here.run_client(APP, *words_of("RunDying", count=200, folder=tmp_path))
+    run = here.run_client(APP, *words_of("Dying", count=200, folder=tmp_path))
     assert result_of(run) == right(200)
     assert here.master.err.count("another one repeats what it did") == 2
 
 
 def test_a_host_that_dies_again_and_again_ends_its_system(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
-    run = here.run_client(APP, *words_of("RunAlwaysDying", count=200))
+    run = here.run_client(APP, *words_of("AlwaysDying", count=200))
     assert run.code == 1 and run.about["error"]["type"] == "HostLost"
     assert run.about["error"]["message"] == "the process of the system ended: killed by SIGKILL, 3 times"
 
 
 def test_a_system_that_does_not_repeat_itself_is_told_so(swarm, tmp_path):
     here = swarm(slaves=0, journal=True)
-    client = here.start_client(APP, "--json", *words_of("RunFickle", folder=tmp_path))
+    client = here.start_client(APP, "--json", *words_of("Fickle", folder=tmp_path))
     wait_until(lambda: rows_of(here, "batch"), "its tasks are safe")
     kill_master(here)
     restart(here)
@@ -130,7 +132,7 @@ def test_a_system_that_does_not_repeat_itself_is_told_so(swarm, tmp_path):
 
 def test_a_client_that_was_away_hears_the_result_of_a_master_that_was_started_again(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
-    client = here.start_client(APP, "--json", *words_of("RunSquares", count=200, how="slow"))
+    client = here.start_client(APP, "--json", *words_of("Squares", count=200, how="slow"))
     wait_until(lambda: done_of(here) > 50, "a part is done")
     client.send(signal.SIGSTOP)
     wait_until(lambda: rows_of(here, "finished"), "the system is done")
@@ -153,7 +155,7 @@ def detach(here, *words):
 
 def test_a_system_that_was_left_with_the_master_is_collected_by_another_process(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
-    words = words_of("RunSquares", count=300, how="slow")
+    words = words_of("Squares", count=300, how="slow")
     name = detach(here, *words)
     assert [row["name"] for row in here.proxy.systems()] == [name], "it goes on"
     assert result_of(here.run_client(APP, "--collect", name, *words)) == right(300)
@@ -162,7 +164,7 @@ def test_a_system_that_was_left_with_the_master_is_collected_by_another_process(
 
 def test_it_is_collected_after_its_end_and_after_the_death_of_the_master(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
-    words = words_of("RunSquares", count=50)
+    words = words_of("Squares", count=50)
     name = detach(here, *words)
     wait_until(lambda: rows_of(here, "finished"), "it is done")
     kill_master(here)
@@ -174,15 +176,15 @@ def test_it_is_collected_after_its_end_and_after_the_death_of_the_master(swarm):
 
 def test_what_nobody_collects_is_forgotten_after_the_retention(swarm):
     here = swarm(slaves=1, workers=2, journal=True, master=["--set", "master.retention=1"])
-    name = detach(here, *words_of("RunSquares", count=400, how="slow"))
+    name = detach(here, *words_of("Squares", count=400, how="slow"))
     wait_until(lambda: rows_of(here, "finished"), "it ran to its end all the same")
     wait_until(lambda: rows_of(here, "finished") == [], "it is forgotten")
-    assert here.run_client(APP, "--collect", name, *words_of("RunSquares")).code == 1
+    assert here.run_client(APP, "--collect", name, *words_of("Squares")).code == 1
 
 
 def test_a_system_whose_client_waits_for_it_cannot_be_collected(swarm, tmp_path):
     here = swarm(slaves=0, journal=True)
-    words = words_of("RunSquares", count=5)
+    words = words_of("Squares", count=5)
     client = here.start_client(APP, "--json", *words)
     wait_until(lambda: here.proxy.systems(), "it is there")
     run = here.run_client(APP, "--collect", here.proxy.systems()[0]["name"], *words)
@@ -193,7 +195,7 @@ def test_a_system_whose_client_waits_for_it_cannot_be_collected(swarm, tmp_path)
 @pytest.mark.parametrize("choice", ["wait", "cancel"])
 def test_the_systems_of_a_client_that_vanishes_go_on_or_stop_by_its_choice(swarm, choice):
     here = swarm(slaves=1, workers=1, journal=True)
-    words = words_of("RunSquares", count=1000, how="slow")
+    words = words_of("Squares", count=1000, how="slow")
     client = here.start_client(APP, "--set", f"client.on_disconnect={choice}", *words)
     wait_until(lambda: done_of(here) > 10, "it runs")
     client.ends(signal.SIGKILL)
@@ -215,7 +217,7 @@ def test_a_system_and_plain_tasks_survive_kills_of_the_master_at_random_moments(
     """A thousand tasks of each, five kills a seed: `KILL_SEEDS=10` makes fifty."""
     here = swarm(slaves=1, workers=2, journal=True)
     chance = random.Random(seed)
-    client = here.start_client(APP, "--json", *words_of("RunSquares", count=1000, how="slow"))
+    client = here.start_client(APP, "--json", *words_of("Squares", count=1000, how="slow"))
     words = ["--app", "RunPlain", "--set", "durable.count=1000", "--set", "durable.how=slow"]
     plain = here.start_client(APP, "--json", *words, "--set", f"durable.folder={tmp_path}")
     for share in sorted(chance.sample(range(980), 5)):

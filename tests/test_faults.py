@@ -806,7 +806,7 @@ def test_whatever_happens_results_are_those_of_a_quiet_run_and_each_callback_com
     while time.monotonic() < until:
         folder = tmp_path / str(rounds)
         folder.mkdir()
-        commands = [["--app", "RunSquares", *settings],
+        commands = [["--app", "RunSystem", *settings],
                     ["--app", "RunPlain", *settings, f"--set=durable.folder={folder}"]]  # fmt: skip
         clients = [soak.client(*words) for words in commands]
         while any(one.code in (None, NO_CONNECTION) for one in clients):

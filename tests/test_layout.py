@@ -47,13 +47,13 @@ LINES = {
     "components.py": 1537,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 3804,
-    "rpc.py": 5359,
+    "master.py": 3795,
+    "rpc.py": 5374,
     "setup.py": 64,
-    "slave.py": 925,
-    "tasks.py": 2811,
+    "slave.py": 912,
+    "tasks.py": 2824,
 }
-TOTAL_LINES = 16_964
+TOTAL_LINES = 16_970
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

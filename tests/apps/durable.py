@@ -150,47 +150,22 @@ class Application(ApplicationNode):
     how = ConfigItem("durable", "how", "generator", "what generate_tasks returns")
     folder = ConfigItem("durable", "folder", "", "where tasks leave their marks")
 
-    def get_task_system(self):
-        return self.kind(self.count, self.steps, self.how, self.folder)
-
     def work_finished(self, result, task_system):
         self.result = result
         self.shutdown_main_loop()
 
 
-class RunSquares(Application):
-    kind = Squares
+class RunSystem(Application):
+    """Runs the system of that name."""
 
+    system = ConfigItem("durable", "system", "Squares", "which of these systems")
 
-class RunPublishing(Application):
-    kind = Publishing
-
-
-class RunDying(Application):
-    kind = Dying
-
-
-class RunAlwaysDying(Application):
-    kind = AlwaysDying
-
-
-class RunFickle(Application):
-    kind = Fickle
-
-
-class RunHeavy(Application):
-    kind = Heavy
-
-
-class RunHeavyResumable(Application):
-    kind = HeavyResumable
+    def get_task_system(self):
+        return globals()[self.system](self.count, self.steps, self.how, self.folder)
 
 
 class RunPlain(Application):
     """Plain tasks; each callback leaves a line."""
-
-    def get_task_system(self):
-        return None
 
     def start_processing(self):
         self.result = {"total": 0, "outcomes": 0, "wrong": 0}

@@ -1057,7 +1057,6 @@ MAGIC = b"CS"
 PROTOCOL = 1
 HELLO, WELCOME, REFUSE, DATA, BEAT = range(5)
 FRAMES = 0xFFFF0000  # FRAMES | n, in place of a length: the part is the next n ZeroMQ frames
-OWN_FRAME = FRAMES | 1
 REFERENCE = FRAMES  # in place of a length: the part lies in a file; a byte with a length and a text that says where
 INLINE = 64 * 1024  # bytes; a part from this size on is sent uncopied: below it the copy is cheaper than the frame
 MAX_PARTS = 4096
@@ -1405,8 +1404,8 @@ class Session:
 
     def unheard(self, wanted: Callable[[list], bool]) -> list[tuple[list, Iterable]]:
         """Those of the wanted calls that are not acknowledged, with their parts."""
-        kept = [(call, frames, parts) for frames, _, parts, call in self._window if wanted(call)]
-        return [(call, unpack(frames).parts if parts is None else parts) for call, frames, parts in kept]
+        kept = (one for one in self._window if wanted(one[3]))
+        return [(call, unpack(frames).parts if parts is None else parts) for frames, _, parts, call in kept]
 
     def rewind(self) -> None:
         """Send everything that is not acknowledged again: the connection may have lost it."""
@@ -1445,7 +1444,6 @@ ROOM = 32 * 1024 * 1024  # bytes that a peer may leave unacknowledged until furt
 LAGGING = 1024 * 1024  # bytes that a peer has not acknowledged from which on it gets no output of tasks
 LEFT = "it left"  # the reason of `on_lost` when a node said goodbye
 COMPLAIN = 10.0  # seconds between two log lines about the same kind of trouble
-
 
 
 def tcpremote(endpoint: Endpoint, name: str | None = None, roles: Iterable[str] | None = None) -> Callable:
@@ -2224,8 +2222,8 @@ class Link(Endpoint):
 
     def _say_hello(self, now):
         self._attempt_number += 1
-        about = {**self.info, **self.on_hello(), "payloads": self.store.identity if self.store else ""}
-        call = ["hello", about, self._known]
+        payloads = self.store.identity if self.store else ""
+        call = ["hello", {**self.info, **self.on_hello(), "payloads": payloads}, self._known]
         sent = self._post(pack(HELLO, self.session.id, self._attempt_number, self.session.received, call))
         self._hello_at = now + (self.timing.hello if sent else self.timing.held)
 
@@ -3452,8 +3450,7 @@ class Exchange:
 
     def __init__(self, send: Callable[[str, list], None], fetch: Callable[[str], Any], mark: str = ""):
         self._send, self._fetch = send, fetch
-        self._mark = mark
-        self._owner = "" if mark else None
+        self._mark, self._owner = mark, "" if mark else None
         self._sent: set[str] = set()
         self._open: collections.OrderedDict[str, tuple[Any, int]] = collections.OrderedDict()
         self.serve("")
@@ -4308,8 +4305,7 @@ class Loop:
         self._posted: collections.deque = collections.deque()
         self._tick = tick
         self._due = 0.0  # when to tick, or to ring
-        self._alarms: list[tuple[float, int, Callable]] = []  # a heap of when, in which order, and what
-        self._order = itertools.count()
+        self._alarms, self._order = [], itertools.count()  # a heap of (when, in which order, function)
         self.link: Link | None = None  # whose sockets come and go
         self._woken, self._wake = socket.socketpair()
         self._woken.setblocking(False)
@@ -4386,16 +4382,14 @@ class Loop:
 
     def later(self, seconds: float, function: Callable[[], Any]) -> None:
         """Calls function once, in so many seconds; for the loop's own thread."""
-        at = time.monotonic() + seconds
-        heapq.heappush(self._alarms, (at, next(self._order), function))
-        self._due = min(self._due, at)
+        heapq.heappush(self._alarms, (time.monotonic() + seconds, next(self._order), function))
+        self._due = min(self._due, self._alarms[0][0])
 
     def _look_at_the_time(self, now: float) -> None:
         while self._alarms and self._alarms[0][0] <= now:
             heapq.heappop(self._alarms)[2]()
         due = self._tick(now)
-        ring_at = self._alarms[0][0] if self._alarms else math.inf
-        self._due = ring_at if due is None else min(due, ring_at)
+        self._due = min(math.inf if due is None else due, self._alarms[0][0] if self._alarms else math.inf)
 
     def forget_link(self) -> None:
         """The link is about to close."""
@@ -4801,19 +4795,10 @@ class Node(BaseNode):
         self.link.on_welcome = self._on_welcome
         self.link.on_lost = self._on_lost
         self.link.on_refused = self._on_refused
-        self.link.on_hello, self.link.outlives = self.hello, self.outlives
         self._expose_to_master = expose
         expose(self.link)
         self.link.connect(self._addresses)
         self._speak_at = time.monotonic() + SILENT
-
-    def hello(self) -> dict:
-        """What else it tells at this moment."""
-        return {}
-
-    def outlives(self, call: list) -> bool:
-        """Whether a call that a master may not have heard is for the next one too."""
-        return False
 
     def welcomed(self, info: dict, fresh: bool) -> None:
         """The master has let this node in; `fresh`: nothing that was sent before will be answered."""

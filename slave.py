@@ -674,7 +674,9 @@ class SlaveNode(rpc.Node):
                 rows[lease] = [lease, *self._reported[lease], lo, max(hi, rows[lease][4] if lease in rows else hi)]
         return {"holds": list(rows.values())}
 
-    def outlives(self, call: list) -> bool:
+    @staticmethod
+    def outlives(call: list) -> bool:
+        """Whether a call that a master may not have heard is for the next one too."""
         return call[0] in OUTLIVING
 
     def remember(self, envelope: tasks.Envelope) -> None:
@@ -689,7 +691,8 @@ class SlaveNode(rpc.Node):
             self.link.call(method, *params, parts=parts)
 
     def expose(self, link: rpc.Link) -> None:
-        """The methods that the master may call."""
+        """The methods that the master may call, and what outlives the link."""
+        link.on_hello, link.outlives = self.hello, self.outlives
 
         @rpc.tcpremote(link)
         def lease(handler, request, *details):

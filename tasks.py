@@ -1197,10 +1197,11 @@ class SystemMaster:
     """What a task system sees of its master: push more tasks, know the step, read the clock.
 
     Passed as `master` to every hook. `task_scheduler` is the same object, for applications that push through it.
+    `random` (a `random.Random`) gives the same numbers to a copy of the system that goes on elsewhere.
     """
 
     def __init__(self, run: SystemRun):
-        self._run = run
+        self._run, self.random = run, run.random
         self.log = logging.getLogger(f"{__name__}.system")
 
     @property
@@ -1234,11 +1235,6 @@ class SystemMaster:
         return self._run.value(time.time)
 
     @property
-    def random(self) -> random.Random:
-        """A generator of random numbers, the same ones in a copy of the system that goes on elsewhere."""
-        return self._run.random
-
-    @property
     def outstanding(self) -> int:
         """How many tasks have no outcome yet, those not drawn from a generator left out."""
         return self._run.outstanding
@@ -1257,6 +1253,7 @@ class SystemRun:
 
     def __init__(self, system: ITaskSystem, call: Callable, options: dict, name: str, root: str = ""):
         self.system = system
+        self.system.log = logging.getLogger(f"{__name__}.{type(system).__name__}")
         self.call = call
         self.root = root
         self.step = 0
@@ -1274,7 +1271,7 @@ class SystemRun:
         self.owner.most_records = CHUNK_BYTES // 4  # they go home in a call
         self.master = SystemMaster(self)
         self._held: list[Iterable[Task]] = []
-        self._generated: Source | None = None  # what generate_tasks gave last
+        self._renewable: Source | None = None  # what generate_tasks gave last, if a new call gives the rest of it
         self._began_at = 0
 
     @property
@@ -1284,7 +1281,6 @@ class SystemRun:
 
     def start(self) -> None:
         """Calls `init_system` and begins the first step."""
-        self.system.log = logging.getLogger(f"{__name__}.{type(self.system).__name__}")
         self._guarded("init_system", self.system.init_system, self.master)
         self._begin_step()
 
@@ -1305,38 +1301,31 @@ class SystemRun:
         if self._saves and not self.done and self._history > 2 * self._saved_size and self._can_save():
             self._save()
 
-    @property
-    def _left_out(self) -> Source | None:
-        return self._generated if self.system.resumable else None
-
     def _can_save(self) -> bool:
         published = sys.modules[rpc.WIRE].Shared.exchange.used  # only a repetition publishes it again
-        return not (self._held or self._values or published) and self.owner.can_be_saved(self._left_out)
+        return not (self._held or self._values or published) and self.owner.can_be_saved(self._renewable)
 
     def _save(self) -> None:
         state = {"system": self.system, "step": self.step, "began_at": self._began_at, "waiting": self.waiting,
-                 "random": (self.random.getstate(), random.getstate()), "owner": self.owner.save(self._left_out)}
+                 "random": (self.random.getstate(), random.getstate()), "owner": self.owner.save(self._renewable)}
         sealed, error = attempt(rpc.seal, state, "the system")
         if error is not None or not fits(rpc.size_of(sealed)):
             log.warning("the system cannot be saved, its whole history is kept: %s", error or "it is too large")
             self._saves = False
             return
         self._saved_size = max(SNAPSHOT_LEAST // 2, rpc.size_of(sealed))
-        owner = self.owner
-        counts = owner.drawn, owner.done + owner.failed
-        self.call("snapshot", self._heard, owner.batches, owner.open_ranges(), *counts, parts=[sealed])
+        owner, ended = self.owner, self.owner.done + self.owner.failed
+        self.call("snapshot", self._heard, owner.batches, owner.open_ranges(), owner.drawn, ended, parts=[sealed])
         self._heard = self._history = 0
 
     def resume(self, state: dict) -> None:
         """Goes on from a snapshot."""
-        self.system.log = logging.getLogger(f"{__name__}.{type(self.system).__name__}")
         self.step, self._began_at, self.waiting = state["step"], state["began_at"], state["waiting"]
         self.random.setstate(state["random"][0])
         random.setstate(state["random"][1])
-        tasks = ()
-        if None in state["owner"]["sources"]:
-            tasks = self._guarded("generate_tasks", self.system.generate_tasks, self.master) or ()
-        self._generated = self._guarded("generate_tasks", self.owner.resume, state["owner"], tasks)
+        renew = None in state["owner"]["sources"]
+        tasks = self._guarded("generate_tasks", self.system.generate_tasks, self.master) if renew else ()
+        self._renewable = self._guarded("generate_tasks", self.owner.resume, state["owner"], tasks or ())
         self.pump()
 
     def push(self, tasks: Iterable[Task]) -> None:
@@ -1369,7 +1358,8 @@ class SystemRun:
             self.owner.draw(tasks)
         tasks = self._guarded("generate_tasks", self.system.generate_tasks, self.master)
         if not self.done:
-            self._generated = self._guarded("generate_tasks", self.owner.draw, tasks or ())
+            source = self._guarded("generate_tasks", self.owner.draw, tasks or ())
+            self._renewable = source if self.system.resumable else None
             self.call("system_step", self.step, self.waiting)
             self.pump()
 
@@ -2213,7 +2203,7 @@ def _begun(data: bytes) -> int:
 class Ear:
     """A node's end of the pipe that a child has as its descriptors 1 and 2; never waits.
 
-    `send(pieces)`, set by the node, gets what is to go home. Give `theirs` to the child and call `given`.
+    `send(pieces)`, set by the node, gets what is to go home. Give `theirs` to the child and close it.
     """
 
     send: Callable[[list], None]
@@ -2230,10 +2220,6 @@ class Ear:
     def fileno(self) -> int:
         """For a poller: readable when the child has written."""
         return self._file
-
-    def given(self) -> None:
-        """The child has its end."""
-        os.close(self.theirs)
 
     def settle(self, final: bool = True) -> None:
         """Hears all that the child has written so far, and sends it; `final`: the lease ends with it."""
@@ -2252,15 +2238,18 @@ class Ear:
     def _read(self) -> None:
         if self._take() and self.output.heavy:
             self._flush(False)
-        if self.output.waits and not self._alarmed:
-            self._alarmed = True
-            self._loop.later(OUTPUT_EVERY, self._alarm)
+        if not self._alarmed:
+            self._wait()
 
     def _alarm(self) -> None:
-        self._alarmed = False
         self._flush(False)
-        if self.output.waits and self._open:
-            self._alarmed = True
+        self._alarmed = False
+        if self._open:
+            self._wait()
+
+    def _wait(self) -> None:
+        self._alarmed = self.output.waits
+        if self._alarmed:
             self._loop.later(OUTPUT_EVERY, self._alarm)
 
     def _take(self) -> bool:
@@ -2281,9 +2270,7 @@ class Ear:
             self.send(pieces)
 
 
-def fork_heard(
-    zygote: Zygote | Spawner, kind: str, root: str, loop: rpc.Loop, rate: int
-) -> tuple[int, socket.socket, Ear]:
+def fork_heard(zygote: Any, kind: str, root: str, loop: rpc.Loop, rate: int) -> tuple[int, socket.socket, Ear]:
     """A new child's token and socket, and the ear for what it prints, `rate` bytes a second of it. Raises OSError."""
     ear = Ear(loop, rate)
     try:
@@ -2292,7 +2279,7 @@ def fork_heard(
         ear.close()
         raise
     finally:
-        ear.given()
+        os.close(ear.theirs)
 
 
 def placed(pieces: list[list], lo: int, hi: int) -> list[list]:

@@ -84,7 +84,7 @@ def body(*texts):
         [body(b'["m"]') + b"x"],
         [body(b'["m"]')[:-1]],
         [body(b'["m"]'), b"extra"],
-        [struct.pack("<H2I", 2, 5, rpc.OWN_FRAME) + b'["m"]'],
+        [struct.pack("<H2I", 2, 5, rpc.FRAMES | 1) + b'["m"]'],
         [struct.pack("<HI", 1, 1_000_000_000) + b'["m"]'],
         [struct.pack("<H4097I", 4097, 5, *[0] * 4096) + b'["m"]'],
     ],

@@ -799,6 +799,8 @@ def explained(about: dict) -> list[str]:
         how = f"failed with {failure['type']}: {failure['message']}" if failure else "is done"
         where = f" on {about['slave']}" if about["slave"] else ""
         return [f"{head} {how}{where}; its owner has not taken its outcome in yet"]
+    if about["state"] == "delayed":
+        return [f"{head} has failed, and runs again in {about['in']:.1f} s, attempt {about['attempt']}"]
     return _explained_lease(head, about) if about["state"] == "running" else _explained_wait(head, about)
 
 

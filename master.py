@@ -22,7 +22,7 @@ Records, in order, are all that `restore` needs:
     ("life", n)                                         nth start of the master; lease ids of two lives never meet
     ("owner", owner, kind, key, name) · ("gone", owner)
     ("batch", owner, number, count, group, options, payload) · ("settled", owner, number)
-    ("retry", owner, number, lo, hi, deaths, losses)    these tasks lost their worker or slave, and wait again
+    ("retry", owner, number, lo, hi, deaths, losses, errors)   these lost worker or slave, or failed, and wait again
     ("outcome", owner, number, lo, hi, seconds, failures, payload)
 and, which the Board only passes over but for the snapshot, what a task system needs to go on in another process: it is
 repeated from its beginning, or its last snapshot, with the same outcomes, steps and values in the same order.
@@ -42,9 +42,10 @@ Messages: the second item names the peer.
     ("accepted", owner, number) · ("refused", owner, number, reason)
     ("outcome", owner, number, lo, hi, seconds, failures, payload, slave)
     ("unplaceable", owner, task id, tasks, why)         these wait for what no slave here has; told once, for the log
+    ("retrying", owner, task id, tasks, attempt, seconds, failure) · ("quarantined", slave, seconds)    for the log
 A key of `failures` is an ordinal in the batch as text, or "*" for every task of lo..hi (cancelled, lost, poisoned,
-unplaceable). One with "again" tells of a task that was cancelled alone and has its outcome: the results of its lease
-were not cut.
+unplaceable). One with "again" tells of a task that was cancelled alone and has its outcome, one with "retried" of one
+that has none yet and runs once more: the results of a lease are not cut.
 A slave holds a lease until it has reported every task of it, a revoked one too: its tasks have their outcome already,
 and its slot is free when the slave says so.
 """
@@ -107,9 +108,14 @@ LONG = 1.0  # seconds: a deadline beyond that is one of tasks that nobody can ta
 STEAL_WIDTH = 64  # leases asked for per round
 STEAL_LOOK = 2e-5  # seconds between two rounds per lease that is out: looking at it takes 4 % of that
 WIDTH = 8  # slaves shown to the scheduler per lease: best of eight, whatever the size of the swarm
-MAX_ATTEMPTS = 3  # worker deaths until a task counts as poisoned
+MAX_ATTEMPTS = 3  # worker deaths until a task counts as poisoned, if it says nothing else
 MAX_HOSTS = 3  # processes that a task system may have until its death counts as its own fault
-MAX_LOSSES = 10  # slaves lost under one task until it counts as lost
+MAX_LOSSES = 10  # slaves lost under one task until it counts as lost, if it says nothing else
+MAX_SETUPS = 3  # slaves that try to set up a task
+MAX_WAIT = 300.0  # seconds between two attempts
+SHUN = 10.0  # seconds for which a task that failed does not go back to the same slave, if another could take it
+STRIKES = 5  # failures, without a success in between, of tasks that others could do, until a slave is in quarantine
+QUARANTINE, LONGEST = 60.0, 3600.0  # seconds of it; the next one is twice as long
 LIMIT = 10_000_000  # unsettled tasks per owner
 MAX_KINDS = 1000  # names measured apart per owner
 MAX_DEMANDS = 64  # unused demands kept
@@ -165,10 +171,40 @@ def _added(numbers: list, number: int) -> bool:
     return at > 0 and number < numbers[at - 1][1]
 
 
+def without(ranges: list, numbers: Iterable[int]) -> list:
+    """The ranges less these numbers."""
+    for number in numbers:
+        ranges = split(ranges, number, number + 1)[1]
+    return ranges
+
+
+def retried(failures: dict) -> list[int]:
+    """The tasks of which an outcome says only that they run again."""
+    return [int(task) for task, one in failures.items() if "retried" in one]
+
+
+class Past(NamedTuple):
+    """What befell tasks that wait, or run, again: workers that died over them, slaves that were lost with them,
+    failures after which they may run again. `shun`: the slave on which a lone one failed last, and when."""
+
+    deaths: int = 0
+    losses: int = 0
+    errors: int = 0
+    shun: tuple[str, float] | None = None
+
+    @property
+    def attempt(self) -> int:
+        """1 for tasks to which nothing happened, and one more for each time."""
+        return self.deaths + self.losses + self.errors + 1
+
+
+NOTHING = Past()
+
+
 @functools.lru_cache(maxsize=128)
 def _fresh(count: int) -> tuple:
     """The queue of a batch none of whose tasks ran: one for all batches of that size."""
-    return ((0, count, 0, 0),)
+    return ((0, count, NOTHING),)
 
 
 # -- what the board holds ------------------------------------------------------------------------------------
@@ -273,7 +309,7 @@ class Demand:
 
     def fit(self, slave: Slave, here: bool = True):
         """Look anew whether the slave could ever take this; it could not when it is not here any more."""
-        if here and not slave.draining and not slave.lacks(self):
+        if here and not slave.closed and not slave.lacks(self):
             self.able.add(slave)
             self.offer(slave)
         else:
@@ -338,8 +374,8 @@ class Batch:
     outcome. A million of them may wait, so one that waits has no containers of its own."""
 
     __slots__ = (
-        *("count", "demand", "group", "kind", "leases", "limits", "number", "options", "outcomes", "owner", "payload"),
-        *("queue", "queued", "remaining", "serial", "since", "stale"),
+        *("count", "delayed", "demand", "group", "kind", "leases", "limits", "number", "options", "outcomes", "owner"),
+        *("payload", "queue", "queued", "remaining", "serial", "since", "stale"),
     )
 
     def __init__(self, owner: Owner, number: int, count: int, group: int, options: dict, payload: Any):
@@ -350,8 +386,9 @@ class Batch:
         self.stale = False  # its queue_timeout has passed: what has not run never will
         self.serial = 0  # order of arrival
         self.since = 0.0  # when it arrived
-        self.queue = ()  # (lo, hi, deaths, losses), next first
+        self.queue = ()  # (lo, hi, Past), next first
         self.queued = 0  # tasks in it
+        self.delayed = ()  # (lo, hi, Past, when it joins the queue), of what failed and waits
         self.leases = NONE  # id -> Lease, revoked ones too
         self.outcomes = ()  # (lo, hi, seconds, failures, payload, slave)
         self.remaining = count  # tasks without outcome
@@ -382,6 +419,10 @@ class Batch:
         """Whether a slave watches each of its tasks, in a lease of its own."""
         return bool(self.limits) and not tasks.WATCHED.isdisjoint(self.limits)
 
+    def retries(self, name: str, default: int) -> int:
+        """How often its tasks run again after such a failure."""
+        return self.limits["retries"].get(name, default) if "retries" in self.limits else default
+
     def end(self, outcome: tuple, tasks: int):
         """So many tasks of it have their outcome, for good."""
         if not self.outcomes:
@@ -397,13 +438,12 @@ class Lease:
     that have their outcome all the same (all of them if it is revoked)."""
 
     __slots__ = (
-        *("asked", "batch", "deaths", "ended", "estimate", "hi", "id", "killed", "lo", "losses", "open", "revoked"),
-        *("since", "slave", "tasks"),
+        *("asked", "batch", "ended", "estimate", "hi", "id", "killed", "lo", "open", "past", "revoked", "since"),
+        *("slave", "tasks"),
     )
 
-    def __init__(self, number: int, batch: Batch, lo: int, hi: int, deaths: int, losses: int, now: float):
-        self.id, self.batch, self.lo, self.hi = number, batch, lo, hi
-        self.deaths, self.losses = deaths, losses
+    def __init__(self, number: int, batch: Batch, lo: int, hi: int, past: Past, now: float):
+        self.id, self.batch, self.lo, self.hi, self.past = number, batch, lo, hi, past
         self.open = [(lo, hi)]
         self.ended = ()
         self.tasks = hi - lo  # open ones
@@ -422,8 +462,8 @@ class Lease:
 
     @property
     def attempt(self) -> int:
-        """1 for tasks that never lost a worker or a slave, and one more for each time they did."""
-        return self.deaths + self.losses + 1
+        """Which one this is of its tasks."""
+        return self.past.attempt
 
     @property
     def divisible(self) -> bool:
@@ -446,11 +486,12 @@ class Slave:
     `workers` slots; `resources` amounts by name and `tags`; in its hands are `open_tasks` in `open_leases`,
     expected to take `open_seconds` of one worker; `credit` leases it may take now; `done_tasks` took
     `seconds`; `pace` is above 1 where tasks take longer than elsewhere; `last` is the id of its newest lease.
+    `released`: when its quarantine ends, 0 while it is in none.
     """
 
     __slots__ = (
-        *("done_tasks", "draining", "id", "last", "leases", "missing", "name", "open_seconds", "open_tasks", "pace"),
-        *("resources", "seconds", "tags", "used", "workers"),
+        *("done_tasks", "draining", "good_at", "id", "last", "leases", "missing", "name", "open_seconds", "open_tasks"),
+        *("pace", "penalty", "released", "resources", "seconds", "strikes", "tags", "used", "workers"),
     )
 
     def __init__(self, slave: str, name: str, resources: dict, tags, workers: int):
@@ -464,6 +505,14 @@ class Slave:
         self.open_tasks = self.done_tasks = self.last = 0
         self.seconds = 0.0
         self.pace = 1.0
+        self.strikes = 0  # tasks that failed here since its last success, and succeeded elsewhere
+        self.good_at = -math.inf  # its last success
+        self.released = self.penalty = 0.0  # `penalty`: seconds of its last quarantine, unless it had a success since
+
+    @property
+    def closed(self) -> str:
+        """Why it gets no leases at all; "" if it does."""
+        return "is draining" if self.draining else "is in quarantine" if self.released else ""
 
     @property
     def open_leases(self) -> int:
@@ -473,12 +522,12 @@ class Slave:
     @property
     def slots(self) -> int:
         """Leases that it could run now if it had none."""
-        return 0 if self.draining else self.workers
+        return 0 if self.closed else self.workers
 
     @property
     def credit(self) -> int:
         """Leases like those it holds that it may take besides them."""
-        if self.draining:
+        if self.closed:
             return 0
         mean = self.open_seconds / len(self.leases) if self.leases else UNKNOWN
         return max(0, depth(mean) * self.workers - len(self.leases))
@@ -491,7 +540,7 @@ class Slave:
     def room(self, needs: tuple, deep: int) -> bool:
         """Whether a lease with these needs fits, with up to `deep` times its slots and amounts promised. The
         slave itself keeps to the amounts: it starts a lease when they are free."""
-        if self.draining or len(self.leases) >= deep * self.workers:
+        if self.draining or self.released or len(self.leases) >= deep * self.workers:
             return False
         for name, amount in needs:
             if self.used.get(name, 0) + amount > deep * self.resources.get(name, 0) + EPSILON:
@@ -509,8 +558,8 @@ class Slave:
     def obstacle(self, demand: Demand, estimate: float) -> str:
         """The first condition that keeps it from a lease of so many seconds now; "" when it has room."""
         deep, held = self.deep(estimate), len(self.leases)
-        if self.draining or self.lacks(demand):
-            return "is draining" if self.draining else self.lacks(demand)
+        if self.closed or self.lacks(demand):
+            return self.closed or self.lacks(demand)
         if held >= deep * self.workers:
             more = f", holds {held} leases of at most {deep * self.workers}" if deep > 1 else ""
             return f"has {min(held, self.workers)} of {self.workers} slots full{more}"
@@ -539,6 +588,10 @@ class Slave:
         if not self.leases:  # rounding errors do not add up
             self.open_seconds = 0.0
             self.used.clear()
+
+    def succeeded(self, now: float):
+        """It did something right: nothing is held against it any more."""
+        self.good_at, self.strikes, self.penalty = now, 0, 0.0
 
     def measure(self, kind: Kind, tasks: int, seconds: float):
         """Take in that it ran so many tasks of a kind in so many seconds."""
@@ -718,7 +771,8 @@ class Board:
         if batch is not None:
             gone, left = split(list(batch.queue), task, task + 1)
             self._keep_queued(batch, gone, left)
-            if gone:
+            late, batch.delayed = map(tuple, split(list(batch.delayed), task, task + 1))
+            if gone or late:
                 self._end(batch, task, task + 1, 0.0, CANCELLED, None, "", effects)
             for lease in list(batch.leases.values()):
                 self._cancel_in(lease, task, kill, effects)
@@ -799,7 +853,7 @@ class Board:
         return demand
 
     def _cancel(self, batch, kill, effects, what):
-        for lo, hi, _, _ in self._dequeue_all(batch):
+        for lo, hi, *_ in self._dequeue_all(batch):
             self._end(batch, lo, hi, 0.0, what, None, "", effects)
         for lease in batch.leases.values():
             for lo, hi in lease.live(lease.open):
@@ -852,7 +906,7 @@ class Board:
     # -- queues ----------------------------------------------------------------------------------------------
 
     def _enqueue(self, batch, pieces, front=False):
-        """Put the ranges (lo, hi, deaths, losses) at the end of the owner's queue, or what came back at its front."""
+        """Put the ranges (lo, hi, Past) at the end of the owner's queue, or what came back at its front."""
         owner, demand = batch.owner, batch.demand
         line = owner.lines.get(demand)
         if line is None:
@@ -870,14 +924,14 @@ class Board:
         else:
             batch.queue += pieces
 
-    def _requeue(self, batch, parts, deaths, losses):
+    def _requeue(self, batch, parts, past):
         """Put ranges that came back at the front."""
         if parts:
-            self._enqueue(batch, tuple((lo, hi, deaths, losses) for lo, hi in parts), front=True)
+            self._enqueue(batch, tuple((lo, hi, past) for lo, hi in parts), front=True)
 
     def _take_back(self, lease, parts, effects, now):
         """Queue again what a slave has not run of a lease, nobody is blamed."""
-        self._requeue(lease.batch, parts, lease.deaths, lease.losses)
+        self._requeue(lease.batch, parts, lease.past)
         if lease.batch.stale:
             self._end_unbegun(lease.batch, effects, now)
 
@@ -887,17 +941,19 @@ class Board:
             batch.queue = tuple(left)
             self._shorten(batch, total(gone))
 
-    def _dequeue(self, batch, tasks):
-        """Take the first tasks of the batch's first range out."""
-        (lo, hi, deaths, losses), rest = batch.queue[0], batch.queue[1:]
-        batch.queue = rest if lo + tasks == hi else ((lo + tasks, hi, deaths, losses), *rest)
+    def _dequeue(self, batch, place, tasks):
+        """Take the first tasks of a range in the batch's queue out."""
+        (lo, hi, past), before, rest = batch.queue[place], batch.queue[:place], batch.queue[place + 1 :]
+        batch.queue = before + (rest if lo + tasks == hi else ((lo + tasks, hi, past), *rest))
         self._shorten(batch, tasks)
 
     def _dequeue_all(self, batch):
+        """Take out what waits, also for its next attempt."""
         pieces, batch.queue = batch.queue, ()
         if pieces:
             self._shorten(batch, batch.queued)
-        return pieces
+        delayed, batch.delayed = batch.delayed, ()
+        return pieces + delayed
 
     @staticmethod
     def _shorten(batch, tasks):
@@ -916,7 +972,7 @@ class Board:
     def slave_joined(
         self, slave: str, resources: dict, tags: list, workers: int, now: float, name: str = "", holds: Iterable = ()
     ) -> Effects:
-        """A slave with these amounts, tags and slots is here.
+        """A slave with these amounts, tags and slots is here. It begins anew: nothing is held against it.
 
         holds -- leases of an earlier life or connection that it still has, as (lease, owner, number, lo, hi). Those of
             which all tasks wait here are its own again; see `Slave.leases`.
@@ -940,8 +996,7 @@ class Board:
             return
         batch.queue = tuple(outside)
         self._shorten(batch, hi - lo)
-        deaths, losses = (max(one[i] for one in inside) for i in (2, 3))
-        lease = Lease(number, batch, lo, hi, deaths, losses, now)
+        lease = Lease(number, batch, lo, hi, max((past for _, _, past in inside), key=lambda past: past[:3]), now)
         slave.take(lease)
         batch.take(lease)
         self.leases[number] = lease
@@ -990,7 +1045,7 @@ class Board:
         self.counters["slaves lost"] += 1
         for lease in reversed(list(gone.leases.values())):  # the oldest is put in front last
             for lo, hi in reversed(lease.live(self._report(lease, lease.lo, lease.hi))):
-                self._retry(lease, lo, hi, lease.deaths, lease.losses + 1, reason, effects)
+                self._retry(lease, lo, hi, lease.past._replace(losses=lease.past.losses + 1), reason, effects)
         del self.slaves[slave]
         for demand in self.demands.values():
             demand.fit(gone, here=False)
@@ -1030,7 +1085,12 @@ class Board:
             held.batch.kind.measure(seconds / (hi - lo), self.slots)
             if live is not parts:
                 failures = {**failures, **{str(task): AGAIN for task, _ in held.ended if lo <= task < hi}}
-            self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects, total(live))
+            if failures or held.past.shun is not None:
+                live, failures = self._judge(held, live, failures, effects, now)
+            else:
+                held.slave.succeeded(now)
+            if live:
+                self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects, total(live))
         else:  # the payload cannot be cut here: what a confused slave left open runs again
             self.counters["repeated result"] += 1
             self._take_back(held, live, effects, now)
@@ -1059,7 +1119,8 @@ class Board:
         if held is not None:
             self.counters["workers lost"] += 1
             for a, b in reversed(held.live(self._report(held, lo, hi))):
-                self._retry(held, a, b, held.deaths + 1, held.losses, reason, effects, output)
+                past = self._shunning(held, now) if b == a + 1 else held.past
+                self._retry(held, a, b, past._replace(deaths=past.deaths + 1), reason, effects, output)
         return self._assigned(effects, now)
 
     def _held(self, slave, lease):
@@ -1088,20 +1149,105 @@ class Board:
                 slave.missing.pop().offer(slave)
         return parts
 
-    def _retry(self, lease, lo, hi, deaths, losses, reason, effects, output=""):
+    def _retry(self, lease, lo, hi, past, reason, effects, output=""):
         """Queue tasks that lost their worker or slave again, or end them when their budget is spent."""
         batch, where = lease.batch, lease.slave.id
-        if deaths >= self.max_attempts:
-            text = f"{deaths} workers died over this task, the last one on {where}: {reason}"
+        if past.deaths > batch.retries("WorkerLost", self.max_attempts - 1):
+            text = f"{past.deaths} workers died over this task, the last one on {where}: {reason}"
             what = failure("poisoned", "WorkerLost", text, where)
-            what["*"] |= {"output": output, "attempt": deaths + losses} if output else {}
+            what["*"] |= {"output": output, "attempt": lease.attempt} if output else {}
             self._end(batch, lo, hi, 0.0, what, None, where, effects)
-        elif losses >= MAX_LOSSES:
-            text = f"{losses} slaves were lost with this task, the last one was {where}: {reason}"
+        elif past.losses > batch.retries("SlaveLost", MAX_LOSSES - 1):
+            text = f"{past.losses} slaves were lost with this task, the last one was {where}: {reason}"
             self._end(batch, lo, hi, 0.0, failure("lost", "SlaveLost", text, where), None, where, effects)
         else:
-            effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, deaths, losses))
-            self._requeue(batch, [(lo, hi)], deaths, losses)
+            effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, *past[:3]))
+            self._requeue(batch, [(lo, hi)], past)
+
+    # -- failures of tasks -----------------------------------------------------------------------------------
+
+    def _judge(self, lease, live, failures, effects, now):
+        """Let those of the tasks that ended run again whose failures allow it. Returns the ranges that have their
+        outcome now, and the failures, marked where there is none."""
+        failed = {}
+        for key, one in failures.items():
+            for lo, hi in live if key == "*" else split(live, int(key), int(key) + 1)[0]:
+                failed.update(dict.fromkeys(range(lo, hi), one))
+        succeeded = total(live) - len(failed)
+        if succeeded:
+            lease.slave.succeeded(now)
+            self._strike(lease.past.shun, lease.slave, succeeded, effects, now)
+        again = {task: one for task, one in failed.items() if self._allows(lease, one)}
+        for setup in (True, False):
+            ranges = []
+            for task, one in again.items():
+                if (one.get("kind") == "setup") == setup:
+                    _add(ranges, task)
+            for lo, hi in ranges:
+                self._try_again(lease, lo, hi, again[lo], effects, now)
+        return without(live, again), failures | {str(task): {**one, "retried": True} for task, one in again.items()}
+
+    @staticmethod
+    def _allows(lease, failure):
+        """Whether a task may run again after such a failure: as often as its rules say, or on other slaves, if there
+        are any, when it could not even be set up."""
+        if failure.get("kind") == "setup":
+            return lease.past.errors < min(MAX_SETUPS - 1, len(lease.batch.demand.able - {lease.slave}))
+        retries = failure.get("retries")
+        return type(retries) is int and retries > lease.past.errors
+
+    def _try_again(self, lease, lo, hi, why, effects, now):
+        """Let tasks that failed wait for their next attempt: the longer, the more attempts there were."""
+        batch, past = lease.batch, self._shunning(lease, now)
+        past = past._replace(errors=past.errors + 1)
+        delay = 0.0 if why.get("kind") == "setup" else self._delay(batch, lo, past.errors)
+        self.counters["retried"] += hi - lo
+        effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, *past[:3]))
+        told = "retrying", batch.owner.id, batch.task_id(lo), hi - lo, past.attempt, delay, why
+        effects.messages.append(told)
+        if delay:
+            batch.delayed += ((lo, hi, past, now + delay),)
+            heapq.heappush(self._timers, (now + delay, batch.serial, batch.owner.id, batch.number, "delay"))
+            self._look_at(now + delay)
+        else:
+            self._requeue(batch, [(lo, hi)], past)
+
+    @staticmethod
+    def _delay(batch, lo, errors):
+        """Seconds, doubling from attempt to attempt. What failed together is spread over the second half of it, by what
+        looks like chance and is the same each time."""
+        wait = min(batch.limits.get("retry_wait", tasks.RETRY_WAIT) * 2.0 ** min(errors - 1, 60), MAX_WAIT)
+        return wait * (0.5 + zlib.crc32(f"{batch.task_id(lo)} {errors}".encode()) / 2**33)
+
+    @staticmethod
+    def _shunning(lease, now):
+        """The past of a task that failed just now: another slave comes first, if there is one."""
+        elsewhere = lease.batch.demand.able - {lease.slave}
+        return lease.past._replace(shun=(lease.slave.id, now) if elsewhere else None)
+
+    def _strike(self, shun, other, tasks, effects, now):
+        """Tasks that failed on one slave succeeded on another. Too often in a row, and that one gets nothing for a
+        while, unless nobody else would be left."""
+        slave = self.slaves.get(shun[0]) if shun is not None else None
+        if slave is None or slave is other or slave.closed or shun[1] < slave.good_at:
+            return
+        slave.strikes += tasks
+        if slave.strikes >= STRIKES and self.slots > slave.slots:
+            slots = slave.slots
+            slave.strikes, slave.penalty = 0, min(max(QUARANTINE, 2 * slave.penalty), LONGEST)
+            slave.released = now + slave.penalty
+            self.counters["quarantined"] += 1
+            self._fit(slave.id, slots)
+            self._look_at(slave.released)
+            effects.messages.append(("quarantined", slave.id, slave.penalty))
+
+    def _release(self, slaves):
+        """End the quarantine of these; returns whether there were any."""
+        found = [slave for slave in slaves if slave.released]
+        for slave in found:
+            slots, slave.released = slave.slots, 0.0
+            self._fit(slave.id, slots)
+        return bool(found)
 
     # -- limits of time --------------------------------------------------------------------------------------
 
@@ -1130,6 +1276,9 @@ class Board:
             batch = self._timed(timer)
             if batch is None:
                 continue
+            if timer[-1] == "delay":
+                self._join(batch, now)
+                continue
             self.counters["expired"] += 1
             if timer[-1] == "deadline":
                 self._end_late(batch, effects, now)
@@ -1142,9 +1291,16 @@ class Board:
                     if not lease.revoked and lease.attempt == 1:  # some of it may not have begun there
                         effects.messages.append(("steal", lease.slave.id, lease.id))
 
+    def _join(self, batch, now):
+        """What has waited long enough for its next attempt joins the queue."""
+        due = [piece for piece in batch.delayed if piece[3] <= now]
+        batch.delayed = tuple(piece for piece in batch.delayed if piece[3] > now)
+        for lo, hi, past, _ in reversed(due):
+            self._requeue(batch, [(lo, hi)], past)
+
     def _end_late(self, batch, effects, now):
         """What waits at the deadline ends here, what is with a slave there: it knows where the task was."""
-        for lo, hi, _, _ in self._dequeue_all(batch):
+        for lo, hi, *_ in self._dequeue_all(batch):
             self._end(batch, lo, hi, 0.0, self._late(batch, "deadline", now), None, "", effects)
         for lease in batch.leases.values():
             if not lease.revoked:
@@ -1154,9 +1310,9 @@ class Board:
 
     def _end_unbegun(self, batch, effects, now):
         """What waits and never was in a worker has waited too long."""
-        gone = [piece for piece in batch.queue if not (piece[2] or piece[3])]
+        gone = [piece for piece in batch.queue if piece[2].attempt == 1]
         self._keep_queued(batch, gone, [piece for piece in batch.queue if piece not in gone])
-        for lo, hi, _, _ in gone:
+        for lo, hi, _ in gone:
             self._end(batch, lo, hi, 0.0, self._late(batch, "queue_timeout", now), None, "", effects)
 
     @staticmethod
@@ -1172,12 +1328,16 @@ class Board:
         self.deadline = None
         if now >= self.resting_until:
             self.resting_until = -math.inf
+        self._release(slave for slave in self.slaves.values() if slave.released <= now)
         self._expire(effects, now)
         self._steal(effects, now)
         self._assign(effects, now)
         self._end_stuck(effects, now)
         if self._timers:
             self._look_at(self._timers[0][0])
+        for slave in self.slaves.values():
+            if slave.released:
+                self._look_at(slave.released)
         return effects
 
     def _assigned(self, effects, now):
@@ -1210,15 +1370,14 @@ class Board:
 
     def _lease(self, demand, effects, now):
         """Make one lease for the owner whose turn it is. Returns whether it found a slave."""
-        owner, line = next(iter(demand.ring.items()))
-        batch = next(iter(line.batches))
-        tasks = self._size(batch, line)
-        slaves = self._candidates(demand, batch.kind.estimate(tasks))
-        if not slaves:
+        found = self._next(demand, now)
+        if found is None:
             return False
-        lo, _, deaths, losses = batch.queue[0]
+        batch, place, tasks, slaves = found
+        owner = batch.owner
+        lo, _, past = batch.queue[place]
         number = next(one for one in self._lease_ids if one not in self.leases)  # an adopted one may have it
-        lease = Lease(number, batch, lo, lo + tasks, deaths, losses, now)
+        lease = Lease(number, batch, lo, lo + tasks, past, now)
         slave = self._place(slaves, lease)
         if slave is None:
             self._look_at(now + STEAL_AGE)  # ask again then
@@ -1226,7 +1385,7 @@ class Board:
         owner.served = lease.id
         for other in owner.lines:
             other.ring.move_to_end(owner)
-        self._dequeue(batch, tasks)
+        self._dequeue(batch, place, tasks)
         slave.take(lease)
         demand.served(slave)
         batch.take(lease)
@@ -1236,11 +1395,34 @@ class Board:
         effects.messages.append(("lease", slave.id, lease))
         return True
 
-    def _size(self, batch, line):
+    def _next(self, demand, now):
+        """The first of what waits that a slave may take: (batch, place in its queue, tasks, slaves). None if there is
+        none. A slave on which a task has just failed is passed over for it, if there are others."""
+        for batch, place in self._front(demand):
+            piece = batch.queue[place]
+            tasks = self._size(batch, piece, batch.owner.lines[demand])
+            slaves = self._candidates(demand, batch.kind.estimate(tasks))
+            shun = piece[2].shun
+            if slaves and shun is not None and now < shun[1] + SHUN and len(demand.able) > 1:
+                self._look_at(shun[1] + SHUN)
+                slaves = [slave for slave in slaves if slave.id != shun[0]]
+            elif not slaves:
+                return None
+            if slaves:
+                return batch, place, tasks, slaves
+        return None
+
+    @staticmethod
+    def _front(demand):
+        """What comes next, and what would come if that cannot be, and so on: (batch, place in its queue)."""
+        lines = (batch for line in demand.ring.values() for batch in line.batches)
+        return itertools.islice(((batch, place) for batch in lines for place in range(len(batch.queue))), WIDTH)
+
+    def _size(self, batch, piece, line):
         """Tasks for the next lease: what was found to take TARGET seconds, but not more than a fair share, so
         that all slots end together; one where a worker died, to find out over which."""
-        lo, hi, deaths, _ = batch.queue[0]
-        if deaths or batch.alone:
+        lo, hi, past = piece
+        if past.deaths or batch.alone:
             return 1
         least = batch.kind.least(max(batch.demand.tasks, batch.count), self.slots)
         fair = max(-(-line.tasks // (2 * self.slots or 1)), least)
@@ -1319,9 +1501,12 @@ class Board:
     def _flag(self, effects, now):
         """See which lines wait for what no slave here has, and tell of each that is new."""
         doubtful, self._doubtful = self._doubtful, {}
+        needed = [demand for demand in doubtful if demand.ring and not demand.able]
+        if self._release(slave for slave in self.slaves.values() if not all(map(slave.lacks, needed))):
+            self._assign(effects, now)  # better than nobody
         for demand in doubtful:
             stuck = bool(demand.ring and self.slots and not demand.able)
-            demand.wanting = demand.missing(one for one in self.slaves.values() if not one.draining) if stuck else ""
+            demand.wanting = demand.missing(one for one in self.slaves.values() if not one.closed) if stuck else ""
             for owner, line in demand.ring.items():
                 if stuck and line.stuck is None:
                     effects.messages.append(("unplaceable", owner.id, line.head, line.tasks, demand.wanting))
@@ -1346,7 +1531,7 @@ class Board:
                 return
             text = f"{demand.wanting}, for {self.unplaceable_wait:g} s ({self._reasons(demand)})"
             what = failure("unplaceable", "Unplaceable", text)
-            for lo, hi, _, _ in self._dequeue_all(batch):
+            for lo, hi, *_ in self._dequeue_all(batch):
                 self.counters["unplaceable"] += hi - lo
                 self._end(batch, lo, hi, 0.0, what, None, "", effects)
 
@@ -1354,7 +1539,7 @@ class Board:
         """Why no slave can take it, in a line: "s1: is draining; s2, s3: lacks the tag x"."""
         reasons = {}
         for one in self.slaves.values():
-            reasons.setdefault("is draining" if one.draining else one.lacks(demand), []).append(one.id)
+            reasons.setdefault(one.closed or one.lacks(demand), []).append(one.id)
         told = []
         for reason, names in list(reasons.items())[:SHOWN]:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -1369,7 +1554,7 @@ class Board:
             if demand.able:
                 continue
             slaves = self.slaves.values()
-            reasons = {one.id: "is draining" if one.draining else one.lacks(demand) for one in slaves}
+            reasons = {one.id: one.closed or one.lacks(demand) for one in slaves}
             for owner, line in demand.ring.items():
                 batch = next(iter(line.batches))
                 found.append(
@@ -1393,6 +1578,7 @@ class Board:
         """Where the task with this ordinal of an owner is and what it waits for, as JSON can say it.
 
         `state` is one of
+            "delayed" -- it failed, and runs again `in` seconds
             "waiting" -- `ahead`: tasks of its owner before it in the same line; `turns`: the owners that wait for
                 slaves of the same kind, the next one first, with the tasks of each; `slaves`: the first unmet condition
                 of each, "" where there is room; `unplaceable`: why no slave here can ever take it, "" if one can;
@@ -1418,13 +1604,16 @@ class Board:
 
     def _explain_place(self, batch, at, now):
         for lo, hi, _, failures, _, slave in batch.outcomes:
-            if lo <= at < hi:
+            if lo <= at < hi and "retried" not in failures.get(str(at), NONE):
                 what = failures.get(str(at)) or failures.get("*")
                 what = what and {key: what.get(key, "") for key in ("type", "message", "kind")}
                 return {"state": "ended", "slave": slave, "failure": what}
-        for lo, hi, deaths, losses in batch.queue:
+        for lo, hi, past in batch.queue:
             if lo <= at < hi:
-                return {"state": "waiting", "attempt": deaths + losses + 1, **self._explain_wait(batch, at, now)}
+                return {"state": "waiting", "attempt": past.attempt, **self._explain_wait(batch, at, now)}
+        for lo, hi, past, when in batch.delayed:
+            if lo <= at < hi:
+                return {"state": "delayed", "attempt": past.attempt, "in": max(0.0, when - now)}
         lease = next(one for one in batch.leases.values() if not one.revoked and split(one.open, at, at + 1)[0])
         return self._explain_lease(batch, lease, now)
 
@@ -1440,12 +1629,12 @@ class Board:
         demand = batch.demand
         line = batch.owner.lines[demand]
         ahead = sum(other.queued for other in itertools.takewhile(lambda other: other is not batch, line.batches))
-        for lo, hi, _, _ in batch.queue:
+        for lo, hi, _ in batch.queue:
             if lo <= at < hi:
                 ahead += at - lo
                 break
             ahead += hi - lo
-        estimate = batch.kind.estimate(self._size(batch, line))
+        estimate = batch.kind.estimate(self._size(batch, batch.queue[0], line))
         fails_in = None
         if line.stuck is not None and self.unplaceable_wait:
             fails_in = max(0.0, max(line.stuck, batch.since) + self.unplaceable_wait - now)
@@ -1497,7 +1686,7 @@ class Board:
             self._drop_owner(owner, effects)
         elif event == "batch":
             batch = self._add_batch(self.owners[owner], *rest, now)
-            waiting[batch] = [(0, batch.count, 0, 0)]
+            waiting[batch] = [(0, batch.count, NOTHING)]
         else:
             batch = self.owners[owner].batches[rest[0]]
             if event == "settled":
@@ -1509,9 +1698,11 @@ class Board:
             if event not in ("retry", "outcome") or not inside or (event == "retry" and total(inside) != hi - lo):
                 raise ValueError("not open")
             if event == "retry":
-                outside.append((lo, hi, *rest))
+                outside.append((lo, hi, Past(*rest)))
             else:
-                self._end(batch, lo, hi, *rest, "", effects, total(inside))
+                again = retried(rest[1])
+                outside += itertools.chain.from_iterable(split(inside, task, task + 1)[0] for task in again)
+                self._end(batch, lo, hi, *rest, "", effects, total(without(inside, again)))
             waiting[batch] = outside
 
     def _replay_snapshot(self, owner, batches, out, waiting):
@@ -1555,7 +1746,7 @@ class Board:
         for slave in self.slaves.values():
             self._check_slave(slave)
         assert len(self.leases) == sum(len(slave.leases) for slave in self.slaves.values()), "no slave has it"
-        assert self.slots == sum(slave.workers for slave in self.slaves.values() if not slave.draining)
+        assert self.slots == sum(slave.workers for slave in self.slaves.values() if not slave.closed)
         self._check_counters()
         self._check_timers()
 
@@ -1567,19 +1758,23 @@ class Board:
                 about = batch.serial, owner.id, batch.number
                 if batch.remaining and "deadline" in batch.limits:
                     assert (*about, "deadline") in timed or (*about, "overdue") in timed
+                assert not batch.delayed or (*about, "delay") in timed, "nobody ends its delay"
                 if batch.remaining and "queue_timeout" in batch.limits:
                     assert batch.stale != ((*about, "queue_timeout") in timed)
+        assert all(self.deadline <= slave.released for slave in self.slaves.values() if slave.released)
         assert not self._timers or self.deadline <= self._timers[0][0], "nobody looks at the next timer"
 
     def _check_batch(self, batch):
         """Each task is in one place: it waits, is with a slave, or has its outcome."""
         ended = self._ended(batch)
         pieces = [piece[:2] for piece in batch.queue] + ended
+        pieces += [piece[:2] for piece in batch.delayed]
         assert batch.queued == total(batch.queue)
         assert batch.remaining == batch.count - total(ended)
-        for _, _, deaths, losses in batch.queue:
-            assert deaths < self.max_attempts and losses < MAX_LOSSES, "more attempts than the budget"
-            assert deaths or losses or not batch.stale, "what waits too long"
+        for _, _, past, *_ in (*batch.queue, *batch.delayed):
+            assert past.deaths <= batch.retries("WorkerLost", self.max_attempts - 1), "more attempts than the budget"
+            assert past.losses <= batch.retries("SlaveLost", MAX_LOSSES - 1), "more attempts than the budget"
+            assert past.attempt > 1 or not batch.stale, "what waits too long"
         for lease in batch.leases.values():
             assert self.leases[lease.id] is lease and lease.batch is batch
             assert not batch.alone or lease.hi - lease.lo == 1, "nobody could say which of them takes too long"
@@ -1593,8 +1788,10 @@ class Board:
     @staticmethod
     def _ended(batch):
         """The ranges of a batch that have an outcome; one that was cancelled alone may lie inside another."""
-        ended = []
-        for lo, hi, *_ in sorted(batch.outcomes, key=lambda outcome: (outcome[0], -outcome[1])):
+        ended, ranges = [], []
+        for lo, hi, _, failures, *_ in batch.outcomes:
+            ranges += without([(lo, hi)], retried(failures))
+        for lo, hi in sorted(ranges, key=lambda one: (one[0], -one[1])):
             if ended and lo < ended[-1][1]:
                 assert hi == lo + 1 <= ended[-1][1], "two outcomes of one task"
             else:
@@ -1619,7 +1816,7 @@ class Board:
         assert not used
         for demand in self.demands.values():
             able = slave in demand.able
-            assert able == (not slave.draining and not slave.lacks(demand))
+            assert able == (not slave.closed and not slave.lacks(demand))
             if able and (slave not in demand.idle or slave not in demand.free):
                 assert not slave.room(demand.needs, 1), "room that nobody knows of"
 
@@ -1630,7 +1827,9 @@ class Board:
         for demand in self.demands.values():
             assert all(slave in demand.able for slave in (*demand.idle, *demand.free))
             if self.scheduler is None and demand.ring and self.resting_until == -math.inf:
-                assert not any(one.room(demand.needs, 1) for one in demand.idle), "work and room both wait"
+                shuns = [(batch.queue[place][2].shun or ("",))[0] for batch, place in self._front(demand)]
+                free = {one.id for one in demand.idle if one.room(demand.needs, 1)}
+                assert all(shuns.count(one) == len(shuns) for one in free), "work and room both wait"
 
 # -- journal -------------------------------------------------------------------------------------------------------
 
@@ -2357,9 +2556,9 @@ def read_options(parts: list) -> dict:
 
 
 @functools.lru_cache(maxsize=1024)
-def with_limits(head: bytes, limits: tuple) -> bytes:
-    """The head of a batch, with the limits of this master for what its tasks do not say."""
-    return json.dumps({**tasks.read_head(head), "default_limits": dict(limits)}).encode()
+def with_limits(head: bytes, limits: str) -> bytes:
+    """The head of a batch, with the limits of this master (as JSON) for what its tasks do not say."""
+    return json.dumps({**tasks.read_head(head), "default_limits": json.loads(limits)}).encode()
 
 
 def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
@@ -2367,7 +2566,8 @@ def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
     check_whole(lease, lo, hi)
     if lo >= hi:
         raise components.UsageError(f"{lo}..{hi} holds no task", "a report names at least one")
-    if failures is not None and not (type(failures) is dict and all(type(one) is dict for one in failures.values())):
+    fine = type(failures) is dict and all(map(str.isdecimal, failures.keys() - {"*"}))
+    if failures is not None and not (fine and all(type(one) is dict for one in failures.values())):
         raise components.UsageError("the failures of a report are no objects", "an object by ordinal is meant")
 
 
@@ -2576,6 +2776,18 @@ class MasterNode(rpc.BaseNode):
     task_memory = components.FloatItem(
         "limits", "memory_limit", 0.0, "MiB that the worker of a task that says nothing may take; 0: any", minimum=0
     )
+    retries = components.IntItem(
+        "limits", "retries", 0, "attempts after an exception of a task that says nothing", minimum=0
+    )
+    retry_wait = components.FloatItem(
+        "limits", "retry_wait", tasks.RETRY_WAIT, "seconds before the first of them; then twice as long", minimum=0
+    )
+    worker_retries = components.IntItem(
+        "limits", "worker_retries", MAX_ATTEMPTS - 1, "attempts after the death of a worker", minimum=0
+    )
+    slave_retries = components.IntItem(
+        "limits", "slave_retries", MAX_LOSSES - 1, "attempts after the loss of a slave", minimum=0
+    )
 
     def setup(self) -> None:
         """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
@@ -2645,7 +2857,12 @@ class MasterNode(rpc.BaseNode):
         """Takes over what is configured for tasks that say nothing: it is put into the heads of their batches."""
         limits = {"timeout": self.timeout, "deadline": self.deadline, "queue_timeout": self.queue_timeout,
                   "memory_limit": self.task_memory}
-        self.limits = tuple((name, value) for name, value in limits.items() if value)
+        retries = {"Exception": self.retries, "WorkerLost": self.worker_retries, "SlaveLost": self.slave_retries}
+        usual = {"Exception": 0, "WorkerLost": MAX_ATTEMPTS - 1, "SlaveLost": MAX_LOSSES - 1}
+        limits["retries"] = {name: most for name, most in retries.items() if most != usual[name]}
+        said = {name: value for name, value in limits.items() if value}
+        said |= {"retry_wait": self.retry_wait} if self.retry_wait != tasks.RETRY_WAIT else {}
+        self.limits = json.dumps(said) if said else ""
 
     def open_journal(self) -> None:
         """Reads what an earlier life accepted and has not delivered, and goes on from there."""
@@ -2726,7 +2943,7 @@ class MasterNode(rpc.BaseNode):
         """Journals, sends, and sends after the commit what an event of the Board asks for."""
         for record in effects.records:
             if record[0] == "outcome":  # counted here, for it is sent again to a client that comes back
-                self._count(record[1], record[4] - record[3], record[6])
+                self._count(*record[1:5], record[6])
         if self.journal and (effects.records or effects.after):
             self.journal.put(effects.records, effects.after)
             self._send_all(effects.messages)
@@ -2797,6 +3014,20 @@ class MasterNode(rpc.BaseNode):
             wait = f"they fail in {seconds:g} s" if seconds else "they wait for one that comes"
             log.warning("%s tasks of %s wait: %s; %s (client.py --explain %s)", tasks, owner, why, wait, task)
 
+    def _note_retrying(self, owner: str, task: str, tasks: int, attempt: int, seconds: float, why: dict) -> None:
+        """Logs, once per owner and reason, that tasks failed and run again."""
+        key = f"{why.get('type')}: {why.get('message')}"
+        if f"{owner} again: {key}" not in self._failures and len(self._failures) < FAILURES_TOLD:
+            self._failures.add(f"{owner} again: {key}")
+            about = {"task": task, "attempt": attempt - 1}
+            text = f"failed in attempt {attempt - 1}, and runs again in {seconds:.1f} s"
+            log.warning("%s %s: %s", task, text, key, extra=about)
+
+    def _note_quarantined(self, slave: str, seconds: float) -> None:
+        """Logs that a slave is in quarantine."""
+        why = f"{STRIKES} tasks in a row failed there that others could do"
+        log.warning("%s gets nothing for %.0f s: %s", slave, seconds, why)
+
     def _send_history(self, name: str, records: list) -> None:
         """To the new host of a system whose last one died."""
         system = self.systems.get(name)
@@ -2810,7 +3041,7 @@ class MasterNode(rpc.BaseNode):
         self._send(client, ["push_tasksystem_response", number, name])
 
     _senders = {
-        "unplaceable": _note_unplaceable,
+        "unplaceable": _note_unplaceable, "retrying": _note_retrying, "quarantined": _note_quarantined,
         "lease": _send_lease, "revoke": _send_revoke, "steal": _send_steal, "late": _send_late,
         "accepted": _send_accepted, "refused": _send_refused, "outcome": _send_outcome, "history": _send_history,
         "taken": _send_taken,
@@ -2830,22 +3061,26 @@ class MasterNode(rpc.BaseNode):
         else:
             system.late.append((call, parts))
 
-    def _count(self, owner: str, tasks: int, failures: dict) -> None:
+    def _count(self, owner: str, number: int, lo: int, hi: int, failures: dict) -> None:
+        tasks = hi - lo
         if failures:
-            counted = {key: one for key, one in failures.items() if one is not AGAIN}
+            counted = {key: one for key, one in failures.items() if one is not AGAIN and "retried" not in one}
             tasks, failures = tasks - len(failures) + len(counted), counted
         self._counts["tasks"] += tasks
         if owner in self.systems:
             self.systems[owner].done += tasks
         if failures:
-            self._note_failures(owner, tasks, failures)
+            self._note_failures(self.board.owners[owner].batches[number], lo, tasks, failures)
 
-    def _note_failures(self, owner: str, count: int, failures: dict) -> None:
-        for failure in list(failures.values())[:3]:
+    def _note_failures(self, batch: Batch, lo: int, count: int, failures: dict) -> None:
+        for place, failure in itertools.islice(failures.items(), 3):
             key = f"{failure.get('type')} at {failure.get('where') or '?'}"
             if key not in self._failures and len(self._failures) < FAILURES_TOLD:
                 self._failures.add(key)
-                log.warning("a task of %s failed: %s: %s", owner, key, failure.get("message"))
+                task = batch.task_id(lo if place == "*" else int(place))
+                about = {"task": task, "attempt": failure.get("attempt", 1)}
+                text = f"failed in attempt {about['attempt']}: {key}"
+                log.warning("%s %s: %s", task, text, failure.get("message"), extra=about)
         self._counts["failed"] += count if "*" in failures else len(failures)
 
     # -- compute channel
@@ -3643,9 +3878,11 @@ class MasterNode(rpc.BaseNode):
 
     def describe_slaves(self) -> list[dict]:
         """A row per slave."""
+        now = time.monotonic()
         return [
             {"name": s.id, "workers": s.workers, "leases": s.open_leases, "tasks": s.open_tasks, "done": s.done_tasks,
-             "seconds": round(s.seconds, 3), "resources": s.resources, "tags": sorted(s.tags), "draining": s.draining}
+             "seconds": round(s.seconds, 3), "resources": s.resources, "tags": sorted(s.tags), "draining": s.draining,
+             "quarantine": round(max(0.0, s.released - now), 1) if s.released else 0}
             for s in self.board.slaves.values()
         ]
 

@@ -428,7 +428,8 @@ class ProcessTaskManager(components.Component):
                 self.node.report("given_back", envelope.lease, lo, envelope.hi)  # killed on request: nobody is blamed
             elif not worker.forgotten:
                 self._deaths.append(time.monotonic())
-                log.warning("worker %s ended (%s) while it ran tasks of %s", worker.pid, how, envelope.owner)
+                about = {"task": f"{envelope.owner}.{envelope.first + lo}", "attempt": envelope.attempt}
+                log.warning("worker %s ended (%s); it ran %s, attempt %s", worker.pid, how, *about.values(), extra=about)
                 last = worker.ear.output.last()
                 self.node.report("worker_lost", envelope.lease, lo, envelope.hi, f"worker {how}", last)
         self._watch.forget(worker)
@@ -588,7 +589,8 @@ def _demand_in(head: bytes) -> dict[str, float]:
 
 @functools.lru_cache(maxsize=1024)
 def _limits_in(head: bytes) -> dict[str, float]:
-    return tasks.limits_of(tasks.read_head(head))
+    limits = tasks.limits_of(tasks.read_head(head))
+    return {name: limits[name] for name in tasks.LIMITS.keys() & limits}
 
 
 def usable_cpus() -> int:

@@ -122,6 +122,8 @@ class Task:
     deadline: float | None = None  # seconds from its acceptance by the master to its outcome
     queue_timeout: float | None = None  # seconds from its acceptance until it first runs
     memory_limit: float | None = None  # MiB of memory of its own that its worker may take, children included
+    retries: int | dict | None = None  # further attempts after an exception of its own: 3, or {ConnectionError: 3}
+    retry_wait: float | None = None  # seconds before the first of them; each later one waits twice as long
     _owner = ""
     _ordinal = -1
 
@@ -157,26 +159,50 @@ LIMITS = {
     "memory_limit": ("OutOfMemory", "it took {:,.0f} MiB of memory{}; {} is {:g} MiB"),
 }
 WATCHED = frozenset(("timeout", "memory_limit"))  # by the slave, which must know what a worker is at
-ASKS = ("resources", *LIMITS)  # attributes by which a task may say what it needs
+RETRY_WAIT = 1.0  # seconds
+ASKS = ("resources", *LIMITS, "retries", "retry_wait")  # attributes by which a task may say what it needs
 
 
-def limits_of(head: dict) -> dict[str, float]:
-    """The limits by name in the head of a batch: those that its tasks set ("limits"), else those of the master
-    ("default_limits"). Raises ValueError for what is none."""
-    limits: dict[str, float] = {}
+def limits_of(head: dict) -> dict[str, Any]:
+    """The limits by name in the head of a batch, "retries" by kind of failure among them: those that its tasks set
+    ("limits"), else those of the master ("default_limits"). Raises ValueError for what is none."""
+    limits: dict[str, Any] = {}
     for said in (head.get("default_limits") or {}, head.get("limits") or {}):
         if type(said) is not dict:
             raise ValueError(f"the limits are {said!r}, an object by name is needed")
-        limits.update(said)
-    for name, value in limits.items():
-        if name not in LIMITS or not is_limit(value):
-            raise ValueError(f"the limit {name} is {value!r}: known are {', '.join(LIMITS)}, numbers from 0")
-    return {name: value for name, value in limits.items() if value}
+        for name, value in said.items():
+            if not is_limit(name, value):
+                raise ValueError(f"the limit {name} is {value!r}: known are {', '.join(ASKS[1:])}, numbers from 0")
+            limits[name] = {**limits.get(name, {}), **value} if name == "retries" else value
+    return {name: value for name, value in limits.items() if value or name == "retry_wait"}
 
 
-def is_limit(value: Any) -> bool:
-    """Whether this says how much a task may take: a number, 0 being no limit."""
-    return type(value) in (int, float) and 0 <= value < math.inf
+def is_limit(name: str, value: Any) -> bool:
+    """Whether this says how much a task may take: a number, 0 being no limit; for "retries" a whole one by name."""
+    if name == "retries":
+        return type(value) is dict and all(type(one) is int and one >= 0 for one in value.values())
+    return name in ASKS[1:] and type(value) in (int, float) and 0 <= value < math.inf
+
+
+def retry_rules(said: Any) -> Any:
+    """What a task says of its `retries`, by names: a number alone counts for all exceptions."""
+    if type(said) is int:
+        return {"Exception": said}
+    if type(said) is dict:
+        return {_class_name(key) if isinstance(key, type) else str(key): most for key, most in said.items()}
+    return said
+
+
+def retries_after(head: dict, names: Iterable[str]) -> int:
+    """How often a task runs again after a failure that goes by these names, the most particular first."""
+    rules = limits_of(head).get("retries", {})
+    return next((rules[name] for name in names if name in rules), 0)
+
+
+def names_of(error: BaseException) -> Iterator[str]:
+    """The names by which rules may speak of an exception: of its class, then of those that it derives from."""
+    for cls in type(error).__mro__:
+        yield from (_class_name(cls), cls.__qualname__)
 
 
 def limit_failure(head: dict, name: str, measured: float, where: str = "", stack: tuple[str, str] = ("", "")) -> dict:
@@ -186,7 +212,8 @@ def limit_failure(head: dict, name: str, measured: float, where: str = "", stack
     setting = f"its {name}" if name in (head.get("limits") or {}) else f"limits.{name} of the master"
     message = text.format(measured, where and f" on {where}", setting, limits_of(head)[name])
     return {"type": kind, "message": message, "traceback": stack[0], "where": stack[1], "kind": "limit",
-            "limit": name, "measured": measured, "allowed": limits_of(head)[name]}
+            "limit": name, "measured": measured, "allowed": limits_of(head)[name],
+            **({"retries": retries_after(head, [kind])} if name in WATCHED else {})}
 
 
 class Handle(str):
@@ -658,7 +685,10 @@ def _frames(error: BaseException) -> list:
 
 
 def _type_name(error: BaseException) -> str:
-    cls = type(error)
+    return _class_name(type(error))
+
+
+def _class_name(cls: type) -> str:
     plain = cls.__module__ in ("builtins", "__main__") or cls.__module__.rpartition(".")[0] == __package__
     return cls.__qualname__ if plain else f"{cls.__module__}.{cls.__qualname__}"
 
@@ -1155,7 +1185,7 @@ class Owner:
             failure = failures.get(str(i)) or failures.get("*")
             if failure is None:
                 settle(self, flight, i, [result], Handle if self.handles else None, Task.finished)
-            elif not (flight.tasks[i] is None or self.closed):
+            elif not (flight.tasks[i] is None or self.closed or "retried" in failure):
                 task, flight.tasks[i] = flight.tasks[i], None
                 task._ordinal = flight.first + i
                 flight.open -= 1
@@ -1180,13 +1210,16 @@ def _ranges(tasks: list[Task | None]) -> list[list[int]]:
 
 def _asked(task: Task) -> dict:
     """The resources and limits of a task, for the head of its batch. Raises UsageError for a limit that is none."""
-    said = {name: getattr(task, name, None) for name in LIMITS}  # something that is no task: packing will say so
+    said = {name: getattr(task, name, None) for name in ASKS[1:]}  # something that is no task: packing will say so
     limits = {name: value for name, value in said.items() if value is not None}
+    if "retries" in limits:
+        limits["retries"] = retry_rules(limits["retries"])
     for name, value in limits.items():
-        if not is_limit(value):
+        if not is_limit(name, value):
             raise components.UsageError(
                 f"task {getattr(task, 'name', '?')} has the {name} {value!r}",
-                "this attribute of a task is a limit: a number from 0",
+                "this attribute of a task is a limit: a number from 0"
+                + (", or whole ones by exception, such as {ConnectionError: 3}" if name == "retries" else ""),
                 "give the number, or another name to an attribute that means something else",
             )
     resources = getattr(task, "resources", None)
@@ -2418,6 +2451,7 @@ class LeaseRunner:
         self._failures: dict[str, dict] = {}
         self._lo, self._began = 0, 0.0  # the first task that was not reported, and when it began
         self._first, self._place, self._several = 0, 0, False
+        self._head: dict = {}
 
     @property
     def current(self) -> int:
@@ -2434,7 +2468,7 @@ class LeaseRunner:
         """Runs lo..hi-1 of the envelope. Returns where it stopped: hi, or less if the rest was not wanted."""
         records = Records(envelope, self._known)
         i = self._lo = envelope.lo
-        self._first, self._several = envelope.first, envelope.hi - envelope.lo > 1
+        self._head, self._first, self._several = envelope.head, envelope.first, envelope.hi - envelope.lo > 1
         looked = self._began = time.perf_counter()
         while i < envelope.hi:
             i = self._some(records, i, looked + LOOK_EVERY)
@@ -2526,7 +2560,9 @@ class LeaseRunner:
         self._weight += size
 
     def _fail(self, i: int, error: BaseException, kind: str) -> None:
-        self._failures[str(i)] = describe_failure(error, self.root, kind)
+        failure = self._failures[str(i)] = describe_failure(error, self.root, kind)
+        if kind == "error" and (retries := retries_after(self._head, names_of(error))):
+            failure["retries"] = retries
         self._plain.append(None)
 
     def _flush(self) -> None:
@@ -2572,7 +2608,7 @@ def worker_main(sock: socket.socket, root: str) -> None:
             exchange.serve(details[0])
             _grant(granted, grant, attempt)
             envelope = Envelope(lease, *details, attempt, first, parts)
-            if "limits" in envelope.head or "default_limits" in envelope.head:
+            if not WATCHED.isdisjoint(limits_of(envelope.head)):
                 runner.load(envelope)
                 wire.call("begun", lease)
             runner.run(envelope)

@@ -8,6 +8,7 @@ exactly one outcome. `check()` runs after every event. A failing run names its s
     SCHEDULES=100000 python -m pytest tests/test_board_faults.py -k many
 """
 
+import collections
 import functools
 import heapq
 import os
@@ -78,6 +79,8 @@ class SimOwner:
         if kind == "accepted":
             self.accepted.add(number)
             return
+        if kind == "retrying":
+            return
         if kind == "unplaceable":  # here, number is the id of a task
             assert number.startswith(f"{self.name}.") and rest[0] > 0 and rest[1].startswith("no slave has ")
             return
@@ -89,14 +92,19 @@ class SimOwner:
         assert reason != "unplaceable" or rest[3]["*"]["message"].startswith("no slave has ")
         assert reason != "unplaceable" or self.batches[number][2]["resources"] in RARE, "any slave can take it"
         assert reason != "limit" or self.batches[number][2].get("limits")
-        again = {int(task) for task, one in failures.items() if task != "*" and one.get("again")}
+        failed = {int(task): one for task, one in failures.items() if task != "*"}
+        again = {task for task, one in failed.items() if one.get("again")}
+        later = {task for task, one in failed.items() if one.get("retried")}
+        for task, one in failed.items():
+            if one["kind"] == "error":
+                assert (task in later) == (one["retries"] > one["errors"]), "more attempts than its rules say, or less"
         assert {(number, task) for task in again} <= self.cancelled
         assert reason or lo or number % DEADLY, "a task that kills its worker has a result"
         assert 0 <= lo < hi <= self.batches[number][0]
         for task in again:  # an owner that was away may hear it here first
             assert self.outcomes[number].setdefault(task, "cancelled") == "cancelled", "it ran, or ended otherwise"
-        for task in range(lo, hi):
-            self.outcomes[number].setdefault(task, reason)
+        for task in {*range(lo, hi)} - later:
+            self.outcomes[number].setdefault(task, reason or failed.get(task, {}).get("kind", ""))
         if len(self.outcomes[number]) == self.batches[number][0]:
             self.settled.add(number)
             self.swarm.post(lambda: self.call("settled", [number]))
@@ -128,10 +136,11 @@ class SimSlave:
         self.connected = True
         self.life += 1
         self.workers, self.draining = rng.choice((1, 2, 2, 3)), False
+        self.broken = rng.random() < 0.3  # it can set up nothing
         pools = {"cpus": self.workers, **({"gpu": 1} if rng.random() < 0.3 else {})}
         tags = ["big"] if rng.random() < 0.3 else []
         if self.swarm.calm:
-            self.workers, pools, tags = 4, {"cpus": 4, "gpu": 2}, ["big"]
+            self.workers, pools, tags, self.broken = 4, {"cpus": 4, "gpu": 2}, ["big"], False
         holds = list(self.held.values())
         self.swarm.event(self.swarm.board.slave_joined, self.name, pools, tags, self.workers, holds=holds)
         self.go_on()
@@ -217,7 +226,18 @@ class SimSlave:
 
     def result(self, lease, lo, hi):
         payload = ("ran", lease.batch.owner.id, lease.batch.number, lo, hi)
-        self.send("result", lease.id, lo, hi, self.swarm.work() * (hi - lo), payload, {})
+        self.send("result", lease.id, lo, hi, self.swarm.work() * (hi - lo), payload, self.failures(lease, lo, hi))
+
+    def failures(self, lease, lo, hi):
+        """What goes wrong with these tasks themselves."""
+        rng = self.swarm.random
+        if self.broken:
+            return {str(task): {"kind": "setup"} for task in range(lo, hi)}
+        if self.swarm.calm or rng.random() < 0.5:
+            return {}
+        rules = lease.batch.options.get("limits", {}).get("retries", {})
+        why = {"kind": "error", "retries": rules.get("Exception", 0), "errors": lease.past.errors}
+        return {str(task): why for task in range(lo, hi) if rng.random() < 0.5}
 
     def done(self, number):
         del self.leases[number], self.open[number]
@@ -231,7 +251,7 @@ class SimSlave:
 
     def late(self, number, seconds):
         if self.swarm.random.random() < 0.8:  # else it hangs
-            failures = {"*": {"kind": "limit"}}
+            failures = {"*": {"kind": "limit", "retries": 0}}
             self.send("result", number, *self.open[number], seconds, ("ran",), failures)
             self.done(number)
 
@@ -278,6 +298,7 @@ class Swarm:
         self.random = random.Random(seed)
         self.now, self.heap, self.count = 0.0, [], 0
         self.events = self.lives = self.adopted = 0
+        self.told = collections.Counter()  # what the Board said for the log
         self.calm = False
         self.unplaceable_wait = random.Random(seed).choice((0.0, 0.05, 0.5, 5.0))
         self.links = {}  # peer -> when its last message arrives: order is kept
@@ -341,6 +362,9 @@ class Swarm:
 
     def tell(self, message):
         kind, name, *rest = message
+        self.told[kind] += 1
+        if kind == "quarantined":
+            return
         peers = self.slaves if kind in ("lease", "revoke", "steal", "late") else self.owners
         peer = next(peer for peer in peers if peer.name == name)
         life, master = getattr(peer, "life", 0), self.lives
@@ -400,6 +424,9 @@ class Swarm:
         if rng.random() < 0.3:
             limits = {name: rng.choice((0.01, 0.1, 1.0)) for name in tasks.LIMITS if rng.random() < 0.4}
             options["limits"] = limits
+        if rng.random() < 0.5:
+            rules = {name: rng.choice((0, 1, 2, 5)) for name in ("Exception", "WorkerLost", "SlaveLost")}
+            options["limits"] = {**options.get("limits", {}), "retries": rules, "retry_wait": rng.choice((0, 0.01, 1))}
         self.numbers += 1
         owner.submit(self.numbers, rng.choice((1, 1, 2, 3, 8, 20)), rng.choice((1, 8)), options)
 
@@ -487,7 +514,7 @@ class Swarm:
         return self
 
 
-ADOPTED = []  # leases that slaves got back, per schedule
+TOLD = collections.Counter()  # leases that slaves got back, and what the Board said, over all schedules
 
 
 def play(seeds):
@@ -499,13 +526,15 @@ def play(seeds):
         except Exception as error:
             raise AssertionError(f"SEED={seed}: {error!r}") from error
         events += swarm.events
-        ADOPTED.append(swarm.adopted)
+        TOLD.update(swarm.told, adopted=swarm.adopted)
     return events
 
 
 def test_every_task_reaches_one_outcome_in_300_schedules_of_faults():
+    TOLD.clear()
     play(range(300))
-    assert sum(ADOPTED[-300:]) > 50, "slaves came back with what they held"
+    assert TOLD["adopted"] > 50, "slaves came back with what they held"
+    assert TOLD["retrying"] > 400 and TOLD["quarantined"] > 0, "tasks failed, and slaves what others could do"
 
 
 def test_every_task_reaches_one_outcome_in_one_schedule():
@@ -528,7 +557,8 @@ def fingerprint(board):
         for number, batch in owner.batches.items():
             waiting = list(batch.queue)
             for lease in batch.leases.values():
-                waiting += [(*open, lease.deaths, lease.losses) for open in lease.live(lease.open)]
+                waiting += [(*open, lease.past) for open in lease.live(lease.open)]
+            waiting = [(lo, hi, past[:3]) for lo, hi, past, *_ in (*waiting, *batch.delayed)]
             merged = []
             for piece in sorted(waiting):
                 if merged and merged[-1][1] == piece[0] and merged[-1][2:] == piece[2:]:
@@ -606,6 +636,14 @@ def test_nonsense_in_any_order_never_breaks_the_books(seed):
     rng, board, now = random.Random(seed), Board(limit=2000, unplaceable_wait=seed * 0.1), 0.0
     owner, slave = lambda: f"c{rng.randrange(4)}", lambda: f"s{rng.randrange(5)}"
 
+    def failures(lo, hi):
+        why = rng.choice(({"kind": "setup"}, {"kind": "error", "retries": rng.randrange(3)}, {"kind": "result"}))
+        return rng.choice(({}, {}, {"*": why}, {str(rng.randint(lo, hi)): why, str(hi): why}))
+
+    def result():
+        where = report()
+        return board.result(*where, rng.choice((0.0, 1e-5, 0.2, float("nan"))), None, failures(*where[2:]), now)
+
     def report():
         if not board.leases or rng.random() < 0.05:
             return slave(), rng.randrange(10**6), 0, 1
@@ -616,7 +654,8 @@ def test_nonsense_in_any_order_never_breaks_the_books(seed):
 
     def submit():
         needs = rng.choice(({}, {"cpus": 2}, {"gpu": 1}, {"tags": ["x"]}, {"cpus": -1}, {"cpus": "2"}))
-        limits = rng.choice(({}, {}, {"deadline": 0.1, "queue_timeout": 0.05}, {"timeout": 1}, {"deadline": -1}))
+        limits = rng.choice(({}, {}, {"deadline": 0.1, "queue_timeout": 0.05}, {"timeout": 1}, {"deadline": -1},
+                             {"retry_wait": rng.random(), "retries": {"WorkerLost": rng.randrange(3)}}))
         options = {"resources": needs, "name": rng.choice("abc"), "limits": limits}
         return board.submit(owner(), rng.randrange(60), rng.choice((0, 1, 3, 100)), now, rng.choice((1, 7)), options)
 
@@ -626,7 +665,7 @@ def test_nonsense_in_any_order_never_breaks_the_books(seed):
 
     verbs = [
         *[submit] * 6,
-        *[lambda: board.result(*report(), rng.choice((0.0, 1e-5, 0.2, float("nan"))), None, {}, now)] * 12,
+        *[result] * 12,
         *[lambda: board.given_back(*report(), now), lambda: board.worker_lost(*report(), "signal 11", now)] * 2,
         *[join, lambda: board.owner_joined(owner(), "client", now), lambda: board.tick(now)] * 2,
         lambda: board.slave_lost(slave(), now),

@@ -1332,6 +1332,8 @@ class Board:
         self._expire(effects, now)
         self._steal(effects, now)
         self._assign(effects, now)
+        if self._doubtful:  # something came back to the queue
+            self._flag(effects, now)
         self._end_stuck(effects, now)
         if self._timers:
             self._look_at(self._timers[0][0])

@@ -429,7 +429,7 @@ class ProcessTaskManager(components.Component):
             elif not worker.forgotten:
                 self._deaths.append(time.monotonic())
                 about = {"task": f"{envelope.owner}.{envelope.first + lo}", "attempt": envelope.attempt}
-                log.warning("worker %s ended (%s); it ran %s, attempt %s", worker.pid, how, *about.values(), extra=about)
+                log.warning("worker %s ended (%s) in %s, attempt %s", worker.pid, how, *about.values(), extra=about)
                 last = worker.ear.output.last()
                 self.node.report("worker_lost", envelope.lease, lo, envelope.hi, f"worker {how}", last)
         self._watch.forget(worker)

@@ -654,12 +654,27 @@ class Inline(components.ComponentManager):
     def _run_batch(self, owner: tasks.Owner, hear, params: tuple, parts: list) -> None:
         number, count, group, first = params
         hear("accepted", [[number]], [])
+        waiting = [(0, count, 1)]
+        while waiting:
+            lo, hi, attempt = waiting.pop(0)
+            envelope = tasks.Envelope(0, owner.name, number, lo, hi, group, attempt, first, parts)
+            waiting += [(task, task + 1, attempt + 1) for task in self._run_lease(owner, hear, envelope)]
+
+    def _run_lease(self, owner: tasks.Owner, hear, envelope: tasks.Envelope) -> list[int]:
+        """Returns the tasks of it that failed and run again: at once, for nobody else would use the time."""
+        again = []
 
         def report(lo: int, hi: int, seconds: float, failures: dict, results: list, last: bool) -> None:
-            hear("outcome", [number, lo, hi, seconds, failures, "here"], results)
+            for task, failure in failures.items():
+                failure |= {"attempt": envelope.attempt}
+                if failure.get("retries", 0) >= envelope.attempt:
+                    again.append(int(task))
+                    failure["retried"] = True
+            hear("outcome", [envelope.number, lo, hi, seconds, failures, "here"], results)
 
-        envelope = tasks.Envelope(0, owner.name, number, 0, count, group, 1, first, parts)
+        os.environ["CONCURRENT_SWARM_ATTEMPT"] = str(envelope.attempt)
         tasks.LeaseRunner(report, lambda: owner.closed, str(self._node.bundle.root), self._on_error).run(envelope)
+        return again
 
     @staticmethod
     def _cancel(owner: tasks.Owner, hear, method: str, number: int | None, *details) -> None:

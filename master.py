@@ -108,6 +108,7 @@ LONG = 1.0  # seconds: a deadline beyond that is one of tasks that nobody can ta
 STEAL_WIDTH = 64  # leases asked for per round
 STEAL_LOOK = 2e-5  # seconds between two rounds per lease that is out: looking at it takes 4 % of that
 WIDTH = 8  # slaves shown to the scheduler per lease: best of eight, whatever the size of the swarm
+FRONT = 64  # owners looked at, WIDTH ranges of each, for something that may go to a slave on which others have failed
 MAX_ATTEMPTS = 3  # worker deaths until a task counts as poisoned, if it says nothing else
 MAX_HOSTS = 3  # processes that a task system may have until its death counts as its own fault
 MAX_LOSSES = 10  # slaves lost under one task until it counts as lost, if it says nothing else
@@ -1155,7 +1156,7 @@ class Board:
         if past.deaths > batch.retries("WorkerLost", self.max_attempts - 1):
             text = f"{past.deaths} workers died over this task, the last one on {where}: {reason}"
             what = failure("poisoned", "WorkerLost", text, where)
-            what["*"] |= {"output": output, "attempt": lease.attempt} if output else {}
+            what["*"] |= {"attempt": lease.attempt, **({"output": output} if output else {})}
             self._end(batch, lo, hi, 0.0, what, None, where, effects)
         elif past.losses > batch.retries("SlaveLost", MAX_LOSSES - 1):
             text = f"{past.losses} slaves were lost with this task, the last one was {where}: {reason}"
@@ -1417,8 +1418,9 @@ class Board:
     @staticmethod
     def _front(demand):
         """What comes next, and what would come if that cannot be, and so on: (batch, place in its queue)."""
-        lines = (batch for line in demand.ring.values() for batch in line.batches)
-        return itertools.islice(((batch, place) for batch in lines for place in range(len(batch.queue))), WIDTH)
+        for line in itertools.islice(demand.ring.values(), FRONT):
+            pieces = ((batch, place) for batch in line.batches for place in range(len(batch.queue)))
+            yield from itertools.islice(pieces, WIDTH)
 
     def _size(self, batch, piece, line):
         """Tasks for the next lease: what was found to take TARGET seconds, but not more than a fair share, so

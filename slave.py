@@ -366,8 +366,7 @@ class ProcessTaskManager(components.Component):
         for place, failure in failures.items():
             if place != "*" and (text := worker.ear.output.last(None if alone else envelope.first + int(place))):
                 failure["output"] = text[-tasks.OUTPUT_TOLD :]
-            if envelope.attempt > 1:
-                failure["attempt"] = envelope.attempt
+            failure["attempt"] = envelope.attempt
 
     def _heard_of_shared(self, worker: Worker, method: str, key: str, *details) -> None:
         """A worker publishes an object, or wants one."""

@@ -31,6 +31,26 @@ SAMPLES = CHECKOUT / "samples"
 PATIENCE = 30.0  # seconds after which something that must happen counts as never
 
 
+def pytest_collection_modifyitems(items):
+    """What is left behind is looked at last."""
+    items.sort(key=lambda item: item.path.name == "test_leaks.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def suite():
+    """Marks every process that comes of this run, and where one would keep what no test gave it a place for."""
+    with tempfile.TemporaryDirectory() as state:
+        os.environ["SWARM_SUITE"], os.environ["XDG_STATE_HOME"] = str(os.getpid()), state
+        yield Suite(Path(state), descriptors_of(os.getpid()))
+
+
+class Suite:
+    """`state`: the folder of nodes that were given none; `descriptors`: what was open at first."""
+
+    def __init__(self, state, descriptors):
+        self.state, self.descriptors = state, descriptors
+
+
 def wait_until(condition, what, seconds=PATIENCE):
     """Waits for a condition to be true and returns its value; fails with `what` after so many seconds."""
     deadline = time.monotonic() + seconds
@@ -52,7 +72,12 @@ def text_of(path):
 
 def processes_of(folder):
     """Processes that have this state folder in their environment: a node's, and whatever these forked."""
-    mark = f"CONCURRENT_SWARM_STATE={folder}".encode()
+    return processes_with(f"CONCURRENT_SWARM_STATE={folder}")
+
+
+def processes_with(setting):
+    """Processes that have this in their environment, others than this one."""
+    mark = setting.encode()
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -77,8 +102,11 @@ def zygote_of(pid):
 
 def descriptors_of(pid):
     """What the open descriptors of a process point to, by number."""
-    folder = Path(f"/proc/{pid}/fd")
-    return {int(name): os.readlink(folder / name) for name in os.listdir(folder)}
+    folder, found = Path(f"/proc/{pid}/fd"), {}
+    for name in os.listdir(folder):
+        with suppress(FileNotFoundError):  # the one by which this process reads the folder
+            found[int(name)] = os.readlink(folder / name)
+    return found
 
 
 class Running:
@@ -150,8 +178,11 @@ class Running:
 class Swarm:
     """Nodes in a folder of their own. `master` and `slaves` are `Running`; `address` is where the master is."""
 
+    folders = []  # of all swarms
+
     def __init__(self):
         self.folder = tempfile.mkdtemp(prefix="cs", dir="/tmp")
+        self.folders.append(self.folder)
         self.temporary = os.path.join(self.folder, "t")
         os.mkdir(self.temporary)
         self.running = []

@@ -112,11 +112,17 @@ def test_values_come_back_where_a_node_does_not_go_by_reference(swarm_by_frames,
     assert about["local"] == local
 
 
+def alone(command, state):
+    """Runs a client without a swarm; it keeps what it must keep below `state`."""
+    environ = {**os.environ, "CONCURRENT_SWARM_STATE": str(state)}
+    return subprocess.run(command, cwd=CHECKOUT, env=environ, capture_output=True, timeout=60)
+
+
 @pytest.mark.parametrize("app", ["Echoes", "InSystem"])
-def test_values_come_back_without_a_swarm(app):
+def test_values_come_back_without_a_swarm(app, tmp_path):
     command = [sys.executable, "client.py", str(APPS / "data.py"), "--app", app, "--workers", "0", "--json",
                "--set", "data.kind=nested", "--set", f"data.sizes={','.join(map(str, SIZES))}"]  # fmt: skip
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, timeout=60)
+    done = alone(command, tmp_path)
     assert json.loads(done.stdout)["result"]["right"] == len(SIZES), done.stderr.decode()
 
 
@@ -299,10 +305,10 @@ def test_published_objects_arrive_where_a_node_does_not_go_by_reference(swarm_by
 
 
 @pytest.mark.parametrize("app", ["Publishes", "AsksForResults", "PublishesInSystem"])
-def test_published_objects_arrive_without_a_swarm(app):
+def test_published_objects_arrive_without_a_swarm(app, tmp_path):
     command = [sys.executable, "client.py", str(APPS / "data.py"), "--app", app, "--workers", "0", "--json",
                "--set", "data.kind=nested", "--set", f"data.sizes={MIB}"]  # fmt: skip
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, timeout=60)
+    done = alone(command, tmp_path)
     assert json.loads(done.stdout)["result"]["right"] == 1 + (app == "PublishesInSystem"), done.stderr.decode()
 
 

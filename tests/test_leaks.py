@@ -1,0 +1,49 @@
+"""What all other tests, which run before this one, have left behind: nothing."""
+
+import fcntl
+import gc
+import os
+from contextlib import suppress
+
+import zmq.utils.garbage
+from conftest import Swarm, descriptors_of, processes_with, text_of, wait_until
+
+from concurrent_swarm import rpc
+
+
+def test_the_suite_has_left_no_process_behind(suite):
+    mark = f"SWARM_SUITE={os.getpid()}"
+    with suppress(AssertionError):
+        wait_until(lambda: not processes_with(mark), "all processes have ended", 5)
+    assert [text_of(f"/proc/{pid}/cmdline") for pid in processes_with(mark)] == []
+
+
+def test_the_suite_has_left_no_descriptor_open(suite):
+    gc.collect()
+    zmq.utils.garbage.gc.stop()  # pyzmq keeps one thread and its sockets for the buffers that it sends
+    now = descriptors_of(os.getpid())
+    assert len(now) <= len(suite.descriptors), sorted(now.items() - suite.descriptors.items())
+
+
+def test_the_suite_has_left_no_folder_and_no_key_behind(suite):
+    assert [folder for folder in Swarm.folders if os.path.exists(folder)] == []
+    assert sorted(path for path in suite.state.rglob("*")) == [], "a test has used the state folder of this user"
+
+
+def test_files_in_memory_of_processes_that_were_killed_are_gone_with_the_next_store(suite):
+    store = rpc.Store()
+    try:
+        folders = [entry.path for entry in os.scandir(store.root) if entry.is_dir()]
+        assert store.folder in folders and [folder for folder in folders if is_free(f"{folder}/lock")] == []
+    finally:
+        store.close()
+
+
+def is_free(lock):
+    """Whether no process holds this lock any more."""
+    with open(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

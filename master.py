@@ -35,6 +35,7 @@ repeated from its beginning, or its last snapshot, with the same outcomes, steps
     ("finished", owner, client, number, app, user, failure, stats, payload)   not heard by its client yet
     ("detached", client)                                it left its task systems here, for others to collect
     ("slave", slave, key)                               it may come back with leases
+    ("shared", client, key, payload)                    a task has published this object
 
 Messages: the second item names the peer.
     ("lease", slave, Lease) · ("revoke", slave, lease id, kill) · ("steal", slave, lease id)
@@ -367,7 +368,7 @@ class Owner:
 
 
 NONE = MappingProxyType({})
-PASSED_OVER = ("system", "step", "value", "moved", "finished", "detached", "slave")  # records that it does not need
+PASSED_OVER = ("system", "step", "value", "moved", "finished", "detached", "slave", "shared")  # records that it does not need
 
 
 class Batch:
@@ -1846,7 +1847,7 @@ CREATE INDEX IF NOT EXISTS by_batch ON records (owner, batch);
 ROWS = "SELECT number, kind, owner, batch, detail, sizes, sum, payload FROM records"
 FORMAT = 2
 OF_BATCH = ("batch", "retry", "outcome")
-WITH_PAYLOAD = ("batch", "outcome", "system", "snapshot", "finished")
+WITH_PAYLOAD = ("batch", "outcome", "system", "snapshot", "finished", "shared")
 GATHER = 0.01  # seconds that records may wait for others: nobody is told that they are safe before they are
 LARGE = 16 * 1024  # bytes of a payload that gets a file of its own: a row of that size takes 90 µs, a file 30
 PAGE = 4096  # bytes of a page of the database
@@ -2889,6 +2890,9 @@ class MasterNode(rpc.BaseNode):
         self._detached = {record[1] for record in records if record[0] == "detached"}
         for _, name, client, number, *end in filter(lambda record: record[0] == "finished", records):
             self._finished[client, number] = Finished(name, *end)
+        for _, client, key, (part,) in filter(lambda record: record[0] == "shared", records):
+            self.published[key] = client
+            self.shelf.take(key, 0, rpc.size_of(part), [part.read()] if type(part) is rpc.Reference else part)
         self._go_on(histories(records), now)
         self._expect([record[1:] for record in records if record[0] == "slave"], now)
         waiting = sum(batch.remaining for owner in self.board.owners.values() for batch in owner.batches.values())
@@ -3142,7 +3146,7 @@ class MasterNode(rpc.BaseNode):
 
         @rpc.tcpremote(channel, roles=("slave",))
         def publish_for(handler, request, owner, key, at, total):
-            self.publish(owner, key, at, total, request.parts[0])
+            self.publish(owner, key, at, total, request.parts[0], lasting=True)
 
         @rpc.tcpremote(channel, roles=(*owners, "slave"))
         def fetch_shared(handler, request, key):
@@ -3421,13 +3425,17 @@ class MasterNode(rpc.BaseNode):
 
     # -- published objects
 
-    def publish(self, owner: str, key: str, at: int, total: int, part: Any) -> None:
-        """Takes a slice of an object that somebody publishes; it stays until the client ends to which it belongs."""
+    def publish(self, owner: str, key: str, at: int, total: int, part: Any, lasting: bool = False) -> None:
+        """Takes a slice of an object that somebody publishes; it stays until the client ends to which it belongs.
+        `lasting`: nobody could publish it again, if this master dies."""
         rpc.check_key(key, at, total)
         client = self.systems[owner].client if owner in self.systems else owner
         if client not in self.board.owners or self.published.setdefault(key, client) != client:
             return
+        known = self.shelf.get(key) is not None
         if self.shelf.take(key, at, total, part):
+            if lasting and self.journal and not known:
+                self.journal.put([("shared", client, key, [self.shelf.get(key)])], [])
             for target, _ in self._wanted.pop(key, ()):
                 self._send_shared(target, key)
 

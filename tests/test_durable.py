@@ -94,6 +94,21 @@ def test_steps_and_published_objects_come_again(swarm, how):
     assert result_of(client.wait(60)) == right(200, steps=3)
 
 
+def test_what_tasks_of_a_system_have_published_outlives_master_and_slave(swarm, tmp_path):
+    here = swarm(slaves=1, workers=2, journal=True)
+    client = here.start_client(APP, "--json", *words_of("Handing", count=20, folder=tmp_path))
+    wait_until(lambda: done_of(here) == 20, "the first step is done")
+    wait_until(lambda: len(rows_of(here, "shared")) == 20 and len(rows_of(here, "outcome")), "it is safe")
+    here.slaves[0].ends(signal.SIGKILL)
+    here.slaves.clear()
+    kill_master(here)
+    restart(here)
+    (tmp_path / "go").touch()
+    here.start_slave(workers=2)
+    assert result_of(client.wait(60)) == sorted([(100, 100_000)[n % 2], n] for n in range(20))
+    wait_until(lambda: not rows_of(here, "shared"), "they went with the client")
+
+
 @pytest.mark.parametrize("system", ["Heavy", "HeavyResumable"])
 def test_the_history_of_a_system_that_can_be_saved_does_not_grow_without_end(swarm, system):
     here = swarm(slaves=1, workers=2, journal=True)

@@ -6,7 +6,7 @@ import time
 
 from concurrent_swarm.client import ApplicationNode
 from concurrent_swarm.components import ConfigItem, IntItem
-from concurrent_swarm.tasks import ITaskSystem, Task
+from concurrent_swarm.tasks import ITaskSystem, Task, publish
 
 
 class Square(Task):
@@ -141,6 +141,48 @@ class HeavyResumable(Heavy):
             yield self.make(number, self.salt)
             if self.drawn % self.count == 0:
                 return
+
+
+class Leave(Task):
+    """Leaves a large result where it is, and returns a reference."""
+
+    def __call__(self):
+        return publish(bytes([self.number % 256]) * self.size)
+
+
+class Use(Task):
+    """Uses what another task has left."""
+
+    def __call__(self):
+        while self.wait and not os.path.exists(self.wait):
+            time.sleep(0.01)
+        left = self.left.get()
+        return len(left), left[0]
+
+
+class Handing(Squares):
+    """What tasks of the first step have published is used in the second."""
+
+    def generate_tasks(self, master):
+        self.called += 1
+        if self.called == 1:
+            self.left = []
+            sizes = (100, 100_000) * (self.count // 2)
+            return [Leave("leave", self.system_id, number=n, size=size) for n, size in enumerate(sizes)]
+        wait = os.path.join(self.folder, "go")
+        return [Use("use", self.system_id, left=left, wait=wait) for left in self.left]
+
+    def task_finished(self, master, task, result, error):
+        if self.called == 1:
+            self.left.append(result)
+        else:
+            self.seen.add(result)
+
+    def is_complete(self, master):
+        return self.called == 2 and master.outstanding == 0
+
+    def gather_result(self, master):
+        return sorted(map(list, self.seen))
 
 
 class Application(ApplicationNode):

@@ -2493,8 +2493,8 @@ def summary_of(folder: str | None) -> str:
             if kind == "batch":
                 tasks += json.loads(detail)[0]
             elif kind == "outcome":
-                lo, hi = json.loads(detail)[:2]
-                ended += hi - lo
+                lo, hi, _, failures = json.loads(detail)
+                ended += hi - lo - len(retried(failures))
         sizes = [file.stat().st_size for file in (path, Path(f"{path}-wal")) if file.exists()]
         beside = [file.stat().st_size for file in blobs_of(path).glob("*")]
         records = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items())) or "none"
@@ -2716,7 +2716,7 @@ class History:
         """One more record of this system."""
         if record[0] in ("outcome", "step"):
             self.inputs.append(record)
-            self.ended += record[4] - record[3] if record[0] == "outcome" else 0
+            self.ended += record[4] - record[3] - len(retried(record[6])) if record[0] == "outcome" else 0
         elif record[0] == "value":
             self.values.append(record[2])
         elif record[0] == "moved":

@@ -126,7 +126,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from . import components
-from .components import Error, UsageError
+from .components import Error, Unreachable, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -1787,11 +1787,9 @@ class Channel(Endpoint):
         try:
             self.socket.bind(address)
         except self._zmq.ZMQError as error:
-            raise components.Error(
-                f"cannot listen on {address} ({error})",
-                "another program has it, it is not an address of this machine, or the path is too long",
-                "stop that program, or choose another address",
-            ) from error
+            raise Error(f"cannot listen on {address} ({error})",
+                        "another program has it, it is not an address of this machine, or the path is too long",
+                        "stop that program, or choose another address") from error
 
     def receive(self, limit: int = 256) -> int:
         """Read and dispatch up to `limit` messages without waiting; returns how many there were."""
@@ -1872,11 +1870,10 @@ class Channel(Endpoint):
         if not peer.role:
             raise _removed_key()
         if wanted != peer.role:
-            raise components.Unreachable(
+            raise Unreachable(
                 f"the master refused {peer.name}: it has a {peer.role} key and wants to be {str(wanted)[:20]!r}",
                 "each role has an access file of its own",
-                "take the access file of that role, and an environment made for it (--env DIR)",
-            )
+                "take the access file of that role, and an environment made for it (--env DIR)")
         if sum(other.key == peer.key for other in self.peers.values()) >= MAX_SESSIONS:
             raise components.Error(f"{peer.name!r} has {MAX_SESSIONS} sessions already")
         peer.welcome = self.on_hello(peer, peer.info) or {}
@@ -1930,27 +1927,21 @@ def _user_of(frame):
 
 
 def _removed_key():
-    return components.Unreachable(
-        "the master does not know this node's key",
-        "it was removed or revoked there, or this node never enrolled",
-        "ask the master's owner for access, then start this node again with the master's access file",
-    )
+    return Unreachable("the master does not know this node's key",
+                       "it was removed or revoked there, or this node never enrolled",
+                       "ask the master's owner for access, then start this node again with the master's access file")
 
 
 def _other_mechanism():
-    return components.Unreachable(
-        "the master and this node do not secure the connection in the same way",
-        "one of them has no key, or something else than a master listens there",
-        "start this node with the access file that the master wrote (--key-file FILE)",
-    )
+    return Unreachable("the master and this node do not secure the connection in the same way",
+                       "one of them has no key, or something else than a master listens there",
+                       "start this node with the access file that the master wrote (--key-file FILE)")
 
 
 def _other_key():
-    return components.Unreachable(
-        "the master has another key than this node expects",
-        "the key file here belongs to another master, or the master made new keys",
-        "copy the master's access file again and pass --key-file FILE",
-    )
+    return Unreachable("the master has another key than this node expects",
+                       "the key file here belongs to another master, or the master made new keys",
+                       "copy the master's access file again and pass --key-file FILE")
 
 
 class Link(Endpoint):
@@ -2280,11 +2271,9 @@ def preferred_address(addresses: dict) -> str:
         if folder.st_uid == os.getuid() and not folder.st_mode & 0o077:
             return f"ipc://{path}"
     if not addresses.get("tcp"):
-        raise components.Unreachable(
-            f"the master's socket file {path} is not here",
-            "no master runs on this machine, or it runs as another user, and it offers no TCP port",
-            "start it: python master.py",
-        )
+        raise Unreachable(f"the master's socket file {path} is not here",
+                          "no master runs on this machine, or it runs as another user, and it offers no TCP port",
+                          "start it: python master.py")
     return f"tcp://{addresses['tcp']}"
 
 
@@ -2353,17 +2342,12 @@ def _check_private(path, mode, status=None):
     be."""
     status = status or os.stat(path)
     if os.name == "posix" and status.st_uid != os.getuid():
-        raise components.Error(
-            f"{path} belongs to another user (uid {status.st_uid})",
-            "keys are only safe in files of the user who runs the node",
-            "run the node as that user, or choose another environment with --env DIR",
-        )
+        raise Error(f"{path} belongs to another user (uid {status.st_uid})",
+                    "keys are only safe in files of the user who runs the node",
+                    "run the node as that user, or choose another environment with --env DIR")
     if os.name == "posix" and status.st_mode & 0o077:
-        raise components.Error(
-            f"{path} can be reached by others (mode {stat.S_IMODE(status.st_mode):04o})",
-            "who reads a key file can act as this node",
-            f"chmod {mode:o} {path}",
-        )
+        raise Error(f"{path} can be reached by others (mode {stat.S_IMODE(status.st_mode):04o})",
+                    "who reads a key file can act as this node", f"chmod {mode:o} {path}")
 
 
 def _private_folder(folder):
@@ -2405,9 +2389,8 @@ def _json_object(text, path):
         reason = "it holds no JSON object"
     except ValueError as error:
         reason = str(error)
-    raise components.Error(
-        f"{path} is damaged ({reason})", "it was cut or edited", "restore it from a backup, or copy it again"
-    )
+    raise Error(f"{path} is damaged ({reason})",
+                "it was cut or edited", "restore it from a backup, or copy it again")
 
 
 def _key_pair():
@@ -2549,18 +2532,14 @@ class Keyring:
         role, key, name, nonce, at = (request.get(k) for k in ("role", "public_key", "name", "nonce", "time"))
         file = self._path(f"{role if role in ROLES else ROLES[0]}.access")
         if role not in ROLES or not _signed(request.get("mac"), self._join[role], verb, role, key, name, nonce, at):
-            raise components.Error(
-                f"the master refused {role if role in ROLES else 'node'} {str(name)[:64]!r}: wrong key",
-                "the access file there differs from the master's",
-                f"copy the master's file {file} to that machine",
-            )
+            raise Error(f"the master refused {role if role in ROLES else 'node'} {str(name)[:64]!r}: wrong key",
+                        "the access file there differs from the master's",
+                        f"copy the master's file {file} to that machine")
         now = self._clock()
         if not isinstance(at, (int, float)) or abs(at - now) > CLOCK_SKEW:
-            raise components.Error(
-                f"the clock of {str(name)[:64]!r} is wrong: the master's says {_date(now)}",
-                f"the two may differ by {CLOCK_SKEW:.0f} s",
-                "set the clock there, for example with an NTP service",
-            )
+            raise Error(f"the clock of {str(name)[:64]!r} is wrong: the master's says {_date(now)}",
+                        f"the two may differ by {CLOCK_SKEW:.0f} s",
+                        "set the clock there, for example with an NTP service")
         return role, key, name, nonce
 
     def _authorize(self, key, role, name):
@@ -2577,17 +2556,13 @@ class Keyring:
         with self._lock:
             known = self.entry(key)
             if key in self._revoked:
-                raise components.Error(
-                    f"the key of {name!r} was revoked on the master",
-                    "its owner removed this node",
-                    "ask the master's owner; then delete the node's keys folder and start it again",
-                )
+                raise Error(f"the key of {name!r} was revoked on the master",
+                            "its owner removed this node",
+                            "ask the master's owner; then delete the node's keys folder and start it again")
             if known and known[0] != role:
-                raise components.Error(
-                    f"the key of {name!r} is a {known[0]} key, it cannot be a {role} key too",
-                    "each node has a key of one role",
-                    f"start it with the access file of a {known[0]}, or with another --env DIR",
-                )
+                raise Error(f"the key of {name!r} is a {known[0]} key, it cannot be a {role} key too",
+                            "each node has a key of one role",
+                            f"start it with the access file of a {known[0]}, or with another --env DIR")
             return known
 
     def _rewrite(self, name, more, without=""):
@@ -2641,17 +2616,14 @@ class Access:
         try:
             content = _json_object(_read_private(path), path)
         except FileNotFoundError as error:
-            raise components.Error(
+            raise Error(
                 f"there is no access file {path}",
                 "the master writes it at its start: no master has run here, or the file was not copied",
-                "start a master (python master.py), or copy its keys/<role>.access and pass --key-file FILE",
-            ) from error
+                "start a master (python master.py), or copy its keys/<role>.access and pass --key-file FILE") from error
         if content.get("version") != ACCESS_VERSION:
-            raise components.Error(
-                f"{path} has version {content.get('version')!r}, this node reads version {ACCESS_VERSION}",
-                "another version of concurrent_swarm wrote it",
-                "install the same version on both machines and copy the file again",
-            )
+            raise Error(f"{path} has version {content.get('version')!r}, this node reads version {ACCESS_VERSION}",
+                        "another version of concurrent_swarm wrote it",
+                        "install the same version on both machines and copy the file again")
         found = [content.get(key) for key in ("addresses", "public_key", "role", "secret")]
         kinds = zip(found, (dict, str, str, str), strict=True)
         if not all(isinstance(*pair) for pair in kinds) or found[2] not in ROLES or not _KEY.fullmatch(found[1]):
@@ -2718,11 +2690,9 @@ class NodeKeys:
         about = {key: value for key, value in answer.items() if key != "mac"}
         right = _signed(answer.get("mac"), access.secret, verb, self._nonce, about)
         if not right or about.get("public_key") != access.public_key:
-            raise components.Unreachable(
-                "the answer to the enrolment is not signed by this master",
-                "another master answered, or somebody between changed it",
-                "copy the master's access file again and pass --key-file FILE",
-            )
+            raise Unreachable("the answer to the enrolment is not signed by this master",
+                              "another master answered, or somebody between changed it",
+                              "copy the master's access file again and pass --key-file FILE")
         return about
 
     def credentials(self, access: Access) -> Credentials:
@@ -2737,11 +2707,8 @@ def require_keys(host: str, keyring: Keyring) -> None:
     try:
         keyring.check()
     except components.Error as error:
-        raise components.Error(
-            f"the master does not listen on {host}: its keys are not in order ({error.what})",
-            error.why,
-            error.fix,
-        ) from error
+        raise Error(f"the master does not listen on {host}: its keys are not in order ({error.what})",
+                    error.why, error.fix) from error
 
 
 def is_loopback(host: str) -> bool:
@@ -2821,11 +2788,10 @@ def explain_unpicklable(obj: Any, error: Exception, what: str) -> components.Usa
     path, culprit = _find_unpicklable(obj, "", 0)
     kind = "a lambda" if getattr(culprit, "__name__", "") == "<lambda>" else f"of type {type(culprit).__name__}"
     where = f'attribute "{path}" is {kind}' if path else f"it is {kind} ({error})"
-    return components.UsageError(
+    return UsageError(
         f"{what} cannot be sent: {where}",
         "tasks and results travel as pickles; lambdas, open files, locks, generators and local classes cannot",
-        "use a function or class at the top of its module, or keep the value out of the object",
-    )
+        "use a function or class at the top of its module, or keep the value out of the object")
 
 
 def _name_of(task: Any) -> str:
@@ -4838,11 +4804,10 @@ class Node(BaseNode):
     def no_compute_channel(self, seconds: float) -> components.Unreachable:
         """The error for a master that answers by HTTP only."""
         address = preferred_address(self._addresses)
-        return components.Unreachable(
+        return Unreachable(
             f"the master at {self.address} lets this node in, but {address} did not answer within {seconds:.0f} s",
             "a firewall lets only the port of the control channel through",
-            "start the master with --set master.compute_port=N, and open that port too",
-        )
+            "start the master with --set master.compute_port=N, and open that port too")
 
     def _look_for_master(self) -> None:
         """A master that was started again may listen elsewhere. Asking takes seconds if it is gone: not in the loop."""
@@ -4922,10 +4887,8 @@ def find_access(role: str, master: str = "", path: str = "") -> Access:
         path = _access_of_local_master(host, port, role)
     access = _loaded(path)
     if access.role != role and (role, access.role) != ("client", "admin"):
-        raise components.Unreachable(
-            f"{path} lets in a {access.role}, and this is a {role}",
-            "each role has an access file of its own", f"copy keys/{role}.access of the master instead",
-        )
+        raise Unreachable(f"{path} lets in a {access.role}, and this is a {role}",
+                          "each role has an access file of its own", f"copy keys/{role}.access of the master instead")
     return access
 
 
@@ -4954,11 +4917,9 @@ def _access_of_local_master(host: str, port: int, role: str) -> str:
     note = masters_folder() / str(port)
     if is_loopback(host) and note.exists():
         return os.path.join(note.read_text().strip(), "keys", f"{role}.access")
-    raise components.Unreachable(
-        f"no access file for the master at {format_address(host, port)}",
-        "it runs on another machine, or as another user: this node needs a file that lets it in",
-        f"copy keys/{role}.access from the master's environment and pass --access FILE",
-    )
+    raise Unreachable(f"no access file for the master at {format_address(host, port)}",
+                      "it runs on another machine, or as another user: this node needs a file that lets it in",
+                      f"copy keys/{role}.access from the master's environment and pass --access FILE")
 
 
 def _node_name() -> str:

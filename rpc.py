@@ -68,7 +68,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import collections
 import concurrent.futures
 import errno
 import functools
@@ -93,6 +92,7 @@ import pickle
 import platform
 import re
 import secrets
+import selectors
 import shutil
 import signal
 import socket
@@ -105,12 +105,11 @@ import threading
 import time
 import traceback
 import types
-import typing
 import unicodedata
 import uuid
 import zipfile
 import zlib
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -119,10 +118,10 @@ from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from inspect import Parameter, signature
+from inspect import Parameter
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 from urllib.parse import urlsplit
 
 from . import components
@@ -137,8 +136,7 @@ PICKLE_PROTOCOL = 5
 
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND = -32700, -32600, -32601
 INVALID_PARAMS, INTERNAL_ERROR, SERVER_ERROR = -32602, -32603, -32000
-NOT_AUTHENTICATED, NOT_ALLOWED, TOO_LARGE, TOO_MANY = -32001, -32002, -32003, -32004
-WRONG_VERSION, STORAGE_FULL, UNKNOWN_OBJECT, CONFLICT = -32005, -32006, -32007, -32008
+NOT_AUTHENTICATED, NOT_ALLOWED, TOO_LARGE, TOO_MANY, UNKNOWN_OBJECT = -32001, -32002, -32003, -32004, -32007
 
 MAX_DEPTH = 64  # of brackets; the limit of Python's own parser differs from version to version
 MAX_DIGITS = 300  # of an integer; a float ends at 1.8e308
@@ -152,10 +150,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RpcError(components.Error):
-    """An error with a JSON-RPC code. A `@jsonremote` function raises it to choose one, and a `Proxy` does.
-
-    `data` may be anything; a table's "why" and "fix" become those of the error.
-    """
+    """An error with a JSON-RPC code. A `@jsonremote` function raises it to choose one, and a `Proxy` does. `data` may
+    be anything; a table's "why" and "fix" become those of the error."""
 
     def __init__(self, code: int, message: str, data: object = None):
         told = data if isinstance(data, dict) else {}
@@ -174,7 +170,7 @@ class _Unfit(str):
 def _unique_keys(pairs):
     table = dict(pairs)
     if len(table) < len(pairs):
-        (key, _), *_ = collections.Counter(key for key, _ in pairs).most_common(1)
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise _error(INVALID_REQUEST, f"the key {key!r} is there twice", "which one counts is a guess")
     return table
 
@@ -192,10 +188,8 @@ _NUMBERS = {"parse_int": _integer, "parse_float": _float, "parse_constant": _Unf
 
 
 def parse(body: bytes) -> object:
-    """The value of a JSON text, read alike on every Python. Raises RpcError -32700; repeated keys: -32600.
-
-    Numbers that are infinite, no number, or longer than MAX_DIGITS come as `_Unfit`: its reader knows where.
-    """
+    """The value of a JSON text, read alike on every Python. Raises RpcError -32700; repeated keys: -32600. Numbers that
+    are infinite, no number, or longer than MAX_DIGITS come as `_Unfit`: its reader knows where."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -312,7 +306,7 @@ def _fits(value, parameter):
 
 
 def _is(value, kind):
-    known = _KINDS.get(typing.get_origin(kind) or kind)
+    known = _KINDS.get(get_origin(kind) or kind)
     return known is None or (isinstance(value, known) and (kind is bool or not isinstance(value, bool)))
 
 
@@ -378,17 +372,11 @@ class Service:
         self.methods[name] = Method(name, function, signature, inspect.cleandoc(doc), roles)
 
     def _discover(self, request):
-        return {"methods": [_described(method) for _, method in sorted(self.methods.items())]}
-
-
-def _described(method):
-    return {
-        "name": method.name,
-        "usage": method.usage,
-        "doc": method.doc,
-        "params": [{"name": each.name, "required": each.default is each.empty} for each in method.parameters],
-        "roles": None if method.roles is None else sorted(method.roles),
-    }
+        return {"methods": [{
+            "name": method.name, "usage": method.usage, "doc": method.doc,
+            "params": [{"name": each.name, "required": each.default is each.empty} for each in method.parameters],
+            "roles": None if method.roles is None else sorted(method.roles),
+        } for _, method in sorted(self.methods.items())]}
 
 
 def _failure(error, identity, request, mark="") -> tuple[int, str]:
@@ -403,9 +391,8 @@ def _failure(error, identity, request, mark="") -> tuple[int, str]:
     return code, json.dumps({"jsonrpc": "2.0", "error": told, "id": identity})
 
 
-def jsonremote(
-    service: Service, name: str | None = None, doc: str | None = None, roles: Collection[str] | None = None
-) -> Callable[[Callable], Callable]:
+def jsonremote(service: Service, name: str | None = None, doc: str | None = None,
+               roles: Collection[str] | None = None) -> Callable[[Callable], Callable]:
     """Marks a function as a method of `service`, under its own name and docstring unless others are given.
 
     The function is called as `function(request, *params)` with an `HttpRequest`, in a thread of the server;
@@ -446,7 +433,7 @@ def parse_address(text: str, default_port: int = 8080) -> tuple[str, int]:
         raise components.UsageError(f"{text!r} is not an address", str(error), fix) from None
 
 
-def format_address(host: str, port: int) -> str:
+def format_address(host: str, port: int | str) -> str:
     """The text that `parse_address` reads."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -670,14 +657,13 @@ class _Exchange(BaseHTTPRequestHandler):
 class ControlServer(ThreadingHTTPServer):
     """The door of a node for people: JSON-RPC by POST to /api/1, `pages` and /health by GET.
 
-    `host` and `port` say where it listens (port 0: any free one); `pages` maps a path to (content type,
-    function that returns the bytes); `token` is what makes a caller "admin" (None: nobody can be);
-    `allowed_hosts` are names of this machine beside its addresses. Methods and pages run in threads of the
-    server. It listens from the start and answers after `start`. Raises UsageError if it cannot listen there.
+    `host` and `port` say where it listens (port 0: any free one); `pages` maps a path to (content type, function that
+    returns the bytes); `token` is what makes a caller "admin" (None: nobody can be); `allowed_hosts` are names of this
+    machine beside its addresses. Methods and pages run in threads of the server. It listens from the start, at `port`
+    of `address` (HOST:PORT), and answers after `start`. Raises UsageError if it cannot listen there.
 
-    A connection gets a thread of its own, so that slow ones hold up nobody. When there are CONNECTIONS, a
-    newcomer takes the place of the one that has idled longest, or has not sent its whole request within
-    PATIENCE.
+    A connection gets a thread of its own, so that slow ones hold up nobody. When there are CONNECTIONS, a newcomer
+    takes the place of the one that has idled longest, or has not sent its whole request within PATIENCE.
     """
 
     CONNECTIONS = 256
@@ -694,15 +680,9 @@ class ControlServer(ThreadingHTTPServer):
     allow_reuse_address = sys.platform != "win32"  # there it would share the port
     allow_reuse_port = False
 
-    def __init__(
-        self,
-        service: Service,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        token: str | None = None,
-        pages: Mapping[str, tuple[str, Callable[[], bytes]]] | None = None,
-        allowed_hosts: Iterable[str] = (),
-    ):
+    def __init__(self, service: Service, host: str = "127.0.0.1", port: int = 0, token: str | None = None,
+                 pages: Mapping[str, tuple[str, Callable[[], bytes]]] | None = None,
+                 allowed_hosts: Iterable[str] = ()):
         health = ("application/json", lambda: b'{"ok": true}')
         self.service = service
         self.pages = {"/health": health, "/ping": health, **(pages or {})}
@@ -726,17 +706,8 @@ class ControlServer(ThreadingHTTPServer):
     def server_bind(self):
         """Binds without the library's reverse look-up of the host's name, which can take seconds."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
-
-    @property
-    def port(self) -> int:
-        """The port it listens on."""
-        return self.server_port
-
-    @property
-    def address(self) -> str:
-        """HOST:PORT."""
-        return format_address(self.server_name, self.server_port)
+        self.server_name, self.port = self.server_address[:2]
+        self.address = format_address(self.server_name, self.port)
 
     # .. life ..
 
@@ -820,19 +791,15 @@ class ControlServer(ThreadingHTTPServer):
     # .. people ..
 
     def is_mine(self, name: str, local: str) -> bool:
-        """Whether a Host header's name is this node's; `local` is the address that the connection came to.
-
-        A page that got its own name to resolve to this machine is stopped here.
-        """
+        """Whether a Host header's name is this node's; `local` is the address that the connection came to. A page that
+        got its own name to resolve to this machine is stopped here."""
         parts = re.fullmatch(r"(?:\[([^\]]*)\]|([^:]*))(?::[0-9]*)?", name)
         host = (parts[1] or parts[2] or "").lower().rstrip(".") if parts else ""
         return host in self._hosts or host == local.removeprefix("::ffff:")
 
     def role_of(self, headers: Mapping[str, str], address: str) -> str:
-        """ "admin" by the right token, "guest" by none. Refuses a wrong one with 401, many of them with 429.
-
-        The right token is taken even then: a neighbour on the same address must not lock its owner out.
-        """
+        """Who calls: "admin" by the right token, "guest" by none. A wrong one is refused with 401, many with 429. The
+        right token is taken even then: a neighbour on the same address must not lock its owner out."""
         given = headers.get("Authorization")
         if given is None:
             return "guest"
@@ -911,11 +878,10 @@ class _Remote:
 class Proxy(_Remote):
     """The methods of a node, as if they were here: `proxy.status()`, `proxy.slave.drain("s1")`.
 
-    `url` is HOST:PORT, with or without http://. `timeout` (seconds) is for connecting and for each wait. A
-    call blocks, returns the result or raises `RpcError`, or `Unreachable` when there is no node or no answer.
-    `proxy.notify.status()` does not ask for a result. Threads may share a proxy; its calls go one after the
-    other on one connection. A call without an answer is not repeated: nobody knows whether the node has
-    carried it out.
+    `url` is HOST:PORT, with or without http://. `timeout` (seconds) is for connecting and for each wait. A call blocks,
+    returns the result or raises `RpcError`, or `Unreachable` when there is no node or no answer.
+    `proxy.notify.status()` does not ask for a result. Threads may share a proxy; its calls go one after the other on
+    one connection. A call without an answer is not repeated: nobody knows whether the node has carried it out.
     """
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 5.0):
@@ -1008,20 +974,12 @@ class Proxy(_Remote):
 
 
 def _has_ended(connection):
-    """Whether the other side has closed a connection that was kept for the next call."""
+    """Whether a connection that was kept for the next call has ended, or has bytes that nobody asked for."""
     if connection is None:
         return False
-    timeout = connection.gettimeout()
-    connection.setblocking(False)
-    try:
-        connection.recv(1, socket.MSG_PEEK)
-        return True  # its end, or bytes that nobody asked for
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    finally:
-        connection.settimeout(timeout)
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection, selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 def _checked_answer(answer, message):
@@ -1472,7 +1430,7 @@ class _Method(NamedTuple):
 
 def _arity(function):
     """How few and how many parameters may follow endpoint and request."""
-    kinds = [(p.kind, p.default is Parameter.empty) for p in signature(function).parameters.values()]
+    kinds = [(p.kind, p.default is Parameter.empty) for p in inspect.signature(function).parameters.values()]
     plain = [needed for kind, needed in kinds if kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
     open_end = any(kind is Parameter.VAR_POSITIONAL for kind, _ in kinds)
     return sum(plain) - 2, math.inf if open_end else len(plain) - 2
@@ -1488,9 +1446,8 @@ class Request:
 
 
 class Peer:
-    """Who is at the other end: `session` carries the calls, `role`, `key` and `name` come from its
-    authenticated key, `info` is what it said of itself, `route` where ZeroMQ finds it. `lost` once the
-    session is over."""
+    """Who is at the other end: `session` carries the calls, `role`, `key` and `name` come from its authenticated key,
+    `info` is what it said of itself, `route` where ZeroMQ finds it. `lost` once the session is over."""
 
     def __init__(self, session: Session, role: str, key: str = "", name: str = "", info: dict | None = None) -> None:
         self.session, self.role, self.key, self.name, self.info = session, role, key, name, info or {}
@@ -1517,11 +1474,6 @@ class Peer:
         """The eight bytes of its session."""
         return self.session.id
 
-    @property
-    def last_seen(self) -> float:
-        """When it gave the last sign of life, in the endpoint's clock."""
-        return self.session.heard_at
-
     def __repr__(self) -> str:
         return f"<{self.role} {self.name or self.id.hex()}>"
 
@@ -1539,12 +1491,9 @@ class _Proxy:
 
 
 class Endpoint:
-    """What both ends share: the table of methods, dispatch, and the care for sessions.
-
-    It belongs to one thread. The owner polls its sockets, calls `receive` when one is readable and `tick` in
-    each turn, and waits no longer than until the time that `tick` returned. `counts` tells what was refused
-    or dropped.
-    """
+    """What both ends share: the table of methods, dispatch, and the care for sessions. It belongs to one thread. The
+    owner polls its sockets, calls `receive` when one is readable and `tick` in each turn, and waits no longer than
+    until the time that `tick` returned. `counts` tells what was refused or dropped."""
 
     def __init__(self, clock: Callable[[], float], timing: Timing) -> None:
         import zmq
@@ -1554,21 +1503,20 @@ class Endpoint:
         self.methods: dict[str, _Method] = {}
         self.counts: Counter[str] = Counter()
         self.socket = None
+        self.store: Store | None = None  # of the node, if large parts go to and from peers on this machine by file
         self._context = zmq.Context()
         self._get = self._receive = self._send = None  # of the socket, past what pyzmq does for people
         self._wake = self._turned = clock()
         self._complained: dict[str, tuple[float, int]] = {}
 
     def proxy(self, peer: Peer | None = None) -> Any:
-        """An object whose methods are calls of `peer`: `proxy(peer).lease(1, 2, parts=[…])` sends and
-        returns."""
+        """An object whose methods are calls of `peer`: `proxy(peer).lease(1, 2, parts=[…])` sends and returns. That of
+        a link without a peer calls the master, in the session of the moment."""
         return _Proxy(self, peer)
 
     def send(self, peer: Peer, call: list, parts: Iterable = ()) -> None:
-        """Send a call once and in order, without waiting; to a lost peer it goes nowhere (`on_lost` said so).
-
-        Raises ProtocolError when it is too large, TypeError or ValueError when `call` cannot be JSON.
-        """
+        """Send a call once and in order, without waiting; to a lost peer it goes nowhere (`on_lost` said so). Raises
+        ProtocolError when it is too large, TypeError or ValueError when `call` cannot be JSON."""
         if peer.lost:
             self.counts["to lost peers"] += 1
         elif peer.backlog or peer.session.pending_bytes > ROOM:
@@ -1586,8 +1534,7 @@ class Endpoint:
         self._wake = min(self._wake, now + self.timing.ack)
 
     def dispatch(self, peer: Peer, call: list, parts: list) -> None:
-        """Run the method that `call` names and answer for it; whatever happens inside is the sender's
-        answer."""
+        """Run the method that `call` names and answer for it; whatever happens inside is the sender's answer."""
         name, params = call[0], call[1:]
         method = self.methods.get(name)
         if method is None:
@@ -1631,11 +1578,26 @@ class Endpoint:
             log.warning(text + " (%d more since the last line)", *args, self.counts[kind] - before - 1)
             self._complained[kind] = (now, self.counts[kind])
 
-    def _use(self, socket):
-        """Make this the socket of the endpoint."""
+    def _open_socket(self, kind, **options):
+        """Make the endpoint's socket. No ZMTP heartbeats: they prove that an I/O thread lives, ours prove that
+        the node's loop does; and where they cut a slow line they lose messages."""
         plain = self._zmq.backend.Socket
-        self.socket = socket
-        self._get, self._receive, self._send = (one.__get__(socket) for one in (plain.get, plain.recv, plain.send))
+        self.socket = self._context.socket(kind)
+        self._get, self._receive, self._send = (
+            one.__get__(self.socket) for one in (plain.get, plain.recv, plain.send))
+        keys = {
+            "LINGER": 0,
+            "HANDSHAKE_IVL": 3000,  # ms; the default of 30 s leaves a node deaf after a short partition
+            "SNDHWM": HIGH_WATER,
+            "RCVHWM": HIGH_WATER,
+            "MAXMSGSIZE": MAX_MESSAGE + INLINE,
+            "TCP_KEEPALIVE": 1,  # frees the descriptor of a machine that vanished
+            "TCP_KEEPALIVE_IDLE": 60,
+            "IPV6": 1,
+            **options,
+        }
+        for key, value in keys.items():
+            self.socket.set(getattr(self._zmq, key), value)
 
     def _read(self, routed=False):
         """The route (with `routed`) and the frames of the next message, and the first frame as ZeroMQ gave it, which is
@@ -1652,8 +1614,7 @@ class Endpoint:
         return route, frames, first
 
     def _post(self, frames):
-        """Give a message to ZeroMQ without waiting. False: there is no connection or no room, the session
-        keeps it."""
+        """Give a message to ZeroMQ without waiting. False: there is no connection or no room, the session keeps it."""
         try:
             for frame in frames[:-1]:
                 self._send(frame, SNDMORE | NOBLOCK, len(frame) < INLINE)
@@ -1690,31 +1651,16 @@ class Endpoint:
             session.beat_sent(now)
         return max(session.deadline(now), now + self.timing.held)  # a socket that takes nothing is no reason to spin
 
+    def _follow(self, text):
+        return Reference.from_text(text, self.store.root)
+
     def _slept(self, now):
         """How long this loop was suspended since its last turn, 0 for a normal turn."""
         pause, self._turned = now - self._turned, now
         return pause if pause > self.timing.asleep else 0.0
 
-    def _tune(self, socket, **options):
-        """The options of every socket of ours. No ZMTP heartbeats: they prove that an I/O thread lives, ours
-        prove that the node's loop does; and where they cut a slow line they lose messages."""
-        keys = {
-            "LINGER": 0,
-            "HANDSHAKE_IVL": 3000,  # ms; the default of 30 s leaves a node deaf after a short partition
-            "SNDHWM": HIGH_WATER,
-            "RCVHWM": HIGH_WATER,
-            "MAXMSGSIZE": MAX_MESSAGE + INLINE,
-            "TCP_KEEPALIVE": 1,  # frees the descriptor of a machine that vanished
-            "TCP_KEEPALIVE_IDLE": 60,
-            "IPV6": 1,
-            **options,
-        }
-        for key, value in keys.items():
-            socket.set(getattr(self._zmq, key), value)
-
     def close(self) -> None:
-        """Close the sockets, giving the last messages a moment to leave. The endpoint is of no use
-        afterwards."""
+        """Close the sockets, giving the last messages a moment to leave. The endpoint is of no use afterwards."""
         if self.socket is not None:
             self.socket.close(linger=200)
             self.socket = None
@@ -1726,31 +1672,21 @@ def _is_answer(name):
 
 
 class Channel(Endpoint):
-    """The master's end: one ROUTER, bound to a socket file and to TCP ports, that admits the keys of a
-    keyring.
+    """The master's end: one ROUTER, bound to a socket file and to TCP ports, that admits the keys of a keyring. Assign
+    the hooks: `on_hello(peer, info)` returns what the node is told in its welcome, or raises Error to refuse it;
+    `on_lost(peer, reason)` says that a session is over and what was sent in it may be lost."""
 
-    Assign the hooks: `on_hello(peer, info)` returns what the node is told in its welcome, or raises Error to
-    refuse it; `on_lost(peer, reason)` says that a session is over and what was sent in it may be lost.
-    """
-
-    def __init__(
-        self, keyring: Keyring, clock: Callable[[], float] = time.monotonic, timing: Timing = TIMING
-    ) -> None:
+    def __init__(self, keyring: Keyring, clock: Callable[[], float] = time.monotonic, timing: Timing = TIMING) -> None:
         super().__init__(clock, timing)
         self.keyring = keyring
-        self.store: Store | None = None  # of the node, if it follows references of peers on this machine
         self.peers: dict[bytes, Peer] = {}
         self.on_hello: Callable[[Peer, dict], dict] = lambda peer, info: {}
         self.on_lost: Callable[[Peer, str], None] = lambda peer, reason: None
-        self._start_doorkeeper()  # before any bind: without it nobody is refused
-        self._use(self._context.socket(self._zmq.ROUTER))
-        self._tune(self.socket, ROUTER_MANDATORY=1, ZAP_ENFORCE_DOMAIN=1)
-        self.socket.zap_domain = b"compute"
-
-    def _start_doorkeeper(self):
         door = self._context.socket(self._zmq.REP)
-        door.bind("inproc://zeromq.zap.01")
+        door.bind("inproc://zeromq.zap.01")  # before any other bind: without it nobody is refused
         threading.Thread(target=self._keep_door, args=(door,), name="zap", daemon=True).start()
+        self._open_socket(self._zmq.ROUTER, ROUTER_MANDATORY=1, ZAP_ENFORCE_DOMAIN=1)
+        self.socket.zap_domain = b"compute"
 
     def _keep_door(self, door):
         """Answer ZeroMQ, for each handshake, whose key it is; ends with the context."""
@@ -1774,13 +1710,12 @@ class Channel(Endpoint):
         self._bind(f"ipc://{path}")
 
     def bind_tcp(self, host: str, port: int = 0) -> int:
-        """Listen on a TCP port, any free one for 0; returns it. Raises Error, also if the keys are not in
-        order."""
+        """Listen on a TCP port, any free one for 0; returns it. Raises Error, also if the keys are not in order."""
         require_keys(host, self.keyring)
         self.socket.plain_server = 0
         self.socket.curve_server = 1
         self.socket.curve_secretkey = self.keyring.secret_key.encode()
-        self._bind(f"tcp://{_bracketed(host)}:{port or '*'}")
+        self._bind(f"tcp://{format_address(host, port or '*')}")
         return int(self.socket.last_endpoint.decode().rpartition(":")[2])
 
     def _bind(self, address):
@@ -1830,9 +1765,6 @@ class Channel(Endpoint):
             self.drop(peer, "it sent garbage")
         self._refuse(route, bytes(8), "garbage", error)
 
-    def _follow(self, text):
-        return Reference.from_text(text, self.store.root)
-
     def _hello(self, route, key, message, now, here):
         peer = self.peers.get(message.session)
         info, known = message.call[1:] if len(message.call) == 3 else (None, None)
@@ -1841,7 +1773,8 @@ class Channel(Endpoint):
         if peer is None:
             if known:
                 return self._refuse(route, message.session, "unknown session")
-            peer = self._newcomer(key, info, message.session, now)
+            role, name = self.keyring.entry(key) or ("", "")
+            peer = Peer(Session(message.session, self.timing, now), role, key, name, info)
             _, error = self._attempt(self._admit, peer)
             if error is not None:
                 self._complain("refused", "%r was refused: %s", peer, error)
@@ -1859,10 +1792,6 @@ class Channel(Endpoint):
         welcome = {**peer.welcome, "payloads": payloads if peer.local else ""}
         self._post([route, *pack(WELCOME, peer.id, 0, peer.session.received, ["welcome", welcome])])
         self._wake = min(self._wake, self._care(peer, now))
-
-    def _newcomer(self, key, info, session, now):
-        role, name = self.keyring.entry(key) or ("", "")
-        return Peer(Session(session, self.timing, now), role, key, name, info)
 
     def _admit(self, peer):
         """Take a newcomer in. Raises Error."""
@@ -1900,8 +1829,7 @@ class Channel(Endpoint):
         self.drop(peer, reason)
 
     def tick(self, now: float) -> float:
-        """Send what is due, notice who is lost or whose key was removed; returns when to call again at the
-        latest."""
+        """Send what is due, notice who is lost or whose key was removed; returns when to call again at the latest."""
         slept = self._slept(now)
         for peer in self.peers.values() if slept else ():
             peer.session.heard_at += slept
@@ -1913,7 +1841,7 @@ class Channel(Endpoint):
             if peer.key in removed:
                 self.drop(peer, "its key was removed", _removed_key())
             elif peer.session.silent(now):
-                self.drop(peer, f"no word for {now - peer.last_seen:.0f} s")
+                self.drop(peer, f"no word for {now - peer.session.heard_at:.0f} s")
             else:
                 wake = min(wake, self._care(peer, now))
         self._wake = wake
@@ -1947,25 +1875,18 @@ def _other_key():
 class Link(Endpoint):
     """A node's end: one DEALER, a session that survives reconnects, and clear words when the master says no.
 
-    `state` is "connecting", "ready" or "lost". Assign the hooks: `on_welcome(info, fresh)`: calls go through,
-    and if `fresh` this is a new session, nothing of an older one will arrive any more, so submit again;
-    `on_lost(reason)`; `on_refused(error)`: why the master does not let this node in. The link keeps trying:
-    the owner gives up, or not.
+    `state` is "connecting", "ready" or "lost". Assign the hooks: `on_welcome(info, fresh)`: calls go through, and if
+    `fresh` this is a new session, nothing of an older one will arrive any more, so submit again; `on_lost(reason)`;
+    `on_refused(error)`: why the master does not let this node in. The link keeps trying: the owner gives up, or not.
     """
 
-    def __init__(
-        self,
-        credentials: Credentials,
-        info: dict,
-        clock: Callable[[], float] = time.monotonic,
-        timing: Timing = TIMING,
-    ) -> None:
+    def __init__(self, credentials: Credentials, info: dict, clock: Callable[[], float] = time.monotonic,
+                 timing: Timing = TIMING) -> None:
         super().__init__(clock, timing)
         self.credentials = credentials
         self.info = {**info, "role": credentials.role}
         self.state = "connecting"
         self.monitor = None
-        self.store: Store | None = None  # of the node, if it passes large parts to a master on this machine by file
         self.on_welcome: Callable[[dict, bool], None] = lambda info, fresh: None
         self.on_lost: Callable[[str], None] = lambda reason: None
         self.on_refused: Callable[[components.Error], None] = lambda error: None
@@ -1991,24 +1912,19 @@ class Link(Endpoint):
         return self.master.session
 
     def connect(self, addresses: dict) -> None:
-        """Begin to connect to a master with these addresses: {"ipc": path, "tcp": "HOST:PORT"}, see
-        `Access`."""
+        """Begin to connect to a master with these addresses: {"ipc": path, "tcp": "HOST:PORT"}, see `Access`."""
         self._addresses = addresses
         self._open(self.clock())
 
     def _open(self, now):
         zmq = self._zmq
         address = preferred_address(self._addresses)
-        self._use(self._context.socket(zmq.DEALER))
         # IMMEDIATE: without a connection a message waits in the session, so HELLO is the first on a new one
-        self._tune(self.socket, IMMEDIATE=1, RECONNECT_IVL=100, RECONNECT_IVL_MAX=2000)
+        self._open_socket(zmq.DEALER, IMMEDIATE=1, RECONNECT_IVL=100, RECONNECT_IVL_MAX=2000)
         self.credentials.dress(self.socket, address)
         self.monitor = self.socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED
-            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-        )
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
         self.socket.connect(address)
         self._greeted, self._hello_at, self._open_at = False, math.inf, math.inf
         self.session.heard_at = self._wake = now
@@ -2022,8 +1938,7 @@ class Link(Endpoint):
             self.socket = self.monitor = None
 
     def _reopen(self, now):
-        """Close the socket and open a fresh one later: later each time, unless the last session was a long
-        one."""
+        """Close the socket and open a fresh one later: later each time, unless the last session was a long one."""
         if now - self._welcomed_at > self.timing.retry_max:
             self._wait = self.timing.retry
         self._shut(0)
@@ -2032,11 +1947,9 @@ class Link(Endpoint):
         self._wait = min(2 * self._wait, self.timing.retry_max)
 
     def watch(self, poller: Any) -> None:
-        """Keep a `zmq.Poller` on the sockets in use, which change when the link reopens.
-
-        Call it before each poll. Between two attempts there are none, and ZeroMQ does not wait on an empty
-        poller: keep something of the node's own in it, such as the socket that wakes its loop.
-        """
+        """Keep a `zmq.Poller` on the sockets in use, which change when the link reopens. Call it before each poll.
+        Between two attempts there are none, and ZeroMQ does not wait on an empty poller: keep something of the node's
+        own in it, such as the socket that wakes its loop."""
         for old in self._retired:
             if old in poller:
                 poller.unregister(old)
@@ -2046,13 +1959,8 @@ class Link(Endpoint):
                 poller.register(current, self._zmq.POLLIN)
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
-        """Call a method of the master without waiting. Before the welcome it waits its turn. Raises as
-        `send`."""
+        """Call a method of the master without waiting. Before the welcome it waits its turn. Raises as `send`."""
         self.send(self.master, [method, *params], parts)
-
-    def proxy(self, peer: Peer | None = None) -> Any:
-        """An object whose methods are calls of the master, in the session of the moment."""
-        return _Proxy(self, None)
 
     def send(self, peer: Peer | None, call: list, parts: Iterable = ()) -> None:
         """Send a call to the master; what answers a session that is over goes nowhere."""
@@ -2114,9 +2022,6 @@ class Link(Endpoint):
             self._welcomed(message, about, now)
         else:
             raise ProtocolError(f"a message of kind {message.kind} at the wrong time")
-
-    def _follow(self, text):
-        return Reference.from_text(text, self.store.root)
 
     def _welcomed(self, message, info, now):
         session, fresh = self.session, not self._known
@@ -2226,45 +2131,37 @@ class Link(Endpoint):
         super().close()
 
 
-class Pulse:
-    """Signs of life for one session from a thread of its own, for an owner whose callbacks keep its loop
-    busy.
-
-    It has its own connection; the master accepts a BEAT of a session from any connection with the same key.
-    Make a new one for each fresh session.
-    """
+class Pulse(threading.Thread):
+    """Signs of life for one session from a thread of its own, for an owner whose callbacks keep its loop busy. It has
+    its own connection; the master accepts a BEAT of a session from any connection with the same key. Make a new one for
+    each fresh session."""
 
     def __init__(self, credentials: Credentials, addresses: dict, session: Session) -> None:
+        super().__init__(name="pulse", daemon=True)
         self._credentials, self._timing = credentials, session.timing
         self._address = preferred_address(addresses)
         self._beat = pack(BEAT, session.id, 0, 0, ["beat"])
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
-
-    def start(self) -> None:
-        """Begin to beat."""
-        self._thread.start()
+        self._over = threading.Event()
 
     def stop(self) -> None:
         """Stop beating and wait for the thread."""
-        self._stop.set()
-        self._thread.join()
+        self._over.set()
+        self.join()
 
-    def _run(self):
+    def run(self) -> None:
+        """What the thread does."""
         heart = Endpoint(time.monotonic, self._timing)
-        heart._use(heart._context.socket(heart._zmq.DEALER))
-        heart._tune(heart.socket, IMMEDIATE=1, RECONNECT_IVL=100, RECONNECT_IVL_MAX=2000)
+        heart._open_socket(heart._zmq.DEALER, IMMEDIATE=1, RECONNECT_IVL=100, RECONNECT_IVL_MAX=2000)
         self._credentials.dress(heart.socket, self._address)
         heart.socket.connect(self._address)
-        while not self._stop.wait(self._timing.beat if heart._post(self._beat) else self._timing.held):
+        while not self._over.wait(self._timing.beat if heart._post(self._beat) else self._timing.held):
             while heart._read()[2] is not None:  # a refusal also reaches the link
                 heart.counts["dropped"] += 1
         heart.close()
 
 
 def preferred_address(addresses: dict) -> str:
-    """The ZeroMQ address to use: the socket file if it is here and its folder is this user's own, else
-    TCP."""
+    """The ZeroMQ address to use: the socket file if it is here and its folder is this user's own, else TCP."""
     path = addresses.get("ipc")
     if path and os.path.exists(path):
         folder = os.stat(os.path.dirname(path))
@@ -2275,10 +2172,6 @@ def preferred_address(addresses: dict) -> str:
                           "no master runs on this machine, or it runs as another user, and it offers no TCP port",
                           "start it: python master.py")
     return f"tcp://{addresses['tcp']}"
-
-
-def _bracketed(host):
-    return f"[{host}]" if ":" in host else host
 
 
 SWITCH = 0.0005  # seconds; a tenth of Python's own: for so long a busy thread may keep the loop from its messages
@@ -2293,11 +2186,9 @@ def tune_process() -> None:
 
 
 def keep_memory() -> None:
-    """Lets this process use memory again that it has freed, up to 256 MiB, before it gives any back to the system.
-
-    By default blocks of megabytes are new memory each time, and to get that costs several times what it costs to fill
-    it. Only the GNU C library knows how; elsewhere this does nothing.
-    """
+    """Lets this process use memory again that it has freed, up to 256 MiB, before it gives any back to the system. By
+    default blocks of megabytes are new memory each time, and to get that costs several times what it costs to fill it.
+    Only the GNU C library knows how; elsewhere this does nothing."""
     import ctypes
 
     with suppress(OSError, AttributeError):
@@ -2307,10 +2198,8 @@ def keep_memory() -> None:
 
 
 def raise_open_files() -> int:
-    """Allow this process as many open files as the system lets it; returns how many.
-
-    Without descriptors ZeroMQ's accept spins. Call it when a node starts.
-    """
+    """Allow this process as many open files as the system lets it; returns how many. Without descriptors ZeroMQ's
+    accept spins. Call it when a node starts."""
     import resource
 
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -2338,8 +2227,7 @@ def _signed(mac, secret, *fields):
 
 
 def _check_private(path, mode, status=None):
-    """Raise Error unless `path` belongs to this user and nobody else can reach it; `mode` is what it should
-    be."""
+    """Raise Error unless `path` belongs to this user and nobody else can reach it; `mode` is what it should be."""
     status = status or os.stat(path)
     if os.name == "posix" and status.st_uid != os.getuid():
         raise Error(f"{path} belongs to another user (uid {status.st_uid})",
@@ -2448,8 +2336,7 @@ class Keyring:
             return []
 
     def _reload(self):
-        """Read `authorized` and `revoked` if they changed. Called with the lock held, or before there are
-        threads."""
+        """Read `authorized` and `revoked` if they changed. Called with the lock held, or before there are threads."""
         stamp = [_stamp(self._path(name)) for name in ("authorized", "revoked")]
         if stamp == self._read_at:
             return
@@ -2504,16 +2391,13 @@ class Keyring:
         }
 
     def write_access(self, addresses: dict) -> None:
-        """Write the access file of each role. `addresses`: {"http": "HOST:PORT", "tcp": "HOST:PORT", "ipc":
-        path}."""
+        """Write the access file of each role. `addresses`: {"http": "HOST:PORT", "tcp": "HOST:PORT", "ipc": path}."""
         for role in ROLES:
             _write_private(self._path(f"{role}.access"), json.dumps(self.access(role, addresses), indent=1))
 
     def enrol(self, request: dict, addresses: dict | None = None) -> dict:
-        """Authorize the key in a node's request and answer it, both signed with the join secret of its role.
-
-        Asking again gives the same answer. Raises Error with what is wrong.
-        """
+        """Authorize the key in a node's request and answer it, both signed with the join secret of its role. Asking
+        again gives the same answer. Raises Error with what is wrong."""
         role, key, name, nonce = self._verified(request, "enrol")
         self._authorize(key, role, name)
         about = {"name": name, "public_key": self.public_key, "addresses": addresses or {}}
@@ -2611,8 +2495,7 @@ class Access:
 
     @classmethod
     def load(cls, path: str) -> Access:
-        """Read an access file. Raises Error when it is missing, damaged, readable by others or of another
-        version."""
+        """Read an access file. Raises Error when it is missing, damaged, readable by others or of another version."""
         try:
             content = _json_object(_read_private(path), path)
         except FileNotFoundError as error:
@@ -2905,11 +2788,8 @@ def frozen(part: Any) -> Any:
 
 def open_sealed(part: Any) -> Any:
     """The object in a sealed form of either kind: bytes, pieces or what lies in a file. Only for processes that run the
-    user's code: workers, hosts, clients.
-
-    Buffers become read-only views of the bytes, without a copy: an array of 64 KiB and up arrives read-only. Raises
-    ProtocolError if the lengths do not add up, PayloadGone if the file is gone.
-    """
+    user's code: workers, hosts, clients. Buffers become read-only views of the bytes, without a copy: an array of 64
+    KiB and up arrives read-only. Raises ProtocolError if the lengths do not add up, PayloadGone if the file is gone."""
     try:
         data = part.view() if type(part) is Reference else b"".join(part) if type(part) is list else part
     except OSError as error:
@@ -2951,10 +2831,8 @@ def payload_root() -> str:
 
 
 def own_folder(path: str | os.PathLike) -> str:
-    """The path of a folder, made if it is not there; it must be this user's, out of others' reach, and no link.
-
-    Raises Error, OSError.
-    """
+    """The path of a folder, made if it is not there; it must be this user's, out of others' reach, and no link. Raises
+    Error, OSError."""
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
     return _checked_folder(os.fspath(path))
@@ -2999,9 +2877,7 @@ class Reference:
     @classmethod
     def from_text(cls, text: Any, root: str) -> Reference:
         """The reference that a peer sent, into a store below `root`, which is this user's alone, and nowhere else.
-
-        Whether the file is there shows when it is opened. Raises ProtocolError for any other text.
-        """
+        Whether the file is there shows when it is opened. Raises ProtocolError for any other text."""
         found = _REFERENCE.fullmatch(text) if isinstance(text, str) else None
         if not found:
             raise ProtocolError(f"{text!r:.80} names no payload", "a peer sent folder/file/offset/size of another form")
@@ -3013,10 +2889,8 @@ class Reference:
         return open_payload(self.folder, self.name)
 
     def view(self) -> memoryview:
-        """The bytes, read-only, large ones not copied; they stay when the file goes. Raises OSError, ProtocolError.
-
-        Not for a file that somebody distrusted may still cut short: to touch what is gone ends the process.
-        """
+        """The bytes, read-only, large ones not copied; they stay when the file goes. Raises OSError, ProtocolError. Not
+        for a file that somebody distrusted may still cut short: to touch what is gone ends the process."""
         return self._with_file(map_payload)
 
     def read(self) -> bytes:
@@ -3119,10 +2993,8 @@ def left_of(buffers: list, done: int) -> list:
 
 
 def lay_out(parts: Iterable) -> tuple[list, list[tuple[int, int]], bool]:
-    """The pieces of parts for one file, (at, size) of each, and whether all can be read by copying only.
-
-    A part is a bytes-like or a list of them; each begins aligned.
-    """
+    """The pieces of parts for one file, (at, size) of each, and whether all can be read by copying only. A part is a
+    bytes-like or a list of them; each begins aligned."""
     pieces, places, plain, end = [], [], True, 0
     for part in parts:
         part = part if isinstance(part, list) else [part]
@@ -3376,11 +3248,9 @@ _PUBLISHED = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
 
 
 class Shared:
-    """A reference to a published object, which tasks may carry; `get` gives the object.
-
-    The object is fetched once per slave and mapped by its workers: arrays of 64 KiB and up are read-only views of the
-    same memory. It stays until the client that published it, or for which it was published, ends.
-    """
+    """A reference to a published object, which tasks may carry; `get` gives the object. The object is fetched once per
+    slave and mapped by its workers: arrays of 64 KiB and up are read-only views of the same memory. It stays until the
+    client that published it, or for which it was published, ends."""
 
     exchange: Exchange | None = None  # of this process
 
@@ -3408,17 +3278,15 @@ Shared.__module__ = WIRE  # found there by every node, see `named`
 
 
 class Exchange:
-    """How the user's code in this process publishes objects, and reaches published ones.
-
-    `send(key, pieces)` hands a sealed object on; `fetch(key)` waits for one and returns its bytes. `mark` makes the
-    keys of this process its own; a process that repeats another has the same.
-    """
+    """How the user's code in this process publishes objects, and reaches published ones. `send(key, pieces)` hands a
+    sealed object on; `fetch(key)` waits for one and returns its bytes. `mark` makes the keys of this process its own; a
+    process that repeats another has the same."""
 
     def __init__(self, send: Callable[[str, list], None], fetch: Callable[[str], Any], mark: str = ""):
         self._send, self._fetch = send, fetch
         self._mark, self._owner = mark, "" if mark else None
         self._sent: set[str] = set()
-        self._open: collections.OrderedDict[str, tuple[Any, int]] = collections.OrderedDict()
+        self._open: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self.serve("")
         speak_wire()
         sys.modules[WIRE].Shared.exchange = self
@@ -3524,13 +3392,11 @@ class _Incoming:
 
 class Shelf:
     """The published objects that a node holds, each as a part: in a file of its store, or in memory where it has none.
-
-    The last used ones are kept, up to `budget` bytes (None: all).
-    """
+    The last used ones are kept, up to `budget` bytes (None: all)."""
 
     def __init__(self, store: Store | None, budget: int | None = None):
         self._store, self._budget = store, budget
-        self._held: collections.OrderedDict[str, Any] = collections.OrderedDict()
+        self._held: OrderedDict[str, Any] = OrderedDict()
         self._coming: dict[str, _Incoming] = {}
 
     def get(self, key: str) -> Any:
@@ -3598,16 +3464,11 @@ LARGE = 256 * 1024  # bytes; a message from this size on is received into memory
 
 class Receiver:
     """Takes messages from a socketpair, however their bytes were cut, and the descriptors that came with them. Large
-    ones are received into memory of their own. The socket may block or not.
+    ones are received into memory of their own. The socket may block or not. At most `descriptors` may wait to be taken;
+    0: none are received, the kernel closes them. `follow` as for `unpack_body`."""
 
-    At most `descriptors` may wait to be taken; 0: none are received, the kernel closes them. `follow` as for
-    `unpack_body`.
-    """
-
-    def __init__(
-        self, sock: socket.socket, limit: int = MAX_MESSAGE + INLINE, descriptors: int = 0,
-        follow: Callable[[str], Any] | None = None,
-    ) -> None:
+    def __init__(self, sock: socket.socket, limit: int = MAX_MESSAGE + INLINE, descriptors: int = 0,
+                 follow: Callable[[str], Any] | None = None) -> None:
         self._sock = sock
         self._follow = follow
         self._limit = limit
@@ -3620,11 +3481,9 @@ class Receiver:
         self._descriptors: deque = deque()
 
     def receive(self) -> list[tuple[list, list]]:
-        """Reads once; returns (call, parts) of each message that is complete now, parts being bytes or views.
-
-        Raises EOFError when the other end has closed, ProtocolError, and OSError as the socket does: BlockingIOError if
-        it does not block and nothing is there.
-        """
+        """Reads once; returns (call, parts) of each message that is complete now, parts being bytes or views. Raises
+        EOFError when the other end has closed, ProtocolError, and OSError as the socket does: BlockingIOError if it
+        does not block and nothing is there."""
         if self._large is None:
             self._have += self._read(self._buffer[self._have :], 0)
             return self._complete()
@@ -3919,10 +3778,8 @@ def _read_files(root, names):
 
 
 def open_bundle(digest: str, manifest: dict[str, Any], data: bytes, folder: str | os.PathLike) -> str:
-    """Unpack a bundle into `folder/<digest>/`, all of it or nothing, and return that path; once is enough.
-
-    Raises Error for a bundle that is not what its digest says, or whose files would land elsewhere.
-    """
+    """Unpack a bundle into `folder/<digest>/`, all of it or nothing, and return that path; once is enough. Raises Error
+    for a bundle that is not what its digest says, or whose files would land elsewhere."""
     if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
         raise _refused("its digest is not 64 hexadecimal digits")
     target = Path(folder, digest)
@@ -4060,11 +3917,8 @@ class _SameModule(importlib.abc.Loader):
 
 
 class BundleFinder(importlib.abc.MetaPathFinder):
-    """Answers the modules of one bundle from the folder `root`, and no others.
-
-    Neighbours that were not sent are not there; a single file, with its digest in its name, hides nothing and
-    is hidden by nothing.
-    """
+    """Answers the modules of one bundle from the folder `root`, and no others. Neighbours that were not sent are not
+    there; a single file, with its digest in its name, hides nothing and is hidden by nothing."""
 
     def __init__(self, root: str | os.PathLike, manifest: dict[str, Any]):
         self.root, self.manifest = Path(root), manifest
@@ -4138,11 +3992,9 @@ def _load_error(error, root, manifest):
 
 
 def find_application(module: ModuleType, base_class: type, name: str | None = None) -> type:
-    """The one subclass of `base_class` that `module` (or, of a package, a module in it) defines.
-
-    `name` chooses among several, by any name that a class has in the module; without it, the class that the module
-    calls `application` is meant. Raises UsageError that lists what is there.
-    """
+    """The one subclass of `base_class` that `module` (or, of a package, a module in it) defines. `name` chooses among
+    several, by any name that a class has in the module; without it, the class that the module calls `application` is
+    meant. Raises UsageError that lists what is there."""
     home, shown = module.__name__, _shown(module.__file__)
     named = [(known_as, one) for known_as, one in vars(module).items() if isinstance(one, type)]
     named = [(known_as, one) for known_as, one in named if _below(one.__module__, home)
@@ -4162,10 +4014,8 @@ def find_application(module: ModuleType, base_class: type, name: str | None = No
 
 
 class FrameworkAlias(importlib.abc.MetaPathFinder):
-    """Answers the `names` of packages and their submodules with the framework that this process runs.
-
-    Parents of a name ("a" and "a.b" of "a.b.c") are made, empty, only where no real one can be found.
-    """
+    """Answers the `names` of packages and their submodules with the framework that this process runs. Parents of a name
+    ("a" and "a.b" of "a.b.c") are made, empty, only where no real one can be found."""
 
     def __init__(self, names: Iterable[str]):
         self.names = set(names)
@@ -4268,7 +4118,7 @@ class Loop:
         self._in, self._out = int(zmq.POLLIN), int(zmq.POLLOUT)  # its enums are slow to combine
         self._handlers: dict[Any, Callable] = {}
         self._writers: dict[Any, Callable] = {}
-        self._posted: collections.deque = collections.deque()
+        self._posted: deque = deque()
         self._tick = tick
         self._due = 0.0  # when to tick, or to ring
         self._alarms, self._order = [], itertools.count()  # a heap of (when, in which order, function)
@@ -4396,16 +4246,14 @@ class Pipe:
     a file of the store, into which it writes the next large thing instead of sending it. `whose`: see `Store`.
     """
 
-    def __init__(
-        self, loop: Loop, sock: socket.socket, on_call: Callable, on_end: Callable, store: Store | None = None,
-        whose: str = "",
-    ):
+    def __init__(self, loop: Loop, sock: socket.socket, on_call: Callable, on_end: Callable,
+                 store: Store | None = None, whose: str = ""):
         self._loop = loop
         self._sock = sock
         self._on_call = on_call
         self._on_end = on_end
         self._receiver = Receiver(sock, follow=self._stored if store else None)
-        self._unsent: collections.deque[tuple[list, list]] = collections.deque()  # buffers and descriptors of messages
+        self._unsent: deque[tuple[list, list]] = deque()  # buffers and descriptors of messages
         self._store, self._whose = store, whose
         self._spare = ""  # the name of the file that the child has
         self._wanted = 0  # bytes of the last large thing that it sent
@@ -4560,10 +4408,8 @@ def speaking_up(text: str) -> Iterator[None]:
 
 class BaseNode(components.ComponentManager):
     """What every node has: an environment, a configuration that reloads itself, a loop, and a server for people.
-
     Subclasses give `role`, override `status`, and add methods to `service` with `jsonremote`. Everything here belongs
-    to the loop's thread, but for the methods of the server, which ask the loop.
-    """
+    to the loop's thread, but for the methods of the server, which ask the loop."""
 
     role = ""
     log_level = components.ChoiceItem("node", "log_level", "info", ("debug", "info", "warning", "error"), "what to log")
@@ -4594,9 +4440,8 @@ class BaseNode(components.ComponentManager):
         """The node's id, made anew at each start."""
         return self.node_id
 
-    def serve(
-        self, host: str = "127.0.0.1", port: int = 0, token: str | None = None, names: Iterable[str] = ()
-    ) -> None:
+    def serve(self, host: str = "127.0.0.1", port: int = 0, token: str | None = None,
+              names: Iterable[str] = ()) -> None:
         """Opens the control channel. `names` are those by which others may call this machine, beside its own."""
         self.server = ControlServer(self.service, host, port, token, allowed_hosts=[socket.gethostname(), *names])
         self.server.start()
@@ -4684,10 +4529,8 @@ class BaseNode(components.ComponentManager):
 
 class Node(BaseNode):
     """A node with a master: finds the way in, enrols, holds the link, and comes back after the master went away.
-
     `master` is HOST:PORT or empty, `access` the path of an access file or empty. Subclasses override `info` (what is
-    said in the hello), `welcomed(info, fresh)` and `lost(reason)`.
-    """
+    said in the hello), `welcomed(info, fresh)` and `lost(reason)`."""
 
     compute_address = components.HostItem(
         "node", "compute_address", "", "HOST:PORT of the master's compute channel where a tunnel or relay leads to it"
@@ -4695,9 +4538,8 @@ class Node(BaseNode):
     RETRY = 1.0  # seconds between two attempts to reach a master
     busy_loop = False  # whether code of the user's may keep the loop from giving signs of life
 
-    def __init__(
-        self, environment: components.Environment, config: components.Config, master: str = "", access: str = ""
-    ):
+    def __init__(self, environment: components.Environment, config: components.Config, master: str = "",
+                 access: str = ""):
         super().__init__(environment, config)
         self.keys = NodeKeys(str(environment / "keys"))
         self.master, self._access_file = master, access

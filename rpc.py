@@ -2174,14 +2174,13 @@ def preferred_address(addresses: dict) -> str:
     return f"tcp://{addresses['tcp']}"
 
 
-SWITCH = 0.0005  # seconds; a tenth of Python's own: for so long a busy thread may keep the loop from its messages
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of the GNU C library
 
 
 def tune_process() -> None:
     """What a process of a node does first: the loop gets its turn soon whatever other threads do (answering people by
     HTTP, most of all), and memory is kept for the next payload."""
-    sys.setswitchinterval(SWITCH)
+    sys.setswitchinterval(0.0005)  # a tenth of Python's own: so long may a busy thread keep the loop from its messages
     keep_memory()
 
 
@@ -2382,13 +2381,8 @@ class Keyring:
 
     def access(self, role: str, addresses: dict) -> dict:
         """The content of an access file."""
-        return {
-            "version": ACCESS_VERSION,
-            "addresses": addresses,
-            "public_key": self.public_key,
-            "role": role,
-            "secret": self._join[role],
-        }
+        return {"version": ACCESS_VERSION, "addresses": addresses, "public_key": self.public_key, "role": role,
+                "secret": self._join[role]}
 
     def write_access(self, addresses: dict) -> None:
         """Write the access file of each role. `addresses`: {"http": "HOST:PORT", "tcp": "HOST:PORT", "ipc": path}."""
@@ -2399,7 +2393,11 @@ class Keyring:
         """Authorize the key in a node's request and answer it, both signed with the join secret of its role. Asking
         again gives the same answer. Raises Error with what is wrong."""
         role, key, name, nonce = self._verified(request, "enrol")
-        self._authorize(key, role, name)
+        with self._lock:
+            known = self._may_join(key, role, name)
+            self._reported.add(key)
+            if not known:
+                self._rewrite("authorized", [f"{key} {role} {name} {_date(self._clock())}"])
         about = {"name": name, "public_key": self.public_key, "addresses": addresses or {}}
         return {**about, "mac": _sign(self._join[role], "enrolled", nonce, about)}
 
@@ -2425,13 +2423,6 @@ class Keyring:
                         f"the two may differ by {CLOCK_SKEW:.0f} s",
                         "set the clock there, for example with an NTP service")
         return role, key, name, nonce
-
-    def _authorize(self, key, role, name):
-        with self._lock:
-            known = self._may_join(key, role, name)
-            self._reported.add(key)
-            if not known:
-                self._rewrite("authorized", [f"{key} {role} {name} {_date(self._clock())}"])
 
     def _may_join(self, key, role, name):
         """Raise Error unless this key may have this role; returns its entry, None if it is new."""
@@ -2530,28 +2521,21 @@ class Credentials:
             socket.plain_username = self.public_key.encode()
             socket.plain_password = _ipc_password(self._join, self.public_key)
         else:
-            socket.curve_publickey, socket.curve_secretkey = (
-                self.public_key.encode(),
-                self._secret_key.encode(),
-            )
+            socket.curve_publickey, socket.curve_secretkey = self.public_key.encode(), self._secret_key.encode()
             socket.curve_serverkey = self._server_key.encode()
 
 
 class NodeKeys:
-    """A node's own key pair, made once in `folder`/node.json, and its side of the enrolment."""
+    """A node's own key pair, made once in `folder`/node.json, and its side of the enrolment. `public_key` is in Z85."""
 
     def __init__(self, folder: str, clock: Callable[[], float] = time.time) -> None:
         self._pair = _load_or_make(os.path.join(_private_folder(folder), "node.json"), _key_pair)
+        self.public_key = self._pair["public_key"]
         self._clock = clock
         self._nonce = ""
 
     def __repr__(self) -> str:
         return f"<node keys {self.public_key[:8]}…>"
-
-    @property
-    def public_key(self) -> str:
-        """The public half, in Z85."""
-        return self._pair["public_key"]
 
     def enrolment(self, access: Access, name: str, verb: str = "enrol") -> dict:
         """The signed request to send to the master's `enrol`, or with the verb "check" to its `enrol.check`."""
@@ -2666,7 +2650,8 @@ def seal(obj: Any, what: str, how: Callable = dumps) -> Any:
 def explain_unpicklable(obj: Any, error: Exception, what: str) -> components.UsageError:
     """Says which attribute keeps an object from being pickled; `what` is "task" for a task or its state."""
     if what == "task":  # given as its attributes
-        what, obj = f"task {_name_of(obj)}", obj if isinstance(obj, dict) else vars(obj)
+        name = obj.get("name") if isinstance(obj, dict) else getattr(obj, "name", "")
+        what, obj = f"task {name or type(obj).__name__}", obj if isinstance(obj, dict) else vars(obj)
         obj = types.SimpleNamespace(**{str(name): value for name, value in obj.items()})
     path, culprit = _find_unpicklable(obj, "", 0)
     kind = "a lambda" if getattr(culprit, "__name__", "") == "<lambda>" else f"of type {type(culprit).__name__}"
@@ -2675,11 +2660,6 @@ def explain_unpicklable(obj: Any, error: Exception, what: str) -> components.Usa
         f"{what} cannot be sent: {where}",
         "tasks and results travel as pickles; lambdas, open files, locks, generators and local classes cannot",
         "use a function or class at the top of its module, or keep the value out of the object")
-
-
-def _name_of(task: Any) -> str:
-    name = task.get("name") if isinstance(task, dict) else getattr(task, "name", "")
-    return str(name or type(task).__name__)
 
 
 def _find_unpicklable(obj: Any, path: str, depth: int) -> tuple[str, Any]:
@@ -3046,10 +3026,13 @@ class Store:
         # equal for the stores that can follow each other's references
         self.identity = f"{self.root} {status.st_dev} {status.st_ino}"
         self.dropped: deque[Reference] = deque()
-        with _locked(self.root):
+        alone = _lock_file(f"{self.root}/lock")  # one makes or removes stores at a time: only the dead hold no lock
+        try:
             _remove_dead(self.root)
             os.mkdir(self.folder, 0o700)
             self._lock = _lock_file(f"{self.folder}/lock")
+        finally:
+            os.close(alone)
 
     def write(self, parts: Iterable, whose: str = "") -> list[Reference] | None:
         """Writes the parts (bytes-likes, or lists of them) into one file: a reference to each. None if there is no room
@@ -3204,16 +3187,6 @@ class Store:
         if self._lock is not None:
             os.close(self._lock)
         self._files, self._free, self._adopted, self._lock = {}, {}, {}, None
-
-
-@contextmanager
-def _locked(root):
-    """Only one process at a time makes or removes stores, so there is none without a held lock but the dead ones."""
-    file = _lock_file(f"{root}/lock")
-    try:
-        yield
-    finally:
-        os.close(file)
 
 
 def _lock_file(path, wait=True, create=os.O_CREAT):
@@ -3825,7 +3798,8 @@ def _check_names(names: Iterable[str]):
     seen = {}
     for name in names:
         parts = name.split("/")
-        if not name.isprintable() or set(name) & set("\\:") or not all(map(_portable, parts)):
+        portable = all(part and part[0] != "." and part[-1] not in ". " for part in parts)
+        if not portable or not name.isprintable() or set(name) & set("\\:"):
             raise _refused(f"the file name {name!r} cannot be used on every node", "rename the file")
         for depth in range(1, len(parts) + 1):
             spelled, leaf = "/".join(parts[:depth]), depth == len(parts)
@@ -3834,10 +3808,6 @@ def _check_names(names: Iterable[str]):
                 why = f"{name!r} and {seen[key][0]!r} are one file where case does not count"
                 raise _refused(why, "rename one of them")
             seen[key] = spelled, leaf
-
-
-def _portable(part):
-    return part != "" and part[0] != "." and part[-1] not in ". "
 
 
 def _unzip(data):
@@ -3908,9 +3878,6 @@ class _SameModule(importlib.abc.Loader):
 
     def __init__(self, name):
         self.name = name
-
-    def create_module(self, spec):
-        return None
 
     def exec_module(self, module):
         sys.modules[module.__spec__.name] = importlib.import_module(self.name)
@@ -4563,10 +4530,6 @@ class Node(BaseNode):
         return {"node_id": self.node_id, "version": components.__version__, "python": platform.python_version(),
                 "host": socket.gethostname(), "pid": os.getpid()}
 
-    def find_access(self) -> Access:
-        """The access file: the one given, or that of a master of this user on this machine. Raises Unreachable."""
-        return find_access(self.role, self.master, self._access_file)
-
     def whereabouts(self) -> str:
         """HOST:PORT where it looks for its master. Raises Unreachable, UsageError."""
         return address_of_master(self.master, self._access_file)
@@ -4574,19 +4537,13 @@ class Node(BaseNode):
     def enrol(self) -> None:
         """Asks the master in by HTTP, once. Sets the addresses of the compute channel. Raises Unreachable."""
         given = self.master or os.environ.get("CONCURRENT_SWARM_MASTER", "")
-        access = None if not (self._access_file and not given) else self.find_access()
-        address = given or (access.addresses["http"] if access else DEFAULT_MASTER)
-        host, port = parse_address(address)
-        proxy = Proxy(format_address(host, port), timeout=5.0)
-        try:
-            _ping(proxy)
-            access = access or self.find_access()
-            answer = proxy.enrol(**self.keys.enrolment(access, _node_name()))
-            addresses = self.keys.accept(access, answer)
-        except RpcError as error:
-            raise components.Unreachable(error.what, error.why, error.fix) from None
-        finally:
-            proxy.close()
+        access = find_access(self.role, "", self._access_file) if self._access_file and not given else None
+        host, port = parse_address(given or (access.addresses["http"] if access else DEFAULT_MASTER))
+        with _told_as(Unreachable, RpcError), closing(Proxy(format_address(host, port))) as proxy:
+            with _told_as(MasterAway, Unreachable):
+                proxy.ping()
+            access = access or find_access(self.role, self.master, self._access_file)
+            addresses = self.keys.accept(access, proxy.enrol(**self.keys.enrolment(access, _node_name())))
         tcp = addresses.get("tcp", "").rpartition(":")[2]
         self.address = format_address(host, port)
         self._credentials = self.keys.credentials(access)
@@ -4691,13 +4648,13 @@ class MasterAway(components.Unreachable):
     """Nobody answers at the master's address; that may change."""
 
 
-def _ping(proxy: Proxy) -> None:
+@contextmanager
+def _told_as(kind: type[Error], cause: type[Error]) -> Iterator[None]:
+    """An error of the one kind in the `with` block is raised as one of the other, in the same words."""
     try:
-        proxy.ping()
-    except RpcError as error:
-        raise components.Unreachable(error.what, error.why, error.fix) from None
-    except components.Unreachable as error:
-        raise MasterAway(error.what, error.why, error.fix) from None
+        yield
+    except cause as error:
+        raise kind(error.what, error.why, error.fix) from None
 
 
 def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -> bool:
@@ -4735,10 +4692,8 @@ def find_access(role: str, master: str = "", path: str = "") -> Access:
 
 
 def _loaded(path: str) -> Access:
-    try:
+    with _told_as(Unreachable, Error):
         return Access.load(path)
-    except components.Error as error:
-        raise components.Unreachable(error.what, error.why, error.fix) from None
 
 
 def address_of_master(given: str = "", access: str = "") -> str:
@@ -4894,11 +4849,8 @@ class Doctor:
         """Asks the master at an address what it is. Raises Unreachable."""
         self.address = address
         self.host, self.port = parse_address(address)
-        with closing(Proxy(address, timeout=PATIENCE)) as proxy:
-            try:
-                about = proxy.status()
-            except RpcError as error:
-                raise components.Unreachable(error.what, error.why, error.fix) from None
+        with _told_as(Unreachable, RpcError), closing(Proxy(address, timeout=PATIENCE)) as proxy:
+            about = proxy.status()
         role = about.get("role") if isinstance(about, dict) else "stranger"
         if role != "master":
             what = f"{address} is a {role}, not a master"
@@ -5096,8 +5048,7 @@ def _show_config(role: str, parser: components.ArgumentParser, argv: list[str]) 
     parser.add_argument("--origin", action="store_true", help="also say where each value comes from")
     parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[])
     options = parser.parse_args(argv)
-    environment = components.Environment(options.env or components.state_root() / role, role)
-    config = components.Config(environment.config_path, options.set, folder=environment.path)
+    config = configuration(role, options)
     config.check_unknown()
     for section, key, value, origin in config.show():
         print(f"{section}.{key} = {value}" + (f"    # {origin}" if options.origin else ""))

@@ -3768,10 +3768,10 @@ def _run(node: MasterNode, options: Any) -> int:
     try:
         node.setup()
         node.config.check_unknown()
-        parent = rpc.Parent(options.parent, node.loop, node.loop.stop)
+        tell_parent = rpc.follow_parent(options.parent, node.loop, node.loop.stop)
         if not options.quiet:
             _greet(node, time.monotonic() - began)
-        parent.ready({"address": node.server.address})
+        tell_parent({"address": node.server.address})
         node.loop.run()
         if node.broken:
             raise node.broken

@@ -69,6 +69,7 @@ from __future__ import annotations
 import argparse
 import ast
 import concurrent.futures
+import email.utils
 import errno
 import functools
 import hashlib
@@ -106,7 +107,6 @@ import time
 import traceback
 import types
 import unicodedata
-import uuid
 import zipfile
 import zlib
 from collections import Counter, OrderedDict, deque
@@ -114,14 +114,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from difflib import get_close_matches
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from inspect import Parameter
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, get_origin
+from typing import Any, ClassVar, NamedTuple, get_origin
 from urllib.parse import urlsplit
 
 from . import components
@@ -245,7 +241,6 @@ def _check_batch(message):
 
 
 # -- JSON-RPC: methods, pure ---------------------------------------------------------------------------------
-
 
 _KINDS = {kind: kind for kind in (int, str, bool, list, dict, types.NoneType)} | {float: (int, float)}
 
@@ -398,8 +393,7 @@ def jsonremote(service: Service, name: str | None = None, doc: str | None = None
     The function is called as `function(request, *params)` with an `HttpRequest`, in a thread of the server;
     its signature and annotations (int, float, str, bool, list, dict, None and unions of them) are checked
     before. It returns what JSON can say, or raises `Error` or, to choose the code, `RpcError`. `roles` says
-    who may call it; None is anyone who is let in. Raises Error if the name is taken or reserved.
-    """
+    who may call it; None is anyone who is let in. Raises Error if the name is taken or reserved."""
 
     def mark(function: Callable) -> Callable:
         known = name or function.__name__
@@ -649,7 +643,7 @@ class _Exchange(BaseHTTPRequestHandler):
         if self.close_connection:
             fields["Connection"] = "close"
         lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items()]
-        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{''.join(lines)}\r\n"
+        head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n{''.join(lines)}\r\n"
         self.connection.settimeout(self.server.REQUEST_TIME)
         self.connection.sendall(head.encode("latin-1") + (body or b""))
 
@@ -663,8 +657,7 @@ class ControlServer(ThreadingHTTPServer):
     of `address` (HOST:PORT), and answers after `start`. Raises UsageError if it cannot listen there.
 
     A connection gets a thread of its own, so that slow ones hold up nobody. When there are CONNECTIONS, a newcomer
-    takes the place of the one that has idled longest, or has not sent its whole request within PATIENCE.
-    """
+    takes the place of the one that has idled longest, or has not sent its whole request within PATIENCE."""
 
     CONNECTIONS = 256
     HANDLERS = 64  # requests answered at a time
@@ -881,8 +874,7 @@ class Proxy(_Remote):
     `url` is HOST:PORT, with or without http://. `timeout` (seconds) is for connecting and for each wait. A call blocks,
     returns the result or raises `RpcError`, or `Unreachable` when there is no node or no answer.
     `proxy.notify.status()` does not ask for a result. Threads may share a proxy; its calls go one after the other on
-    one connection. A call without an answer is not repeated: nobody knows whether the node has carried it out.
-    """
+    one connection. A call without an answer is not repeated: nobody knows whether the node has carried it out."""
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 5.0):
         super().__init__(self._request)
@@ -1250,7 +1242,6 @@ def pieces_of(part):
 
 # -- sessions ------------------------------------------------------------------------------------------------
 
-
 class Timing(NamedTuple):
     """The intervals of the compute channel, in seconds. Both ends of a swarm use the same ones."""
 
@@ -1409,8 +1400,7 @@ def tcpremote(endpoint: Endpoint, name: str | None = None, roles: Iterable[str] 
 
     `name` is its name on the wire (the function's own by default); `roles` lists who may call it (everybody
     by default). It is called `function(endpoint, request, *params)`; what it returns, other than None, goes
-    back as `<name>_response`, an error as `<name>_failed`.
-    """
+    back as `<name>_response`, an error as `<name>_failed`."""
 
     def register(function):
         few, many = _arity(function)
@@ -1430,9 +1420,9 @@ class _Method(NamedTuple):
 
 def _arity(function):
     """How few and how many parameters may follow endpoint and request."""
-    kinds = [(p.kind, p.default is Parameter.empty) for p in inspect.signature(function).parameters.values()]
-    plain = [needed for kind, needed in kinds if kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
-    open_end = any(kind is Parameter.VAR_POSITIONAL for kind, _ in kinds)
+    given = list(inspect.signature(function).parameters.values())
+    plain = [each.default is each.empty for each in given if each.kind <= each.POSITIONAL_OR_KEYWORD]
+    open_end = any(each.kind is each.VAR_POSITIONAL for each in given)
     return sum(plain) - 2, math.inf if open_end else len(plain) - 2
 
 
@@ -1451,6 +1441,7 @@ class Peer:
 
     def __init__(self, session: Session, role: str, key: str = "", name: str = "", info: dict | None = None) -> None:
         self.session, self.role, self.key, self.name, self.info = session, role, key, name, info or {}
+        self.id = session.id  # its eight bytes
         self.route, self.attempt, self.welcome, self.lost = b"", 0, {}, False
         self.local = ""  # the folder below which it can follow references to files
         self.backlog: deque[tuple[list, Iterable]] = deque()  # calls for which its session has no room
@@ -1468,11 +1459,6 @@ class Peer:
     def lags(self) -> bool:
         """Whether so much is on its way that what can be spared should not be sent."""
         return bool(self.backlog) or self.session.pending_bytes > LAGGING
-
-    @property
-    def id(self) -> bytes:
-        """The eight bytes of its session."""
-        return self.session.id
 
     def __repr__(self) -> str:
         return f"<{self.role} {self.name or self.id.hex()}>"
@@ -1797,7 +1783,7 @@ class Channel(Endpoint):
         """Take a newcomer in. Raises Error."""
         wanted = peer.info.get("role")
         if not peer.role:
-            raise _removed_key()
+            raise Unreachable(*_REMOVED_KEY)
         if wanted != peer.role:
             raise Unreachable(
                 f"the master refused {peer.name}: it has a {peer.role} key and wants to be {str(wanted)[:20]!r}",
@@ -1839,7 +1825,7 @@ class Channel(Endpoint):
         wake = now + self.timing.beat
         for peer in list(self.peers.values()):
             if peer.key in removed:
-                self.drop(peer, "its key was removed", _removed_key())
+                self.drop(peer, "its key was removed", Unreachable(*_REMOVED_KEY))
             elif peer.session.silent(now):
                 self.drop(peer, f"no word for {now - peer.session.heard_at:.0f} s")
             else:
@@ -1854,22 +1840,16 @@ def _user_of(frame):
     return key, mechanism
 
 
-def _removed_key():
-    return Unreachable("the master does not know this node's key",
-                       "it was removed or revoked there, or this node never enrolled",
-                       "ask the master's owner for access, then start this node again with the master's access file")
-
-
-def _other_mechanism():
-    return Unreachable("the master and this node do not secure the connection in the same way",
-                       "one of them has no key, or something else than a master listens there",
-                       "start this node with the access file that the master wrote (--key-file FILE)")
-
-
-def _other_key():
-    return Unreachable("the master has another key than this node expects",
-                       "the key file here belongs to another master, or the master made new keys",
-                       "copy the master's access file again and pass --key-file FILE")
+# What, why and how to fix it.
+_REMOVED_KEY = ("the master does not know this node's key",
+                "it was removed or revoked there, or this node never enrolled",
+                "ask the master's owner for access, then start this node again with the master's access file")
+_OTHER_MECHANISM = ("the master and this node do not secure the connection in the same way",
+                    "one of them has no key, or something else than a master listens there",
+                    "start this node with the access file that the master wrote (--key-file FILE)")
+_OTHER_KEY = ("the master has another key than this node expects",
+              "the key file here belongs to another master, or the master made new keys",
+              "copy the master's access file again and pass --key-file FILE")
 
 
 class Link(Endpoint):
@@ -1877,8 +1857,7 @@ class Link(Endpoint):
 
     `state` is "connecting", "ready" or "lost". Assign the hooks: `on_welcome(info, fresh)`: calls go through, and if
     `fresh` this is a new session, nothing of an older one will arrive any more, so submit again; `on_lost(reason)`;
-    `on_refused(error)`: why the master does not let this node in. The link keeps trying: the owner gives up, or not.
-    """
+    `on_refused(error)`: why the master does not let this node in. The link keeps trying: the owner gives up, or not."""
 
     def __init__(self, credentials: Credentials, info: dict, clock: Callable[[], float] = time.monotonic,
                  timing: Timing = TIMING) -> None:
@@ -2085,14 +2064,15 @@ class Link(Endpoint):
         zmq = self._zmq
         self._bad_handshakes += 1
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # ZeroMQ never tries again on this socket
-            self._refused(_removed_key(), now)
+            self._refused(Unreachable(*_REMOVED_KEY), now)
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            self._refused(_other_mechanism(), now)
+            self._refused(Unreachable(*_OTHER_MECHANISM), now)
         elif self._welcomed_at > -math.inf:  # it is the right key, then: the master hangs, or the network swallows it
             if self._bad_handshakes == 3:
                 log.warning("whoever answers at the master's address does not let this node speak; trying on")
         elif self._bad_handshakes >= 3:  # one alone may be a connection that broke
-            self._refused(_other_key() if self.socket.mechanism == zmq.CURVE else _other_mechanism(), now)
+            known = self.socket.mechanism == zmq.CURVE
+            self._refused(Unreachable(*(_OTHER_KEY if known else _OTHER_MECHANISM)), now)
 
     def tick(self, now: float) -> float:
         """Send what is due, say HELLO, notice a lost master; returns when to call again at the latest."""
@@ -2196,14 +2176,12 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 256 << 20)
 
 
-def raise_open_files() -> int:
-    """Allow this process as many open files as the system lets it; returns how many. Without descriptors ZeroMQ's
-    accept spins. Call it when a node starts."""
+def raise_open_files() -> None:
+    """Allow this process as many open files as the system lets it: without descriptors ZeroMQ's accept spins."""
     import resource
 
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
 
 
 # -- keys ----------------------------------------------------------------------------------------------------
@@ -2251,11 +2229,8 @@ def _read_private(path):
 
 
 def _write_private(path, text):
-    """Write a private file in one step: readers see the old or the new text."""
-    fresh = f"{path}.{secrets.token_hex(4)}"
-    with open(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(fresh, path)
+    with components.replacing(path, 0o600) as file:
+        file.write(text.encode())
 
 
 def _load_or_make(path, make):
@@ -2297,14 +2272,14 @@ class Keyring:
 
     A deleted line of `authorized` ends that node's session; `revoke` also keeps it from enrolling again. Safe
     to use from several threads. Raises Error when the folder or a file in it can be reached by others, or is
-    damaged.
-    """
+    damaged."""
 
     def __init__(self, folder: str, clock: Callable[[], float] = time.time) -> None:
         self.folder = _private_folder(folder)
         self._clock = clock
         self._lock = threading.RLock()  # guards the tables below and the files they mirror
-        own = _load_or_make(self._path("master.json"), self._make)
+        join = {role: secrets.token_urlsafe(32) for role in ROLES}
+        own = _load_or_make(self._path("master.json"), lambda: {**_key_pair(), "join": join})
         self.public_key, self.secret_key, self._join = own["public_key"], own["secret_key"], own["join"]
         self._nodes: dict[str, tuple[str, str]] = {}
         self._revoked: set[str] = set()
@@ -2314,10 +2289,6 @@ class Keyring:
 
     def __repr__(self) -> str:
         return f"<keyring {self.folder}: {len(self._nodes)} nodes>"
-
-    @staticmethod
-    def _make():
-        return {**_key_pair(), "join": {role: secrets.token_urlsafe(32) for role in ROLES}}
 
     def _path(self, name):
         return os.path.join(self.folder, name)
@@ -2340,8 +2311,8 @@ class Keyring:
         if stamp == self._read_at:
             return
         self._read_at = stamp
-        nodes, lines = {}, self._lines("authorized")
-        for number, line in enumerate(lines, 1):
+        nodes = {}
+        for number, line in enumerate(self._lines("authorized"), 1):
             if len(line) < 3 or not _KEY.fullmatch(line[0]) or line[1] not in ROLES:
                 log.error("%s line %d is no 'key role name since', left out", self._path("authorized"), number)
             else:
@@ -2588,7 +2559,6 @@ def is_loopback(host: str) -> bool:
 
 # -- sealed pickles ------------------------------------------------------------------------------------------------
 
-
 WIRE = "__swarm__"  # the module under which our classes and functions are referred to in pickles, everywhere
 
 
@@ -2710,8 +2680,7 @@ def seal_pieces(obj: Any) -> list:
 
     The form is that of `dumps`, unless the object has contiguous buffers of 64 KiB and up (arrays); then these follow
     its pickle, each aligned. The pieces may be the object's own memory: use them before the user's code goes on.
-    Raises whatever the object's own code raises.
-    """
+    Raises whatever the object's own code raises."""
     try:
         pieces, buffers = _pickled(pickle.Pickler, obj)
         plain = not _mentions_us(pieces)
@@ -3007,8 +2976,7 @@ class Store:
     A file that is not needed any more is written again, which costs a third of a new one, if its link count says that
     no other store holds it, and if it was plain: who reads a plain pickle has copied what it needs, while arrays are
     views of their file. It is written again for the same `whose` only: who once had its descriptor may have kept it.
-    `budget` is in bytes of files written here, in use or free; as a rule half of what the file system has left.
-    """
+    `budget` is in bytes of files written here, in use or free; as a rule half of what the file system has left."""
 
     def __init__(self, root: str | None = None, budget: int | None = None) -> None:
         self.root = own_folder(root) if root else payload_root()
@@ -3057,15 +3025,19 @@ class Store:
         above. It is in use until `release_file`, or until all its references are released."""
         self.collect()
         self._idle = False
-        name = self._fitting(size, whose)
+        again = self._fitting(size, whose)
+        name, new = again or str(next(self._names)), 0 if again else os.O_CREAT | os.O_EXCL
         try:
-            if name:
-                return name, self._open_again(name)
-            if self._make_room(size):
-                return self._open_new(size, whose)
+            while new and self._free and self.used + size > self.budget:
+                self._remove(next(iter(self._free)))
+            if new and self.used + size > self.budget:
+                return self._refuse(f"{self.used:,} of {self.budget:,} bytes are in use")
+            file = os.open(f"{self.folder}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | new, 0o600)
         except OSError as error:
             return self._refuse(error)
-        return self._refuse(f"{self.used:,} of {self.budget:,} bytes are in use")
+        self.used += size if new else 0
+        self._files[name] = _File(self._free.pop(name, size), whose)
+        return name, file
 
     def _fitting(self, size, whose):
         """The smallest free file that so much fits into and that nobody holds any more."""
@@ -3076,24 +3048,6 @@ class Store:
         with suppress(FileNotFoundError):
             return os.stat(f"{self.folder}/{name}").st_nlink == 1
         return False
-
-    def _open_again(self, name):
-        file = os.open(f"{self.folder}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        del self._free[name]
-        self._files[name].plain, self._files[name].parts = True, 0
-        return file
-
-    def _open_new(self, size, whose):
-        name = str(next(self._names))
-        file = os.open(f"{self.folder}/{name}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._files[name] = _File(size, whose)
-        self.used += size
-        return name, file
-
-    def _make_room(self, size):
-        while self._free and self.used + size > self.budget:
-            self._remove(next(iter(self._free)))
-        return self.used + size <= self.budget
 
     def _refuse(self, reason):
         log.log(logging.DEBUG if self._warned else logging.WARNING,
@@ -3220,15 +3174,15 @@ KEPT_OPEN = 512 * 1024 * 1024  # bytes of published objects that a process keeps
 _PUBLISHED = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
 
 
+@dataclass(repr=False, unsafe_hash=True)
 class Shared:
     """A reference to a published object, which tasks may carry; `get` gives the object. The object is fetched once per
     slave and mapped by its workers: arrays of 64 KiB and up are read-only views of the same memory. It stays until the
     client that published it, or for which it was published, ends."""
 
-    exchange: Exchange | None = None  # of this process
-
-    def __init__(self, key: str, size: int):
-        self.key, self.size = key, size
+    key: str
+    size: int
+    exchange: ClassVar[Exchange | None] = None  # of this process
 
     def get(self) -> Any:
         """The object. Raises Error if nobody has it any more."""
@@ -3236,12 +3190,6 @@ class Shared:
 
     def __repr__(self) -> str:
         return f"<Shared {self.key[:12]}, {self.size:,} bytes>"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Shared) and other.key == self.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
 
     def __reduce__(self):
         return sys.modules[WIRE].Shared, (self.key, self.size)
@@ -3547,8 +3495,7 @@ class Bundle:
     the same source in two folders is one bundle, an edited file is another. `manifest` is a table for JSON:
     `format`, `kind` (file or package), `entry` (the entry file's name in the zip), `module` (what to import),
     `modules` (the other top-level names the bundle answers), `framework` (the package under which the client
-    knows us), `requirements`. `root` is the folder of the source on the client; it is not sent.
-    """
+    knows us), `requirements`. `root` is the folder of the source on the client; it is not sent."""
 
     digest: str
     manifest: dict[str, Any]
@@ -3562,8 +3509,7 @@ def make_bundle(path: str | os.PathLike | None = None, module: str | None = None
 
     A file takes along the modules and packages next to it that its imports name, also inside functions and
     through other siblings, but for names that the standard library has. A package takes all its files but
-    hidden and compiled ones. Raises UsageError for source that cannot be found, read, parsed or sent.
-    """
+    hidden and compiled ones. Raises UsageError for source that cannot be found, read, parsed or sent."""
     root, entry = _locate_module(module) if module is not None else _locate_path(Path(path))
     if "/" in entry:
         _parse(root / entry)
@@ -3615,7 +3561,6 @@ def _unpacked_limit(packed):
 
 # -- bundles: finding the source -----------------------------------------------------------------------------
 
-
 def _shown(path):
     """A path as the user would type it."""
     full, here = Path(os.path.abspath(path)), Path.cwd()
@@ -3644,9 +3589,8 @@ def _locate_path(path):
 
 def _why_not_a_file(path):
     folder, pattern = (path.parent, "*.py") if path.parent.is_dir() else (path.parent.parent, "*/*.py")
-    near = get_close_matches(str(path), [str(other) for other in folder.glob(pattern)], 1)
-    guess = f" (did you mean {near[0]}?)" if near else ""
-    return ("it is not a .py file" if path.exists() else "the file does not exist") + guess
+    hint = components.did_you_mean(str(path), map(str, folder.glob(pattern)))
+    return ("it is not a .py file" if path.exists() else "the file does not exist") + (f" ({hint})" if hint else "")
 
 
 def _locate_module(module):
@@ -3697,7 +3641,8 @@ def _with_siblings(root, entry, framework):
             top = module.partition(".")[0]
             if level or top in modules or top in sys.stdlib_module_names or top in (framework, PUBLIC_NAME):
                 continue
-            found = _sibling_files(root, top, framework)
+            package, alone = (root / top / "__init__.py").is_file(), (root / f"{top}.py").is_file()
+            found = _package_files(root, top, framework) if package else {f"{top}.py"} if alone else set()
             if found and (file, found) != (entry, {entry}):  # an import of its own name means another module
                 modules.add(top)
                 todo += sorted(name for name in found - names if name.endswith(".py"))
@@ -3711,12 +3656,6 @@ def _relative_import(root, file, line):
         fix = f"in the folder above {root.name}: client.py -m {root.name}.{file.removesuffix('.py')}"
     return UsageError(f"{_shown(root / file)} line {line} has a relative import",
                       "a file that is started by its path belongs to no package", fix)
-
-
-def _sibling_files(root, name, framework):
-    if (root / name / "__init__.py").is_file():
-        return _package_files(root, name, framework)
-    return {f"{name}.py"} if (root / f"{name}.py").is_file() else set()
 
 
 def _package_files(root, package, framework):
@@ -3748,7 +3687,6 @@ def _read_files(root, names):
 
 
 # -- bundles: opening them -----------------------------------------------------------------------------------
-
 
 def open_bundle(digest: str, manifest: dict[str, Any], data: bytes, folder: str | os.PathLike) -> str:
     """Unpack a bundle into `folder/<digest>/`, all of it or nothing, and return that path; once is enough. Raises Error
@@ -3861,7 +3799,6 @@ def _unpack(files, target):
 
 # -- bundles: importing them ---------------------------------------------------------------------------------
 
-
 def _below(module, package):
     return f"{module}.".startswith(f"{package}.")
 
@@ -3963,10 +3900,9 @@ def find_application(module: ModuleType, base_class: type, name: str | None = No
     several, by any name that a class has in the module; without it, the class that the module calls `application` is
     meant. Raises UsageError that lists what is there."""
     home, shown = module.__name__, _shown(module.__file__)
-    named = [(known_as, one) for known_as, one in vars(module).items() if isinstance(one, type)]
-    named = [(known_as, one) for known_as, one in named if _below(one.__module__, home)
-             and issubclass(one, base_class) and one is not base_class]
-    own, aliases = {one.__name__: one for _, one in named}, dict(named)
+    aliases = {known_as: one for known_as, one in vars(module).items() if isinstance(one, type)
+               and _below(one.__module__, home) and issubclass(one, base_class) and one is not base_class}
+    own = {one.__name__: one for one in aliases.values()}
     if not own:
         raise _no_application(module.__file__, f"it defines no {base_class.__name__} subclass")
     chosen = own.get(name) or aliases.get(name or "application")
@@ -3978,7 +3914,6 @@ def find_application(module: ModuleType, base_class: type, name: str | None = No
 
 
 # -- bundles: one framework under every name -----------------------------------------------------------------
-
 
 class FrameworkAlias(importlib.abc.MetaPathFinder):
     """Answers the `names` of packages and their submodules with the framework that this process runs. Parents of a name
@@ -4066,7 +4001,6 @@ def _old_import(line, module, names, path):
 
 
 # -- the loop of a node --------------------------------------------------------------------------------------------
-
 
 TICK_WITHIN = 0.01  # seconds after something happened: it may have brought a deadline forward
 
@@ -4210,8 +4144,7 @@ class Pipe:
 
     `on_call(pipe, call, parts)` gets each call of the child, `on_end(pipe)` is told once that the child has closed.
     Parts that lie in files go as descriptors. With a `store`, a child that has sent something large is given a *spare*,
-    a file of the store, into which it writes the next large thing instead of sending it. `whose`: see `Store`.
-    """
+    a file of the store, into which it writes the next large thing instead of sending it. `whose`: see `Store`."""
 
     def __init__(self, loop: Loop, sock: socket.socket, on_call: Callable, on_end: Callable,
                  store: Store | None = None, whose: str = ""):
@@ -4304,19 +4237,17 @@ class Pipe:
             pass
 
     def _read(self) -> bool:
+        messages = None
         try:
             messages = self._receiver.receive()
         except BlockingIOError:
             return False
         except (EOFError, OSError) as error:
             log.debug("a child has ended its connection: %s", error)
-            messages = None
         except ProtocolError as error:
             log.error("what a child sent cannot be; it is dropped: %s", error)
-            messages = None
-        if messages is None or components.run_foreign(
-            "what a child sent cannot be; it is dropped", self._deliver, messages
-        ):
+        wrong = "what a child sent cannot be; it is dropped"
+        if messages is None or components.run_foreign(wrong, self._deliver, messages):
             self.close()
             self._on_end(self)
             return False
@@ -4356,7 +4287,6 @@ def _close_all(files: list[int]) -> None:
 
 # -- nodes ---------------------------------------------------------------------------------------------------------
 
-
 LOOK_EVERY = 1.0  # seconds between two looks at the configuration file and the plug-in folder
 SILENT = 3.0  # seconds that anything may wait without saying what for
 
@@ -4388,7 +4318,7 @@ class BaseNode(components.ComponentManager):
     def __init__(self, environment: components.Environment, config: components.Config):
         super().__init__(config)
         self.environment = environment
-        self.node_id = uuid.uuid4().hex
+        self.node_id = secrets.token_hex(16)
         self.started = time.monotonic()
         self.loop = Loop(self.tick)
         components.load_entry_points()
@@ -4739,13 +4669,6 @@ class Check(NamedTuple):
     text: str
     fix: str = ""
 
-    @classmethod
-    def of(cls, name: str, error: Exception) -> Check:
-        """The check that this error ended."""
-        if isinstance(error, Error):
-            return cls("fail", name, ": ".join(filter(None, (error.what, error.why))), error.fix)
-        return cls("fail", name, str(error) or type(error).__name__)
-
     def __str__(self) -> str:
         return f"{self.level:5} {self.name:13} {self.text}{f'; fix: {self.fix}' if self.fix else ''}"
 
@@ -4773,10 +4696,14 @@ class Doctor:
             yield from map(self._look, ["version", "clock", "compute"])
 
     def _look(self, name):
+        if name in ("join", "version", "clock", "compute") and not (self.about and (self.access or name != "join")):
+            return Check("warn", name, "not looked at, see above")
         try:
             return self.LOOKS[name](self, name)
-        except (Error, OSError, ValueError, http.client.HTTPException) as error:
-            return Check.of(name, error)
+        except Error as error:
+            return Check("fail", name, ": ".join(filter(None, (error.what, error.why))), error.fix)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            return Check("fail", name, str(error) or type(error).__name__)
 
     # this machine
 
@@ -4876,8 +4803,6 @@ class Doctor:
         return Check("ok", name, f"the access file lets in a {self.access.role}")
 
     def _join(self, name):
-        if not self.about or not self.access:
-            return self._skipped(name)
         with tempfile.TemporaryDirectory() as folder, closing(Proxy(self.address, timeout=PATIENCE)) as proxy:
             there = (self.environment / "keys" / "node.json").exists()
             keys = NodeKeys(str(self.environment / "keys") if there else os.path.join(folder, "keys"))
@@ -4885,8 +4810,6 @@ class Doctor:
         return Check("ok", name, "the master knows this node" if known else "the master would let this node in")
 
     def _version(self, name):
-        if not self.about:
-            return self._skipped(name)
         theirs, python = str(self.about.get("version")), str(self.about.get("python"))
         text = f"the master has concurrent_swarm {theirs}, Python {python}"
         if theirs.split(".")[:2] != components.__version__.split(".")[:2]:
@@ -4896,11 +4819,9 @@ class Doctor:
         return Check("ok", name, text)
 
     def _clock(self, name):
-        if not self.about:
-            return self._skipped(name)
         with closing(http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)) as connection:
             connection.request("GET", "/health")
-            told = parsedate_to_datetime(connection.getresponse().headers.get("Date", ""))
+            told = email.utils.parsedate_to_datetime(connection.getresponse().headers.get("Date", ""))
         apart = abs(datetime.now(timezone.utc).timestamp() - told.timestamp())
         if apart < CLOCKS_APART:
             return Check("ok", name, f"within {math.ceil(apart) + 1} s of the master's")
@@ -4909,8 +4830,6 @@ class Doctor:
         return Check(level, name, text, "set the clocks, for example with an NTP service")
 
     def _compute(self, name):
-        if not self.about:
-            return self._skipped(name)
         addresses = self.about.get("addresses")
         addresses = addresses if isinstance(addresses, dict) else {}
         port = int(str(addresses.get("tcp", "")).rpartition(":")[2] or 0)
@@ -4928,9 +4847,6 @@ class Doctor:
         if greeting != b"\xff":  # ZeroMQ's first byte
             return Check("fail", name, f"{where} is something else than the master", "look what listens there")
         return Check("ok", name, f"{where} answers")
-
-    def _skipped(self, name):
-        return Check("warn", name, "not looked at, see above")
 
     LOOKS = {
         "python": _python, "open files": _open_files, "disk": _disk, "payloads": _payloads, "keys": _keys,
@@ -4982,7 +4898,6 @@ def _run_doctor(role: str, parser: components.ArgumentParser, argv: list[str], m
 
 # -- command line of nodes -----------------------------------------------------------------------------------------
 
-
 def common_options(parser: components.ArgumentParser) -> None:
     """The options that every node has."""
     group = parser.add_argument_group("this node")
@@ -5025,8 +4940,7 @@ def administer(role: str, argv: list[str], more: Callable[[], Iterable[Check]] =
     them. `more` gives further checks for `doctor`.
 
     doctor [--env DIR] [--master HOST[:PORT]] [--access FILE]
-    create DIR · backup [--env DIR] [FILE] · config show [--origin] [--env DIR] [--set section.key=value]
-    """
+    create DIR · backup [--env DIR] [FILE] · config show [--origin] [--env DIR] [--set section.key=value]"""
     if not argv or argv[0] not in ("config", "create", "backup", "doctor"):
         return None
     parser = components.ArgumentParser(prog=f"{role}.py {argv[0]}")
@@ -5082,24 +4996,19 @@ def forget_socket(path: str) -> None:
         shutil.rmtree(os.path.dirname(path), ignore_errors=True)
 
 
-class Parent:
-    """The process that started this node, if it passed a socket: told when the node is ready, followed when it ends."""
+def follow_parent(fd: int | None, loop: Loop, ended: Callable[[], None]) -> Callable[[dict], None]:
+    """Follows the process that started this node, if it passed a socket, when it ends. Returns what tells it that the
+    node is ready."""
+    if fd is None:
+        return lambda about: None
+    sock = socket.socket(fileno=fd)
 
-    def __init__(self, fd: int | None, loop: Loop, ended: Callable[[], None]):
-        self._sock = None if fd is None else socket.socket(fileno=fd)
-        self._loop = loop
-        self._ended = ended
-        if self._sock:
-            loop.add(self._sock, self._gone)
+    def gone():
+        loop.remove(sock)
+        ended()
 
-    def ready(self, about: dict) -> None:
-        """Says that the node is ready."""
-        if self._sock:
-            self._sock.sendall(json.dumps(about).encode() + b"\n")
-
-    def _gone(self) -> None:
-        self._loop.remove(self._sock)
-        self._ended()
+    loop.add(sock, gone)
+    return lambda about: sock.sendall(json.dumps(about).encode() + b"\n")
 
 
 def greeting(role: str) -> str:

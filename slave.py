@@ -894,11 +894,11 @@ def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
     try:
         node.setup()
         node.config.check_unknown()
-        parent = rpc.Parent(options.parent, node.loop, node.loop.stop)
+        tell_parent = rpc.follow_parent(options.parent, node.loop, node.loop.stop)
         node.serve()
         if rpc.wait_for_master(node, options.wait, terminal):
             node.open_link(node.expose)
-            parent.ready({"address": node.server.address})
+            tell_parent({"address": node.server.address})
             node.loop.run()
         if node.refusal:
             raise node.refusal

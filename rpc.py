@@ -232,14 +232,6 @@ def _check_shape(item):
         raise _error(INVALID_REQUEST, '"id" must be a text, a number or null')
 
 
-def _check_batch(message):
-    """Raises RpcError for a batch that is empty or too long."""
-    if message == []:
-        raise _error(INVALID_REQUEST, "the batch is empty")
-    if isinstance(message, list) and len(message) > MAX_BATCH:
-        raise _error(TOO_LARGE, f"{len(message)} requests, at most {MAX_BATCH} per batch", fix="send several")
-
-
 # -- JSON-RPC: methods, pure ---------------------------------------------------------------------------------
 
 _KINDS = {kind: kind for kind in (int, str, bool, list, dict, types.NoneType)} | {float: (int, float)}
@@ -294,15 +286,14 @@ class Method:
 
 def _fits(value, parameter):
     """Whether a JSON value is what the parameter's annotation says, as far as that is about JSON's types."""
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return True
     kind = parameter.annotation
-    various = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    kinds = kind.__args__ if isinstance(kind, types.UnionType) else [kind]
-    return various or any(_is(value, each) for each in kinds)
-
-
-def _is(value, kind):
-    known = _KINDS.get(get_origin(kind) or kind)
-    return known is None or (isinstance(value, known) and (kind is bool or not isinstance(value, bool)))
+    for each in kind.__args__ if isinstance(kind, types.UnionType) else [kind]:
+        known = _KINDS.get(get_origin(each) or each)
+        if known is None or (isinstance(value, known) and (each is bool or not isinstance(value, bool))):
+            return True
+    return False
 
 
 class Service:
@@ -320,7 +311,10 @@ class Service:
         """The HTTP status that fits the answer, and the answer."""
         try:
             message = parse(body)
-            _check_batch(message)
+            if message == []:
+                raise _error(INVALID_REQUEST, "the batch is empty")
+            if isinstance(message, list) and len(message) > MAX_BATCH:
+                raise _error(TOO_LARGE, f"{len(message)} requests, at most {MAX_BATCH} per batch", fix="send several")
         except RpcError as error:
             return _STATUS.get(error.code, 200), _failure(error, None, request)[1].encode()
         if not isinstance(message, list):
@@ -381,8 +375,7 @@ def _failure(error, identity, request, mark="") -> tuple[int, str]:
         log.info("%s (%s) is refused: %r [%s]", request.address, request.role, error.what, mark)
     code = error.code if isinstance(error, RpcError) else SERVER_ERROR
     more = error.data if isinstance(error, RpcError) and isinstance(error.data, dict) else {}
-    data = {"why": error.why, "fix": error.fix, **more, "id": mark}
-    told = {"code": code, "message": error.what, "data": data}
+    told = {"code": code, "message": error.what, "data": {"why": error.why, "fix": error.fix, **more, "id": mark}}
     return code, json.dumps({"jsonrpc": "2.0", "error": told, "id": identity})
 
 
@@ -408,17 +401,18 @@ def jsonremote(service: Service, name: str | None = None, doc: str | None = None
 
 # -- JSON-RPC: addresses -------------------------------------------------------------------------------------
 
+DEFAULT_PORT = 8080
 _NO_NAME = "no such name in DNS or hosts file"
 
 
-def parse_address(text: str, default_port: int = 8080) -> tuple[str, int]:
+def parse_address(text: str) -> tuple[str, int]:
     """(host, port) of "HOST", "HOST:PORT", "[IPV6]" or "[IPV6]:PORT". Raises UsageError for anything else."""
     try:
         if "//" in text:
             raise ValueError("it has a scheme, as in http://")
         if text.count(":") > 1 and "[" not in text:
-            raise ValueError(f"an IPv6 address needs brackets, as in [{text}]:{default_port}")
-        host, port = components.parse_host(text, default_port)
+            raise ValueError(f"an IPv6 address needs brackets, as in [{text}]:{DEFAULT_PORT}")
+        host, port = components.parse_host(text, DEFAULT_PORT)
         if port == 0:
             raise ValueError("a port is 1 to 65535")
         return host, port
@@ -878,13 +872,13 @@ class Proxy(_Remote):
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 5.0):
         super().__init__(self._request)
-        self._host, self._port = parse_address(url.removeprefix("http://").rstrip("/"))
-        self._timeout = timeout
+        self._host, port = parse_address(url.removeprefix("http://").rstrip("/"))
+        self._place, self._timeout = format_address(self._host, port), timeout
         self._headers = {"Content-Type": "application/json"}
         if token is not None:
             self._headers["Authorization"] = b"Bearer " + token.strip().encode()
         self._lock = threading.Lock()  # guards the connection from sending to the end of the answer
-        self._connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+        self._connection = http.client.HTTPConnection(self._host, port, timeout=timeout)
         self._numbers = itertools.count(1)
         self.notify = _Remote(self._notify)
 
@@ -937,7 +931,7 @@ class Proxy(_Remote):
                 raise self._stranger(sent) from None
 
     def _unreachable(self, error):
-        place = format_address(self._host, self._port)
+        place = self._place
         if isinstance(error, (socket.gaierror, UnicodeError)):
             what, why = f'cannot find the host "{self._host}"', _NO_NAME
             fix = "check the spelling or use the IP address (form HOST or HOST:PORT, without http://)"
@@ -959,8 +953,7 @@ class Proxy(_Remote):
         return components.Unreachable(what, why, fix)
 
     def _stranger(self, sent):
-        place = format_address(self._host, self._port)
-        what = f'{place} answers, but it is not a Concurrent node (it sent "{ascii(sent[:60])[1:-1]}")'
+        what = f'{self._place} answers, but it is not a Concurrent node (it sent "{ascii(sent[:60])[1:-1]}")'
         fix = "the master prints its address on start; pass that with `--master`"
         return components.Unreachable(what, "another server uses this port", fix)
 
@@ -1025,11 +1018,9 @@ class VersionMismatch(ProtocolError):
     """The other side speaks another protocol number. `session` is the one it used."""
 
     def __init__(self, theirs: int, session: bytes) -> None:
-        super().__init__(
-            f"the other side speaks protocol {theirs}, this node speaks protocol {PROTOCOL}",
-            "the nodes of one swarm must have the same version of concurrent_swarm",
-            "install the same version on both, then start the older one again",
-        )
+        super().__init__(f"the other side speaks protocol {theirs}, this node speaks protocol {PROTOCOL}",
+                         "the nodes of one swarm must have the same version of concurrent_swarm",
+                         "install the same version on both, then start the older one again")
         self.session = session
 
 
@@ -1088,8 +1079,7 @@ def _table(call, parts, by_file=False):
         raise ProtocolError(
             f"{call[0]} has {len(flat)} parts and {inside:,} bytes",
             f"a message may have {MAX_PARTS} parts and {MAX_MESSAGE:,} bytes (rpc.MAX_MESSAGE)",
-            "split the work into smaller tasks, publish what many of them need, or pass large data as a file",
-        )
+            "split the work into smaller tasks, publish what many of them need, or pass large data as a file")
     return flat, sizes
 
 
@@ -1163,16 +1153,13 @@ def _read_call(text):
 def pack(
     kind: int, session: bytes, number: int, ack: int, call: list, parts: Iterable = (), local: str = ""
 ) -> list:
-    """One message as ZeroMQ frames; parts of 64 KiB and up become frames of their own, uncopied.
-
-    Raises ProtocolError when it is too large, TypeError or ValueError when `call` cannot be JSON.
-    """
+    """One message as ZeroMQ frames; parts of 64 KiB and up become frames of their own, uncopied. Raises ProtocolError
+    when it is too large, TypeError or ValueError when `call` cannot be JSON."""
     return pack_body(call, parts, _ENVELOPE.pack(MAGIC, PROTOCOL, kind, session, number, ack), local)
 
 
 def unpack(frames: list, follow: Callable[[str], Any] | None = None) -> Message:
-    """The message in ZeroMQ frames. Raises ProtocolError on anything odd, VersionMismatch on another
-    protocol."""
+    """The message in ZeroMQ frames. Raises ProtocolError on anything odd, VersionMismatch on another protocol."""
     if not frames or len(frames[0]) < _ENVELOPE.size:
         raise ProtocolError("a message is too short for its envelope")
     magic, protocol, kind, session, number, ack = _ENVELOPE.unpack_from(frames[0])
@@ -1188,11 +1175,9 @@ def unpack(frames: list, follow: Callable[[str], Any] | None = None) -> Message:
 
 
 def pack_stream(call: list, parts: Iterable = (), files: list | None = None) -> list:
-    """One message for a socketpair, as buffers for `sendmsg`: large parts uncopied, the rest joined.
-
-    Files that parts refer to are added to `files`, for their descriptors to be sent along; without it what they hold is
-    in the message.
-    """
+    """One message for a socketpair, as buffers for `sendmsg`: large parts uncopied, the rest joined. Files that parts
+    refer to are added to `files`, for their descriptors to be sent along; without it what they hold is in the
+    message."""
     flat, sizes = _table(call, parts, files is not None)
     if SEVERAL.intersection(map(type, flat)):
         flat, sizes, lengths = _inline(flat, files)
@@ -1261,13 +1246,11 @@ ACK_EVERY = 64  # received messages
 
 
 class Session:
-    """One end of a conversation: numbers what it sends and keeps it until acknowledged, delivers once and in
-    order.
+    """One end of a conversation: numbers what it sends and keeps it until acknowledged, delivers once and in order.
 
-    It has no socket and no clock. To send: `wrap`, and whenever it or `due` returns frames, give them to the
-    socket and say `sent` (or do not, when the socket refused: they stay due). To receive: `accept` for a DATA
-    message, `heard` for a BEAT.
-    """
+    It has no socket and no clock. To send: `wrap`, and whenever it or `due` returns frames, give them to the socket and
+    say `sent` (or do not, when the socket refused: they stay due). To receive: `accept` for a DATA message, `heard` for
+    a BEAT."""
 
     def __init__(self, ident: bytes, timing: Timing, now: float) -> None:
         self.id = ident
@@ -1344,8 +1327,7 @@ class Session:
         self._cursor = max(self._cursor, self._acked + 1)
 
     def beaten(self, number: int, call: list, now: float) -> None:
-        """A BEAT of the peer, which has sent DATA up to `number`; "resend" asks for everything not
-        acknowledged."""
+        """A BEAT of the peer, which has sent DATA up to `number`; "resend" asks for everything not acknowledged."""
         if number > self.received:
             self._missing(now)
         if call[0] == "resend":
@@ -1574,13 +1556,9 @@ class Endpoint:
         keys = {
             "LINGER": 0,
             "HANDSHAKE_IVL": 3000,  # ms; the default of 30 s leaves a node deaf after a short partition
-            "SNDHWM": HIGH_WATER,
-            "RCVHWM": HIGH_WATER,
-            "MAXMSGSIZE": MAX_MESSAGE + INLINE,
             "TCP_KEEPALIVE": 1,  # frees the descriptor of a machine that vanished
-            "TCP_KEEPALIVE_IDLE": 60,
-            "IPV6": 1,
-            **options,
+            "TCP_KEEPALIVE_IDLE": 60, "IPV6": 1,
+            "SNDHWM": HIGH_WATER, "RCVHWM": HIGH_WATER, "MAXMSGSIZE": MAX_MESSAGE + INLINE, **options,
         }
         for key, value in keys.items():
             self.socket.set(getattr(self._zmq, key), value)
@@ -2847,11 +2825,8 @@ class Reference:
         return self._with_file(read_payload)
 
     def _with_file(self, function):
-        file = self.open()
-        try:
-            return function(file, self.at, self.size)
-        finally:
-            os.close(file)
+        with os.fdopen(self.open(), "rb", 0) as file:
+            return function(file.fileno(), self.at, self.size)
 
 
 def open_payload(folder: str, name: str) -> int:
@@ -3285,7 +3260,6 @@ class _Incoming:
         self._pieces: list = []
 
     def add(self, part: Any) -> None:
-        """The next slice."""
         pieces = part if type(part) is list else [part.read() if type(part) is Reference else part]
         if self._file >= 0:
             try:
@@ -3937,10 +3911,8 @@ class FrameworkAlias(importlib.abc.MetaPathFinder):
 
 def answer_framework(names: Iterable[str]) -> FrameworkAlias:
     """Let applications of this process import the framework by these package names too; more may follow."""
-    for alias in sys.meta_path:
-        if isinstance(alias, FrameworkAlias):
-            break
-    else:
+    alias = next((finder for finder in sys.meta_path if isinstance(finder, FrameworkAlias)), None)
+    if alias is None:
         alias = FrameworkAlias(())
         sys.meta_path.insert(0, alias)
     alias.names |= set(names) - {FRAMEWORK}
@@ -4332,11 +4304,6 @@ class BaseNode(components.ComponentManager):
         self.closing.callback(self.loop.close)
         self._expose()
 
-    @property
-    def node_id_str(self) -> str:
-        """The node's id, made anew at each start."""
-        return self.node_id
-
     def serve(self, host: str = "127.0.0.1", port: int = 0, token: str | None = None,
               names: Iterable[str] = ()) -> None:
         """Opens the control channel. `names` are those by which others may call this machine, beside its own."""
@@ -4571,7 +4538,7 @@ class Node(BaseNode):
             self.link = None
 
 
-DEFAULT_MASTER = "127.0.0.1:8080"
+DEFAULT_MASTER = f"127.0.0.1:{DEFAULT_PORT}"
 
 
 class MasterAway(components.Unreachable):
@@ -4613,7 +4580,12 @@ def find_access(role: str, master: str = "", path: str = "") -> Access:
     path = path or os.environ.get("CONCURRENT_SWARM_ACCESS", "")
     if not path:
         host, port = parse_address(master or DEFAULT_MASTER)
-        path = _access_of_local_master(host, port, role)
+        note = masters_folder() / str(port)
+        if not (is_loopback(host) and note.exists()):
+            raise Unreachable(f"no access file for the master at {format_address(host, port)}",
+                              "it runs on another machine, or as another user: this node needs a file that lets it in",
+                              f"copy keys/{role}.access from the master's environment and pass --access FILE")
+        path = os.path.join(note.read_text().strip(), "keys", f"{role}.access")
     access = _loaded(path)
     if access.role != role and (role, access.role) != ("client", "admin"):
         raise Unreachable(f"{path} lets in a {access.role}, and this is a {role}",
@@ -4638,15 +4610,6 @@ def address_of_master(given: str = "", access: str = "") -> str:
 def masters_folder() -> Path:
     """Where masters of this user note, by port, which environment is theirs."""
     return components.state_root() / "masters"
-
-
-def _access_of_local_master(host: str, port: int, role: str) -> str:
-    note = masters_folder() / str(port)
-    if is_loopback(host) and note.exists():
-        return os.path.join(note.read_text().strip(), "keys", f"{role}.access")
-    raise Unreachable(f"no access file for the master at {format_address(host, port)}",
-                      "it runs on another machine, or as another user: this node needs a file that lets it in",
-                      f"copy keys/{role}.access from the master's environment and pass --access FILE")
 
 
 def _node_name() -> str:
@@ -4920,8 +4883,7 @@ def open_environment(role: str, options: argparse.Namespace, settings: Iterable[
         arguments.append(f"node.log_format={options.log_format}")
     if options.quiet or options.debug:
         arguments.append(f"node.log_level={'warning' if options.quiet else 'debug'}")
-    config = components.Config(environment.config_path, arguments, folder=environment.path)
-    return environment, config
+    return environment, components.Config(environment.config_path, arguments, folder=environment.path)
 
 
 def configuration(role: str, options: argparse.Namespace) -> components.Config:

@@ -97,7 +97,6 @@ import selectors
 import shutil
 import signal
 import socket
-import socketserver
 import stat
 import struct
 import sys
@@ -113,8 +112,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, get_origin
@@ -341,19 +339,17 @@ class Service:
         return (0, "") if silent else answer
 
     def _call(self, name, params, request) -> str:
-        method = self.methods.get(name) or self._unknown(name)
+        method = self.methods.get(name)
+        if method is None:
+            nearest = components.nearest(name, self.methods) if len(name) < 100 else ""  # else looking takes too long
+            fix = f"did you mean {nearest}?" if nearest else "rpc.discover lists the methods"
+            raise _error(METHOD_NOT_FOUND, f"no method {name!r}", "this node has none", fix, nearest=nearest)
         if method.roles is not None and request.role not in method.roles:
             who = " or ".join(sorted(method.roles))
             code = NOT_AUTHENTICATED if request.role == "guest" else NOT_ALLOWED
             fix = "send the token of this node: Authorization: Bearer TOKEN"
             raise _error(code, f"{name} needs the role {who}", f"the caller's is {request.role}", fix)
         return json.dumps(method.call(request, params), allow_nan=False)
-
-    def _unknown(self, name):
-        """Raises RpcError -32601 with the nearest known name; for a long name, looking takes too long."""
-        nearest = components.nearest(name, self.methods) if len(name) < 100 else ""
-        fix = f"did you mean {nearest}?" if nearest else "rpc.discover lists the methods"
-        raise _error(METHOD_NOT_FOUND, f"no method {name!r}", "this node has none", fix, nearest=nearest)
 
     def _add(self, name, function, doc, roles):
         roles = None if roles is None else frozenset(roles)
@@ -381,12 +377,11 @@ def _failure(error, identity, request, mark="") -> tuple[int, str]:
 
 def jsonremote(service: Service, name: str | None = None, doc: str | None = None,
                roles: Collection[str] | None = None) -> Callable[[Callable], Callable]:
-    """Marks a function as a method of `service`, under its own name and docstring unless others are given.
-
-    The function is called as `function(request, *params)` with an `HttpRequest`, in a thread of the server;
-    its signature and annotations (int, float, str, bool, list, dict, None and unions of them) are checked
-    before. It returns what JSON can say, or raises `Error` or, to choose the code, `RpcError`. `roles` says
-    who may call it; None is anyone who is let in. Raises Error if the name is taken or reserved."""
+    """Marks a function as a method of `service`, under its own name and docstring unless others are given. It is called
+    as `function(request, *params)` with an `HttpRequest`, in a thread of the server; signature and annotations (int,
+    float, str, bool, list, dict, None and unions of them) are checked before. It returns what JSON can say, or raises
+    `Error` or, to choose the code, `RpcError`. `roles` says who may call it; None is anyone who is let in. Raises Error
+    if the name is taken or reserved."""
 
     def mark(function: Callable) -> Callable:
         known = name or function.__name__
@@ -692,7 +687,7 @@ class ControlServer(ThreadingHTTPServer):
 
     def server_bind(self):
         """Binds without the library's reverse look-up of the host's name, which can take seconds."""
-        socketserver.TCPServer.server_bind(self)
+        super(HTTPServer, self).server_bind()
         self.server_name, self.port = self.server_address[:2]
         self.address = format_address(self.server_name, self.port)
 
@@ -1378,11 +1373,9 @@ COMPLAIN = 10.0  # seconds between two log lines about the same kind of trouble
 
 
 def tcpremote(endpoint: Endpoint, name: str | None = None, roles: Iterable[str] | None = None) -> Callable:
-    """Decorate a function as a method that the other side may call on `endpoint`.
-
-    `name` is its name on the wire (the function's own by default); `roles` lists who may call it (everybody
-    by default). It is called `function(endpoint, request, *params)`; what it returns, other than None, goes
-    back as `<name>_response`, an error as `<name>_failed`."""
+    """Decorate a function as a method that the other side may call on `endpoint`, by `name` (its own by default), if it
+    has one of the `roles` (by default any). It is called `function(endpoint, request, *params)`; what it returns, other
+    than None, goes back as `<name>_response`, an error as `<name>_failed`."""
 
     def register(function):
         few, many = _arity(function)
@@ -2248,9 +2241,8 @@ class Keyring:
     `folder`/revoked       a public key per line: these may not enrol again
     `folder`/ROLE.access   what a node of this role needs, see `Access`
 
-    A deleted line of `authorized` ends that node's session; `revoke` also keeps it from enrolling again. Safe
-    to use from several threads. Raises Error when the folder or a file in it can be reached by others, or is
-    damaged."""
+    A deleted line of `authorized` ends that node's session; `revoke` also keeps it from enrolling again. Safe to use
+    from several threads. Raises Error when the folder or a file in it can be reached by others, or is damaged."""
 
     def __init__(self, folder: str, clock: Callable[[], float] = time.time) -> None:
         self.folder = _private_folder(folder)
@@ -2424,6 +2416,15 @@ def _ipc_password(join_secret, public_key):
     return hmac.new(join_secret.encode(), b"ipc" + public_key.encode(), hashlib.sha256).hexdigest().encode()
 
 
+@contextmanager
+def _told_as(kind, cause):
+    """An error of the one kind is raised as one of the other, in the same words."""
+    try:
+        yield
+    except cause as error:
+        raise kind(error.what, error.why, error.fix) from None
+
+
 class Access:
     """An access file: where the master is, its public key, and the secret that lets one role join."""
 
@@ -2434,8 +2435,10 @@ class Access:
         return f"<{self.role} access to {self.addresses}>"
 
     @classmethod
+    @_told_as(Unreachable, Error)
     def load(cls, path: str) -> Access:
-        """Read an access file. Raises Error when it is missing, damaged, readable by others or of another version."""
+        """Read an access file. Raises Unreachable if it is missing, damaged, readable by others or of another
+        version."""
         try:
             content = _json_object(_read_private(path), path)
         except FileNotFoundError as error:
@@ -2498,8 +2501,7 @@ class NodeKeys:
         return self._proven(access, answer, "checked")["known"]
 
     def accept(self, access: Access, answer: dict) -> dict:
-        """Check the master's answer to the last enrolment; returns its addresses. Raises Unreachable if it is
-        forged."""
+        """Check the master's answer to the last enrolment; returns its addresses. Raises Unreachable if forged."""
         return self._proven(access, answer, "enrolled")["addresses"] or access.addresses
 
     def _proven(self, access, answer, verb):
@@ -3016,13 +3018,11 @@ class Store:
 
     def _fitting(self, size, whose):
         """The smallest free file that so much fits into and that nobody holds any more."""
-        fits = [(have, name) for name, have in self._free.items() if size <= have <= 4 * size]
-        return next((name for _, name in sorted(fits) if self._files[name].whose == whose and self._alone(name)), None)
-
-    def _alone(self, name):
-        with suppress(FileNotFoundError):
-            return os.stat(f"{self.folder}/{name}").st_nlink == 1
-        return False
+        for _, name in sorted((have, name) for name, have in self._free.items() if size <= have <= 4 * size):
+            with suppress(FileNotFoundError):
+                if self._files[name].whose == whose and os.stat(f"{self.folder}/{name}").st_nlink == 1:
+                    return name
+        return None
 
     def _refuse(self, reason):
         log.log(logging.DEBUG if self._warned else logging.WARNING,
@@ -3267,7 +3267,8 @@ class _Incoming:
             except OSError as error:
                 log.warning("a published object goes to memory, for its file cannot grow (%s)", error)
                 self._pieces.append(os.pread(self._file, self.have, 0))
-                self._close()
+                os.close(self._file)
+                self._file = -1
                 self._store.release_file(self._name)
         if self._file < 0:
             self._pieces += pieces
@@ -3277,12 +3278,8 @@ class _Incoming:
         """The object as a part. Nothing comes any more."""
         if self._file < 0:
             return self._pieces
-        self._close()
-        return self._store.reference(self._name, 0, self.have).held(self._store)
-
-    def _close(self) -> None:
         os.close(self._file)
-        self._file = -1
+        return self._store.reference(self._name, 0, self.have).held(self._store)
 
 
 class Shelf:
@@ -3312,7 +3309,7 @@ class Shelf:
             self._put(key, self.kept(part))
             return True
         if at == 0:  # from the beginning, maybe again
-            self._drop(key)
+            self.forget([key])
             self._coming[key] = _Incoming(self._store, total)
         coming = self._coming.get(key)
         if coming is None or at != coming.have or at + size_of(part) > coming.total != total:
@@ -3327,11 +3324,8 @@ class Shelf:
         """Lets objects go; who has mapped one keeps it."""
         for key in keys:
             self._held.pop(key, None)
-            self._drop(key)
-
-    def _drop(self, key: str) -> None:
-        if key in self._coming:
-            self._coming.pop(key).end()
+            if key in self._coming:
+                self._coming.pop(key).end()
 
     def kept(self, reference: Reference) -> Any:
         """The same bytes as a part that stays, whatever becomes of the sender's file. Raises OSError if it is gone."""
@@ -3342,13 +3336,9 @@ class Shelf:
 
     def _put(self, key: str, part: Any) -> None:
         self._held[key] = part
-        while self._budget is not None and len(self._held) > 1 and self.size > self._budget:
+        budget = math.inf if self._budget is None else self._budget
+        while len(self._held) > 1 and sum(map(size_of, self._held.values())) > budget:
             self._held.popitem(last=False)
-
-    @property
-    def size(self) -> int:
-        """Bytes of what is held."""
-        return sum(map(size_of, self._held.values()))
 
 
 # -- large messages on a socketpair --------------------------------------------------------------------------------
@@ -3463,12 +3453,10 @@ _MANIFEST_FILE = ".bundle.json"  # cannot meet a file of the application: hidden
 
 @dataclass(frozen=True)
 class Bundle:
-    """An application as it travels.
-
-    `digest` is the SHA-256 (hex) of the content and of the manifest's facts, never of the place it came from:
-    the same source in two folders is one bundle, an edited file is another. `manifest` is a table for JSON:
-    `format`, `kind` (file or package), `entry` (the entry file's name in the zip), `module` (what to import),
-    `modules` (the other top-level names the bundle answers), `framework` (the package under which the client
+    """An application as it travels. `digest` is the SHA-256 (hex) of the content and of the manifest's facts, never of
+    the place it came from: the same source in two folders is one bundle, an edited file is another. `manifest` is a
+    table for JSON: `format`, `kind` (file or package), `entry` (the entry file's name in the zip), `module` (what to
+    import), `modules` (the other top-level names the bundle answers), `framework` (the package under which the client
     knows us), `requirements`. `root` is the folder of the source on the client; it is not sent."""
 
     digest: str
@@ -3479,11 +3467,10 @@ class Bundle:
 
 def make_bundle(path: str | os.PathLike | None = None, module: str | None = None,
                 framework: str = FRAMEWORK) -> Bundle:
-    """The bundle of the application in `path` (a .py file or package folder) or of `module` (as after `-m`).
-
-    A file takes along the modules and packages next to it that its imports name, also inside functions and
-    through other siblings, but for names that the standard library has. A package takes all its files but
-    hidden and compiled ones. Raises UsageError for source that cannot be found, read, parsed or sent."""
+    """The bundle of the application in `path` (a .py file or package folder) or of `module` (as after `-m`). A file
+    takes along the modules and packages next to it that its imports name, also inside functions and through other
+    siblings, but for names that the standard library has. A package takes all its files but hidden and compiled ones.
+    Raises UsageError for source that cannot be found, read, parsed or sent."""
     root, entry = _locate_module(module) if module is not None else _locate_path(Path(path))
     if "/" in entry:
         _parse(root / entry)
@@ -4284,8 +4271,7 @@ class BaseNode(components.ComponentManager):
     log_level = components.ChoiceItem("node", "log_level", "info", ("debug", "info", "warning", "error"), "what to log")
     log_format = components.ChoiceItem("node", "log_format", "text", ("text", "json"), "how to log")
     by_reference = components.BoolItem(
-        "node", "by_reference", True, "pass large payloads between nodes of one machine as files in memory"
-    )
+        "node", "by_reference", True, "pass large payloads between nodes of one machine as files in memory")
 
     def __init__(self, environment: components.Environment, config: components.Config):
         super().__init__(config)
@@ -4330,8 +4316,7 @@ class BaseNode(components.ComponentManager):
         """What a person wants to know first."""
         return {
             "role": self.role, "version": components.__version__, "python": platform.python_version(),
-            "pid": os.getpid(),
-            "host": socket.gethostname(), "uptime": round(time.monotonic() - self.started, 1),
+            "pid": os.getpid(), "host": socket.gethostname(), "uptime": round(time.monotonic() - self.started, 1),
             "environment": str(self.environment.path), "plugins_failed": self.plugins.failed,
         }
 
@@ -4397,8 +4382,7 @@ class Node(BaseNode):
     said in the hello), `welcomed(info, fresh)` and `lost(reason)`."""
 
     compute_address = components.HostItem(
-        "node", "compute_address", "", "HOST:PORT of the master's compute channel where a tunnel or relay leads to it"
-    )
+        "node", "compute_address", "", "HOST:PORT of the master's compute channel where a tunnel or relay leads to it")
     RETRY = 1.0  # seconds between two attempts to reach a master
     busy_loop = False  # whether code of the user's may keep the loop from giving signs of life
 
@@ -4545,15 +4529,6 @@ class MasterAway(components.Unreachable):
     """Nobody answers at the master's address; that may change."""
 
 
-@contextmanager
-def _told_as(kind: type[Error], cause: type[Error]) -> Iterator[None]:
-    """An error of the one kind in the `with` block is raised as one of the other, in the same words."""
-    try:
-        yield
-    except cause as error:
-        raise kind(error.what, error.why, error.fix) from None
-
-
 def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -> bool:
     """Enrols, trying again while nobody answers. False if the node was stopped. Raises Unreachable in the end."""
     began = time.monotonic()
@@ -4586,16 +4561,11 @@ def find_access(role: str, master: str = "", path: str = "") -> Access:
                               "it runs on another machine, or as another user: this node needs a file that lets it in",
                               f"copy keys/{role}.access from the master's environment and pass --access FILE")
         path = os.path.join(note.read_text().strip(), "keys", f"{role}.access")
-    access = _loaded(path)
+    access = Access.load(path)
     if access.role != role and (role, access.role) != ("client", "admin"):
         raise Unreachable(f"{path} lets in a {access.role}, and this is a {role}",
                           "each role has an access file of its own", f"copy keys/{role}.access of the master instead")
     return access
-
-
-def _loaded(path: str) -> Access:
-    with _told_as(Unreachable, Error):
-        return Access.load(path)
 
 
 def address_of_master(given: str = "", access: str = "") -> str:
@@ -4603,7 +4573,7 @@ def address_of_master(given: str = "", access: str = "") -> str:
     Unreachable, UsageError."""
     given = given or os.environ.get("CONCURRENT_SWARM_MASTER", "")
     if not given and access:
-        given = _loaded(access).addresses["http"]
+        given = Access.load(access).addresses["http"]
     return format_address(*parse_address(given or DEFAULT_MASTER))
 
 
@@ -4785,7 +4755,7 @@ class Doctor:
         with closing(http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)) as connection:
             connection.request("GET", "/health")
             told = email.utils.parsedate_to_datetime(connection.getresponse().headers.get("Date", ""))
-        apart = abs(datetime.now(timezone.utc).timestamp() - told.timestamp())
+        apart = abs(email.utils.localtime().timestamp() - told.timestamp())
         if apart < CLOCKS_APART:
             return Check("ok", name, f"within {math.ceil(apart) + 1} s of the master's")
         level = "fail" if apart > CLOCK_SKEW else "warn"

@@ -3117,7 +3117,7 @@ class MasterNode(rpc.BaseNode):
         """Parts that this master holds on to: files are linked, so that they stay whatever becomes of their sender, and
         what memory has no room for is written to the disk, from the part `first` on. Raises OSError if a file is gone.
         """
-        taken = [self._adopted(part) if type(part) is rpc.Reference else part for part in parts]
+        taken = [self.store.kept(part) if type(part) is rpc.Reference else part for part in parts]
         size = bytes_in_memory(taken)
         if self.memory.has_room(size):
             return self.memory.count(taken, size)
@@ -3125,12 +3125,6 @@ class MasterNode(rpc.BaseNode):
         for i, reference in zip(large, self.spool.write([taken[i] for i in large]) or (), strict=False):
             taken[i] = reference.held(self.spool)
         return self.memory.count(taken, bytes_in_memory(taken))
-
-    def _adopted(self, part: rpc.Reference) -> rpc.Reference | bytes:
-        if part.store is self.store:
-            return part  # the host of a system wrote it here
-        adopted = self.store.adopt(part)
-        return adopted.held(self.store) if adopted else part.read()
 
     # -- output
 

@@ -114,7 +114,6 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, get_origin
 from urllib.parse import urlsplit
 
@@ -278,8 +277,7 @@ class Method:
     @property
     def usage(self) -> str:
         """How it is called: its name and parameters."""
-        plain = [each.replace(annotation=each.empty) for each in self.parameters]
-        return f"{self.name}{inspect.Signature(plain)}"
+        return f"{self.name}{inspect.Signature([each.replace(annotation=each.empty) for each in self.parameters])}"
 
 
 def _fits(value, parameter):
@@ -425,10 +423,8 @@ def format_address(host: str, port: int | str) -> str:
 
 _API = ("/", "/api/1", "/api/1/")
 _VERBS = {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"}
-_CODES = {
-    401: NOT_AUTHENTICATED, 403: NOT_ALLOWED, 413: TOO_LARGE, 414: TOO_LARGE, 421: NOT_ALLOWED, 429: TOO_MANY,
-    431: TOO_LARGE, 500: INTERNAL_ERROR, 503: TOO_MANY,
-}  # fmt: skip
+_CODES = {401: NOT_AUTHENTICATED, 403: NOT_ALLOWED, 413: TOO_LARGE, 414: TOO_LARGE, 421: NOT_ALLOWED, 429: TOO_MANY,
+          431: TOO_LARGE, 500: INTERNAL_ERROR, 503: TOO_MANY}
 _SECURITY = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
 _FULL = b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _FIRST_LINE = re.compile(rb"[A-Za-z]{1,32} [!-~]+ HTTP/1\.[01]\r\n")
@@ -858,12 +854,11 @@ class _Remote:
 
 
 class Proxy(_Remote):
-    """The methods of a node, as if they were here: `proxy.status()`, `proxy.slave.drain("s1")`.
-
-    `url` is HOST:PORT, with or without http://. `timeout` (seconds) is for connecting and for each wait. A call blocks,
-    returns the result or raises `RpcError`, or `Unreachable` when there is no node or no answer.
-    `proxy.notify.status()` does not ask for a result. Threads may share a proxy; its calls go one after the other on
-    one connection. A call without an answer is not repeated: nobody knows whether the node has carried it out."""
+    """The methods of a node, as if they were here: `proxy.status()`, `proxy.slave.drain("s1")`. `url` is HOST:PORT,
+    with or without http://. `timeout` (seconds) is for connecting and for each wait. A call blocks, returns the result
+    or raises `RpcError`, or `Unreachable` when there is no node or no answer. `proxy.notify.status()` asks for no
+    result. Threads may share a proxy; its calls go one after the other on one connection. A call without an answer is
+    not repeated: nobody knows whether the node has carried it out."""
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 5.0):
         super().__init__(self._request)
@@ -922,8 +917,7 @@ class Proxy(_Remote):
                 return _checked_answer(json.loads(content), message)
             except (ValueError, RecursionError):
                 self._connection.close()
-                sent = response.headers.get("Server") or f"{response.status} {response.reason}"
-                raise self._stranger(sent) from None
+                raise self._stranger(response.headers.get("Server") or f"{response.status} {response.reason}") from None
 
     def _unreachable(self, error):
         place = self._place
@@ -1824,10 +1818,9 @@ _OTHER_KEY = ("the master has another key than this node expects",
 
 
 class Link(Endpoint):
-    """A node's end: one DEALER, a session that survives reconnects, and clear words when the master says no.
-
-    `state` is "connecting", "ready" or "lost". Assign the hooks: `on_welcome(info, fresh)`: calls go through, and if
-    `fresh` this is a new session, nothing of an older one will arrive any more, so submit again; `on_lost(reason)`;
+    """A node's end: one DEALER, a session that survives reconnects, and clear words when the master says no. `state` is
+    "connecting", "ready" or "lost". Assign the hooks: `on_welcome(info, fresh)`: calls go through, and if `fresh` this
+    is a new session, nothing of an older one will arrive any more, so submit again; `on_lost(reason)`;
     `on_refused(error)`: why the master does not let this node in. The link keeps trying: the owner gives up, or not."""
 
     def __init__(self, credentials: Credentials, info: dict, clock: Callable[[], float] = time.monotonic,
@@ -2083,9 +2076,8 @@ class Link(Endpoint):
 
 
 class Pulse(threading.Thread):
-    """Signs of life for one session from a thread of its own, for an owner whose callbacks keep its loop busy. It has
-    its own connection; the master accepts a BEAT of a session from any connection with the same key. Make a new one for
-    each fresh session."""
+    """Signs of life for one session from a thread and a connection of its own, for an owner whose callbacks keep its
+    loop busy. The master accepts a BEAT of a session from any connection with the same key."""
 
     def __init__(self, credentials: Credentials, addresses: dict, session: Session) -> None:
         super().__init__(name="pulse", daemon=True)
@@ -2129,16 +2121,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of the GNU C library
 
 
 def tune_process() -> None:
-    """What a process of a node does first: the loop gets its turn soon whatever other threads do (answering people by
-    HTTP, most of all), and memory is kept for the next payload."""
+    """What a process of a node does first: its loop gets a turn soon, and memory is kept for the next payload."""
     sys.setswitchinterval(0.0005)  # a tenth of Python's own: so long may a busy thread keep the loop from its messages
     keep_memory()
 
 
 def keep_memory() -> None:
-    """Lets this process use memory again that it has freed, up to 256 MiB, before it gives any back to the system. By
-    default blocks of megabytes are new memory each time, and to get that costs several times what it costs to fill it.
-    Only the GNU C library knows how; elsewhere this does nothing."""
+    """Lets this process use memory again that it has freed, up to 256 MiB: to get blocks of megabytes anew costs
+    several times what it costs to fill them. Only the GNU C library knows how; elsewhere this does nothing."""
     import ctypes
 
     with suppress(OSError, AttributeError):
@@ -2257,9 +2247,6 @@ class Keyring:
         self._reload()
         self._reported = set(self._nodes)
 
-    def __repr__(self) -> str:
-        return f"<keyring {self.folder}: {len(self._nodes)} nodes>"
-
     def _path(self, name):
         return os.path.join(self.folder, name)
 
@@ -2313,8 +2300,7 @@ class Keyring:
             return key if self.entry(key) else None
         key, password = secret[0].decode("ascii", "replace"), secret[1]
         role = self.role_of(key)
-        right = role and hmac.compare_digest(password, _ipc_password(self._join[role], key))
-        return key if right else None
+        return key if role and hmac.compare_digest(password, _ipc_password(self._join[role], key)) else None
 
     def token(self) -> str:
         """What lets a person administer the master over HTTP; kept in `folder`/token.json."""
@@ -2343,8 +2329,7 @@ class Keyring:
         return {**about, "mac": _sign(self._join[role], "enrolled", nonce, about)}
 
     def check_enrolment(self, request: dict) -> dict:
-        """Whether such an enrolment would be let in: `known` says whether the key is authorized already. Authorizes
-        nobody. Raises Error with what is wrong."""
+        """What `enrol` would do, doing nothing: `known`: the key is authorized already. Raises Error as it does."""
         role, key, name, nonce = self._verified(request, "check")
         about = {"public_key": self.public_key, "known": self._may_join(key, role, name) is not None}
         return {**about, "mac": _sign(self._join[role], "checked", nonce, about)}
@@ -2431,14 +2416,10 @@ class Access:
     def __init__(self, addresses: dict, public_key: str, role: str, secret: str) -> None:
         self.addresses, self.public_key, self.role, self.secret = addresses, public_key, role, secret
 
-    def __repr__(self) -> str:
-        return f"<{self.role} access to {self.addresses}>"
-
     @classmethod
     @_told_as(Unreachable, Error)
     def load(cls, path: str) -> Access:
-        """Read an access file. Raises Unreachable if it is missing, damaged, readable by others or of another
-        version."""
+        """Read an access file. Raises Unreachable: it is missing, damaged, readable by others or of another version."""
         try:
             content = _json_object(_read_private(path), path)
         except FileNotFoundError as error:
@@ -2464,9 +2445,6 @@ class Credentials:
         self.role, self.public_key = role, pair["public_key"]
         self._secret_key, self._server_key, self._join = pair["secret_key"], access.public_key, access.secret
 
-    def __repr__(self) -> str:
-        return f"<{self.role} credentials {self.public_key[:8]}…>"
-
     def dress(self, socket: Any, address: str) -> None:
         """Set up a ZeroMQ socket that is about to connect to `address`."""
         if address.startswith("ipc://"):
@@ -2485,9 +2463,6 @@ class NodeKeys:
         self.public_key = self._pair["public_key"]
         self._clock = clock
         self._nonce = ""
-
-    def __repr__(self) -> str:
-        return f"<node keys {self.public_key[:8]}…>"
 
     def enrolment(self, access: Access, name: str, verb: str = "enrol") -> dict:
         """The signed request to send to the master's `enrol`, or with the verb "check" to its `enrol.check`."""
@@ -2605,9 +2580,8 @@ def explain_unpicklable(obj: Any, error: Exception, what: str) -> components.Usa
         obj = types.SimpleNamespace(**{str(name): value for name, value in obj.items()})
     path, culprit = _find_unpicklable(obj, "", 0)
     kind = "a lambda" if getattr(culprit, "__name__", "") == "<lambda>" else f"of type {type(culprit).__name__}"
-    where = f'attribute "{path}" is {kind}' if path else f"it is {kind} ({error})"
     return UsageError(
-        f"{what} cannot be sent: {where}",
+        f"{what} cannot be sent: " + (f'attribute "{path}" is {kind}' if path else f"it is {kind} ({error})"),
         "tasks and results travel as pickles; lambdas, open files, locks, generators and local classes cannot",
         "use a function or class at the top of its module, or keep the value out of the object")
 
@@ -2656,11 +2630,10 @@ class _Pieces(list):
 
 
 def seal_pieces(obj: Any) -> list:
-    """The sealed form of the user's object in pieces that `open_sealed` opens; large data is not copied.
-
-    The form is that of `dumps`, unless the object has contiguous buffers of 64 KiB and up (arrays); then these follow
-    its pickle, each aligned. The pieces may be the object's own memory: use them before the user's code goes on.
-    Raises whatever the object's own code raises."""
+    """The sealed form of the user's object in pieces that `open_sealed` opens; large data is not copied. The form is
+    that of `dumps`, unless the object has contiguous buffers of 64 KiB and up (arrays); then these follow its pickle,
+    each aligned. The pieces may be the object's own memory: use them before the user's code goes on. Raises whatever
+    the object's own code raises."""
     try:
         pieces, buffers = _pickled(pickle.Pickler, obj)
         plain = not _mentions_us(pieces)
@@ -2678,9 +2651,7 @@ def _pickled(pickler, obj):
 
     def in_band(buffer):
         raw = buffer.raw()
-        if len(raw) < INLINE:
-            return True
-        return buffers.append(raw)  # None: it is not in the pickle
+        return True if len(raw) < INLINE else buffers.append(raw)  # None: it is not in the pickle
 
     pickler(pieces, PICKLE_PROTOCOL, buffer_callback=in_band).dump(obj)
     return list(pieces), buffers
@@ -2760,8 +2731,7 @@ def payload_root() -> str:
 
 
 def own_folder(path: str | os.PathLike) -> str:
-    """The path of a folder, made if it is not there; it must be this user's, out of others' reach, and no link. Raises
-    Error, OSError."""
+    """A folder's path, made if it is not there: this user's, out of others' reach, no link. Raises Error, OSError."""
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
     return _checked_folder(os.fspath(path))
@@ -2948,12 +2918,11 @@ class _File:
 
 
 class Store:
-    """The payload files of one node, in a folder that lives as long as its process; for one thread at a time.
-
-    A file that is not needed any more is written again, which costs a third of a new one, if its link count says that
-    no other store holds it, and if it was plain: who reads a plain pickle has copied what it needs, while arrays are
-    views of their file. It is written again for the same `whose` only: who once had its descriptor may have kept it.
-    `budget` is in bytes of files written here, in use or free; as a rule half of what the file system has left."""
+    """The payload files of one node, in a folder that lives as long as its process; for one thread at a time. A file
+    that is not needed any more is written again, which costs a third of a new one, if its link count says that no other
+    store holds it, and if it was plain: who reads a plain pickle has copied what it needs, while arrays are views of
+    their file. It is written again for the same `whose` only: who once had its descriptor may have kept it. `budget` is
+    in bytes of files written here, in use or free; as a rule half of what the file system has left."""
 
     def __init__(self, root: str | None = None, budget: int | None = None) -> None:
         self.root = own_folder(root) if root else payload_root()
@@ -2980,8 +2949,8 @@ class Store:
             os.close(alone)
 
     def write(self, parts: Iterable, whose: str = "") -> list[Reference] | None:
-        """Writes the parts (bytes-likes, or lists of them) into one file: a reference to each. None if there is no room
-        in the budget or the file system."""
+        """Writes the parts (bytes-likes, lists of them) into one file: a reference to each. None if there is no
+        room."""
         pieces, places, plain = lay_out(parts)
         made = self.create(sum(map(len, pieces)), whose)
         if made is None:
@@ -3030,8 +2999,8 @@ class Store:
         self._warned = True
 
     def reference(self, name: str, at: int, size: int) -> Reference:
-        """One more reference into a file of this store, as the process that filled it says. Raises ProtocolError if
-        there is no such file or it is shorter."""
+        """One more reference into a file that a process filled. Raises ProtocolError if there is none, or not so
+        long."""
         kept = self._files.get(name)
         if kept is None or name in self._free:
             raise ProtocolError(f"{name!r:.80} is no payload file in use")
@@ -3065,6 +3034,13 @@ class Store:
             raise OSError(errno.ENODATA, "the file is shorter than was said", "/".join(source))
         self._files[name].parts += 1
         return Reference(self.folder, name, reference.at, reference.size)
+
+    def kept(self, reference: Reference) -> Reference | bytes:
+        """The same bytes as a part that stays, whatever becomes of the sender's file. Raises OSError if it is gone."""
+        if reference.store is self:
+            return reference  # the host of a system wrote it here
+        adopted = self.adopt(reference)
+        return adopted.held(self) if adopted else reference.read()
 
     def tidy(self) -> None:
         """Takes back what was let go, and keeps no free files if nothing was written for a while."""
@@ -3306,7 +3282,7 @@ class Shelf:
         if key in self._held:
             return True
         if type(part) is Reference and part.size == total:
-            self._put(key, self.kept(part))
+            self._put(key, self._store.kept(part))
             return True
         if at == 0:  # from the beginning, maybe again
             self.forget([key])
@@ -3326,13 +3302,6 @@ class Shelf:
             self._held.pop(key, None)
             if key in self._coming:
                 self._coming.pop(key).end()
-
-    def kept(self, reference: Reference) -> Any:
-        """The same bytes as a part that stays, whatever becomes of the sender's file. Raises OSError if it is gone."""
-        if reference.store is self._store:
-            return reference
-        adopted = self._store.adopt(reference)
-        return adopted.held(self._store) if adopted else [reference.read()]
 
     def _put(self, key: str, part: Any) -> None:
         self._held[key] = part
@@ -3543,15 +3512,12 @@ def _locate_path(path):
             top = top.parent
         return top.parent, (path / "__init__.py").relative_to(top.parent).as_posix()
     if not path.is_file() or path.suffix != ".py":
-        raise _no_application(path, _why_not_a_file(path))
+        folder, pattern = (path.parent, "*.py") if path.parent.is_dir() else (path.parent.parent, "*/*.py")
+        hint = components.did_you_mean(str(path), map(str, folder.glob(pattern)))
+        why = "it is not a .py file" if path.exists() else "the file does not exist"
+        raise _no_application(path, f"{why} ({hint})" if hint else why)
     path = path.resolve()
     return path.parent, path.name
-
-
-def _why_not_a_file(path):
-    folder, pattern = (path.parent, "*.py") if path.parent.is_dir() else (path.parent.parent, "*/*.py")
-    hint = components.did_you_mean(str(path), map(str, folder.glob(pattern)))
-    return ("it is not a .py file" if path.exists() else "the file does not exist") + (f" ({hint})" if hint else "")
 
 
 def _locate_module(module):
@@ -3825,7 +3791,7 @@ def install_bundle(root: str | os.PathLike, manifest: dict[str, Any]) -> BundleF
     return sys.meta_path[0]
 
 
-def load_app(root: str | os.PathLike, manifest: dict[str, Any]) -> ModuleType:
+def load_app(root: str | os.PathLike, manifest: dict[str, Any]) -> types.ModuleType:
     """Import the entry module of the bundle in `root`; if it fails, raise Error and leave nothing behind."""
     finder = install_bundle(root, manifest)
     try:
@@ -3856,10 +3822,9 @@ def _load_error(error, root, manifest):
                  f"correct line {line}; code outside functions runs on every node that loads the file")
 
 
-def find_application(module: ModuleType, base_class: type, name: str | None = None) -> type:
-    """The one subclass of `base_class` that `module` (or, of a package, a module in it) defines. `name` chooses among
-    several, by any name that a class has in the module; without it, the class that the module calls `application` is
-    meant. Raises UsageError that lists what is there."""
+def find_application(module: types.ModuleType, base_class: type, name: str | None = None) -> type:
+    """The subclass of `base_class` that `module` (or, of a package, a module in it) defines: the only one, that of this
+    `name`, by any it has there, or without a name that called `application`. Raises UsageError that lists them."""
     home, shown = module.__name__, _shown(module.__file__)
     aliases = {known_as: one for known_as, one in vars(module).items() if isinstance(one, type)
                and _below(one.__module__, home) and issubclass(one, base_class) and one is not base_class}
@@ -4263,9 +4228,8 @@ def speaking_up(text: str) -> Iterator[None]:
 
 
 class BaseNode(components.ComponentManager):
-    """What every node has: an environment, a configuration that reloads itself, a loop, and a server for people.
-    Subclasses give `role`, override `status`, and add methods to `service` with `jsonremote`. Everything here belongs
-    to the loop's thread, but for the methods of the server, which ask the loop."""
+    """What every node has: an environment, a configuration that reloads itself, a loop, a server for people. Subclasses
+    give `role`, override `status`, add methods to `service`. All but those methods belongs to the loop's thread."""
 
     role = ""
     log_level = components.ChoiceItem("node", "log_level", "info", ("debug", "info", "warning", "error"), "what to log")
@@ -4377,9 +4341,9 @@ class BaseNode(components.ComponentManager):
 
 
 class Node(BaseNode):
-    """A node with a master: finds the way in, enrols, holds the link, and comes back after the master went away.
-    `master` is HOST:PORT or empty, `access` the path of an access file or empty. Subclasses override `info` (what is
-    said in the hello), `welcomed(info, fresh)` and `lost(reason)`."""
+    """A node with a master: finds the way in, enrols, holds the link, comes back after the master went away. `master`
+    (HOST:PORT) and `access` (the path of an access file) may be empty. Subclasses override `info`, `welcomed`,
+    `lost`."""
 
     compute_address = components.HostItem(
         "node", "compute_address", "", "HOST:PORT of the master's compute channel where a tunnel or relay leads to it")
@@ -4550,8 +4514,7 @@ def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -
 
 
 def find_access(role: str, master: str = "", path: str = "") -> Access:
-    """The access file in which a node of this role finds its way in: `path`, or that of a master of this user on this
-    machine. Raises Unreachable."""
+    """The access file for a node of this role: `path`, or that of this user's master here. Raises Unreachable."""
     path = path or os.environ.get("CONCURRENT_SWARM_ACCESS", "")
     if not path:
         host, port = parse_address(master or DEFAULT_MASTER)
@@ -4569,8 +4532,7 @@ def find_access(role: str, master: str = "", path: str = "") -> Access:
 
 
 def address_of_master(given: str = "", access: str = "") -> str:
-    """HOST:PORT where a node looks for its master: what was given, else what its access file says, else here. Raises
-    Unreachable, UsageError."""
+    """HOST:PORT of a node's master: as given, else by its access file, else here. Raises Unreachable, UsageError."""
     given = given or os.environ.get("CONCURRENT_SWARM_MASTER", "")
     if not given and access:
         given = Access.load(access).addresses["http"]
@@ -4607,9 +4569,8 @@ class Check(NamedTuple):
 
 
 class Doctor:
-    """Looks at what a node needs: on this machine, in its folder, and on the way to its master. Lets nobody in, makes
-    at most the folder of payloads in memory, and waits PATIENCE for an answer. What needs a master says so without one.
-    """
+    """Looks at what a node needs: on this machine, in its folder, on the way to its master. Lets nobody in, makes at
+    most the folder of payloads in memory, waits PATIENCE for an answer; what needs a master says so without one."""
 
     def __init__(self, role: str, config: components.Config, environment: components.Environment, options: Any):
         self.role, self.config, self.environment, self.access_file = role, config, environment, options.access
@@ -4713,8 +4674,8 @@ class Doctor:
             about = proxy.status()
         role = about.get("role") if isinstance(about, dict) else "stranger"
         if role != "master":
-            what = f"{address} is a {role}, not a master"
-            raise components.Unreachable(what, "each node has a port", "the master prints its address on start")
+            raise Unreachable(f"{address} is a {role}, not a master",
+                              "each node has a port", "the master prints its address on start")
         self.about = about
 
     def _master_name(self, name):
@@ -4766,8 +4727,7 @@ class Doctor:
         addresses = self.about.get("addresses")
         addresses = addresses if isinstance(addresses, dict) else {}
         port = int(str(addresses.get("tcp", "")).rpartition(":")[2] or 0)
-        tcp = format_address(self.host, port) if port else ""
-        where = preferred_address({**addresses, "tcp": tcp})
+        where = preferred_address({**addresses, "tcp": format_address(self.host, port) if port else ""})
         kind, _, path = where.partition("://")
         with socket.socket(socket.AF_UNIX) if kind == "ipc" else socket.socket() as sock:
             sock.settimeout(PATIENCE)
@@ -4805,8 +4765,7 @@ def _resolved(host: str) -> str:
     asking.join(PATIENCE)
     if not found:
         why = f"no answer within {PATIENCE:.0f} s" if asking.is_alive() else _NO_NAME
-        fix = "check the spelling or use the IP address"
-        raise components.Unreachable(f'cannot find the host "{host}"', why, fix)
+        raise Unreachable(f'cannot find the host "{host}"', why, "check the spelling or use the IP address")
     return found[0]
 
 
@@ -4929,8 +4888,7 @@ def forget_socket(path: str) -> None:
 
 
 def follow_parent(fd: int | None, loop: Loop, ended: Callable[[], None]) -> Callable[[dict], None]:
-    """Follows the process that started this node, if it passed a socket, when it ends. Returns what tells it that the
-    node is ready."""
+    """Calls `ended` when the process that started this node ends, if it passed a socket; returns what tells it more."""
     if fd is None:
         return lambda about: None
     sock = socket.socket(fileno=fd)

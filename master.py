@@ -3727,7 +3727,8 @@ def _main(argv: list[str]) -> int:
     environment, config = rpc.open_environment("master", options, settings + ["master.journal=no"] * options.no_journal)
     with environment:
         node = MasterNode(environment, config)
-        with rpc.start_logging(node, components.Terminal(color=options.color)):
+        with components.configure_logging(environment, node.log_format, node.log_level,
+                                          components.Terminal(color=options.color)):
             return _run(node, options)
 
 

@@ -173,11 +173,8 @@ def _integer(digits):
     return int(digits) if count <= MAX_DIGITS else _Unfit(f"an integer of {count} digits")
 
 
-def _float(digits):
-    return number if math.isfinite(number := float(digits)) else _Unfit(digits[:40])
-
-
-_NUMBERS = {"parse_int": _integer, "parse_float": _float, "parse_constant": _Unfit}
+_NUMBERS = {"parse_int": _integer, "parse_constant": _Unfit,
+            "parse_float": lambda digits: number if math.isfinite(number := float(digits)) else _Unfit(digits[:40])}
 
 
 def parse(body: bytes) -> object:
@@ -234,17 +231,15 @@ def _check_shape(item):
 _KINDS = {kind: kind for kind in (int, str, bool, list, dict, types.NoneType)} | {float: (int, float)}
 
 
-@dataclass(frozen=True)
-class HttpRequest:
+class HttpRequest(NamedTuple):
     """Who calls: `role` ("admin", "guest"), the peer's `address`, the HTTP `headers` (by `get`)."""
 
     role: str = "guest"
     address: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = types.MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """A function that may be called from outside: `roles` is who may (None: anyone who is let in)."""
 
     name: str
@@ -937,8 +932,7 @@ class Proxy(_Remote):
             how = f"within {self._timeout:g} s" if isinstance(error, TimeoutError) else f"({error.strerror})"
             what = f"{place} did not answer {how}"
             why = "wrong address, a firewall, or a master that listens on its own machine only (the default)"
-            fix = "on the master `python master.py --host 0.0.0.0 --key-file FILE`; test with "
-            fix += f"`curl http://{place}/health`"
+            fix = f"on the master `python master.py --host 0.0.0.0 --key-file FILE`; test with `curl http://{place}/health`"
         return components.Unreachable(what, why, fix)
 
     def _stranger(self, sent):
@@ -1057,8 +1051,7 @@ def size_of(part: Any) -> int:
 
 
 def _table(call, parts, by_file=False):
-    """All parts with the call as the first, and their sizes; what is in files is no part of the message if it goes
-    `by_file`."""
+    """All parts, the call first, and their sizes; what is in files is no part of the message if it goes `by_file`."""
     flat = [_encode(call).encode(), *parts]
     sizes = list(map(size_of if SEVERAL.intersection(map(type, flat)) else len, flat))
     inside = sum(sizes)
@@ -1074,8 +1067,7 @@ def _table(call, parts, by_file=False):
 
 def pack_body(call: list, parts: Iterable = (), envelope: bytes = b"", local: str = "") -> list:
     """The body of a message as frames: the first holds `envelope`, the lengths and the small parts. A part is bytes, a
-    view of bytes, a list of these that follow each other, or a `Reference`, which the peer can follow if it lies below
-    `local`."""
+    view of bytes, a list of these that follow each other, or a `Reference`, which the peer can follow below `local`."""
     flat, sizes = _table(call, parts, bool(local))
     if max(sizes) < INLINE and not SEVERAL.intersection(map(type, flat)):
         return [b"".join((envelope, struct.pack(f"<H{len(flat)}I", len(flat), *sizes), *flat))]
@@ -1165,8 +1157,7 @@ def unpack(frames: list, follow: Callable[[str], Any] | None = None) -> Message:
 
 def pack_stream(call: list, parts: Iterable = (), files: list | None = None) -> list:
     """One message for a socketpair, as buffers for `sendmsg`: large parts uncopied, the rest joined. Files that parts
-    refer to are added to `files`, for their descriptors to be sent along; without it what they hold is in the
-    message."""
+    refer to are added to `files`, to send their descriptors along; without it what they hold is in the message."""
     flat, sizes = _table(call, parts, files is not None)
     if SEVERAL.intersection(map(type, flat)):
         flat, sizes, lengths = _inline(flat, files)
@@ -1372,9 +1363,8 @@ def tcpremote(endpoint: Endpoint, name: str | None = None, roles: Iterable[str] 
     than None, goes back as `<name>_response`, an error as `<name>_failed`."""
 
     def register(function):
-        few, many = _arity(function)
         allowed = None if roles is None else frozenset(roles)
-        endpoint.methods[name or function.__name__] = _Method(function, few, many, allowed)
+        endpoint.methods[name or function.__name__] = _Method(function, *_arity(function), allowed)
         return function
 
     return register
@@ -1465,8 +1455,7 @@ class Endpoint:
         self._complained: dict[str, tuple[float, int]] = {}
 
     def proxy(self, peer: Peer | None = None) -> Any:
-        """An object whose methods are calls of `peer`: `proxy(peer).lease(1, 2, parts=[…])` sends and returns. That of
-        a link without a peer calls the master, in the session of the moment."""
+        """An object whose methods are calls of `peer`, or of a link's master: `proxy(peer).lease(1, 2, parts=[…])`."""
         return _Proxy(self, peer)
 
     def send(self, peer: Peer, call: list, parts: Iterable = ()) -> None:
@@ -1537,9 +1526,8 @@ class Endpoint:
         """Make the endpoint's socket. No ZMTP heartbeats: they prove that an I/O thread lives, ours prove that
         the node's loop does; and where they cut a slow line they lose messages."""
         plain = self._zmq.backend.Socket
-        self.socket = self._context.socket(kind)
-        self._get, self._receive, self._send = (
-            one.__get__(self.socket) for one in (plain.get, plain.recv, plain.send))
+        made = self.socket = self._context.socket(kind)
+        self._get, self._receive, self._send = (one.__get__(made) for one in (plain.get, plain.recv, plain.send))
         keys = {
             "LINGER": 0,
             "HANDSHAKE_IVL": 3000,  # ms; the default of 30 s leaves a node deaf after a short partition
@@ -1548,7 +1536,7 @@ class Endpoint:
             "SNDHWM": HIGH_WATER, "RCVHWM": HIGH_WATER, "MAXMSGSIZE": MAX_MESSAGE + INLINE, **options,
         }
         for key, value in keys.items():
-            self.socket.set(getattr(self._zmq, key), value)
+            made.set(getattr(self._zmq, key), value)
 
     def _read(self, routed=False):
         """The route (with `routed`) and the frames of the next message, and the first frame as ZeroMQ gave it, which is
@@ -1890,9 +1878,9 @@ class Link(Endpoint):
         self._wait = min(2 * self._wait, self.timing.retry_max)
 
     def watch(self, poller: Any) -> None:
-        """Keep a `zmq.Poller` on the sockets in use, which change when the link reopens. Call it before each poll.
-        Between two attempts there are none, and ZeroMQ does not wait on an empty poller: keep something of the node's
-        own in it, such as the socket that wakes its loop."""
+        """Keep a `zmq.Poller` on the sockets in use, which change when the link reopens; call it before each poll.
+        Between attempts there are none, and ZeroMQ does not wait on an empty poller: keep a socket of the node's in
+        it."""
         for old in self._retired:
             if old in poller:
                 poller.unregister(old)
@@ -2196,22 +2184,20 @@ def _write_private(path, text):
 
 def _load_or_make(path, make):
     """The JSON object in a private file, made and written on the first call. Raises Error."""
-    try:
+    with suppress(FileNotFoundError):
         return _json_object(_read_private(path), path)
-    except FileNotFoundError:
-        fresh = make()
-        _write_private(path, json.dumps(fresh, indent=1))
-        return fresh
+    fresh = make()
+    _write_private(path, json.dumps(fresh, indent=1))
+    return fresh
 
 
 def _json_object(text, path):
     try:
-        value = json.loads(text)
-        if isinstance(value, dict):
-            return value
-        reason = "it holds no JSON object"
+        value, reason = json.loads(text), "it holds no JSON object"
     except ValueError as error:
-        reason = str(error)
+        value, reason = None, str(error)
+    if isinstance(value, dict):
+        return value
     raise Error(f"{path} is damaged ({reason})",
                 "it was cut or edited", "restore it from a backup, or copy it again")
 
@@ -2257,10 +2243,9 @@ class Keyring:
             _check_private(self._path(name), 0o600)
 
     def _lines(self, name):
-        try:
+        with suppress(FileNotFoundError):
             return [line.split() for line in _read_private(self._path(name)).splitlines() if line.strip()]
-        except FileNotFoundError:
-            return []
+        return []
 
     def _reload(self):
         """Read `authorized` and `revoked` if they changed. Called with the lock held, or before there are threads."""
@@ -2386,11 +2371,10 @@ class Keyring:
 
 
 def _stamp(path):
-    try:
+    with suppress(FileNotFoundError):
         status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_ctime_ns, status.st_size, status.st_ino
+        return status.st_ctime_ns, status.st_size, status.st_ino
+    return None
 
 
 def _date(at):
@@ -2432,8 +2416,7 @@ class Access:
                         "another version of concurrent_swarm wrote it",
                         "install the same version on both machines and copy the file again")
         found = [content.get(key) for key in ("addresses", "public_key", "role", "secret")]
-        kinds = zip(found, (dict, str, str, str), strict=True)
-        if not all(isinstance(*pair) for pair in kinds) or found[2] not in ROLES or not _KEY.fullmatch(found[1]):
+        if list(map(type, found)) != [dict, str, str, str] or found[2] not in ROLES or not _KEY.fullmatch(found[1]):
             raise components.Error(f"{path} is no access file", "a field is missing or wrong", "copy it again")
         return cls(*found)
 
@@ -2506,10 +2489,9 @@ def require_keys(host: str, keyring: Keyring) -> None:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address on `host`."""
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return host == "localhost"
 
 
 # -- sealed pickles ------------------------------------------------------------------------------------------------
@@ -2643,7 +2625,11 @@ def seal_pieces(obj: Any) -> list:
     if not plain:
         speak_wire()
         pieces, buffers = _pickled(Sealer, obj)
-    return _with_buffers(pieces, buffers) if buffers else pieces
+    if not buffers:
+        return pieces
+    head = _BUFFERS_HEAD.pack(BUFFERS, len(buffers), sum(map(len, pieces)))
+    head += struct.pack(f"<{len(buffers)}Q", *map(len, buffers))
+    return lay_out([[head, *pieces], *buffers])[0]
 
 
 def _pickled(pickler, obj):
@@ -2664,16 +2650,6 @@ def _mentions_us(pieces):
         if own and (_PACKAGE in piece or _COMPILED in piece):
             return True
     return False
-
-
-def _with_buffers(pieces, buffers):
-    length, sizes = sum(map(len, pieces)), list(map(len, buffers))
-    head = _BUFFERS_HEAD.pack(BUFFERS, len(buffers), length) + struct.pack(f"<{len(sizes)}Q", *sizes)
-    laid, end = [head, *pieces], len(head) + length
-    for buffer in buffers:
-        laid += [bytes(-end % ALIGNMENT), buffer]
-        end += -end % ALIGNMENT + len(buffer)
-    return laid
 
 
 def is_lent(part: Any) -> bool:
@@ -2949,13 +2925,11 @@ class Store:
             os.close(alone)
 
     def write(self, parts: Iterable, whose: str = "") -> list[Reference] | None:
-        """Writes the parts (bytes-likes, lists of them) into one file: a reference to each. None if there is no
-        room."""
+        """Writes parts (bytes-likes, lists of them) into one file: a reference to each. None if there is no room."""
         pieces, places, plain = lay_out(parts)
-        made = self.create(sum(map(len, pieces)), whose)
-        if made is None:
+        name, file = self.create(sum(map(len, pieces)), whose) or ("", -1)
+        if not name:
             return None
-        name, file = made
         try:
             write_pieces(file, pieces)
         except OSError as error:
@@ -2999,8 +2973,7 @@ class Store:
         self._warned = True
 
     def reference(self, name: str, at: int, size: int) -> Reference:
-        """One more reference into a file that a process filled. Raises ProtocolError if there is none, or not so
-        long."""
+        """One more reference into a file that was filled. Raises ProtocolError if it is not there, or shorter."""
         kept = self._files.get(name)
         if kept is None or name in self._free:
             raise ProtocolError(f"{name!r:.80} is no payload file in use")
@@ -3150,9 +3123,8 @@ Shared.__module__ = WIRE  # found there by every node, see `named`
 
 
 class Exchange:
-    """How the user's code in this process publishes objects, and reaches published ones. `send(key, pieces)` hands a
-    sealed object on; `fetch(key)` waits for one and returns its bytes. `mark` makes the keys of this process its own; a
-    process that repeats another has the same."""
+    """How the user's code publishes objects and reaches published ones: `send(key, pieces)` hands a sealed object on,
+    `fetch(key)` waits for the bytes. `mark` makes its keys its own; a process that repeats another has the same."""
 
     def __init__(self, send: Callable[[str, list], None], fetch: Callable[[str], Any], mark: str = ""):
         self._send, self._fetch = send, fetch
@@ -3336,8 +3308,7 @@ class Receiver:
 
     def receive(self) -> list[tuple[list, list]]:
         """Reads once; returns (call, parts) of each message that is complete now, parts being bytes or views. Raises
-        EOFError when the other end has closed, ProtocolError, and OSError as the socket does: BlockingIOError if it
-        does not block and nothing is there."""
+        EOFError when the other end has closed, ProtocolError, and OSError as the socket does, BlockingIOError too."""
         if self._large is None:
             self._have += self._read(self._buffer[self._have :], 0)
             return self._complete()
@@ -3434,8 +3405,7 @@ class Bundle:
     root: str
 
 
-def make_bundle(path: str | os.PathLike | None = None, module: str | None = None,
-                framework: str = FRAMEWORK) -> Bundle:
+def make_bundle(path: str | os.PathLike | None = None, module: str | None = None, framework: str = FRAMEWORK) -> Bundle:
     """The bundle of the application in `path` (a .py file or package folder) or of `module` (as after `-m`). A file
     takes along the modules and packages next to it that its imports name, also inside functions and through other
     siblings, but for names that the standard library has. A package takes all its files but hidden and compiled ones.
@@ -4193,7 +4163,6 @@ class Pipe:
 
 
 def _open_all(places: list[tuple[str, str]]) -> list[int]:
-    """Descriptors of files, for reading. Raises OSError."""
     files: list[int] = []
     try:
         for place in places:
@@ -4301,29 +4270,17 @@ class BaseNode(components.ComponentManager):
         self.closing.close()
 
     def _expose(self) -> None:
-        service = self.service
+        def tell(name, doc, what):
+            jsonremote(self.service, name, doc)(lambda request: what())
 
-        @jsonremote(service)
-        def ping(request):
-            """Answers "pong": the node's loop is alive."""
-            return self.loop.ask(lambda: "pong")
+        tell("ping", 'Answers "pong": the node\'s loop is alive.', lambda: self.loop.ask(lambda: "pong"))
+        tell("status", "What the node is and does.", lambda: self.loop.ask(self.status))
+        tell("stats", "Count, average, smallest, largest and last value of everything the node measures.",
+             lambda: self.stats.dump_all())
+        tell("config", "Every configuration item: section, key, value, and where the value comes from.",
+             lambda: self.loop.ask(lambda: [list(row) for row in self.config.show()]))
 
-        @jsonremote(service)
-        def status(request):
-            """What the node is and does."""
-            return self.loop.ask(self.status)
-
-        @jsonremote(service)
-        def stats(request):
-            """Count, average, smallest, largest and last value of everything the node measures."""
-            return self.stats.dump_all()
-
-        @jsonremote(service)
-        def config(request):
-            """Every configuration item: section, key, value, and where the value comes from."""
-            return self.loop.ask(lambda: [list(row) for row in self.config.show()])
-
-        @jsonremote(service, name="config.set", roles=("admin",))
+        @jsonremote(self.service, name="config.set", roles=("admin",))
         def set_config(request, section: str, key: str, value: str):
             """Sets an item until the node ends; returns the value in force."""
             return self.loop.ask(lambda: self.change(section, key, value))
@@ -4342,8 +4299,7 @@ class BaseNode(components.ComponentManager):
 
 class Node(BaseNode):
     """A node with a master: finds the way in, enrols, holds the link, comes back after the master went away. `master`
-    (HOST:PORT) and `access` (the path of an access file) may be empty. Subclasses override `info`, `welcomed`,
-    `lost`."""
+    (HOST:PORT) and `access` (an access file's path) may be empty. Subclasses override `info`, `welcomed`, `lost`."""
 
     compute_address = components.HostItem(
         "node", "compute_address", "", "HOST:PORT of the master's compute channel where a tunnel or relay leads to it")
@@ -4744,8 +4700,7 @@ class Doctor:
     LOOKS = {
         "python": _python, "open files": _open_files, "disk": _disk, "payloads": _payloads, "keys": _keys,
         "own name": _own_name, "port": _own_port, "master's name": _master_name, "control": _control,
-        "access": _access, "join": _join, "version": _version, "clock": _clock, "compute": _compute,
-    }
+        "access": _access, "join": _join, "version": _version, "clock": _clock, "compute": _compute}
 
 
 def _item(section, key):
@@ -4782,9 +4737,8 @@ def _run_doctor(role: str, parser: components.ArgumentParser, argv: list[str], m
     levels = set()
     for check in itertools.chain(more(), Doctor(role, configuration(role, options), environment, options).checks()):
         levels.add(check.level)
-        colour = {"ok": "32", "warn": "33", "fail": "31"}[check.level]
-        line = components.printable(str(check)).removeprefix(check.level)
-        print(terminal.paint(check.level, colour) + line, flush=True)
+        text = components.printable(str(check)).removeprefix(check.level)
+        print(terminal.paint(check.level, {"ok": "32", "warn": "33", "fail": "31"}[check.level]) + text, flush=True)
     return components.EXIT_FAILED if "fail" in levels else components.EXIT_OK
 
 
@@ -4819,11 +4773,6 @@ def configuration(role: str, options: argparse.Namespace) -> components.Config:
     """The configuration that a node of this role would have, without a claim on its environment."""
     environment = components.Environment(options.env or components.state_root() / role, role)
     return components.Config(environment.config_path, options.set, folder=environment.path)
-
-
-def start_logging(node: BaseNode, terminal: components.Terminal) -> Any:
-    """Logs into the node's environment and to the terminal; close what it returns."""
-    return components.configure_logging(node.environment, node.log_format, node.log_level, terminal)
 
 
 def administer(role: str, argv: list[str], more: Callable[[], Iterable[Check]] = tuple) -> int | None:

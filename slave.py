@@ -873,7 +873,7 @@ def _main(argv: list[str]) -> int:
     terminal = components.Terminal(color=options.color)
     with environment:
         node = SlaveNode(environment, config, config.get(SlaveNode.master_address), options.access)
-        with rpc.start_logging(node, terminal):
+        with components.configure_logging(environment, node.log_format, node.log_level, terminal):
             return _run(node, options, terminal)
 
 

@@ -1385,8 +1385,7 @@ def _arity(function):
     return sum(plain) - 2, math.inf if open_end else len(plain) - 2
 
 
-@dataclass
-class Request:
+class Request(NamedTuple):
     """One call that came in: `peer` sent it, `parts` are its opaque bytes."""
 
     peer: Peer
@@ -3391,8 +3390,7 @@ _ZIP_METHODS = zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED
 _MANIFEST_FILE = ".bundle.json"  # cannot meet a file of the application: hidden ones are not shipped
 
 
-@dataclass(frozen=True)
-class Bundle:
+class Bundle(NamedTuple):
     """An application as it travels. `digest` is the SHA-256 (hex) of the content and of the manifest's facts, never of
     the place it came from: the same source in two folders is one bundle, an edited file is another. `manifest` is a
     table for JSON: `format`, `kind` (file or package), `entry` (the entry file's name in the zip), `module` (what to
@@ -3865,10 +3863,9 @@ def explain_old_imports(source: str, path: str | os.PathLike) -> UsageError | No
         if not level and (old := _old_import(line, module, names, Path(path))):
             return old
     text = ["", *source.splitlines(), ""][broken].strip()
-    if not _OLD_STATEMENT.match(text):
-        return None
-    return UsageError(f"{_shown(path)} line {broken} is Python 2: {text}", "the framework runs on Python 3",
-                      "change it, as in print(x) and `except E as error:`; see docs/porting.md")
+    return _OLD_STATEMENT.match(text) and UsageError(
+        f"{_shown(path)} line {broken} is Python 2: {text}", "the framework runs on Python 3",
+        "change it, as in print(x) and `except E as error:`; see docs/porting.md")
 
 
 def _imports_by_line(source):

@@ -629,12 +629,11 @@ class _Exchange(BaseHTTPRequestHandler):
 
 
 class ControlServer(ThreadingHTTPServer):
-    """The door of a node for people: JSON-RPC by POST to /api/1, `pages` and /health by GET.
-
-    `host` and `port` say where it listens (port 0: any free one); `pages` maps a path to (content type, function that
-    returns the bytes); `token` is what makes a caller "admin" (None: nobody can be); `allowed_hosts` are names of this
-    machine beside its addresses. Methods and pages run in threads of the server. It listens from the start, at `port`
-    of `address` (HOST:PORT), and answers after `start`. Raises UsageError if it cannot listen there.
+    """The door of a node for people: JSON-RPC by POST to /api/1, `pages` and /health by GET. `host` and `port` say
+    where it listens (port 0: any free one); `pages` maps a path to (content type, function that returns the bytes);
+    `token` makes a caller "admin" (None: nobody can be); `allowed_hosts` are names of this machine beside its
+    addresses. Methods and pages run in threads of the server. It listens from the start, at `port` of `address`
+    (HOST:PORT), and answers after `start`. Raises UsageError if it cannot listen there.
 
     A connection gets a thread of its own, so that slow ones hold up nobody. When there are CONNECTIONS, a newcomer
     takes the place of the one that has idled longest, or has not sent its whole request within PATIENCE."""
@@ -1226,11 +1225,9 @@ ACK_EVERY = 64  # received messages
 
 
 class Session:
-    """One end of a conversation: numbers what it sends and keeps it until acknowledged, delivers once and in order.
-
-    It has no socket and no clock. To send: `wrap`, and whenever it or `due` returns frames, give them to the socket and
-    say `sent` (or do not, when the socket refused: they stay due). To receive: `accept` for a DATA message, `heard` for
-    a BEAT."""
+    """One end of a conversation: numbers what it sends and keeps it until acknowledged, delivers once and in order. It
+    has no socket and no clock. To send: `wrap`, and whenever it or `due` returns frames, give them to the socket and
+    say `sent` (or do not, when it refused: they stay due). To receive: `accept` for DATA, `heard` for a BEAT."""
 
     def __init__(self, ident: bytes, timing: Timing, now: float) -> None:
         self.id = ident
@@ -1878,8 +1875,7 @@ class Link(Endpoint):
 
     def watch(self, poller: Any) -> None:
         """Keep a `zmq.Poller` on the sockets in use, which change when the link reopens; call it before each poll.
-        Between attempts there are none, and ZeroMQ does not wait on an empty poller: keep a socket of the node's in
-        it."""
+        Between attempts there are none, and ZeroMQ does not wait on an empty poller: keep one of the node's in it."""
         for old in self._retired:
             if old in poller:
                 poller.unregister(old)
@@ -2177,8 +2173,11 @@ def _read_private(path):
 
 
 def _write_private(path, text):
-    with components.replacing(path, 0o600) as file:
-        file.write(text.encode())
+    """Write a private file in one step: readers see the old or the new text. No fsync: many may enrol at once."""
+    fresh = f"{path}.{secrets.token_hex(4)}"
+    with open(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(fresh, path)
 
 
 def _load_or_make(path, make):
@@ -2197,8 +2196,7 @@ def _json_object(text, path):
         value, reason = None, str(error)
     if isinstance(value, dict):
         return value
-    raise Error(f"{path} is damaged ({reason})",
-                "it was cut or edited", "restore it from a backup, or copy it again")
+    raise Error(f"{path} is damaged ({reason})", "it was cut or edited", "restore it from a backup, or copy it again")
 
 
 def _key_pair():
@@ -2772,8 +2770,11 @@ class Reference:
         return self._with_file(read_payload)
 
     def _with_file(self, function):
-        with os.fdopen(self.open(), "rb", 0) as file:
-            return function(file.fileno(), self.at, self.size)
+        file = self.open()
+        try:
+            return function(file, self.at, self.size)
+        finally:
+            os.close(file)
 
 
 def open_payload(folder: str, name: str) -> int:

@@ -1130,11 +1130,11 @@ def _read_call(text):
     return call
 
 
-def pack(
-    kind: int, session: bytes, number: int, ack: int, call: list, parts: Iterable = (), local: str = ""
-) -> list:
-    """One message as ZeroMQ frames; parts of 64 KiB and up become frames of their own, uncopied. Raises ProtocolError
-    when it is too large, TypeError or ValueError when `call` cannot be JSON."""
+def pack(kind: int, session: bytes, number: int, ack: int, call: list, parts: Iterable = (), local: str = "") -> list:
+    """One message as ZeroMQ frames; parts of 64 KiB and up become frames of their own, uncopied.
+
+    Raises ProtocolError when it is too large, TypeError or ValueError when `call` cannot be JSON.
+    """
     return pack_body(call, parts, _ENVELOPE.pack(MAGIC, PROTOCOL, kind, session, number, ack), local)
 
 

@@ -504,7 +504,7 @@ class ClientNode(rpc.Node):
 
     def _kept(self, part: rpc.Reference) -> Any:
         try:
-            return self._shelf.kept(part)
+            return self.store.kept(part)
         except OSError:
             if not os.path.exists(part.folder):
                 raise

@@ -3360,7 +3360,7 @@ class MasterNode(rpc.BaseNode):
         """Parts that this master holds on to: files are linked, so that they stay whatever becomes of their sender, and
         what memory has no room for is written to the disk, from the part `first` on. Raises OSError if a file is gone.
         """
-        taken = [self._adopted(part) if type(part) is rpc.Reference else part for part in parts]
+        taken = [self.store.kept(part) if type(part) is rpc.Reference else part for part in parts]
         size = bytes_in_memory(taken)
         if self.memory.has_room(size):
             return self.memory.count(taken, size)
@@ -3368,12 +3368,6 @@ class MasterNode(rpc.BaseNode):
         for i, reference in zip(large, self.spool.write([taken[i] for i in large]) or (), strict=False):
             taken[i] = reference.held(self.spool)
         return self.memory.count(taken, bytes_in_memory(taken))
-
-    def _adopted(self, part: rpc.Reference) -> rpc.Reference | bytes:
-        if part.store is self.store:
-            return part  # the host of a system wrote it here
-        adopted = self.store.adopt(part)
-        return adopted.held(self.store) if adopted else part.read()
 
     # -- output
 
@@ -3982,7 +3976,8 @@ def _main(argv: list[str]) -> int:
     environment, config = rpc.open_environment("master", options, settings + ["master.journal=no"] * options.no_journal)
     with environment:
         node = MasterNode(environment, config)
-        with rpc.start_logging(node, components.Terminal(color=options.color)):
+        with components.configure_logging(environment, node.log_format, node.log_level,
+                                          components.Terminal(color=options.color)):
             return _run(node, options)
 
 
@@ -4017,10 +4012,10 @@ def _run(node: MasterNode, options: Any) -> int:
     try:
         node.setup()
         node.config.check_unknown()
-        parent = rpc.Parent(options.parent, node.loop, node.loop.stop)
+        tell_parent = rpc.follow_parent(options.parent, node.loop, node.loop.stop)
         if not options.quiet:
             _greet(node, time.monotonic() - began)
-        parent.ready({"address": node.server.address})
+        tell_parent({"address": node.server.address})
         node.loop.run()
         if node.broken:
             raise node.broken

@@ -68,8 +68,8 @@ from __future__ import annotations
 
 import argparse
 import ast
-import collections
 import concurrent.futures
+import email.utils
 import errno
 import functools
 import hashlib
@@ -93,10 +93,10 @@ import pickle
 import platform
 import re
 import secrets
+import selectors
 import shutil
 import signal
 import socket
-import socketserver
 import stat
 import struct
 import sys
@@ -105,28 +105,20 @@ import threading
 import time
 import traceback
 import types
-import typing
 import unicodedata
-import uuid
 import zipfile
 import zlib
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from difflib import get_close_matches
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from inspect import Parameter, signature
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_origin
 from urllib.parse import urlsplit
 
 from . import components
-from .components import Error, UsageError
+from .components import Error, Unreachable, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +129,7 @@ PICKLE_PROTOCOL = 5
 
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND = -32700, -32600, -32601
 INVALID_PARAMS, INTERNAL_ERROR, SERVER_ERROR = -32602, -32603, -32000
-NOT_AUTHENTICATED, NOT_ALLOWED, TOO_LARGE, TOO_MANY = -32001, -32002, -32003, -32004
-WRONG_VERSION, STORAGE_FULL, UNKNOWN_OBJECT, CONFLICT = -32005, -32006, -32007, -32008
+NOT_AUTHENTICATED, NOT_ALLOWED, TOO_LARGE, TOO_MANY, UNKNOWN_OBJECT = -32001, -32002, -32003, -32004, -32007
 
 MAX_DEPTH = 64  # of brackets; the limit of Python's own parser differs from version to version
 MAX_DIGITS = 300  # of an integer; a float ends at 1.8e308
@@ -152,10 +143,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RpcError(components.Error):
-    """An error with a JSON-RPC code. A `@jsonremote` function raises it to choose one, and a `Proxy` does.
-
-    `data` may be anything; a table's "why" and "fix" become those of the error.
-    """
+    """An error with a JSON-RPC code. A `@jsonremote` function raises it to choose one, and a `Proxy` does. `data` may
+    be anything; a table's "why" and "fix" become those of the error."""
 
     def __init__(self, code: int, message: str, data: object = None):
         told = data if isinstance(data, dict) else {}
@@ -174,7 +163,7 @@ class _Unfit(str):
 def _unique_keys(pairs):
     table = dict(pairs)
     if len(table) < len(pairs):
-        (key, _), *_ = collections.Counter(key for key, _ in pairs).most_common(1)
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise _error(INVALID_REQUEST, f"the key {key!r} is there twice", "which one counts is a guess")
     return table
 
@@ -184,18 +173,13 @@ def _integer(digits):
     return int(digits) if count <= MAX_DIGITS else _Unfit(f"an integer of {count} digits")
 
 
-def _float(digits):
-    return number if math.isfinite(number := float(digits)) else _Unfit(digits[:40])
-
-
-_NUMBERS = {"parse_int": _integer, "parse_float": _float, "parse_constant": _Unfit}
+_NUMBERS = {"parse_int": _integer, "parse_constant": _Unfit,
+            "parse_float": lambda digits: number if math.isfinite(number := float(digits)) else _Unfit(digits[:40])}
 
 
 def parse(body: bytes) -> object:
-    """The value of a JSON text, read alike on every Python. Raises RpcError -32700; repeated keys: -32600.
-
-    Numbers that are infinite, no number, or longer than MAX_DIGITS come as `_Unfit`: its reader knows where.
-    """
+    """The value of a JSON text, read alike on every Python. Raises RpcError -32700; repeated keys: -32600. Numbers that
+    are infinite, no number, or longer than MAX_DIGITS come as `_Unfit`: its reader knows where."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -242,31 +226,20 @@ def _check_shape(item):
         raise _error(INVALID_REQUEST, '"id" must be a text, a number or null')
 
 
-def _check_batch(message):
-    """Raises RpcError for a batch that is empty or too long."""
-    if message == []:
-        raise _error(INVALID_REQUEST, "the batch is empty")
-    if isinstance(message, list) and len(message) > MAX_BATCH:
-        raise _error(TOO_LARGE, f"{len(message)} requests, at most {MAX_BATCH} per batch", fix="send several")
-
-
 # -- JSON-RPC: methods, pure ---------------------------------------------------------------------------------
-
 
 _KINDS = {kind: kind for kind in (int, str, bool, list, dict, types.NoneType)} | {float: (int, float)}
 
 
-@dataclass(frozen=True)
-class HttpRequest:
+class HttpRequest(NamedTuple):
     """Who calls: `role` ("admin", "guest"), the peer's `address`, the HTTP `headers` (by `get`)."""
 
     role: str = "guest"
     address: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = types.MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """A function that may be called from outside: `roles` is who may (None: anyone who is let in)."""
 
     name: str
@@ -299,21 +272,19 @@ class Method:
     @property
     def usage(self) -> str:
         """How it is called: its name and parameters."""
-        plain = [each.replace(annotation=each.empty) for each in self.parameters]
-        return f"{self.name}{inspect.Signature(plain)}"
+        return f"{self.name}{inspect.Signature([each.replace(annotation=each.empty) for each in self.parameters])}"
 
 
 def _fits(value, parameter):
     """Whether a JSON value is what the parameter's annotation says, as far as that is about JSON's types."""
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return True
     kind = parameter.annotation
-    various = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    kinds = kind.__args__ if isinstance(kind, types.UnionType) else [kind]
-    return various or any(_is(value, each) for each in kinds)
-
-
-def _is(value, kind):
-    known = _KINDS.get(typing.get_origin(kind) or kind)
-    return known is None or (isinstance(value, known) and (kind is bool or not isinstance(value, bool)))
+    for each in kind.__args__ if isinstance(kind, types.UnionType) else [kind]:
+        known = _KINDS.get(get_origin(each) or each)
+        if known is None or (isinstance(value, known) and (each is bool or not isinstance(value, bool))):
+            return True
+    return False
 
 
 class Service:
@@ -331,7 +302,10 @@ class Service:
         """The HTTP status that fits the answer, and the answer."""
         try:
             message = parse(body)
-            _check_batch(message)
+            if message == []:
+                raise _error(INVALID_REQUEST, "the batch is empty")
+            if isinstance(message, list) and len(message) > MAX_BATCH:
+                raise _error(TOO_LARGE, f"{len(message)} requests, at most {MAX_BATCH} per batch", fix="send several")
         except RpcError as error:
             return _STATUS.get(error.code, 200), _failure(error, None, request)[1].encode()
         if not isinstance(message, list):
@@ -358,7 +332,11 @@ class Service:
         return (0, "") if silent else answer
 
     def _call(self, name, params, request) -> str:
-        method = self.methods.get(name) or self._unknown(name)
+        method = self.methods.get(name)
+        if method is None:
+            nearest = components.nearest(name, self.methods) if len(name) < 100 else ""  # else looking takes too long
+            fix = f"did you mean {nearest}?" if nearest else "rpc.discover lists the methods"
+            raise _error(METHOD_NOT_FOUND, f"no method {name!r}", "this node has none", fix, nearest=nearest)
         if method.roles is not None and request.role not in method.roles:
             who = " or ".join(sorted(method.roles))
             code = NOT_AUTHENTICATED if request.role == "guest" else NOT_ALLOWED
@@ -366,29 +344,17 @@ class Service:
             raise _error(code, f"{name} needs the role {who}", f"the caller's is {request.role}", fix)
         return json.dumps(method.call(request, params), allow_nan=False)
 
-    def _unknown(self, name):
-        """Raises RpcError -32601 with the nearest known name; for a long name, looking takes too long."""
-        nearest = components.nearest(name, self.methods) if len(name) < 100 else ""
-        fix = f"did you mean {nearest}?" if nearest else "rpc.discover lists the methods"
-        raise _error(METHOD_NOT_FOUND, f"no method {name!r}", "this node has none", fix, nearest=nearest)
-
     def _add(self, name, function, doc, roles):
         roles = None if roles is None else frozenset(roles)
         signature = inspect.signature(function, eval_str=True)
         self.methods[name] = Method(name, function, signature, inspect.cleandoc(doc), roles)
 
     def _discover(self, request):
-        return {"methods": [_described(method) for _, method in sorted(self.methods.items())]}
-
-
-def _described(method):
-    return {
-        "name": method.name,
-        "usage": method.usage,
-        "doc": method.doc,
-        "params": [{"name": each.name, "required": each.default is each.empty} for each in method.parameters],
-        "roles": None if method.roles is None else sorted(method.roles),
-    }
+        return {"methods": [{
+            "name": method.name, "usage": method.usage, "doc": method.doc,
+            "params": [{"name": each.name, "required": each.default is each.empty} for each in method.parameters],
+            "roles": None if method.roles is None else sorted(method.roles),
+        } for _, method in sorted(self.methods.items())]}
 
 
 def _failure(error, identity, request, mark="") -> tuple[int, str]:
@@ -398,21 +364,17 @@ def _failure(error, identity, request, mark="") -> tuple[int, str]:
         log.info("%s (%s) is refused: %r [%s]", request.address, request.role, error.what, mark)
     code = error.code if isinstance(error, RpcError) else SERVER_ERROR
     more = error.data if isinstance(error, RpcError) and isinstance(error.data, dict) else {}
-    data = {"why": error.why, "fix": error.fix, **more, "id": mark}
-    told = {"code": code, "message": error.what, "data": data}
+    told = {"code": code, "message": error.what, "data": {"why": error.why, "fix": error.fix, **more, "id": mark}}
     return code, json.dumps({"jsonrpc": "2.0", "error": told, "id": identity})
 
 
-def jsonremote(
-    service: Service, name: str | None = None, doc: str | None = None, roles: Collection[str] | None = None
-) -> Callable[[Callable], Callable]:
-    """Marks a function as a method of `service`, under its own name and docstring unless others are given.
-
-    The function is called as `function(request, *params)` with an `HttpRequest`, in a thread of the server;
-    its signature and annotations (int, float, str, bool, list, dict, None and unions of them) are checked
-    before. It returns what JSON can say, or raises `Error` or, to choose the code, `RpcError`. `roles` says
-    who may call it; None is anyone who is let in. Raises Error if the name is taken or reserved.
-    """
+def jsonremote(service: Service, name: str | None = None, doc: str | None = None,
+               roles: Collection[str] | None = None) -> Callable[[Callable], Callable]:
+    """Marks a function as a method of `service`, under its own name and docstring unless others are given. It is called
+    as `function(request, *params)` with an `HttpRequest`, in a thread of the server; signature and annotations (int,
+    float, str, bool, list, dict, None and unions of them) are checked before. It returns what JSON can say, or raises
+    `Error` or, to choose the code, `RpcError`. `roles` says who may call it; None is anyone who is let in. Raises Error
+    if the name is taken or reserved."""
 
     def mark(function: Callable) -> Callable:
         known = name or function.__name__
@@ -427,17 +389,18 @@ def jsonremote(
 
 # -- JSON-RPC: addresses -------------------------------------------------------------------------------------
 
+DEFAULT_PORT = 8080
 _NO_NAME = "no such name in DNS or hosts file"
 
 
-def parse_address(text: str, default_port: int = 8080) -> tuple[str, int]:
+def parse_address(text: str) -> tuple[str, int]:
     """(host, port) of "HOST", "HOST:PORT", "[IPV6]" or "[IPV6]:PORT". Raises UsageError for anything else."""
     try:
         if "//" in text:
             raise ValueError("it has a scheme, as in http://")
         if text.count(":") > 1 and "[" not in text:
-            raise ValueError(f"an IPv6 address needs brackets, as in [{text}]:{default_port}")
-        host, port = components.parse_host(text, default_port)
+            raise ValueError(f"an IPv6 address needs brackets, as in [{text}]:{DEFAULT_PORT}")
+        host, port = components.parse_host(text, DEFAULT_PORT)
         if port == 0:
             raise ValueError("a port is 1 to 65535")
         return host, port
@@ -446,7 +409,7 @@ def parse_address(text: str, default_port: int = 8080) -> tuple[str, int]:
         raise components.UsageError(f"{text!r} is not an address", str(error), fix) from None
 
 
-def format_address(host: str, port: int) -> str:
+def format_address(host: str, port: int | str) -> str:
     """The text that `parse_address` reads."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -455,10 +418,8 @@ def format_address(host: str, port: int) -> str:
 
 _API = ("/", "/api/1", "/api/1/")
 _VERBS = {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"}
-_CODES = {
-    401: NOT_AUTHENTICATED, 403: NOT_ALLOWED, 413: TOO_LARGE, 414: TOO_LARGE, 421: NOT_ALLOWED, 429: TOO_MANY,
-    431: TOO_LARGE, 500: INTERNAL_ERROR, 503: TOO_MANY,
-}  # fmt: skip
+_CODES = {401: NOT_AUTHENTICATED, 403: NOT_ALLOWED, 413: TOO_LARGE, 414: TOO_LARGE, 421: NOT_ALLOWED, 429: TOO_MANY,
+          431: TOO_LARGE, 500: INTERNAL_ERROR, 503: TOO_MANY}
 _SECURITY = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
 _FULL = b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _FIRST_LINE = re.compile(rb"[A-Za-z]{1,32} [!-~]+ HTTP/1\.[01]\r\n")
@@ -662,23 +623,20 @@ class _Exchange(BaseHTTPRequestHandler):
         if self.close_connection:
             fields["Connection"] = "close"
         lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items()]
-        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{''.join(lines)}\r\n"
+        head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n{''.join(lines)}\r\n"
         self.connection.settimeout(self.server.REQUEST_TIME)
         self.connection.sendall(head.encode("latin-1") + (body or b""))
 
 
 class ControlServer(ThreadingHTTPServer):
-    """The door of a node for people: JSON-RPC by POST to /api/1, `pages` and /health by GET.
+    """The door of a node for people: JSON-RPC by POST to /api/1, `pages` and /health by GET. `host` and `port` say
+    where it listens (port 0: any free one); `pages` maps a path to (content type, function that returns the bytes);
+    `token` makes a caller "admin" (None: nobody can be); `allowed_hosts` are names of this machine beside its
+    addresses. Methods and pages run in threads of the server. It listens from the start, at `port` of `address`
+    (HOST:PORT), and answers after `start`. Raises UsageError if it cannot listen there.
 
-    `host` and `port` say where it listens (port 0: any free one); `pages` maps a path to (content type,
-    function that returns the bytes); `token` is what makes a caller "admin" (None: nobody can be);
-    `allowed_hosts` are names of this machine beside its addresses. Methods and pages run in threads of the
-    server. It listens from the start and answers after `start`. Raises UsageError if it cannot listen there.
-
-    A connection gets a thread of its own, so that slow ones hold up nobody. When there are CONNECTIONS, a
-    newcomer takes the place of the one that has idled longest, or has not sent its whole request within
-    PATIENCE.
-    """
+    A connection gets a thread of its own, so that slow ones hold up nobody. When there are CONNECTIONS, a newcomer
+    takes the place of the one that has idled longest, or has not sent its whole request within PATIENCE."""
 
     CONNECTIONS = 256
     HANDLERS = 64  # requests answered at a time
@@ -694,15 +652,9 @@ class ControlServer(ThreadingHTTPServer):
     allow_reuse_address = sys.platform != "win32"  # there it would share the port
     allow_reuse_port = False
 
-    def __init__(
-        self,
-        service: Service,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        token: str | None = None,
-        pages: Mapping[str, tuple[str, Callable[[], bytes]]] | None = None,
-        allowed_hosts: Iterable[str] = (),
-    ):
+    def __init__(self, service: Service, host: str = "127.0.0.1", port: int = 0, token: str | None = None,
+                 pages: Mapping[str, tuple[str, Callable[[], bytes]]] | None = None,
+                 allowed_hosts: Iterable[str] = ()):
         health = ("application/json", lambda: b'{"ok": true}')
         self.service = service
         self.pages = {"/health": health, "/ping": health, **(pages or {})}
@@ -725,18 +677,9 @@ class ControlServer(ThreadingHTTPServer):
 
     def server_bind(self):
         """Binds without the library's reverse look-up of the host's name, which can take seconds."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
-
-    @property
-    def port(self) -> int:
-        """The port it listens on."""
-        return self.server_port
-
-    @property
-    def address(self) -> str:
-        """HOST:PORT."""
-        return format_address(self.server_name, self.server_port)
+        super(HTTPServer, self).server_bind()
+        self.server_name, self.port = self.server_address[:2]
+        self.address = format_address(self.server_name, self.port)
 
     # .. life ..
 
@@ -820,19 +763,15 @@ class ControlServer(ThreadingHTTPServer):
     # .. people ..
 
     def is_mine(self, name: str, local: str) -> bool:
-        """Whether a Host header's name is this node's; `local` is the address that the connection came to.
-
-        A page that got its own name to resolve to this machine is stopped here.
-        """
+        """Whether a Host header's name is this node's; `local` is the address that the connection came to. A page that
+        got its own name to resolve to this machine is stopped here."""
         parts = re.fullmatch(r"(?:\[([^\]]*)\]|([^:]*))(?::[0-9]*)?", name)
         host = (parts[1] or parts[2] or "").lower().rstrip(".") if parts else ""
         return host in self._hosts or host == local.removeprefix("::ffff:")
 
     def role_of(self, headers: Mapping[str, str], address: str) -> str:
-        """ "admin" by the right token, "guest" by none. Refuses a wrong one with 401, many of them with 429.
-
-        The right token is taken even then: a neighbour on the same address must not lock its owner out.
-        """
+        """Who calls: "admin" by the right token, "guest" by none. A wrong one is refused with 401, many with 429. The
+        right token is taken even then: a neighbour on the same address must not lock its owner out."""
         given = headers.get("Authorization")
         if given is None:
             return "guest"
@@ -909,24 +848,21 @@ class _Remote:
 
 
 class Proxy(_Remote):
-    """The methods of a node, as if they were here: `proxy.status()`, `proxy.slave.drain("s1")`.
-
-    `url` is HOST:PORT, with or without http://. `timeout` (seconds) is for connecting and for each wait. A
-    call blocks, returns the result or raises `RpcError`, or `Unreachable` when there is no node or no answer.
-    `proxy.notify.status()` does not ask for a result. Threads may share a proxy; its calls go one after the
-    other on one connection. A call without an answer is not repeated: nobody knows whether the node has
-    carried it out.
-    """
+    """The methods of a node, as if they were here: `proxy.status()`, `proxy.slave.drain("s1")`. `url` is HOST:PORT,
+    with or without http://. `timeout` (seconds) is for connecting and for each wait. A call blocks, returns the result
+    or raises `RpcError`, or `Unreachable` when there is no node or no answer. `proxy.notify.status()` asks for no
+    result. Threads may share a proxy; its calls go one after the other on one connection. A call without an answer is
+    not repeated: nobody knows whether the node has carried it out."""
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 5.0):
         super().__init__(self._request)
-        self._host, self._port = parse_address(url.removeprefix("http://").rstrip("/"))
-        self._timeout = timeout
+        self._host, port = parse_address(url.removeprefix("http://").rstrip("/"))
+        self._place, self._timeout = format_address(self._host, port), timeout
         self._headers = {"Content-Type": "application/json"}
         if token is not None:
             self._headers["Authorization"] = b"Bearer " + token.strip().encode()
         self._lock = threading.Lock()  # guards the connection from sending to the end of the answer
-        self._connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+        self._connection = http.client.HTTPConnection(self._host, port, timeout=timeout)
         self._numbers = itertools.count(1)
         self.notify = _Remote(self._notify)
 
@@ -975,11 +911,10 @@ class Proxy(_Remote):
                 return _checked_answer(json.loads(content), message)
             except (ValueError, RecursionError):
                 self._connection.close()
-                sent = response.headers.get("Server") or f"{response.status} {response.reason}"
-                raise self._stranger(sent) from None
+                raise self._stranger(response.headers.get("Server") or f"{response.status} {response.reason}") from None
 
     def _unreachable(self, error):
-        place = format_address(self._host, self._port)
+        place = self._place
         if isinstance(error, (socket.gaierror, UnicodeError)):
             what, why = f'cannot find the host "{self._host}"', _NO_NAME
             fix = "check the spelling or use the IP address (form HOST or HOST:PORT, without http://)"
@@ -996,32 +931,22 @@ class Proxy(_Remote):
             how = f"within {self._timeout:g} s" if isinstance(error, TimeoutError) else f"({error.strerror})"
             what = f"{place} did not answer {how}"
             why = "wrong address, a firewall, or a master that listens on its own machine only (the default)"
-            fix = "on the master `python master.py --host 0.0.0.0 --key-file FILE`; test with "
-            fix += f"`curl http://{place}/health`"
+            fix = f"on the master `python master.py --host 0.0.0.0 --key-file FILE`; test with `curl http://{place}/health`"
         return components.Unreachable(what, why, fix)
 
     def _stranger(self, sent):
-        place = format_address(self._host, self._port)
-        what = f'{place} answers, but it is not a Concurrent node (it sent "{ascii(sent[:60])[1:-1]}")'
+        what = f'{self._place} answers, but it is not a Concurrent node (it sent "{ascii(sent[:60])[1:-1]}")'
         fix = "the master prints its address on start; pass that with `--master`"
         return components.Unreachable(what, "another server uses this port", fix)
 
 
 def _has_ended(connection):
-    """Whether the other side has closed a connection that was kept for the next call."""
+    """Whether a connection that was kept for the next call has ended, or has bytes that nobody asked for."""
     if connection is None:
         return False
-    timeout = connection.gettimeout()
-    connection.setblocking(False)
-    try:
-        connection.recv(1, socket.MSG_PEEK)
-        return True  # its end, or bytes that nobody asked for
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    finally:
-        connection.settimeout(timeout)
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection, selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 def _checked_answer(answer, message):
@@ -1075,11 +1000,9 @@ class VersionMismatch(ProtocolError):
     """The other side speaks another protocol number. `session` is the one it used."""
 
     def __init__(self, theirs: int, session: bytes) -> None:
-        super().__init__(
-            f"the other side speaks protocol {theirs}, this node speaks protocol {PROTOCOL}",
-            "the nodes of one swarm must have the same version of concurrent_swarm",
-            "install the same version on both, then start the older one again",
-        )
+        super().__init__(f"the other side speaks protocol {theirs}, this node speaks protocol {PROTOCOL}",
+                         "the nodes of one swarm must have the same version of concurrent_swarm",
+                         "install the same version on both, then start the older one again")
         self.session = session
 
 
@@ -1127,8 +1050,7 @@ def size_of(part: Any) -> int:
 
 
 def _table(call, parts, by_file=False):
-    """All parts with the call as the first, and their sizes; what is in files is no part of the message if it goes
-    `by_file`."""
+    """All parts, the call first, and their sizes; what is in files is no part of the message if it goes `by_file`."""
     flat = [_encode(call).encode(), *parts]
     sizes = list(map(size_of if SEVERAL.intersection(map(type, flat)) else len, flat))
     inside = sum(sizes)
@@ -1138,15 +1060,13 @@ def _table(call, parts, by_file=False):
         raise ProtocolError(
             f"{call[0]} has {len(flat)} parts and {inside:,} bytes",
             f"a message may have {MAX_PARTS} parts and {MAX_MESSAGE:,} bytes (rpc.MAX_MESSAGE)",
-            "split the work into smaller tasks, publish what many of them need, or pass large data as a file",
-        )
+            "split the work into smaller tasks, publish what many of them need, or pass large data as a file")
     return flat, sizes
 
 
 def pack_body(call: list, parts: Iterable = (), envelope: bytes = b"", local: str = "") -> list:
     """The body of a message as frames: the first holds `envelope`, the lengths and the small parts. A part is bytes, a
-    view of bytes, a list of these that follow each other, or a `Reference`, which the peer can follow if it lies below
-    `local`."""
+    view of bytes, a list of these that follow each other, or a `Reference`, which the peer can follow below `local`."""
     flat, sizes = _table(call, parts, bool(local))
     if max(sizes) < INLINE and not SEVERAL.intersection(map(type, flat)):
         return [b"".join((envelope, struct.pack(f"<H{len(flat)}I", len(flat), *sizes), *flat))]
@@ -1210,9 +1130,7 @@ def _read_call(text):
     return call
 
 
-def pack(
-    kind: int, session: bytes, number: int, ack: int, call: list, parts: Iterable = (), local: str = ""
-) -> list:
+def pack(kind: int, session: bytes, number: int, ack: int, call: list, parts: Iterable = (), local: str = "") -> list:
     """One message as ZeroMQ frames; parts of 64 KiB and up become frames of their own, uncopied.
 
     Raises ProtocolError when it is too large, TypeError or ValueError when `call` cannot be JSON.
@@ -1221,8 +1139,7 @@ def pack(
 
 
 def unpack(frames: list, follow: Callable[[str], Any] | None = None) -> Message:
-    """The message in ZeroMQ frames. Raises ProtocolError on anything odd, VersionMismatch on another
-    protocol."""
+    """The message in ZeroMQ frames. Raises ProtocolError on anything odd, VersionMismatch on another protocol."""
     if not frames or len(frames[0]) < _ENVELOPE.size:
         raise ProtocolError("a message is too short for its envelope")
     magic, protocol, kind, session, number, ack = _ENVELOPE.unpack_from(frames[0])
@@ -1238,11 +1155,8 @@ def unpack(frames: list, follow: Callable[[str], Any] | None = None) -> Message:
 
 
 def pack_stream(call: list, parts: Iterable = (), files: list | None = None) -> list:
-    """One message for a socketpair, as buffers for `sendmsg`: large parts uncopied, the rest joined.
-
-    Files that parts refer to are added to `files`, for their descriptors to be sent along; without it what they hold is
-    in the message.
-    """
+    """One message for a socketpair, as buffers for `sendmsg`: large parts uncopied, the rest joined. Files that parts
+    refer to are added to `files`, to send their descriptors along; without it what they hold is in the message."""
     flat, sizes = _table(call, parts, files is not None)
     if SEVERAL.intersection(map(type, flat)):
         flat, sizes, lengths = _inline(flat, files)
@@ -1292,7 +1206,6 @@ def pieces_of(part):
 
 # -- sessions ------------------------------------------------------------------------------------------------
 
-
 class Timing(NamedTuple):
     """The intervals of the compute channel, in seconds. Both ends of a swarm use the same ones."""
 
@@ -1312,13 +1225,9 @@ ACK_EVERY = 64  # received messages
 
 
 class Session:
-    """One end of a conversation: numbers what it sends and keeps it until acknowledged, delivers once and in
-    order.
-
-    It has no socket and no clock. To send: `wrap`, and whenever it or `due` returns frames, give them to the
-    socket and say `sent` (or do not, when the socket refused: they stay due). To receive: `accept` for a DATA
-    message, `heard` for a BEAT.
-    """
+    """One end of a conversation: numbers what it sends and keeps it until acknowledged, delivers once and in order. It
+    has no socket and no clock. To send: `wrap`, and whenever it or `due` returns frames, give them to the socket and
+    say `sent` (or do not, when it refused: they stay due). To receive: `accept` for DATA, `heard` for a BEAT."""
 
     def __init__(self, ident: bytes, timing: Timing, now: float) -> None:
         self.id = ident
@@ -1395,8 +1304,7 @@ class Session:
         self._cursor = max(self._cursor, self._acked + 1)
 
     def beaten(self, number: int, call: list, now: float) -> None:
-        """A BEAT of the peer, which has sent DATA up to `number`; "resend" asks for everything not
-        acknowledged."""
+        """A BEAT of the peer, which has sent DATA up to `number`; "resend" asks for everything not acknowledged."""
         if number > self.received:
             self._missing(now)
         if call[0] == "resend":
@@ -1447,17 +1355,13 @@ COMPLAIN = 10.0  # seconds between two log lines about the same kind of trouble
 
 
 def tcpremote(endpoint: Endpoint, name: str | None = None, roles: Iterable[str] | None = None) -> Callable:
-    """Decorate a function as a method that the other side may call on `endpoint`.
-
-    `name` is its name on the wire (the function's own by default); `roles` lists who may call it (everybody
-    by default). It is called `function(endpoint, request, *params)`; what it returns, other than None, goes
-    back as `<name>_response`, an error as `<name>_failed`.
-    """
+    """Decorate a function as a method that the other side may call on `endpoint`, by `name` (its own by default), if it
+    has one of the `roles` (by default any). It is called `function(endpoint, request, *params)`; what it returns, other
+    than None, goes back as `<name>_response`, an error as `<name>_failed`."""
 
     def register(function):
-        few, many = _arity(function)
         allowed = None if roles is None else frozenset(roles)
-        endpoint.methods[name or function.__name__] = _Method(function, few, many, allowed)
+        endpoint.methods[name or function.__name__] = _Method(function, *_arity(function), allowed)
         return function
 
     return register
@@ -1472,14 +1376,13 @@ class _Method(NamedTuple):
 
 def _arity(function):
     """How few and how many parameters may follow endpoint and request."""
-    kinds = [(p.kind, p.default is Parameter.empty) for p in signature(function).parameters.values()]
-    plain = [needed for kind, needed in kinds if kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
-    open_end = any(kind is Parameter.VAR_POSITIONAL for kind, _ in kinds)
+    given = list(inspect.signature(function).parameters.values())
+    plain = [each.default is each.empty for each in given if each.kind <= each.POSITIONAL_OR_KEYWORD]
+    open_end = any(each.kind is each.VAR_POSITIONAL for each in given)
     return sum(plain) - 2, math.inf if open_end else len(plain) - 2
 
 
-@dataclass
-class Request:
+class Request(NamedTuple):
     """One call that came in: `peer` sent it, `parts` are its opaque bytes."""
 
     peer: Peer
@@ -1488,12 +1391,12 @@ class Request:
 
 
 class Peer:
-    """Who is at the other end: `session` carries the calls, `role`, `key` and `name` come from its
-    authenticated key, `info` is what it said of itself, `route` where ZeroMQ finds it. `lost` once the
-    session is over."""
+    """Who is at the other end: `session` carries the calls, `role`, `key` and `name` come from its authenticated key,
+    `info` is what it said of itself, `route` where ZeroMQ finds it. `lost` once the session is over."""
 
     def __init__(self, session: Session, role: str, key: str = "", name: str = "", info: dict | None = None) -> None:
         self.session, self.role, self.key, self.name, self.info = session, role, key, name, info or {}
+        self.id = session.id  # its eight bytes
         self.route, self.attempt, self.welcome, self.lost = b"", 0, {}, False
         self.local = ""  # the folder below which it can follow references to files
         self.backlog: deque[tuple[list, Iterable]] = deque()  # calls for which its session has no room
@@ -1512,16 +1415,6 @@ class Peer:
         """Whether so much is on its way that what can be spared should not be sent."""
         return bool(self.backlog) or self.session.pending_bytes > LAGGING
 
-    @property
-    def id(self) -> bytes:
-        """The eight bytes of its session."""
-        return self.session.id
-
-    @property
-    def last_seen(self) -> float:
-        """When it gave the last sign of life, in the endpoint's clock."""
-        return self.session.heard_at
-
     def __repr__(self) -> str:
         return f"<{self.role} {self.name or self.id.hex()}>"
 
@@ -1539,12 +1432,9 @@ class _Proxy:
 
 
 class Endpoint:
-    """What both ends share: the table of methods, dispatch, and the care for sessions.
-
-    It belongs to one thread. The owner polls its sockets, calls `receive` when one is readable and `tick` in
-    each turn, and waits no longer than until the time that `tick` returned. `counts` tells what was refused
-    or dropped.
-    """
+    """What both ends share: the table of methods, dispatch, and the care for sessions. It belongs to one thread. The
+    owner polls its sockets, calls `receive` when one is readable and `tick` in each turn, and waits no longer than
+    until the time that `tick` returned. `counts` tells what was refused or dropped."""
 
     def __init__(self, clock: Callable[[], float], timing: Timing) -> None:
         import zmq
@@ -1554,21 +1444,19 @@ class Endpoint:
         self.methods: dict[str, _Method] = {}
         self.counts: Counter[str] = Counter()
         self.socket = None
+        self.store: Store | None = None  # of the node, if large parts go to and from peers on this machine by file
         self._context = zmq.Context()
         self._get = self._receive = self._send = None  # of the socket, past what pyzmq does for people
         self._wake = self._turned = clock()
         self._complained: dict[str, tuple[float, int]] = {}
 
     def proxy(self, peer: Peer | None = None) -> Any:
-        """An object whose methods are calls of `peer`: `proxy(peer).lease(1, 2, parts=[…])` sends and
-        returns."""
+        """An object whose methods are calls of `peer`, or of a link's master: `proxy(peer).lease(1, 2, parts=[…])`."""
         return _Proxy(self, peer)
 
     def send(self, peer: Peer, call: list, parts: Iterable = ()) -> None:
-        """Send a call once and in order, without waiting; to a lost peer it goes nowhere (`on_lost` said so).
-
-        Raises ProtocolError when it is too large, TypeError or ValueError when `call` cannot be JSON.
-        """
+        """Send a call once and in order, without waiting; to a lost peer it goes nowhere (`on_lost` said so). Raises
+        ProtocolError when it is too large, TypeError or ValueError when `call` cannot be JSON."""
         if peer.lost:
             self.counts["to lost peers"] += 1
         elif peer.backlog or peer.session.pending_bytes > ROOM:
@@ -1586,8 +1474,7 @@ class Endpoint:
         self._wake = min(self._wake, now + self.timing.ack)
 
     def dispatch(self, peer: Peer, call: list, parts: list) -> None:
-        """Run the method that `call` names and answer for it; whatever happens inside is the sender's
-        answer."""
+        """Run the method that `call` names and answer for it; whatever happens inside is the sender's answer."""
         name, params = call[0], call[1:]
         method = self.methods.get(name)
         if method is None:
@@ -1631,11 +1518,21 @@ class Endpoint:
             log.warning(text + " (%d more since the last line)", *args, self.counts[kind] - before - 1)
             self._complained[kind] = (now, self.counts[kind])
 
-    def _use(self, socket):
-        """Make this the socket of the endpoint."""
+    def _open_socket(self, kind, **options):
+        """Make the endpoint's socket. No ZMTP heartbeats: they prove that an I/O thread lives, ours prove that
+        the node's loop does; and where they cut a slow line they lose messages."""
         plain = self._zmq.backend.Socket
-        self.socket = socket
-        self._get, self._receive, self._send = (one.__get__(socket) for one in (plain.get, plain.recv, plain.send))
+        made = self.socket = self._context.socket(kind)
+        self._get, self._receive, self._send = (one.__get__(made) for one in (plain.get, plain.recv, plain.send))
+        keys = {
+            "LINGER": 0,
+            "HANDSHAKE_IVL": 3000,  # ms; the default of 30 s leaves a node deaf after a short partition
+            "TCP_KEEPALIVE": 1,  # frees the descriptor of a machine that vanished
+            "TCP_KEEPALIVE_IDLE": 60, "IPV6": 1,
+            "SNDHWM": HIGH_WATER, "RCVHWM": HIGH_WATER, "MAXMSGSIZE": MAX_MESSAGE + INLINE, **options,
+        }
+        for key, value in keys.items():
+            made.set(getattr(self._zmq, key), value)
 
     def _read(self, routed=False):
         """The route (with `routed`) and the frames of the next message, and the first frame as ZeroMQ gave it, which is
@@ -1652,8 +1549,7 @@ class Endpoint:
         return route, frames, first
 
     def _post(self, frames):
-        """Give a message to ZeroMQ without waiting. False: there is no connection or no room, the session
-        keeps it."""
+        """Give a message to ZeroMQ without waiting. False: there is no connection or no room, the session keeps it."""
         try:
             for frame in frames[:-1]:
                 self._send(frame, SNDMORE | NOBLOCK, len(frame) < INLINE)
@@ -1690,31 +1586,16 @@ class Endpoint:
             session.beat_sent(now)
         return max(session.deadline(now), now + self.timing.held)  # a socket that takes nothing is no reason to spin
 
+    def _follow(self, text):
+        return Reference.from_text(text, self.store.root)
+
     def _slept(self, now):
         """How long this loop was suspended since its last turn, 0 for a normal turn."""
         pause, self._turned = now - self._turned, now
         return pause if pause > self.timing.asleep else 0.0
 
-    def _tune(self, socket, **options):
-        """The options of every socket of ours. No ZMTP heartbeats: they prove that an I/O thread lives, ours
-        prove that the node's loop does; and where they cut a slow line they lose messages."""
-        keys = {
-            "LINGER": 0,
-            "HANDSHAKE_IVL": 3000,  # ms; the default of 30 s leaves a node deaf after a short partition
-            "SNDHWM": HIGH_WATER,
-            "RCVHWM": HIGH_WATER,
-            "MAXMSGSIZE": MAX_MESSAGE + INLINE,
-            "TCP_KEEPALIVE": 1,  # frees the descriptor of a machine that vanished
-            "TCP_KEEPALIVE_IDLE": 60,
-            "IPV6": 1,
-            **options,
-        }
-        for key, value in keys.items():
-            socket.set(getattr(self._zmq, key), value)
-
     def close(self) -> None:
-        """Close the sockets, giving the last messages a moment to leave. The endpoint is of no use
-        afterwards."""
+        """Close the sockets, giving the last messages a moment to leave. The endpoint is of no use afterwards."""
         if self.socket is not None:
             self.socket.close(linger=200)
             self.socket = None
@@ -1726,31 +1607,21 @@ def _is_answer(name):
 
 
 class Channel(Endpoint):
-    """The master's end: one ROUTER, bound to a socket file and to TCP ports, that admits the keys of a
-    keyring.
+    """The master's end: one ROUTER, bound to a socket file and to TCP ports, that admits the keys of a keyring. Assign
+    the hooks: `on_hello(peer, info)` returns what the node is told in its welcome, or raises Error to refuse it;
+    `on_lost(peer, reason)` says that a session is over and what was sent in it may be lost."""
 
-    Assign the hooks: `on_hello(peer, info)` returns what the node is told in its welcome, or raises Error to
-    refuse it; `on_lost(peer, reason)` says that a session is over and what was sent in it may be lost.
-    """
-
-    def __init__(
-        self, keyring: Keyring, clock: Callable[[], float] = time.monotonic, timing: Timing = TIMING
-    ) -> None:
+    def __init__(self, keyring: Keyring, clock: Callable[[], float] = time.monotonic, timing: Timing = TIMING) -> None:
         super().__init__(clock, timing)
         self.keyring = keyring
-        self.store: Store | None = None  # of the node, if it follows references of peers on this machine
         self.peers: dict[bytes, Peer] = {}
         self.on_hello: Callable[[Peer, dict], dict] = lambda peer, info: {}
         self.on_lost: Callable[[Peer, str], None] = lambda peer, reason: None
-        self._start_doorkeeper()  # before any bind: without it nobody is refused
-        self._use(self._context.socket(self._zmq.ROUTER))
-        self._tune(self.socket, ROUTER_MANDATORY=1, ZAP_ENFORCE_DOMAIN=1)
-        self.socket.zap_domain = b"compute"
-
-    def _start_doorkeeper(self):
         door = self._context.socket(self._zmq.REP)
-        door.bind("inproc://zeromq.zap.01")
+        door.bind("inproc://zeromq.zap.01")  # before any other bind: without it nobody is refused
         threading.Thread(target=self._keep_door, args=(door,), name="zap", daemon=True).start()
+        self._open_socket(self._zmq.ROUTER, ROUTER_MANDATORY=1, ZAP_ENFORCE_DOMAIN=1)
+        self.socket.zap_domain = b"compute"
 
     def _keep_door(self, door):
         """Answer ZeroMQ, for each handshake, whose key it is; ends with the context."""
@@ -1774,24 +1645,21 @@ class Channel(Endpoint):
         self._bind(f"ipc://{path}")
 
     def bind_tcp(self, host: str, port: int = 0) -> int:
-        """Listen on a TCP port, any free one for 0; returns it. Raises Error, also if the keys are not in
-        order."""
+        """Listen on a TCP port, any free one for 0; returns it. Raises Error, also if the keys are not in order."""
         require_keys(host, self.keyring)
         self.socket.plain_server = 0
         self.socket.curve_server = 1
         self.socket.curve_secretkey = self.keyring.secret_key.encode()
-        self._bind(f"tcp://{_bracketed(host)}:{port or '*'}")
+        self._bind(f"tcp://{format_address(host, port or '*')}")
         return int(self.socket.last_endpoint.decode().rpartition(":")[2])
 
     def _bind(self, address):
         try:
             self.socket.bind(address)
         except self._zmq.ZMQError as error:
-            raise components.Error(
-                f"cannot listen on {address} ({error})",
-                "another program has it, it is not an address of this machine, or the path is too long",
-                "stop that program, or choose another address",
-            ) from error
+            raise Error(f"cannot listen on {address} ({error})",
+                        "another program has it, it is not an address of this machine, or the path is too long",
+                        "stop that program, or choose another address") from error
 
     def receive(self, limit: int = 256) -> int:
         """Read and dispatch up to `limit` messages without waiting; returns how many there were."""
@@ -1832,9 +1700,6 @@ class Channel(Endpoint):
             self.drop(peer, "it sent garbage")
         self._refuse(route, bytes(8), "garbage", error)
 
-    def _follow(self, text):
-        return Reference.from_text(text, self.store.root)
-
     def _hello(self, route, key, message, now, here):
         peer = self.peers.get(message.session)
         info, known = message.call[1:] if len(message.call) == 3 else (None, None)
@@ -1843,7 +1708,8 @@ class Channel(Endpoint):
         if peer is None:
             if known:
                 return self._refuse(route, message.session, "unknown session")
-            peer = self._newcomer(key, info, message.session, now)
+            role, name = self.keyring.entry(key) or ("", "")
+            peer = Peer(Session(message.session, self.timing, now), role, key, name, info)
             _, error = self._attempt(self._admit, peer)
             if error is not None:
                 self._complain("refused", "%r was refused: %s", peer, error)
@@ -1862,21 +1728,16 @@ class Channel(Endpoint):
         self._post([route, *pack(WELCOME, peer.id, 0, peer.session.received, ["welcome", welcome])])
         self._wake = min(self._wake, self._care(peer, now))
 
-    def _newcomer(self, key, info, session, now):
-        role, name = self.keyring.entry(key) or ("", "")
-        return Peer(Session(session, self.timing, now), role, key, name, info)
-
     def _admit(self, peer):
         """Take a newcomer in. Raises Error."""
         wanted = peer.info.get("role")
         if not peer.role:
-            raise _removed_key()
+            raise Unreachable(*_REMOVED_KEY)
         if wanted != peer.role:
-            raise components.Unreachable(
+            raise Unreachable(
                 f"the master refused {peer.name}: it has a {peer.role} key and wants to be {str(wanted)[:20]!r}",
                 "each role has an access file of its own",
-                "take the access file of that role, and an environment made for it (--env DIR)",
-            )
+                "take the access file of that role, and an environment made for it (--env DIR)")
         if sum(other.key == peer.key for other in self.peers.values()) >= MAX_SESSIONS:
             raise components.Error(f"{peer.name!r} has {MAX_SESSIONS} sessions already")
         peer.welcome = self.on_hello(peer, peer.info) or {}
@@ -1903,8 +1764,7 @@ class Channel(Endpoint):
         self.drop(peer, reason)
 
     def tick(self, now: float) -> float:
-        """Send what is due, notice who is lost or whose key was removed; returns when to call again at the
-        latest."""
+        """Send what is due, notice who is lost or whose key was removed; returns when to call again at the latest."""
         slept = self._slept(now)
         for peer in self.peers.values() if slept else ():
             peer.session.heard_at += slept
@@ -1914,9 +1774,9 @@ class Channel(Endpoint):
         wake = now + self.timing.beat
         for peer in list(self.peers.values()):
             if peer.key in removed:
-                self.drop(peer, "its key was removed", _removed_key())
+                self.drop(peer, "its key was removed", Unreachable(*_REMOVED_KEY))
             elif peer.session.silent(now):
-                self.drop(peer, f"no word for {now - peer.last_seen:.0f} s")
+                self.drop(peer, f"no word for {now - peer.session.heard_at:.0f} s")
             else:
                 wake = min(wake, self._care(peer, now))
         self._wake = wake
@@ -1929,52 +1789,31 @@ def _user_of(frame):
     return key, mechanism
 
 
-def _removed_key():
-    return components.Unreachable(
-        "the master does not know this node's key",
-        "it was removed or revoked there, or this node never enrolled",
-        "ask the master's owner for access, then start this node again with the master's access file",
-    )
-
-
-def _other_mechanism():
-    return components.Unreachable(
-        "the master and this node do not secure the connection in the same way",
-        "one of them has no key, or something else than a master listens there",
-        "start this node with the access file that the master wrote (--key-file FILE)",
-    )
-
-
-def _other_key():
-    return components.Unreachable(
-        "the master has another key than this node expects",
-        "the key file here belongs to another master, or the master made new keys",
-        "copy the master's access file again and pass --key-file FILE",
-    )
+# What, why and how to fix it.
+_REMOVED_KEY = ("the master does not know this node's key",
+                "it was removed or revoked there, or this node never enrolled",
+                "ask the master's owner for access, then start this node again with the master's access file")
+_OTHER_MECHANISM = ("the master and this node do not secure the connection in the same way",
+                    "one of them has no key, or something else than a master listens there",
+                    "start this node with the access file that the master wrote (--key-file FILE)")
+_OTHER_KEY = ("the master has another key than this node expects",
+              "the key file here belongs to another master, or the master made new keys",
+              "copy the master's access file again and pass --key-file FILE")
 
 
 class Link(Endpoint):
-    """A node's end: one DEALER, a session that survives reconnects, and clear words when the master says no.
+    """A node's end: one DEALER, a session that survives reconnects, and clear words when the master says no. `state` is
+    "connecting", "ready" or "lost". Assign the hooks: `on_welcome(info, fresh)`: calls go through, and if `fresh` this
+    is a new session, nothing of an older one will arrive any more, so submit again; `on_lost(reason)`;
+    `on_refused(error)`: why the master does not let this node in. The link keeps trying: the owner gives up, or not."""
 
-    `state` is "connecting", "ready" or "lost". Assign the hooks: `on_welcome(info, fresh)`: calls go through,
-    and if `fresh` this is a new session, nothing of an older one will arrive any more, so submit again;
-    `on_lost(reason)`; `on_refused(error)`: why the master does not let this node in. The link keeps trying:
-    the owner gives up, or not.
-    """
-
-    def __init__(
-        self,
-        credentials: Credentials,
-        info: dict,
-        clock: Callable[[], float] = time.monotonic,
-        timing: Timing = TIMING,
-    ) -> None:
+    def __init__(self, credentials: Credentials, info: dict, clock: Callable[[], float] = time.monotonic,
+                 timing: Timing = TIMING) -> None:
         super().__init__(clock, timing)
         self.credentials = credentials
         self.info = {**info, "role": credentials.role}
         self.state = "connecting"
         self.monitor = None
-        self.store: Store | None = None  # of the node, if it passes large parts to a master on this machine by file
         self.on_welcome: Callable[[dict, bool], None] = lambda info, fresh: None
         self.on_lost: Callable[[str], None] = lambda reason: None
         self.on_refused: Callable[[components.Error], None] = lambda error: None
@@ -2000,24 +1839,19 @@ class Link(Endpoint):
         return self.master.session
 
     def connect(self, addresses: dict) -> None:
-        """Begin to connect to a master with these addresses: {"ipc": path, "tcp": "HOST:PORT"}, see
-        `Access`."""
+        """Begin to connect to a master with these addresses: {"ipc": path, "tcp": "HOST:PORT"}, see `Access`."""
         self._addresses = addresses
         self._open(self.clock())
 
     def _open(self, now):
         zmq = self._zmq
         address = preferred_address(self._addresses)
-        self._use(self._context.socket(zmq.DEALER))
         # IMMEDIATE: without a connection a message waits in the session, so HELLO is the first on a new one
-        self._tune(self.socket, IMMEDIATE=1, RECONNECT_IVL=100, RECONNECT_IVL_MAX=2000)
+        self._open_socket(zmq.DEALER, IMMEDIATE=1, RECONNECT_IVL=100, RECONNECT_IVL_MAX=2000)
         self.credentials.dress(self.socket, address)
         self.monitor = self.socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED
-            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-        )
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
         self.socket.connect(address)
         self._greeted, self._hello_at, self._open_at = False, math.inf, math.inf
         self.session.heard_at = self._wake = now
@@ -2031,8 +1865,7 @@ class Link(Endpoint):
             self.socket = self.monitor = None
 
     def _reopen(self, now):
-        """Close the socket and open a fresh one later: later each time, unless the last session was a long
-        one."""
+        """Close the socket and open a fresh one later: later each time, unless the last session was a long one."""
         if now - self._welcomed_at > self.timing.retry_max:
             self._wait = self.timing.retry
         self._shut(0)
@@ -2041,11 +1874,8 @@ class Link(Endpoint):
         self._wait = min(2 * self._wait, self.timing.retry_max)
 
     def watch(self, poller: Any) -> None:
-        """Keep a `zmq.Poller` on the sockets in use, which change when the link reopens.
-
-        Call it before each poll. Between two attempts there are none, and ZeroMQ does not wait on an empty
-        poller: keep something of the node's own in it, such as the socket that wakes its loop.
-        """
+        """Keep a `zmq.Poller` on the sockets in use, which change when the link reopens; call it before each poll.
+        Between attempts there are none, and ZeroMQ does not wait on an empty poller: keep one of the node's in it."""
         for old in self._retired:
             if old in poller:
                 poller.unregister(old)
@@ -2055,13 +1885,8 @@ class Link(Endpoint):
                 poller.register(current, self._zmq.POLLIN)
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
-        """Call a method of the master without waiting. Before the welcome it waits its turn. Raises as
-        `send`."""
+        """Call a method of the master without waiting. Before the welcome it waits its turn. Raises as `send`."""
         self.send(self.master, [method, *params], parts)
-
-    def proxy(self, peer: Peer | None = None) -> Any:
-        """An object whose methods are calls of the master, in the session of the moment."""
-        return _Proxy(self, None)
 
     def send(self, peer: Peer | None, call: list, parts: Iterable = ()) -> None:
         """Send a call to the master; what answers a session that is over goes nowhere."""
@@ -2123,9 +1948,6 @@ class Link(Endpoint):
             self._welcomed(message, about, now)
         else:
             raise ProtocolError(f"a message of kind {message.kind} at the wrong time")
-
-    def _follow(self, text):
-        return Reference.from_text(text, self.store.root)
 
     def _welcomed(self, message, info, now):
         session, fresh = self.session, not self._known
@@ -2189,14 +2011,15 @@ class Link(Endpoint):
         zmq = self._zmq
         self._bad_handshakes += 1
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # ZeroMQ never tries again on this socket
-            self._refused(_removed_key(), now)
+            self._refused(Unreachable(*_REMOVED_KEY), now)
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            self._refused(_other_mechanism(), now)
+            self._refused(Unreachable(*_OTHER_MECHANISM), now)
         elif self._welcomed_at > -math.inf:  # it is the right key, then: the master hangs, or the network swallows it
             if self._bad_handshakes == 3:
                 log.warning("whoever answers at the master's address does not let this node speak; trying on")
         elif self._bad_handshakes >= 3:  # one alone may be a connection that broke
-            self._refused(_other_key() if self.socket.mechanism == zmq.CURVE else _other_mechanism(), now)
+            known = self.socket.mechanism == zmq.CURVE
+            self._refused(Unreachable(*(_OTHER_KEY if known else _OTHER_MECHANISM)), now)
 
     def tick(self, now: float) -> float:
         """Send what is due, say HELLO, notice a lost master; returns when to call again at the latest."""
@@ -2235,80 +2058,60 @@ class Link(Endpoint):
         super().close()
 
 
-class Pulse:
-    """Signs of life for one session from a thread of its own, for an owner whose callbacks keep its loop
-    busy.
-
-    It has its own connection; the master accepts a BEAT of a session from any connection with the same key.
-    Make a new one for each fresh session.
-    """
+class Pulse(threading.Thread):
+    """Signs of life for one session from a thread and a connection of its own, for an owner whose callbacks keep its
+    loop busy. The master accepts a BEAT of a session from any connection with the same key."""
 
     def __init__(self, credentials: Credentials, addresses: dict, session: Session) -> None:
+        super().__init__(name="pulse", daemon=True)
         self._credentials, self._timing = credentials, session.timing
         self._address = preferred_address(addresses)
         self._beat = pack(BEAT, session.id, 0, 0, ["beat"])
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
-
-    def start(self) -> None:
-        """Begin to beat."""
-        self._thread.start()
+        self._over = threading.Event()
 
     def stop(self) -> None:
         """Stop beating and wait for the thread."""
-        self._stop.set()
-        self._thread.join()
+        self._over.set()
+        self.join()
 
-    def _run(self):
+    def run(self) -> None:
+        """What the thread does."""
         heart = Endpoint(time.monotonic, self._timing)
-        heart._use(heart._context.socket(heart._zmq.DEALER))
-        heart._tune(heart.socket, IMMEDIATE=1, RECONNECT_IVL=100, RECONNECT_IVL_MAX=2000)
+        heart._open_socket(heart._zmq.DEALER, IMMEDIATE=1, RECONNECT_IVL=100, RECONNECT_IVL_MAX=2000)
         self._credentials.dress(heart.socket, self._address)
         heart.socket.connect(self._address)
-        while not self._stop.wait(self._timing.beat if heart._post(self._beat) else self._timing.held):
+        while not self._over.wait(self._timing.beat if heart._post(self._beat) else self._timing.held):
             while heart._read()[2] is not None:  # a refusal also reaches the link
                 heart.counts["dropped"] += 1
         heart.close()
 
 
 def preferred_address(addresses: dict) -> str:
-    """The ZeroMQ address to use: the socket file if it is here and its folder is this user's own, else
-    TCP."""
+    """The ZeroMQ address to use: the socket file if it is here and its folder is this user's own, else TCP."""
     path = addresses.get("ipc")
     if path and os.path.exists(path):
         folder = os.stat(os.path.dirname(path))
         if folder.st_uid == os.getuid() and not folder.st_mode & 0o077:
             return f"ipc://{path}"
     if not addresses.get("tcp"):
-        raise components.Unreachable(
-            f"the master's socket file {path} is not here",
-            "no master runs on this machine, or it runs as another user, and it offers no TCP port",
-            "start it: python master.py",
-        )
+        raise Unreachable(f"the master's socket file {path} is not here",
+                          "no master runs on this machine, or it runs as another user, and it offers no TCP port",
+                          "start it: python master.py")
     return f"tcp://{addresses['tcp']}"
 
 
-def _bracketed(host):
-    return f"[{host}]" if ":" in host else host
-
-
-SWITCH = 0.0005  # seconds; a tenth of Python's own: for so long a busy thread may keep the loop from its messages
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of the GNU C library
 
 
 def tune_process() -> None:
-    """What a process of a node does first: the loop gets its turn soon whatever other threads do (answering people by
-    HTTP, most of all), and memory is kept for the next payload."""
-    sys.setswitchinterval(SWITCH)
+    """What a process of a node does first: its loop gets a turn soon, and memory is kept for the next payload."""
+    sys.setswitchinterval(0.0005)  # a tenth of Python's own: so long may a busy thread keep the loop from its messages
     keep_memory()
 
 
 def keep_memory() -> None:
-    """Lets this process use memory again that it has freed, up to 256 MiB, before it gives any back to the system.
-
-    By default blocks of megabytes are new memory each time, and to get that costs several times what it costs to fill
-    it. Only the GNU C library knows how; elsewhere this does nothing.
-    """
+    """Lets this process use memory again that it has freed, up to 256 MiB: to get blocks of megabytes anew costs
+    several times what it costs to fill them. Only the GNU C library knows how; elsewhere this does nothing."""
     import ctypes
 
     with suppress(OSError, AttributeError):
@@ -2317,16 +2120,12 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 256 << 20)
 
 
-def raise_open_files() -> int:
-    """Allow this process as many open files as the system lets it; returns how many.
-
-    Without descriptors ZeroMQ's accept spins. Call it when a node starts.
-    """
+def raise_open_files() -> None:
+    """Allow this process as many open files as the system lets it: without descriptors ZeroMQ's accept spins."""
     import resource
 
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
 
 
 # -- keys ----------------------------------------------------------------------------------------------------
@@ -2349,21 +2148,15 @@ def _signed(mac, secret, *fields):
 
 
 def _check_private(path, mode, status=None):
-    """Raise Error unless `path` belongs to this user and nobody else can reach it; `mode` is what it should
-    be."""
+    """Raise Error unless `path` belongs to this user and nobody else can reach it; `mode` is what it should be."""
     status = status or os.stat(path)
     if os.name == "posix" and status.st_uid != os.getuid():
-        raise components.Error(
-            f"{path} belongs to another user (uid {status.st_uid})",
-            "keys are only safe in files of the user who runs the node",
-            "run the node as that user, or choose another environment with --env DIR",
-        )
+        raise Error(f"{path} belongs to another user (uid {status.st_uid})",
+                    "keys are only safe in files of the user who runs the node",
+                    "run the node as that user, or choose another environment with --env DIR")
     if os.name == "posix" and status.st_mode & 0o077:
-        raise components.Error(
-            f"{path} can be reached by others (mode {stat.S_IMODE(status.st_mode):04o})",
-            "who reads a key file can act as this node",
-            f"chmod {mode:o} {path}",
-        )
+        raise Error(f"{path} can be reached by others (mode {stat.S_IMODE(status.st_mode):04o})",
+                    "who reads a key file can act as this node", f"chmod {mode:o} {path}")
 
 
 def _private_folder(folder):
@@ -2380,7 +2173,7 @@ def _read_private(path):
 
 
 def _write_private(path, text):
-    """Write a private file in one step: readers see the old or the new text."""
+    """Write a private file in one step: readers see the old or the new text. No fsync: many may enrol at once."""
     fresh = f"{path}.{secrets.token_hex(4)}"
     with open(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
@@ -2389,25 +2182,21 @@ def _write_private(path, text):
 
 def _load_or_make(path, make):
     """The JSON object in a private file, made and written on the first call. Raises Error."""
-    try:
+    with suppress(FileNotFoundError):
         return _json_object(_read_private(path), path)
-    except FileNotFoundError:
-        fresh = make()
-        _write_private(path, json.dumps(fresh, indent=1))
-        return fresh
+    fresh = make()
+    _write_private(path, json.dumps(fresh, indent=1))
+    return fresh
 
 
 def _json_object(text, path):
     try:
-        value = json.loads(text)
-        if isinstance(value, dict):
-            return value
-        reason = "it holds no JSON object"
+        value, reason = json.loads(text), "it holds no JSON object"
     except ValueError as error:
-        reason = str(error)
-    raise components.Error(
-        f"{path} is damaged ({reason})", "it was cut or edited", "restore it from a backup, or copy it again"
-    )
+        value, reason = None, str(error)
+    if isinstance(value, dict):
+        return value
+    raise Error(f"{path} is damaged ({reason})", "it was cut or edited", "restore it from a backup, or copy it again")
 
 
 def _key_pair():
@@ -2425,29 +2214,21 @@ class Keyring:
     `folder`/revoked       a public key per line: these may not enrol again
     `folder`/ROLE.access   what a node of this role needs, see `Access`
 
-    A deleted line of `authorized` ends that node's session; `revoke` also keeps it from enrolling again. Safe
-    to use from several threads. Raises Error when the folder or a file in it can be reached by others, or is
-    damaged.
-    """
+    A deleted line of `authorized` ends that node's session; `revoke` also keeps it from enrolling again. Safe to use
+    from several threads. Raises Error when the folder or a file in it can be reached by others, or is damaged."""
 
     def __init__(self, folder: str, clock: Callable[[], float] = time.time) -> None:
         self.folder = _private_folder(folder)
         self._clock = clock
         self._lock = threading.RLock()  # guards the tables below and the files they mirror
-        own = _load_or_make(self._path("master.json"), self._make)
+        join = {role: secrets.token_urlsafe(32) for role in ROLES}
+        own = _load_or_make(self._path("master.json"), lambda: {**_key_pair(), "join": join})
         self.public_key, self.secret_key, self._join = own["public_key"], own["secret_key"], own["join"]
         self._nodes: dict[str, tuple[str, str]] = {}
         self._revoked: set[str] = set()
         self._read_at = None
         self._reload()
         self._reported = set(self._nodes)
-
-    def __repr__(self) -> str:
-        return f"<keyring {self.folder}: {len(self._nodes)} nodes>"
-
-    @staticmethod
-    def _make():
-        return {**_key_pair(), "join": {role: secrets.token_urlsafe(32) for role in ROLES}}
 
     def _path(self, name):
         return os.path.join(self.folder, name)
@@ -2459,20 +2240,18 @@ class Keyring:
             _check_private(self._path(name), 0o600)
 
     def _lines(self, name):
-        try:
+        with suppress(FileNotFoundError):
             return [line.split() for line in _read_private(self._path(name)).splitlines() if line.strip()]
-        except FileNotFoundError:
-            return []
+        return []
 
     def _reload(self):
-        """Read `authorized` and `revoked` if they changed. Called with the lock held, or before there are
-        threads."""
+        """Read `authorized` and `revoked` if they changed. Called with the lock held, or before there are threads."""
         stamp = [_stamp(self._path(name)) for name in ("authorized", "revoked")]
         if stamp == self._read_at:
             return
         self._read_at = stamp
-        nodes, lines = {}, self._lines("authorized")
-        for number, line in enumerate(lines, 1):
+        nodes = {}
+        for number, line in enumerate(self._lines("authorized"), 1):
             if len(line) < 3 or not _KEY.fullmatch(line[0]) or line[1] not in ROLES:
                 log.error("%s line %d is no 'key role name since', left out", self._path("authorized"), number)
             else:
@@ -2503,8 +2282,7 @@ class Keyring:
             return key if self.entry(key) else None
         key, password = secret[0].decode("ascii", "replace"), secret[1]
         role = self.role_of(key)
-        right = role and hmac.compare_digest(password, _ipc_password(self._join[role], key))
-        return key if right else None
+        return key if role and hmac.compare_digest(password, _ipc_password(self._join[role], key)) else None
 
     def token(self) -> str:
         """What lets a person administer the master over HTTP; kept in `folder`/token.json."""
@@ -2512,33 +2290,28 @@ class Keyring:
 
     def access(self, role: str, addresses: dict) -> dict:
         """The content of an access file."""
-        return {
-            "version": ACCESS_VERSION,
-            "addresses": addresses,
-            "public_key": self.public_key,
-            "role": role,
-            "secret": self._join[role],
-        }
+        return {"version": ACCESS_VERSION, "addresses": addresses, "public_key": self.public_key, "role": role,
+                "secret": self._join[role]}
 
     def write_access(self, addresses: dict) -> None:
-        """Write the access file of each role. `addresses`: {"http": "HOST:PORT", "tcp": "HOST:PORT", "ipc":
-        path}."""
+        """Write the access file of each role. `addresses`: {"http": "HOST:PORT", "tcp": "HOST:PORT", "ipc": path}."""
         for role in ROLES:
             _write_private(self._path(f"{role}.access"), json.dumps(self.access(role, addresses), indent=1))
 
     def enrol(self, request: dict, addresses: dict | None = None) -> dict:
-        """Authorize the key in a node's request and answer it, both signed with the join secret of its role.
-
-        Asking again gives the same answer. Raises Error with what is wrong.
-        """
+        """Authorize the key in a node's request and answer it, both signed with the join secret of its role. Asking
+        again gives the same answer. Raises Error with what is wrong."""
         role, key, name, nonce = self._verified(request, "enrol")
-        self._authorize(key, role, name)
+        with self._lock:
+            known = self._may_join(key, role, name)
+            self._reported.add(key)
+            if not known:
+                self._rewrite("authorized", [f"{key} {role} {name} {_date(self._clock())}"])
         about = {"name": name, "public_key": self.public_key, "addresses": addresses or {}}
         return {**about, "mac": _sign(self._join[role], "enrolled", nonce, about)}
 
     def check_enrolment(self, request: dict) -> dict:
-        """Whether such an enrolment would be let in: `known` says whether the key is authorized already. Authorizes
-        nobody. Raises Error with what is wrong."""
+        """What `enrol` would do, doing nothing: `known`: the key is authorized already. Raises Error as it does."""
         role, key, name, nonce = self._verified(request, "check")
         about = {"public_key": self.public_key, "known": self._may_join(key, role, name) is not None}
         return {**about, "mac": _sign(self._join[role], "checked", nonce, about)}
@@ -2549,26 +2322,15 @@ class Keyring:
         role, key, name, nonce, at = (request.get(k) for k in ("role", "public_key", "name", "nonce", "time"))
         file = self._path(f"{role if role in ROLES else ROLES[0]}.access")
         if role not in ROLES or not _signed(request.get("mac"), self._join[role], verb, role, key, name, nonce, at):
-            raise components.Error(
-                f"the master refused {role if role in ROLES else 'node'} {str(name)[:64]!r}: wrong key",
-                "the access file there differs from the master's",
-                f"copy the master's file {file} to that machine",
-            )
+            raise Error(f"the master refused {role if role in ROLES else 'node'} {str(name)[:64]!r}: wrong key",
+                        "the access file there differs from the master's",
+                        f"copy the master's file {file} to that machine")
         now = self._clock()
         if not isinstance(at, (int, float)) or abs(at - now) > CLOCK_SKEW:
-            raise components.Error(
-                f"the clock of {str(name)[:64]!r} is wrong: the master's says {_date(now)}",
-                f"the two may differ by {CLOCK_SKEW:.0f} s",
-                "set the clock there, for example with an NTP service",
-            )
+            raise Error(f"the clock of {str(name)[:64]!r} is wrong: the master's says {_date(now)}",
+                        f"the two may differ by {CLOCK_SKEW:.0f} s",
+                        "set the clock there, for example with an NTP service")
         return role, key, name, nonce
-
-    def _authorize(self, key, role, name):
-        with self._lock:
-            known = self._may_join(key, role, name)
-            self._reported.add(key)
-            if not known:
-                self._rewrite("authorized", [f"{key} {role} {name} {_date(self._clock())}"])
 
     def _may_join(self, key, role, name):
         """Raise Error unless this key may have this role; returns its entry, None if it is new."""
@@ -2577,17 +2339,13 @@ class Keyring:
         with self._lock:
             known = self.entry(key)
             if key in self._revoked:
-                raise components.Error(
-                    f"the key of {name!r} was revoked on the master",
-                    "its owner removed this node",
-                    "ask the master's owner; then delete the node's keys folder and start it again",
-                )
+                raise Error(f"the key of {name!r} was revoked on the master",
+                            "its owner removed this node",
+                            "ask the master's owner; then delete the node's keys folder and start it again")
             if known and known[0] != role:
-                raise components.Error(
-                    f"the key of {name!r} is a {known[0]} key, it cannot be a {role} key too",
-                    "each node has a key of one role",
-                    f"start it with the access file of a {known[0]}, or with another --env DIR",
-                )
+                raise Error(f"the key of {name!r} is a {known[0]} key, it cannot be a {role} key too",
+                            "each node has a key of one role",
+                            f"start it with the access file of a {known[0]}, or with another --env DIR")
             return known
 
     def _rewrite(self, name, more, without=""):
@@ -2610,11 +2368,10 @@ class Keyring:
 
 
 def _stamp(path):
-    try:
+    with suppress(FileNotFoundError):
         status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_ctime_ns, status.st_size, status.st_ino
+        return status.st_ctime_ns, status.st_size, status.st_ino
+    return None
 
 
 def _date(at):
@@ -2625,36 +2382,38 @@ def _ipc_password(join_secret, public_key):
     return hmac.new(join_secret.encode(), b"ipc" + public_key.encode(), hashlib.sha256).hexdigest().encode()
 
 
+@contextmanager
+def _told_as(kind, cause):
+    """An error of the one kind is raised as one of the other, in the same words."""
+    try:
+        yield
+    except cause as error:
+        raise kind(error.what, error.why, error.fix) from None
+
+
 class Access:
     """An access file: where the master is, its public key, and the secret that lets one role join."""
 
     def __init__(self, addresses: dict, public_key: str, role: str, secret: str) -> None:
         self.addresses, self.public_key, self.role, self.secret = addresses, public_key, role, secret
 
-    def __repr__(self) -> str:
-        return f"<{self.role} access to {self.addresses}>"
-
     @classmethod
+    @_told_as(Unreachable, Error)
     def load(cls, path: str) -> Access:
-        """Read an access file. Raises Error when it is missing, damaged, readable by others or of another
-        version."""
+        """Read an access file. Raises Unreachable: it is missing, damaged, readable by others or of another version."""
         try:
             content = _json_object(_read_private(path), path)
         except FileNotFoundError as error:
-            raise components.Error(
+            raise Error(
                 f"there is no access file {path}",
                 "the master writes it at its start: no master has run here, or the file was not copied",
-                "start a master (python master.py), or copy its keys/<role>.access and pass --key-file FILE",
-            ) from error
+                "start a master (python master.py), or copy its keys/<role>.access and pass --key-file FILE") from error
         if content.get("version") != ACCESS_VERSION:
-            raise components.Error(
-                f"{path} has version {content.get('version')!r}, this node reads version {ACCESS_VERSION}",
-                "another version of concurrent_swarm wrote it",
-                "install the same version on both machines and copy the file again",
-            )
+            raise Error(f"{path} has version {content.get('version')!r}, this node reads version {ACCESS_VERSION}",
+                        "another version of concurrent_swarm wrote it",
+                        "install the same version on both machines and copy the file again")
         found = [content.get(key) for key in ("addresses", "public_key", "role", "secret")]
-        kinds = zip(found, (dict, str, str, str), strict=True)
-        if not all(isinstance(*pair) for pair in kinds) or found[2] not in ROLES or not _KEY.fullmatch(found[1]):
+        if list(map(type, found)) != [dict, str, str, str] or found[2] not in ROLES or not _KEY.fullmatch(found[1]):
             raise components.Error(f"{path} is no access file", "a field is missing or wrong", "copy it again")
         return cls(*found)
 
@@ -2666,37 +2425,24 @@ class Credentials:
         self.role, self.public_key = role, pair["public_key"]
         self._secret_key, self._server_key, self._join = pair["secret_key"], access.public_key, access.secret
 
-    def __repr__(self) -> str:
-        return f"<{self.role} credentials {self.public_key[:8]}…>"
-
     def dress(self, socket: Any, address: str) -> None:
         """Set up a ZeroMQ socket that is about to connect to `address`."""
         if address.startswith("ipc://"):
             socket.plain_username = self.public_key.encode()
             socket.plain_password = _ipc_password(self._join, self.public_key)
         else:
-            socket.curve_publickey, socket.curve_secretkey = (
-                self.public_key.encode(),
-                self._secret_key.encode(),
-            )
+            socket.curve_publickey, socket.curve_secretkey = self.public_key.encode(), self._secret_key.encode()
             socket.curve_serverkey = self._server_key.encode()
 
 
 class NodeKeys:
-    """A node's own key pair, made once in `folder`/node.json, and its side of the enrolment."""
+    """A node's own key pair, made once in `folder`/node.json, and its side of the enrolment. `public_key` is in Z85."""
 
     def __init__(self, folder: str, clock: Callable[[], float] = time.time) -> None:
         self._pair = _load_or_make(os.path.join(_private_folder(folder), "node.json"), _key_pair)
+        self.public_key = self._pair["public_key"]
         self._clock = clock
         self._nonce = ""
-
-    def __repr__(self) -> str:
-        return f"<node keys {self.public_key[:8]}…>"
-
-    @property
-    def public_key(self) -> str:
-        """The public half, in Z85."""
-        return self._pair["public_key"]
 
     def enrolment(self, access: Access, name: str, verb: str = "enrol") -> dict:
         """The signed request to send to the master's `enrol`, or with the verb "check" to its `enrol.check`."""
@@ -2710,19 +2456,16 @@ class NodeKeys:
         return self._proven(access, answer, "checked")["known"]
 
     def accept(self, access: Access, answer: dict) -> dict:
-        """Check the master's answer to the last enrolment; returns its addresses. Raises Unreachable if it is
-        forged."""
+        """Check the master's answer to the last enrolment; returns its addresses. Raises Unreachable if forged."""
         return self._proven(access, answer, "enrolled")["addresses"] or access.addresses
 
     def _proven(self, access, answer, verb):
         about = {key: value for key, value in answer.items() if key != "mac"}
         right = _signed(answer.get("mac"), access.secret, verb, self._nonce, about)
         if not right or about.get("public_key") != access.public_key:
-            raise components.Unreachable(
-                "the answer to the enrolment is not signed by this master",
-                "another master answered, or somebody between changed it",
-                "copy the master's access file again and pass --key-file FILE",
-            )
+            raise Unreachable("the answer to the enrolment is not signed by this master",
+                              "another master answered, or somebody between changed it",
+                              "copy the master's access file again and pass --key-file FILE")
         return about
 
     def credentials(self, access: Access) -> Credentials:
@@ -2737,23 +2480,18 @@ def require_keys(host: str, keyring: Keyring) -> None:
     try:
         keyring.check()
     except components.Error as error:
-        raise components.Error(
-            f"the master does not listen on {host}: its keys are not in order ({error.what})",
-            error.why,
-            error.fix,
-        ) from error
+        raise Error(f"the master does not listen on {host}: its keys are not in order ({error.what})",
+                    error.why, error.fix) from error
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address on `host`."""
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return host == "localhost"
 
 
 # -- sealed pickles ------------------------------------------------------------------------------------------------
-
 
 WIRE = "__swarm__"  # the module under which our classes and functions are referred to in pickles, everywhere
 
@@ -2816,21 +2554,15 @@ def seal(obj: Any, what: str, how: Callable = dumps) -> Any:
 def explain_unpicklable(obj: Any, error: Exception, what: str) -> components.UsageError:
     """Says which attribute keeps an object from being pickled; `what` is "task" for a task or its state."""
     if what == "task":  # given as its attributes
-        what, obj = f"task {_name_of(obj)}", obj if isinstance(obj, dict) else vars(obj)
+        name = obj.get("name") if isinstance(obj, dict) else getattr(obj, "name", "")
+        what, obj = f"task {name or type(obj).__name__}", obj if isinstance(obj, dict) else vars(obj)
         obj = types.SimpleNamespace(**{str(name): value for name, value in obj.items()})
     path, culprit = _find_unpicklable(obj, "", 0)
     kind = "a lambda" if getattr(culprit, "__name__", "") == "<lambda>" else f"of type {type(culprit).__name__}"
-    where = f'attribute "{path}" is {kind}' if path else f"it is {kind} ({error})"
-    return components.UsageError(
-        f"{what} cannot be sent: {where}",
+    return UsageError(
+        f"{what} cannot be sent: " + (f'attribute "{path}" is {kind}' if path else f"it is {kind} ({error})"),
         "tasks and results travel as pickles; lambdas, open files, locks, generators and local classes cannot",
-        "use a function or class at the top of its module, or keep the value out of the object",
-    )
-
-
-def _name_of(task: Any) -> str:
-    name = task.get("name") if isinstance(task, dict) else getattr(task, "name", "")
-    return str(name or type(task).__name__)
+        "use a function or class at the top of its module, or keep the value out of the object")
 
 
 def _find_unpicklable(obj: Any, path: str, depth: int) -> tuple[str, Any]:
@@ -2877,12 +2609,10 @@ class _Pieces(list):
 
 
 def seal_pieces(obj: Any) -> list:
-    """The sealed form of the user's object in pieces that `open_sealed` opens; large data is not copied.
-
-    The form is that of `dumps`, unless the object has contiguous buffers of 64 KiB and up (arrays); then these follow
-    its pickle, each aligned. The pieces may be the object's own memory: use them before the user's code goes on.
-    Raises whatever the object's own code raises.
-    """
+    """The sealed form of the user's object in pieces that `open_sealed` opens; large data is not copied. The form is
+    that of `dumps`, unless the object has contiguous buffers of 64 KiB and up (arrays); then these follow its pickle,
+    each aligned. The pieces may be the object's own memory: use them before the user's code goes on. Raises whatever
+    the object's own code raises."""
     try:
         pieces, buffers = _pickled(pickle.Pickler, obj)
         plain = not _mentions_us(pieces)
@@ -2892,7 +2622,11 @@ def seal_pieces(obj: Any) -> list:
     if not plain:
         speak_wire()
         pieces, buffers = _pickled(Sealer, obj)
-    return _with_buffers(pieces, buffers) if buffers else pieces
+    if not buffers:
+        return pieces
+    head = _BUFFERS_HEAD.pack(BUFFERS, len(buffers), sum(map(len, pieces)))
+    head += struct.pack(f"<{len(buffers)}Q", *map(len, buffers))
+    return lay_out([[head, *pieces], *buffers])[0]
 
 
 def _pickled(pickler, obj):
@@ -2900,9 +2634,7 @@ def _pickled(pickler, obj):
 
     def in_band(buffer):
         raw = buffer.raw()
-        if len(raw) < INLINE:
-            return True
-        return buffers.append(raw)  # None: it is not in the pickle
+        return True if len(raw) < INLINE else buffers.append(raw)  # None: it is not in the pickle
 
     pickler(pieces, PICKLE_PROTOCOL, buffer_callback=in_band).dump(obj)
     return list(pieces), buffers
@@ -2917,16 +2649,6 @@ def _mentions_us(pieces):
     return False
 
 
-def _with_buffers(pieces, buffers):
-    length, sizes = sum(map(len, pieces)), list(map(len, buffers))
-    head = _BUFFERS_HEAD.pack(BUFFERS, len(buffers), length) + struct.pack(f"<{len(sizes)}Q", *sizes)
-    laid, end = [head, *pieces], len(head) + length
-    for buffer in buffers:
-        laid += [bytes(-end % ALIGNMENT), buffer]
-        end += -end % ALIGNMENT + len(buffer)
-    return laid
-
-
 def is_lent(part: Any) -> bool:
     """Whether a part is memory of the user's objects, which may change as soon as the user's code goes on."""
     return type(part) is list and any(type(piece) is not bytes for piece in part)
@@ -2939,11 +2661,8 @@ def frozen(part: Any) -> Any:
 
 def open_sealed(part: Any) -> Any:
     """The object in a sealed form of either kind: bytes, pieces or what lies in a file. Only for processes that run the
-    user's code: workers, hosts, clients.
-
-    Buffers become read-only views of the bytes, without a copy: an array of 64 KiB and up arrives read-only. Raises
-    ProtocolError if the lengths do not add up, PayloadGone if the file is gone.
-    """
+    user's code: workers, hosts, clients. Buffers become read-only views of the bytes, without a copy: an array of 64
+    KiB and up arrives read-only. Raises ProtocolError if the lengths do not add up, PayloadGone if the file is gone."""
     try:
         data = part.view() if type(part) is Reference else b"".join(part) if type(part) is list else part
     except OSError as error:
@@ -2985,10 +2704,7 @@ def payload_root() -> str:
 
 
 def own_folder(path: str | os.PathLike) -> str:
-    """The path of a folder, made if it is not there; it must be this user's, out of others' reach, and no link.
-
-    Raises Error, OSError.
-    """
+    """A folder's path, made if it is not there: this user's, out of others' reach, no link. Raises Error, OSError."""
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
     return _checked_folder(os.fspath(path))
@@ -3033,9 +2749,7 @@ class Reference:
     @classmethod
     def from_text(cls, text: Any, root: str) -> Reference:
         """The reference that a peer sent, into a store below `root`, which is this user's alone, and nowhere else.
-
-        Whether the file is there shows when it is opened. Raises ProtocolError for any other text.
-        """
+        Whether the file is there shows when it is opened. Raises ProtocolError for any other text."""
         found = _REFERENCE.fullmatch(text) if isinstance(text, str) else None
         if not found:
             raise ProtocolError(f"{text!r:.80} names no payload", "a peer sent folder/file/offset/size of another form")
@@ -3047,10 +2761,8 @@ class Reference:
         return open_payload(self.folder, self.name)
 
     def view(self) -> memoryview:
-        """The bytes, read-only, large ones not copied; they stay when the file goes. Raises OSError, ProtocolError.
-
-        Not for a file that somebody distrusted may still cut short: to touch what is gone ends the process.
-        """
+        """The bytes, read-only, large ones not copied; they stay when the file goes. Raises OSError, ProtocolError. Not
+        for a file that somebody distrusted may still cut short: to touch what is gone ends the process."""
         return self._with_file(map_payload)
 
     def read(self) -> bytes:
@@ -3153,10 +2865,8 @@ def left_of(buffers: list, done: int) -> list:
 
 
 def lay_out(parts: Iterable) -> tuple[list, list[tuple[int, int]], bool]:
-    """The pieces of parts for one file, (at, size) of each, and whether all can be read by copying only.
-
-    A part is a bytes-like or a list of them; each begins aligned.
-    """
+    """The pieces of parts for one file, (at, size) of each, and whether all can be read by copying only. A part is a
+    bytes-like or a list of them; each begins aligned."""
     pieces, places, plain, end = [], [], True, 0
     for part in parts:
         part = part if isinstance(part, list) else [part]
@@ -3184,13 +2894,11 @@ class _File:
 
 
 class Store:
-    """The payload files of one node, in a folder that lives as long as its process; for one thread at a time.
-
-    A file that is not needed any more is written again, which costs a third of a new one, if its link count says that
-    no other store holds it, and if it was plain: who reads a plain pickle has copied what it needs, while arrays are
-    views of their file. It is written again for the same `whose` only: who once had its descriptor may have kept it.
-    `budget` is in bytes of files written here, in use or free; as a rule half of what the file system has left.
-    """
+    """The payload files of one node, in a folder that lives as long as its process; for one thread at a time. A file
+    that is not needed any more is written again, which costs a third of a new one, if its link count says that no other
+    store holds it, and if it was plain: who reads a plain pickle has copied what it needs, while arrays are views of
+    their file. It is written again for the same `whose` only: who once had its descriptor may have kept it. `budget` is
+    in bytes of files written here, in use or free; as a rule half of what the file system has left."""
 
     def __init__(self, root: str | None = None, budget: int | None = None) -> None:
         self.root = own_folder(root) if root else payload_root()
@@ -3208,19 +2916,20 @@ class Store:
         # equal for the stores that can follow each other's references
         self.identity = f"{self.root} {status.st_dev} {status.st_ino}"
         self.dropped: deque[Reference] = deque()
-        with _locked(self.root):
+        alone = _lock_file(f"{self.root}/lock")  # one makes or removes stores at a time: only the dead hold no lock
+        try:
             _remove_dead(self.root)
             os.mkdir(self.folder, 0o700)
             self._lock = _lock_file(f"{self.folder}/lock")
+        finally:
+            os.close(alone)
 
     def write(self, parts: Iterable, whose: str = "") -> list[Reference] | None:
-        """Writes the parts (bytes-likes, or lists of them) into one file: a reference to each. None if there is no room
-        in the budget or the file system."""
+        """Writes parts (bytes-likes, lists of them) into one file: a reference to each. None if there is no room."""
         pieces, places, plain = lay_out(parts)
-        made = self.create(sum(map(len, pieces)), whose)
-        if made is None:
+        name, file = self.create(sum(map(len, pieces)), whose) or ("", -1)
+        if not name:
             return None
-        name, file = made
         try:
             write_pieces(file, pieces)
         except OSError as error:
@@ -3236,43 +2945,27 @@ class Store:
         above. It is in use until `release_file`, or until all its references are released."""
         self.collect()
         self._idle = False
-        name = self._fitting(size, whose)
+        again = self._fitting(size, whose)
+        name, new = again or str(next(self._names)), 0 if again else os.O_CREAT | os.O_EXCL
         try:
-            if name:
-                return name, self._open_again(name)
-            if self._make_room(size):
-                return self._open_new(size, whose)
+            while new and self._free and self.used + size > self.budget:
+                self._remove(next(iter(self._free)))
+            if new and self.used + size > self.budget:
+                return self._refuse(f"{self.used:,} of {self.budget:,} bytes are in use")
+            file = os.open(f"{self.folder}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | new, 0o600)
         except OSError as error:
             return self._refuse(error)
-        return self._refuse(f"{self.used:,} of {self.budget:,} bytes are in use")
+        self.used += size if new else 0
+        self._files[name] = _File(self._free.pop(name, size), whose)
+        return name, file
 
     def _fitting(self, size, whose):
         """The smallest free file that so much fits into and that nobody holds any more."""
-        fits = [(have, name) for name, have in self._free.items() if size <= have <= 4 * size]
-        return next((name for _, name in sorted(fits) if self._files[name].whose == whose and self._alone(name)), None)
-
-    def _alone(self, name):
-        with suppress(FileNotFoundError):
-            return os.stat(f"{self.folder}/{name}").st_nlink == 1
-        return False
-
-    def _open_again(self, name):
-        file = os.open(f"{self.folder}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        del self._free[name]
-        self._files[name].plain, self._files[name].parts = True, 0
-        return file
-
-    def _open_new(self, size, whose):
-        name = str(next(self._names))
-        file = os.open(f"{self.folder}/{name}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._files[name] = _File(size, whose)
-        self.used += size
-        return name, file
-
-    def _make_room(self, size):
-        while self._free and self.used + size > self.budget:
-            self._remove(next(iter(self._free)))
-        return self.used + size <= self.budget
+        for _, name in sorted((have, name) for name, have in self._free.items() if size <= have <= 4 * size):
+            with suppress(FileNotFoundError):
+                if self._files[name].whose == whose and os.stat(f"{self.folder}/{name}").st_nlink == 1:
+                    return name
+        return None
 
     def _refuse(self, reason):
         log.log(logging.DEBUG if self._warned else logging.WARNING,
@@ -3280,8 +2973,7 @@ class Store:
         self._warned = True
 
     def reference(self, name: str, at: int, size: int) -> Reference:
-        """One more reference into a file of this store, as the process that filled it says. Raises ProtocolError if
-        there is no such file or it is shorter."""
+        """One more reference into a file that was filled. Raises ProtocolError if it is not there, or shorter."""
         kept = self._files.get(name)
         if kept is None or name in self._free:
             raise ProtocolError(f"{name!r:.80} is no payload file in use")
@@ -3315,6 +3007,13 @@ class Store:
             raise OSError(errno.ENODATA, "the file is shorter than was said", "/".join(source))
         self._files[name].parts += 1
         return Reference(self.folder, name, reference.at, reference.size)
+
+    def kept(self, reference: Reference) -> Reference | bytes:
+        """The same bytes as a part that stays, whatever becomes of the sender's file. Raises OSError if it is gone."""
+        if reference.store is self:
+            return reference  # the host of a system wrote it here
+        adopted = self.adopt(reference)
+        return adopted.held(self) if adopted else reference.read()
 
     def tidy(self) -> None:
         """Takes back what was let go, and keeps no free files if nothing was written for a while."""
@@ -3368,16 +3067,6 @@ class Store:
         self._files, self._free, self._adopted, self._lock = {}, {}, {}, None
 
 
-@contextmanager
-def _locked(root):
-    """Only one process at a time makes or removes stores, so there is none without a held lock but the dead ones."""
-    file = _lock_file(f"{root}/lock")
-    try:
-        yield
-    finally:
-        os.close(file)
-
-
 def _lock_file(path, wait=True, create=os.O_CREAT):
     """An open file that is locked until it is closed, or the process ends."""
     import fcntl
@@ -3409,17 +3098,15 @@ KEPT_OPEN = 512 * 1024 * 1024  # bytes of published objects that a process keeps
 _PUBLISHED = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
 
 
+@dataclass(repr=False, unsafe_hash=True)
 class Shared:
-    """A reference to a published object, which tasks may carry; `get` gives the object.
+    """A reference to a published object, which tasks may carry; `get` gives the object. The object is fetched once per
+    slave and mapped by its workers: arrays of 64 KiB and up are read-only views of the same memory. It stays until the
+    client that published it, or for which it was published, ends."""
 
-    The object is fetched once per slave and mapped by its workers: arrays of 64 KiB and up are read-only views of the
-    same memory. It stays until the client that published it, or for which it was published, ends.
-    """
-
-    exchange: Exchange | None = None  # of this process
-
-    def __init__(self, key: str, size: int):
-        self.key, self.size = key, size
+    key: str
+    size: int
+    exchange: ClassVar[Exchange | None] = None  # of this process
 
     def get(self) -> Any:
         """The object. Raises Error if nobody has it any more."""
@@ -3427,12 +3114,6 @@ class Shared:
 
     def __repr__(self) -> str:
         return f"<Shared {self.key[:12]}, {self.size:,} bytes>"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Shared) and other.key == self.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
 
     def __reduce__(self):
         return sys.modules[WIRE].Shared, (self.key, self.size)
@@ -3442,17 +3123,14 @@ Shared.__module__ = WIRE  # found there by every node, see `named`
 
 
 class Exchange:
-    """How the user's code in this process publishes objects, and reaches published ones.
-
-    `send(key, pieces)` hands a sealed object on; `fetch(key)` waits for one and returns its bytes. `mark` makes the
-    keys of this process its own; a process that repeats another has the same.
-    """
+    """How the user's code publishes objects and reaches published ones: `send(key, pieces)` hands a sealed object on,
+    `fetch(key)` waits for the bytes. `mark` makes its keys its own; a process that repeats another has the same."""
 
     def __init__(self, send: Callable[[str, list], None], fetch: Callable[[str], Any], mark: str = ""):
         self._send, self._fetch = send, fetch
         self._mark, self._owner = mark, "" if mark else None
         self._sent: set[str] = set()
-        self._open: collections.OrderedDict[str, tuple[Any, int]] = collections.OrderedDict()
+        self._open: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self.serve("")
         speak_wire()
         sys.modules[WIRE].Shared.exchange = self
@@ -3530,7 +3208,6 @@ class _Incoming:
         self._pieces: list = []
 
     def add(self, part: Any) -> None:
-        """The next slice."""
         pieces = part if type(part) is list else [part.read() if type(part) is Reference else part]
         if self._file >= 0:
             try:
@@ -3538,7 +3215,8 @@ class _Incoming:
             except OSError as error:
                 log.warning("a published object goes to memory, for its file cannot grow (%s)", error)
                 self._pieces.append(os.pread(self._file, self.have, 0))
-                self._close()
+                os.close(self._file)
+                self._file = -1
                 self._store.release_file(self._name)
         if self._file < 0:
             self._pieces += pieces
@@ -3548,23 +3226,17 @@ class _Incoming:
         """The object as a part. Nothing comes any more."""
         if self._file < 0:
             return self._pieces
-        self._close()
-        return self._store.reference(self._name, 0, self.have).held(self._store)
-
-    def _close(self) -> None:
         os.close(self._file)
-        self._file = -1
+        return self._store.reference(self._name, 0, self.have).held(self._store)
 
 
 class Shelf:
     """The published objects that a node holds, each as a part: in a file of its store, or in memory where it has none.
-
-    The last used ones are kept, up to `budget` bytes (None: all).
-    """
+    The last used ones are kept, up to `budget` bytes (None: all)."""
 
     def __init__(self, store: Store | None, budget: int | None = None):
         self._store, self._budget = store, budget
-        self._held: collections.OrderedDict[str, Any] = collections.OrderedDict()
+        self._held: OrderedDict[str, Any] = OrderedDict()
         self._coming: dict[str, _Incoming] = {}
 
     def get(self, key: str) -> Any:
@@ -3582,10 +3254,10 @@ class Shelf:
         if key in self._held:
             return True
         if type(part) is Reference and part.size == total:
-            self._put(key, self.kept(part))
+            self._put(key, self._store.kept(part))
             return True
         if at == 0:  # from the beginning, maybe again
-            self._drop(key)
+            self.forget([key])
             self._coming[key] = _Incoming(self._store, total)
         coming = self._coming.get(key)
         if coming is None or at != coming.have or at + size_of(part) > coming.total != total:
@@ -3600,28 +3272,14 @@ class Shelf:
         """Lets objects go; who has mapped one keeps it."""
         for key in keys:
             self._held.pop(key, None)
-            self._drop(key)
-
-    def _drop(self, key: str) -> None:
-        if key in self._coming:
-            self._coming.pop(key).end()
-
-    def kept(self, reference: Reference) -> Any:
-        """The same bytes as a part that stays, whatever becomes of the sender's file. Raises OSError if it is gone."""
-        if reference.store is self._store:
-            return reference
-        adopted = self._store.adopt(reference)
-        return adopted.held(self._store) if adopted else [reference.read()]
+            if key in self._coming:
+                self._coming.pop(key).end()
 
     def _put(self, key: str, part: Any) -> None:
         self._held[key] = part
-        while self._budget is not None and len(self._held) > 1 and self.size > self._budget:
+        budget = math.inf if self._budget is None else self._budget
+        while len(self._held) > 1 and sum(map(size_of, self._held.values())) > budget:
             self._held.popitem(last=False)
-
-    @property
-    def size(self) -> int:
-        """Bytes of what is held."""
-        return sum(map(size_of, self._held.values()))
 
 
 # -- large messages on a socketpair --------------------------------------------------------------------------------
@@ -3632,16 +3290,11 @@ LARGE = 256 * 1024  # bytes; a message from this size on is received into memory
 
 class Receiver:
     """Takes messages from a socketpair, however their bytes were cut, and the descriptors that came with them. Large
-    ones are received into memory of their own. The socket may block or not.
+    ones are received into memory of their own. The socket may block or not. At most `descriptors` may wait to be taken;
+    0: none are received, the kernel closes them. `follow` as for `unpack_body`."""
 
-    At most `descriptors` may wait to be taken; 0: none are received, the kernel closes them. `follow` as for
-    `unpack_body`.
-    """
-
-    def __init__(
-        self, sock: socket.socket, limit: int = MAX_MESSAGE + INLINE, descriptors: int = 0,
-        follow: Callable[[str], Any] | None = None,
-    ) -> None:
+    def __init__(self, sock: socket.socket, limit: int = MAX_MESSAGE + INLINE, descriptors: int = 0,
+                 follow: Callable[[str], Any] | None = None) -> None:
         self._sock = sock
         self._follow = follow
         self._limit = limit
@@ -3654,11 +3307,8 @@ class Receiver:
         self._descriptors: deque = deque()
 
     def receive(self) -> list[tuple[list, list]]:
-        """Reads once; returns (call, parts) of each message that is complete now, parts being bytes or views.
-
-        Raises EOFError when the other end has closed, ProtocolError, and OSError as the socket does: BlockingIOError if
-        it does not block and nothing is there.
-        """
+        """Reads once; returns (call, parts) of each message that is complete now, parts being bytes or views. Raises
+        EOFError when the other end has closed, ProtocolError, and OSError as the socket does, BlockingIOError too."""
         if self._large is None:
             self._have += self._read(self._buffer[self._have :], 0)
             return self._complete()
@@ -3741,16 +3391,12 @@ _ZIP_METHODS = zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED
 _MANIFEST_FILE = ".bundle.json"  # cannot meet a file of the application: hidden ones are not shipped
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """An application as it travels.
-
-    `digest` is the SHA-256 (hex) of the content and of the manifest's facts, never of the place it came from:
-    the same source in two folders is one bundle, an edited file is another. `manifest` is a table for JSON:
-    `format`, `kind` (file or package), `entry` (the entry file's name in the zip), `module` (what to import),
-    `modules` (the other top-level names the bundle answers), `framework` (the package under which the client
-    knows us), `requirements`. `root` is the folder of the source on the client; it is not sent.
-    """
+class Bundle(NamedTuple):
+    """An application as it travels. `digest` is the SHA-256 (hex) of the content and of the manifest's facts, never of
+    the place it came from: the same source in two folders is one bundle, an edited file is another. `manifest` is a
+    table for JSON: `format`, `kind` (file or package), `entry` (the entry file's name in the zip), `module` (what to
+    import), `modules` (the other top-level names the bundle answers), `framework` (the package under which the client
+    knows us), `requirements`. `root` is the folder of the source on the client; it is not sent."""
 
     digest: str
     manifest: dict[str, Any]
@@ -3758,14 +3404,11 @@ class Bundle:
     root: str
 
 
-def make_bundle(path: str | os.PathLike | None = None, module: str | None = None,
-                framework: str = FRAMEWORK) -> Bundle:
-    """The bundle of the application in `path` (a .py file or package folder) or of `module` (as after `-m`).
-
-    A file takes along the modules and packages next to it that its imports name, also inside functions and
-    through other siblings, but for names that the standard library has. A package takes all its files but
-    hidden and compiled ones. Raises UsageError for source that cannot be found, read, parsed or sent.
-    """
+def make_bundle(path: str | os.PathLike | None = None, module: str | None = None, framework: str = FRAMEWORK) -> Bundle:
+    """The bundle of the application in `path` (a .py file or package folder) or of `module` (as after `-m`). A file
+    takes along the modules and packages next to it that its imports name, also inside functions and through other
+    siblings, but for names that the standard library has. A package takes all its files but hidden and compiled ones.
+    Raises UsageError for source that cannot be found, read, parsed or sent."""
     root, entry = _locate_module(module) if module is not None else _locate_path(Path(path))
     if "/" in entry:
         _parse(root / entry)
@@ -3817,7 +3460,6 @@ def _unpacked_limit(packed):
 
 # -- bundles: finding the source -----------------------------------------------------------------------------
 
-
 def _shown(path):
     """A path as the user would type it."""
     full, here = Path(os.path.abspath(path)), Path.cwd()
@@ -3839,16 +3481,12 @@ def _locate_path(path):
             top = top.parent
         return top.parent, (path / "__init__.py").relative_to(top.parent).as_posix()
     if not path.is_file() or path.suffix != ".py":
-        raise _no_application(path, _why_not_a_file(path))
+        folder, pattern = (path.parent, "*.py") if path.parent.is_dir() else (path.parent.parent, "*/*.py")
+        hint = components.did_you_mean(str(path), map(str, folder.glob(pattern)))
+        why = "it is not a .py file" if path.exists() else "the file does not exist"
+        raise _no_application(path, f"{why} ({hint})" if hint else why)
     path = path.resolve()
     return path.parent, path.name
-
-
-def _why_not_a_file(path):
-    folder, pattern = (path.parent, "*.py") if path.parent.is_dir() else (path.parent.parent, "*/*.py")
-    near = get_close_matches(str(path), [str(other) for other in folder.glob(pattern)], 1)
-    guess = f" (did you mean {near[0]}?)" if near else ""
-    return ("it is not a .py file" if path.exists() else "the file does not exist") + guess
 
 
 def _locate_module(module):
@@ -3899,7 +3537,8 @@ def _with_siblings(root, entry, framework):
             top = module.partition(".")[0]
             if level or top in modules or top in sys.stdlib_module_names or top in (framework, PUBLIC_NAME):
                 continue
-            found = _sibling_files(root, top, framework)
+            package, alone = (root / top / "__init__.py").is_file(), (root / f"{top}.py").is_file()
+            found = _package_files(root, top, framework) if package else {f"{top}.py"} if alone else set()
             if found and (file, found) != (entry, {entry}):  # an import of its own name means another module
                 modules.add(top)
                 todo += sorted(name for name in found - names if name.endswith(".py"))
@@ -3913,12 +3552,6 @@ def _relative_import(root, file, line):
         fix = f"in the folder above {root.name}: client.py -m {root.name}.{file.removesuffix('.py')}"
     return UsageError(f"{_shown(root / file)} line {line} has a relative import",
                       "a file that is started by its path belongs to no package", fix)
-
-
-def _sibling_files(root, name, framework):
-    if (root / name / "__init__.py").is_file():
-        return _package_files(root, name, framework)
-    return {f"{name}.py"} if (root / f"{name}.py").is_file() else set()
 
 
 def _package_files(root, package, framework):
@@ -3951,12 +3584,9 @@ def _read_files(root, names):
 
 # -- bundles: opening them -----------------------------------------------------------------------------------
 
-
 def open_bundle(digest: str, manifest: dict[str, Any], data: bytes, folder: str | os.PathLike) -> str:
-    """Unpack a bundle into `folder/<digest>/`, all of it or nothing, and return that path; once is enough.
-
-    Raises Error for a bundle that is not what its digest says, or whose files would land elsewhere.
-    """
+    """Unpack a bundle into `folder/<digest>/`, all of it or nothing, and return that path; once is enough. Raises Error
+    for a bundle that is not what its digest says, or whose files would land elsewhere."""
     if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
         raise _refused("its digest is not 64 hexadecimal digits")
     target = Path(folder, digest)
@@ -4002,7 +3632,8 @@ def _check_names(names: Iterable[str]):
     seen = {}
     for name in names:
         parts = name.split("/")
-        if not name.isprintable() or set(name) & set("\\:") or not all(map(_portable, parts)):
+        portable = all(part and part[0] != "." and part[-1] not in ". " for part in parts)
+        if not portable or not name.isprintable() or set(name) & set("\\:"):
             raise _refused(f"the file name {name!r} cannot be used on every node", "rename the file")
         for depth in range(1, len(parts) + 1):
             spelled, leaf = "/".join(parts[:depth]), depth == len(parts)
@@ -4011,10 +3642,6 @@ def _check_names(names: Iterable[str]):
                 why = f"{name!r} and {seen[key][0]!r} are one file where case does not count"
                 raise _refused(why, "rename one of them")
             seen[key] = spelled, leaf
-
-
-def _portable(part):
-    return part != "" and part[0] != "." and part[-1] not in ". "
 
 
 def _unzip(data):
@@ -4068,7 +3695,6 @@ def _unpack(files, target):
 
 # -- bundles: importing them ---------------------------------------------------------------------------------
 
-
 def _below(module, package):
     return f"{module}.".startswith(f"{package}.")
 
@@ -4086,19 +3712,13 @@ class _SameModule(importlib.abc.Loader):
     def __init__(self, name):
         self.name = name
 
-    def create_module(self, spec):
-        return None
-
     def exec_module(self, module):
         sys.modules[module.__spec__.name] = importlib.import_module(self.name)
 
 
 class BundleFinder(importlib.abc.MetaPathFinder):
-    """Answers the modules of one bundle from the folder `root`, and no others.
-
-    Neighbours that were not sent are not there; a single file, with its digest in its name, hides nothing and
-    is hidden by nothing.
-    """
+    """Answers the modules of one bundle from the folder `root`, and no others. Neighbours that were not sent are not
+    there; a single file, with its digest in its name, hides nothing and is hidden by nothing."""
 
     def __init__(self, root: str | os.PathLike, manifest: dict[str, Any]):
         self.root, self.manifest = Path(root), manifest
@@ -4140,7 +3760,7 @@ def install_bundle(root: str | os.PathLike, manifest: dict[str, Any]) -> BundleF
     return sys.meta_path[0]
 
 
-def load_app(root: str | os.PathLike, manifest: dict[str, Any]) -> ModuleType:
+def load_app(root: str | os.PathLike, manifest: dict[str, Any]) -> types.ModuleType:
     """Import the entry module of the bundle in `root`; if it fails, raise Error and leave nothing behind."""
     finder = install_bundle(root, manifest)
     try:
@@ -4171,17 +3791,13 @@ def _load_error(error, root, manifest):
                  f"correct line {line}; code outside functions runs on every node that loads the file")
 
 
-def find_application(module: ModuleType, base_class: type, name: str | None = None) -> type:
-    """The one subclass of `base_class` that `module` (or, of a package, a module in it) defines.
-
-    `name` chooses among several, by any name that a class has in the module; without it, the class that the module
-    calls `application` is meant. Raises UsageError that lists what is there.
-    """
+def find_application(module: types.ModuleType, base_class: type, name: str | None = None) -> type:
+    """The subclass of `base_class` that `module` (or, of a package, a module in it) defines: the only one, that of this
+    `name`, by any it has there, or without a name that called `application`. Raises UsageError that lists them."""
     home, shown = module.__name__, _shown(module.__file__)
-    named = [(known_as, one) for known_as, one in vars(module).items() if isinstance(one, type)]
-    named = [(known_as, one) for known_as, one in named if _below(one.__module__, home)
-             and issubclass(one, base_class) and one is not base_class]
-    own, aliases = {one.__name__: one for _, one in named}, dict(named)
+    aliases = {known_as: one for known_as, one in vars(module).items() if isinstance(one, type)
+               and _below(one.__module__, home) and issubclass(one, base_class) and one is not base_class}
+    own = {one.__name__: one for one in aliases.values()}
     if not own:
         raise _no_application(module.__file__, f"it defines no {base_class.__name__} subclass")
     chosen = own.get(name) or aliases.get(name or "application")
@@ -4194,12 +3810,9 @@ def find_application(module: ModuleType, base_class: type, name: str | None = No
 
 # -- bundles: one framework under every name -----------------------------------------------------------------
 
-
 class FrameworkAlias(importlib.abc.MetaPathFinder):
-    """Answers the `names` of packages and their submodules with the framework that this process runs.
-
-    Parents of a name ("a" and "a.b" of "a.b.c") are made, empty, only where no real one can be found.
-    """
+    """Answers the `names` of packages and their submodules with the framework that this process runs. Parents of a name
+    ("a" and "a.b" of "a.b.c") are made, empty, only where no real one can be found."""
 
     def __init__(self, names: Iterable[str]):
         self.names = set(names)
@@ -4219,10 +3832,8 @@ class FrameworkAlias(importlib.abc.MetaPathFinder):
 
 def answer_framework(names: Iterable[str]) -> FrameworkAlias:
     """Let applications of this process import the framework by these package names too; more may follow."""
-    for alias in sys.meta_path:
-        if isinstance(alias, FrameworkAlias):
-            break
-    else:
+    alias = next((finder for finder in sys.meta_path if isinstance(finder, FrameworkAlias)), None)
+    if alias is None:
         alias = FrameworkAlias(())
         sys.meta_path.insert(0, alias)
     alias.names |= set(names) - {FRAMEWORK}
@@ -4253,10 +3864,9 @@ def explain_old_imports(source: str, path: str | os.PathLike) -> UsageError | No
         if not level and (old := _old_import(line, module, names, Path(path))):
             return old
     text = ["", *source.splitlines(), ""][broken].strip()
-    if not _OLD_STATEMENT.match(text):
-        return None
-    return UsageError(f"{_shown(path)} line {broken} is Python 2: {text}", "the framework runs on Python 3",
-                      "change it, as in print(x) and `except E as error:`; see docs/porting.md")
+    return _OLD_STATEMENT.match(text) and UsageError(
+        f"{_shown(path)} line {broken} is Python 2: {text}", "the framework runs on Python 3",
+        "change it, as in print(x) and `except E as error:`; see docs/porting.md")
 
 
 def _imports_by_line(source):
@@ -4284,7 +3894,6 @@ def _old_import(line, module, names, path):
 
 # -- the loop of a node --------------------------------------------------------------------------------------------
 
-
 TICK_WITHIN = 0.01  # seconds after something happened: it may have brought a deadline forward
 
 
@@ -4302,7 +3911,7 @@ class Loop:
         self._in, self._out = int(zmq.POLLIN), int(zmq.POLLOUT)  # its enums are slow to combine
         self._handlers: dict[Any, Callable] = {}
         self._writers: dict[Any, Callable] = {}
-        self._posted: collections.deque = collections.deque()
+        self._posted: deque = deque()
         self._tick = tick
         self._due = 0.0  # when to tick, or to ring
         self._alarms, self._order = [], itertools.count()  # a heap of (when, in which order, function)
@@ -4427,19 +4036,16 @@ class Pipe:
 
     `on_call(pipe, call, parts)` gets each call of the child, `on_end(pipe)` is told once that the child has closed.
     Parts that lie in files go as descriptors. With a `store`, a child that has sent something large is given a *spare*,
-    a file of the store, into which it writes the next large thing instead of sending it. `whose`: see `Store`.
-    """
+    a file of the store, into which it writes the next large thing instead of sending it. `whose`: see `Store`."""
 
-    def __init__(
-        self, loop: Loop, sock: socket.socket, on_call: Callable, on_end: Callable, store: Store | None = None,
-        whose: str = "",
-    ):
+    def __init__(self, loop: Loop, sock: socket.socket, on_call: Callable, on_end: Callable,
+                 store: Store | None = None, whose: str = ""):
         self._loop = loop
         self._sock = sock
         self._on_call = on_call
         self._on_end = on_end
         self._receiver = Receiver(sock, follow=self._stored if store else None)
-        self._unsent: collections.deque[tuple[list, list]] = collections.deque()  # buffers and descriptors of messages
+        self._unsent: deque[tuple[list, list]] = deque()  # buffers and descriptors of messages
         self._store, self._whose = store, whose
         self._spare = ""  # the name of the file that the child has
         self._wanted = 0  # bytes of the last large thing that it sent
@@ -4523,19 +4129,17 @@ class Pipe:
             pass
 
     def _read(self) -> bool:
+        messages = None
         try:
             messages = self._receiver.receive()
         except BlockingIOError:
             return False
         except (EOFError, OSError) as error:
             log.debug("a child has ended its connection: %s", error)
-            messages = None
         except ProtocolError as error:
             log.error("what a child sent cannot be; it is dropped: %s", error)
-            messages = None
-        if messages is None or components.run_foreign(
-            "what a child sent cannot be; it is dropped", self._deliver, messages
-        ):
+        wrong = "what a child sent cannot be; it is dropped"
+        if messages is None or components.run_foreign(wrong, self._deliver, messages):
             self.close()
             self._on_end(self)
             return False
@@ -4557,7 +4161,6 @@ class Pipe:
 
 
 def _open_all(places: list[tuple[str, str]]) -> list[int]:
-    """Descriptors of files, for reading. Raises OSError."""
     files: list[int] = []
     try:
         for place in places:
@@ -4574,7 +4177,6 @@ def _close_all(files: list[int]) -> None:
 
 
 # -- nodes ---------------------------------------------------------------------------------------------------------
-
 
 LOOK_EVERY = 1.0  # seconds between two looks at the configuration file and the plug-in folder
 SILENT = 3.0  # seconds that anything may wait without saying what for
@@ -4593,23 +4195,19 @@ def speaking_up(text: str) -> Iterator[None]:
 
 
 class BaseNode(components.ComponentManager):
-    """What every node has: an environment, a configuration that reloads itself, a loop, and a server for people.
-
-    Subclasses give `role`, override `status`, and add methods to `service` with `jsonremote`. Everything here belongs
-    to the loop's thread, but for the methods of the server, which ask the loop.
-    """
+    """What every node has: an environment, a configuration that reloads itself, a loop, a server for people. Subclasses
+    give `role`, override `status`, add methods to `service`. All but those methods belongs to the loop's thread."""
 
     role = ""
     log_level = components.ChoiceItem("node", "log_level", "info", ("debug", "info", "warning", "error"), "what to log")
     log_format = components.ChoiceItem("node", "log_format", "text", ("text", "json"), "how to log")
     by_reference = components.BoolItem(
-        "node", "by_reference", True, "pass large payloads between nodes of one machine as files in memory"
-    )
+        "node", "by_reference", True, "pass large payloads between nodes of one machine as files in memory")
 
     def __init__(self, environment: components.Environment, config: components.Config):
         super().__init__(config)
         self.environment = environment
-        self.node_id = uuid.uuid4().hex
+        self.node_id = secrets.token_hex(16)
         self.started = time.monotonic()
         self.loop = Loop(self.tick)
         components.load_entry_points()
@@ -4623,14 +4221,8 @@ class BaseNode(components.ComponentManager):
         self.closing.callback(self.loop.close)
         self._expose()
 
-    @property
-    def node_id_str(self) -> str:
-        """The node's id, made anew at each start."""
-        return self.node_id
-
-    def serve(
-        self, host: str = "127.0.0.1", port: int = 0, token: str | None = None, names: Iterable[str] = ()
-    ) -> None:
+    def serve(self, host: str = "127.0.0.1", port: int = 0, token: str | None = None,
+              names: Iterable[str] = ()) -> None:
         """Opens the control channel. `names` are those by which others may call this machine, beside its own."""
         self.server = ControlServer(self.service, host, port, token, allowed_hosts=[socket.gethostname(), *names])
         self.server.start()
@@ -4655,8 +4247,7 @@ class BaseNode(components.ComponentManager):
         """What a person wants to know first."""
         return {
             "role": self.role, "version": components.__version__, "python": platform.python_version(),
-            "pid": os.getpid(),
-            "host": socket.gethostname(), "uptime": round(time.monotonic() - self.started, 1),
+            "pid": os.getpid(), "host": socket.gethostname(), "uptime": round(time.monotonic() - self.started, 1),
             "environment": str(self.environment.path), "plugins_failed": self.plugins.failed,
         }
 
@@ -4677,29 +4268,17 @@ class BaseNode(components.ComponentManager):
         self.closing.close()
 
     def _expose(self) -> None:
-        service = self.service
+        def tell(name, doc, what):
+            jsonremote(self.service, name, doc)(lambda request: what())
 
-        @jsonremote(service)
-        def ping(request):
-            """Answers "pong": the node's loop is alive."""
-            return self.loop.ask(lambda: "pong")
+        tell("ping", 'Answers "pong": the node\'s loop is alive.', lambda: self.loop.ask(lambda: "pong"))
+        tell("status", "What the node is and does.", lambda: self.loop.ask(self.status))
+        tell("stats", "Count, average, smallest, largest and last value of everything the node measures.",
+             lambda: self.stats.dump_all())
+        tell("config", "Every configuration item: section, key, value, and where the value comes from.",
+             lambda: self.loop.ask(lambda: [list(row) for row in self.config.show()]))
 
-        @jsonremote(service)
-        def status(request):
-            """What the node is and does."""
-            return self.loop.ask(self.status)
-
-        @jsonremote(service)
-        def stats(request):
-            """Count, average, smallest, largest and last value of everything the node measures."""
-            return self.stats.dump_all()
-
-        @jsonremote(service)
-        def config(request):
-            """Every configuration item: section, key, value, and where the value comes from."""
-            return self.loop.ask(lambda: [list(row) for row in self.config.show()])
-
-        @jsonremote(service, name="config.set", roles=("admin",))
+        @jsonremote(self.service, name="config.set", roles=("admin",))
         def set_config(request, section: str, key: str, value: str):
             """Sets an item until the node ends; returns the value in force."""
             return self.loop.ask(lambda: self.change(section, key, value))
@@ -4717,21 +4296,16 @@ class BaseNode(components.ComponentManager):
 
 
 class Node(BaseNode):
-    """A node with a master: finds the way in, enrols, holds the link, and comes back after the master went away.
-
-    `master` is HOST:PORT or empty, `access` the path of an access file or empty. Subclasses override `info` (what is
-    said in the hello), `welcomed(info, fresh)` and `lost(reason)`.
-    """
+    """A node with a master: finds the way in, enrols, holds the link, comes back after the master went away. `master`
+    (HOST:PORT) and `access` (an access file's path) may be empty. Subclasses override `info`, `welcomed`, `lost`."""
 
     compute_address = components.HostItem(
-        "node", "compute_address", "", "HOST:PORT of the master's compute channel where a tunnel or relay leads to it"
-    )
+        "node", "compute_address", "", "HOST:PORT of the master's compute channel where a tunnel or relay leads to it")
     RETRY = 1.0  # seconds between two attempts to reach a master
     busy_loop = False  # whether code of the user's may keep the loop from giving signs of life
 
-    def __init__(
-        self, environment: components.Environment, config: components.Config, master: str = "", access: str = ""
-    ):
+    def __init__(self, environment: components.Environment, config: components.Config, master: str = "",
+                 access: str = ""):
         super().__init__(environment, config)
         self.keys = NodeKeys(str(environment / "keys"))
         self.master, self._access_file = master, access
@@ -4755,10 +4329,6 @@ class Node(BaseNode):
         return {"node_id": self.node_id, "version": components.__version__, "python": platform.python_version(),
                 "host": socket.gethostname(), "pid": os.getpid()}
 
-    def find_access(self) -> Access:
-        """The access file: the one given, or that of a master of this user on this machine. Raises Unreachable."""
-        return find_access(self.role, self.master, self._access_file)
-
     def whereabouts(self) -> str:
         """HOST:PORT where it looks for its master. Raises Unreachable, UsageError."""
         return address_of_master(self.master, self._access_file)
@@ -4766,19 +4336,13 @@ class Node(BaseNode):
     def enrol(self) -> None:
         """Asks the master in by HTTP, once. Sets the addresses of the compute channel. Raises Unreachable."""
         given = self.master or os.environ.get("CONCURRENT_SWARM_MASTER", "")
-        access = None if not (self._access_file and not given) else self.find_access()
-        address = given or (access.addresses["http"] if access else DEFAULT_MASTER)
-        host, port = parse_address(address)
-        proxy = Proxy(format_address(host, port), timeout=5.0)
-        try:
-            _ping(proxy)
-            access = access or self.find_access()
-            answer = proxy.enrol(**self.keys.enrolment(access, _node_name()))
-            addresses = self.keys.accept(access, answer)
-        except RpcError as error:
-            raise components.Unreachable(error.what, error.why, error.fix) from None
-        finally:
-            proxy.close()
+        access = find_access(self.role, "", self._access_file) if self._access_file and not given else None
+        host, port = parse_address(given or (access.addresses["http"] if access else DEFAULT_MASTER))
+        with _told_as(Unreachable, RpcError), closing(Proxy(format_address(host, port))) as proxy:
+            with _told_as(MasterAway, Unreachable):
+                proxy.ping()
+            access = access or find_access(self.role, self.master, self._access_file)
+            addresses = self.keys.accept(access, proxy.enrol(**self.keys.enrolment(access, _node_name())))
         tcp = addresses.get("tcp", "").rpartition(":")[2]
         self.address = format_address(host, port)
         self._credentials = self.keys.credentials(access)
@@ -4838,11 +4402,10 @@ class Node(BaseNode):
     def no_compute_channel(self, seconds: float) -> components.Unreachable:
         """The error for a master that answers by HTTP only."""
         address = preferred_address(self._addresses)
-        return components.Unreachable(
+        return Unreachable(
             f"the master at {self.address} lets this node in, but {address} did not answer within {seconds:.0f} s",
             "a firewall lets only the port of the control channel through",
-            "start the master with --set master.compute_port=N, and open that port too",
-        )
+            "start the master with --set master.compute_port=N, and open that port too")
 
     def _look_for_master(self) -> None:
         """A master that was started again may listen elsewhere. Asking takes seconds if it is gone: not in the loop."""
@@ -4877,20 +4440,11 @@ class Node(BaseNode):
             self.link = None
 
 
-DEFAULT_MASTER = "127.0.0.1:8080"
+DEFAULT_MASTER = f"127.0.0.1:{DEFAULT_PORT}"
 
 
 class MasterAway(components.Unreachable):
     """Nobody answers at the master's address; that may change."""
-
-
-def _ping(proxy: Proxy) -> None:
-    try:
-        proxy.ping()
-    except RpcError as error:
-        raise components.Unreachable(error.what, error.why, error.fix) from None
-    except components.Unreachable as error:
-        raise MasterAway(error.what, error.why, error.fix) from None
 
 
 def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -> bool:
@@ -4914,51 +4468,34 @@ def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -
 
 
 def find_access(role: str, master: str = "", path: str = "") -> Access:
-    """The access file in which a node of this role finds its way in: `path`, or that of a master of this user on this
-    machine. Raises Unreachable."""
+    """The access file for a node of this role: `path`, or that of this user's master here. Raises Unreachable."""
     path = path or os.environ.get("CONCURRENT_SWARM_ACCESS", "")
     if not path:
         host, port = parse_address(master or DEFAULT_MASTER)
-        path = _access_of_local_master(host, port, role)
-    access = _loaded(path)
+        note = masters_folder() / str(port)
+        if not (is_loopback(host) and note.exists()):
+            raise Unreachable(f"no access file for the master at {format_address(host, port)}",
+                              "it runs on another machine, or as another user: this node needs a file that lets it in",
+                              f"copy keys/{role}.access from the master's environment and pass --access FILE")
+        path = os.path.join(note.read_text().strip(), "keys", f"{role}.access")
+    access = Access.load(path)
     if access.role != role and (role, access.role) != ("client", "admin"):
-        raise components.Unreachable(
-            f"{path} lets in a {access.role}, and this is a {role}",
-            "each role has an access file of its own", f"copy keys/{role}.access of the master instead",
-        )
+        raise Unreachable(f"{path} lets in a {access.role}, and this is a {role}",
+                          "each role has an access file of its own", f"copy keys/{role}.access of the master instead")
     return access
 
 
-def _loaded(path: str) -> Access:
-    try:
-        return Access.load(path)
-    except components.Error as error:
-        raise components.Unreachable(error.what, error.why, error.fix) from None
-
-
 def address_of_master(given: str = "", access: str = "") -> str:
-    """HOST:PORT where a node looks for its master: what was given, else what its access file says, else here. Raises
-    Unreachable, UsageError."""
+    """HOST:PORT of a node's master: as given, else by its access file, else here. Raises Unreachable, UsageError."""
     given = given or os.environ.get("CONCURRENT_SWARM_MASTER", "")
     if not given and access:
-        given = _loaded(access).addresses["http"]
+        given = Access.load(access).addresses["http"]
     return format_address(*parse_address(given or DEFAULT_MASTER))
 
 
 def masters_folder() -> Path:
     """Where masters of this user note, by port, which environment is theirs."""
     return components.state_root() / "masters"
-
-
-def _access_of_local_master(host: str, port: int, role: str) -> str:
-    note = masters_folder() / str(port)
-    if is_loopback(host) and note.exists():
-        return os.path.join(note.read_text().strip(), "keys", f"{role}.access")
-    raise components.Unreachable(
-        f"no access file for the master at {format_address(host, port)}",
-        "it runs on another machine, or as another user: this node needs a file that lets it in",
-        f"copy keys/{role}.access from the master's environment and pass --access FILE",
-    )
 
 
 def _node_name() -> str:
@@ -4981,21 +4518,13 @@ class Check(NamedTuple):
     text: str
     fix: str = ""
 
-    @classmethod
-    def of(cls, name: str, error: Exception) -> Check:
-        """The check that this error ended."""
-        if isinstance(error, Error):
-            return cls("fail", name, ": ".join(filter(None, (error.what, error.why))), error.fix)
-        return cls("fail", name, str(error) or type(error).__name__)
-
     def __str__(self) -> str:
         return f"{self.level:5} {self.name:13} {self.text}{f'; fix: {self.fix}' if self.fix else ''}"
 
 
 class Doctor:
-    """Looks at what a node needs: on this machine, in its folder, and on the way to its master. Lets nobody in, makes
-    at most the folder of payloads in memory, and waits PATIENCE for an answer. What needs a master says so without one.
-    """
+    """Looks at what a node needs: on this machine, in its folder, on the way to its master. Lets nobody in, makes at
+    most the folder of payloads in memory, waits PATIENCE for an answer; what needs a master says so without one."""
 
     def __init__(self, role: str, config: components.Config, environment: components.Environment, options: Any):
         self.role, self.config, self.environment, self.access_file = role, config, environment, options.access
@@ -5015,10 +4544,14 @@ class Doctor:
             yield from map(self._look, ["version", "clock", "compute"])
 
     def _look(self, name):
+        if name in ("join", "version", "clock", "compute") and not (self.about and (self.access or name != "join")):
+            return Check("warn", name, "not looked at, see above")
         try:
             return self.LOOKS[name](self, name)
-        except (Error, OSError, ValueError, http.client.HTTPException) as error:
-            return Check.of(name, error)
+        except Error as error:
+            return Check("fail", name, ": ".join(filter(None, (error.what, error.why))), error.fix)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            return Check("fail", name, str(error) or type(error).__name__)
 
     # this machine
 
@@ -5091,15 +4624,12 @@ class Doctor:
         """Asks the master at an address what it is. Raises Unreachable."""
         self.address = address
         self.host, self.port = parse_address(address)
-        with closing(Proxy(address, timeout=PATIENCE)) as proxy:
-            try:
-                about = proxy.status()
-            except RpcError as error:
-                raise components.Unreachable(error.what, error.why, error.fix) from None
+        with _told_as(Unreachable, RpcError), closing(Proxy(address, timeout=PATIENCE)) as proxy:
+            about = proxy.status()
         role = about.get("role") if isinstance(about, dict) else "stranger"
         if role != "master":
-            what = f"{address} is a {role}, not a master"
-            raise components.Unreachable(what, "each node has a port", "the master prints its address on start")
+            raise Unreachable(f"{address} is a {role}, not a master",
+                              "each node has a port", "the master prints its address on start")
         self.about = about
 
     def _master_name(self, name):
@@ -5121,8 +4651,6 @@ class Doctor:
         return Check("ok", name, f"the access file lets in a {self.access.role}")
 
     def _join(self, name):
-        if not self.about or not self.access:
-            return self._skipped(name)
         with tempfile.TemporaryDirectory() as folder, closing(Proxy(self.address, timeout=PATIENCE)) as proxy:
             there = (self.environment / "keys" / "node.json").exists()
             keys = NodeKeys(str(self.environment / "keys") if there else os.path.join(folder, "keys"))
@@ -5130,8 +4658,6 @@ class Doctor:
         return Check("ok", name, "the master knows this node" if known else "the master would let this node in")
 
     def _version(self, name):
-        if not self.about:
-            return self._skipped(name)
         theirs, python = str(self.about.get("version")), str(self.about.get("python"))
         text = f"the master has concurrent_swarm {theirs}, Python {python}"
         if theirs.split(".")[:2] != components.__version__.split(".")[:2]:
@@ -5141,12 +4667,10 @@ class Doctor:
         return Check("ok", name, text)
 
     def _clock(self, name):
-        if not self.about:
-            return self._skipped(name)
         with closing(http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)) as connection:
             connection.request("GET", "/health")
-            told = parsedate_to_datetime(connection.getresponse().headers.get("Date", ""))
-        apart = abs(datetime.now(timezone.utc).timestamp() - told.timestamp())
+            told = email.utils.parsedate_to_datetime(connection.getresponse().headers.get("Date", ""))
+        apart = abs(email.utils.localtime().timestamp() - told.timestamp())
         if apart < CLOCKS_APART:
             return Check("ok", name, f"within {math.ceil(apart) + 1} s of the master's")
         level = "fail" if apart > CLOCK_SKEW else "warn"
@@ -5154,13 +4678,10 @@ class Doctor:
         return Check(level, name, text, "set the clocks, for example with an NTP service")
 
     def _compute(self, name):
-        if not self.about:
-            return self._skipped(name)
         addresses = self.about.get("addresses")
         addresses = addresses if isinstance(addresses, dict) else {}
         port = int(str(addresses.get("tcp", "")).rpartition(":")[2] or 0)
-        tcp = format_address(self.host, port) if port else ""
-        where = preferred_address({**addresses, "tcp": tcp})
+        where = preferred_address({**addresses, "tcp": format_address(self.host, port) if port else ""})
         kind, _, path = where.partition("://")
         with socket.socket(socket.AF_UNIX) if kind == "ipc" else socket.socket() as sock:
             sock.settimeout(PATIENCE)
@@ -5174,14 +4695,10 @@ class Doctor:
             return Check("fail", name, f"{where} is something else than the master", "look what listens there")
         return Check("ok", name, f"{where} answers")
 
-    def _skipped(self, name):
-        return Check("warn", name, "not looked at, see above")
-
     LOOKS = {
         "python": _python, "open files": _open_files, "disk": _disk, "payloads": _payloads, "keys": _keys,
         "own name": _own_name, "port": _own_port, "master's name": _master_name, "control": _control,
-        "access": _access, "join": _join, "version": _version, "clock": _clock, "compute": _compute,
-    }
+        "access": _access, "join": _join, "version": _version, "clock": _clock, "compute": _compute}
 
 
 def _item(section, key):
@@ -5201,8 +4718,7 @@ def _resolved(host: str) -> str:
     asking.join(PATIENCE)
     if not found:
         why = f"no answer within {PATIENCE:.0f} s" if asking.is_alive() else _NO_NAME
-        fix = "check the spelling or use the IP address"
-        raise components.Unreachable(f'cannot find the host "{host}"', why, fix)
+        raise Unreachable(f'cannot find the host "{host}"', why, "check the spelling or use the IP address")
     return found[0]
 
 
@@ -5219,14 +4735,12 @@ def _run_doctor(role: str, parser: components.ArgumentParser, argv: list[str], m
     levels = set()
     for check in itertools.chain(more(), Doctor(role, configuration(role, options), environment, options).checks()):
         levels.add(check.level)
-        colour = {"ok": "32", "warn": "33", "fail": "31"}[check.level]
-        line = components.printable(str(check)).removeprefix(check.level)
-        print(terminal.paint(check.level, colour) + line, flush=True)
+        text = components.printable(str(check)).removeprefix(check.level)
+        print(terminal.paint(check.level, {"ok": "32", "warn": "33", "fail": "31"}[check.level]) + text, flush=True)
     return components.EXIT_FAILED if "fail" in levels else components.EXIT_OK
 
 
 # -- command line of nodes -----------------------------------------------------------------------------------------
-
 
 def common_options(parser: components.ArgumentParser) -> None:
     """The options that every node has."""
@@ -5250,8 +4764,7 @@ def open_environment(role: str, options: argparse.Namespace, settings: Iterable[
         arguments.append(f"node.log_format={options.log_format}")
     if options.quiet or options.debug:
         arguments.append(f"node.log_level={'warning' if options.quiet else 'debug'}")
-    config = components.Config(environment.config_path, arguments, folder=environment.path)
-    return environment, config
+    return environment, components.Config(environment.config_path, arguments, folder=environment.path)
 
 
 def configuration(role: str, options: argparse.Namespace) -> components.Config:
@@ -5260,18 +4773,12 @@ def configuration(role: str, options: argparse.Namespace) -> components.Config:
     return components.Config(environment.config_path, options.set, folder=environment.path)
 
 
-def start_logging(node: BaseNode, terminal: components.Terminal) -> Any:
-    """Logs into the node's environment and to the terminal; close what it returns."""
-    return components.configure_logging(node.environment, node.log_format, node.log_level, terminal)
-
-
 def administer(role: str, argv: list[str], more: Callable[[], Iterable[Check]] = tuple) -> int | None:
     """The commands that every role has beside running: config show, create, backup, doctor. None if argv is none of
     them. `more` gives further checks for `doctor`.
 
     doctor [--env DIR] [--master HOST[:PORT]] [--access FILE]
-    create DIR · backup [--env DIR] [FILE] · config show [--origin] [--env DIR] [--set section.key=value]
-    """
+    create DIR · backup [--env DIR] [FILE] · config show [--origin] [--env DIR] [--set section.key=value]"""
     if not argv or argv[0] not in ("config", "create", "backup", "doctor"):
         return None
     parser = components.ArgumentParser(prog=f"{role}.py {argv[0]}")
@@ -5293,8 +4800,7 @@ def _show_config(role: str, parser: components.ArgumentParser, argv: list[str]) 
     parser.add_argument("--origin", action="store_true", help="also say where each value comes from")
     parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[])
     options = parser.parse_args(argv)
-    environment = components.Environment(options.env or components.state_root() / role, role)
-    config = components.Config(environment.config_path, options.set, folder=environment.path)
+    config = configuration(role, options)
     config.check_unknown()
     for section, key, value, origin in config.show():
         print(f"{section}.{key} = {value}" + (f"    # {origin}" if options.origin else ""))
@@ -5328,24 +4834,18 @@ def forget_socket(path: str) -> None:
         shutil.rmtree(os.path.dirname(path), ignore_errors=True)
 
 
-class Parent:
-    """The process that started this node, if it passed a socket: told when the node is ready, followed when it ends."""
+def follow_parent(fd: int | None, loop: Loop, ended: Callable[[], None]) -> Callable[[dict], None]:
+    """Calls `ended` when the process that started this node ends, if it passed a socket; returns what tells it more."""
+    if fd is None:
+        return lambda about: None
+    sock = socket.socket(fileno=fd)
 
-    def __init__(self, fd: int | None, loop: Loop, ended: Callable[[], None]):
-        self._sock = None if fd is None else socket.socket(fileno=fd)
-        self._loop = loop
-        self._ended = ended
-        if self._sock:
-            loop.add(self._sock, self._gone)
+    def gone():
+        loop.remove(sock)
+        ended()
 
-    def ready(self, about: dict) -> None:
-        """Says that the node is ready."""
-        if self._sock:
-            self._sock.sendall(json.dumps(about).encode() + b"\n")
-
-    def _gone(self) -> None:
-        self._loop.remove(self._sock)
-        self._ended()
+    loop.add(sock, gone)
+    return lambda about: sock.sendall(json.dumps(about).encode() + b"\n")
 
 
 def greeting(role: str) -> str:

@@ -874,7 +874,7 @@ def _main(argv: list[str]) -> int:
     terminal = components.Terminal(color=options.color)
     with environment:
         node = SlaveNode(environment, config, config.get(SlaveNode.master_address), options.access)
-        with rpc.start_logging(node, terminal):
+        with components.configure_logging(environment, node.log_format, node.log_level, terminal):
             return _run(node, options, terminal)
 
 
@@ -895,11 +895,11 @@ def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
     try:
         node.setup()
         node.config.check_unknown()
-        parent = rpc.Parent(options.parent, node.loop, node.loop.stop)
+        tell_parent = rpc.follow_parent(options.parent, node.loop, node.loop.stop)
         node.serve()
         if rpc.wait_for_master(node, options.wait, terminal):
             node.open_link(node.expose)
-            parent.ready({"address": node.server.address})
+            tell_parent({"address": node.server.address})
             node.loop.run()
         if node.refusal:
             raise node.refusal

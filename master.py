@@ -368,7 +368,7 @@ class Owner:
 
 
 NONE = MappingProxyType({})
-PASSED_OVER = ("system", "step", "value", "moved", "finished", "detached", "slave", "shared")  # records that it does not need
+PASSED_OVER = ("system", "step", "value", "moved", "finished", "detached", "slave", "shared")  # it does without
 
 
 class Batch:

@@ -148,7 +148,7 @@ def descriptors_in_use(here):
 
 
 def no_more(now, before):
-    """Whether the same processes have no more descriptors open; when one looked first, a connection may have lingered."""
+    """Whether the same processes have no more descriptors open; at the first look a connection may have lingered."""
     return now.keys() == before.keys() and all(now[pid] <= before[pid] for pid in now)
 
 

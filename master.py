@@ -2483,6 +2483,8 @@ class System:
         self.waiting = False
         self.pipe: rpc.Pipe | None = None
         self.ear: tasks.Ear | None = None  # hears what its hooks print
+        self.witness: tasks.Witness | None = None  # to which its host tells where it is
+        self.beat, self.quiet = 0, 0.0  # which call of a hook was seen last in it, and for how many seconds
         self.late: list[tuple] | None = None  # what its next host is to hear after all that the last one heard
 
 
@@ -2577,6 +2579,14 @@ class MasterNode(rpc.BaseNode):
         "limits", "memory_limit", 0.0, "MiB that the worker of a task that says nothing may take; 0: any", minimum=0
     )
 
+    process_limit = components.IntItem(
+        "limits", "process_limit", tasks.PROCESS_LIMIT, "processes at once of a task that says nothing; 0: any",
+        minimum=0,
+    )
+    hook_timeout = components.FloatItem(
+        "limits", "hook_timeout", 60.0, "seconds for a call of a hook of a system that says nothing; 0: any", minimum=0
+    )
+
     def setup(self) -> None:
         """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
         self._begin_empty()
@@ -2644,8 +2654,9 @@ class MasterNode(rpc.BaseNode):
     def read_limits(self) -> None:
         """Takes over what is configured for tasks that say nothing: it is put into the heads of their batches."""
         limits = {"timeout": self.timeout, "deadline": self.deadline, "queue_timeout": self.queue_timeout,
-                  "memory_limit": self.task_memory}
-        self.limits = tuple((name, value) for name, value in limits.items() if value)
+                  "memory_limit": self.task_memory, "process_limit": self.process_limit}
+        unsaid = {"process_limit": tasks.PROCESS_LIMIT}
+        self.limits = tuple((name, value) for name, value in limits.items() if value != unsaid.get(name, 0))
 
     def open_journal(self) -> None:
         """Reads what an earlier life accepted and has not delivered, and goes on from there."""
@@ -3316,6 +3327,7 @@ class MasterNode(rpc.BaseNode):
             lambda pipe: zygote.kill(token), self.store, system.bundle,  # nobody can hear it any more
         )
         self._hosts[token] = system
+        system.witness, system.beat, system.quiet = tasks.Witness(system.pipe), 0, 0.0
 
     def _begin(self, system: System, parts: list, saved: bool = False, values: Iterable = ()) -> None:
         more = {"bundle": system.bundle, "saves": bool(self.journal), "saved": saved, "values": list(values)}
@@ -3346,6 +3358,7 @@ class MasterNode(rpc.BaseNode):
             return
         system.ear.settle()
         system.ear.close()
+        system.witness.close()
         system.deaths += 1
         if self.journal and system.deaths < MAX_HOSTS:
             log.warning("the host of system %s ended (%s); another one repeats what it did", system.name, how)
@@ -3386,6 +3399,29 @@ class MasterNode(rpc.BaseNode):
         elif method == "system_done":
             self.end_system(system, *params, parts)
 
+    def _watch_hooks(self, seconds: float) -> None:
+        """Ends systems of which a hook takes longer than it may; so many seconds have passed since the last look."""
+        for system in list(self.systems.values()):
+            said, beat = system.options.get("hook_timeout"), system.witness.pulse if system.witness else 0
+            most = said if tasks.is_limit(said) else self.hook_timeout
+            system.quiet = system.quiet + seconds if beat and beat == system.beat else 0.0
+            system.beat = beat
+            if most and system.quiet > most:
+                hook = tasks.HOOKS[beat % tasks.BEAT]
+                setting = "its hook_timeout" if most is said else "limits.hook_timeout of the master"
+                text = f"its hook {hook} ran for {system.quiet:.2f} s; {setting} is {most:g} s"
+                failure = {"type": "TimedOut", "message": text, "kind": "limit", "limit": "hook_timeout",
+                           "measured": system.quiet, "allowed": most, "hook": hook}
+                system.quiet = -math.inf  # while it tells where it is
+                then = functools.partial(self._hook_hung, system, failure)
+                system.witness.ask(self.zygote, system.token, self.loop, then)
+
+    def _hook_hung(self, system: System, failure: dict) -> None:
+        """If the hook has not returned after all, the system ends."""
+        if system.quiet == -math.inf and system.name in self.systems:
+            stack = system.witness.stack(str(self.environment / "apps" / system.bundle))
+            self.end_system(system, {**failure, "traceback": stack[0], "where": stack[1]}, {}, ())
+
     def _submit_again(self, system: System, number: int, count: int, group: int, first: int, parts: list) -> None:
         """Takes a batch of a system, which it may have sent before in another process."""
         owner = self.board.owners[system.name]
@@ -3409,7 +3445,8 @@ class MasterNode(rpc.BaseNode):
         if system.ear:
             system.ear.settle()
             system.ear.close()
-            if failure and failure.get("kind") == "system" and (last := system.ear.output.last()):
+            system.witness.close()
+            if failure and failure.get("kind") != "cancelled" and (last := system.ear.output.last()):
                 failure["output"] = last
         del self.systems[system.name]
         seconds = time.monotonic() - system.since
@@ -3477,6 +3514,7 @@ class MasterNode(rpc.BaseNode):
         """What need not be looked at in each turn."""
         look_at = super().tick(now)
         if now >= self._tell_at:
+            self._watch_hooks(TELL_EVERY + min(now - self._tell_at, TELL_EVERY))  # less, if the master was suspended
             self._tell_at = now + TELL_EVERY
             self._tell_clients()
         if self.stopping and (now >= self._stop_at or not (self.board.leases or self._unheard())):

@@ -308,11 +308,62 @@ def test_F13_a_task_that_runs_out_of_descriptors_fails_and_its_worker_goes_on(sw
     assert about["good"] == "fine"
 
 
+def are_gone(folder):
+    """Whether a bomb's processes have ended, all of them."""
+    return not [pid for pid in lines(folder, "pids") if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.parametrize("how", ["group", "sessions", "doubling"])
+def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up_nobody(swarm, tmp_path, how):
+    here = swarm(slaves=1, workers=2)
+    client = here.start_client(FAULTS_APP, *words_of("Bombs", how=how, folder=tmp_path))
+    wait_until(lambda: len(text_of(tmp_path / "pids").split()) > 256, "it has passed the limit")
+    wait_until(lambda: are_gone(tmp_path), "they are gone", 2)
+    told = client.wait().about["result"]
+    bomb = told["bomb"]
+    assert (bomb["kind"], bomb["type"], bomb["limit"], bomb["allowed"]) == (
+        "limit", "TooManyProcesses", "process_limit", 256)  # fmt: skip
+    assert bomb["measured"] > 256 and "processes at once on s1; limits.process_limit of the master" in bomb["message"]
+    assert "in __call__" in bomb["where"] and told["after"] == "fine" and told["beats"] < 1.0
+    assert not here.proxy.status()["counters"].get("workers lost"), "nobody is blamed"
+
+
+def test_F12_of_tasks_that_share_a_lease_only_the_bomb_fails(swarm, tmp_path):
+    here = swarm(slaves=1, workers=2)
+    told = here.run_client(FAULTS_APP, *words_of("Bombs", how="sessions", folder=tmp_path, among=400)).about["result"]
+    assert told.pop("bomb")["limit"] == "process_limit"
+    assert len(told) == 802 and not [one for one in told.values() if type(one) is dict]
+
+
+@pytest.mark.parametrize(("own", "master", "said"), [(5, 3, "its process_limit is 5"), (-1, 3, "of the master is 3")])
+def test_F12_task_and_master_say_how_many_processes_a_task_may_have(swarm, tmp_path, own, master, said):
+    here = swarm(slaves=1, workers=2, master=("--set", f"limits.process_limit={master}"))
+    told = here.run_client(FAULTS_APP, *words_of("Bombs", folder=tmp_path, process_limit=own)).about["result"]
+    assert said in told["bomb"]["message"]
+
+
+def test_F13_a_worker_that_keeps_descriptors_is_replaced_between_tasks_and_nobody_is_blamed(swarm):
+    here = swarm(slaves=1, workers=1)
+    told = result_of(here.run_client(FAULTS_APP, *words_of("Leaks", count=40, files=10)))
+    assert not told["errors"] and max(files for _, files in told["told"]) <= 200
+    workers = len({pid for pid, _ in told["told"]})
+    wait_until(lambda: here.slaves[0].err.count("descriptors open, of 200") >= workers - 1, "it is said")
+    assert workers >= 3 and not here.proxy.status()["counters"].get("workers lost")
+
+
+def test_F13_a_worker_that_grows_is_replaced_if_the_slave_says_so(swarm):
+    here = swarm(slaves=1, workers=1, slave=("--set", "slave.recycle=60"))
+    told = result_of(here.run_client(FAULTS_APP, *words_of("Leaks", count=30, mebibytes=10)))
+    assert not told["errors"] and len({pid for pid, _ in told["told"]}) >= 3
+    assert "slave.recycle is 60 MiB" in here.slaves[0].err and "workers lost" not in here.proxy.status()["counters"]
+
+
 def test_F40_a_slave_without_room_fails_tasks_with_the_reason_and_works_again_once_there_is(swarm, nemesis):
     here = swarm(slaves=1, workers=1)
     nemesis.full_disk(here.slaves[0].pid)
     run = here.run_client(FAULTS_APP, *words_of("Steady", count=3))
     assert run.code == 1 and all(NO_ROOM in text for text in run.about["result"]["errors"]), run.about
+    assert {one["kind"] for one in run.about["errors"]} == {"setup"}
     nemesis.free_disk(here.slaves[0].pid)
     assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=3))) == {"sum": 3, "errors": []}
 

@@ -325,7 +325,7 @@ class BadFailing(Failing):
 def test_a_task_that_cannot_be_opened_fails_alone():
     _, reports = run([Square("a", number=2), Returns("b", value=Opaque()), Square("c", number=3)])
     assert reports.results == [4, None, 9]
-    assert reports.failures[1]["kind"] == "setup" and "not here" in reports.failures[1]["message"]
+    assert reports.failures[1]["kind"] == "load" and "not here" in reports.failures[1]["message"]
 
 
 def test_tasks_of_a_class_that_a_worker_does_not_have_fail_and_the_others_run():
@@ -336,7 +336,7 @@ def test_tasks_of_a_class_that_a_worker_does_not_have_fail_and_the_others_run():
     reports = Reports()
     tasks.LeaseRunner(reports, reports.look).run(envelope(batch))
     assert reports.results == [4, None]
-    assert reports.failures[1]["kind"] == "setup" and "Vanished" in reports.failures[1]["message"]
+    assert reports.failures[1]["kind"] == "load" and "Vanished" in reports.failures[1]["message"]
 
 
 # -- failures on their way -----------------------------------------------------------------------------------

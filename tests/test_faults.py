@@ -18,11 +18,11 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, Running, text_of, wait_until
+from conftest import CHECKOUT, Running, text_of, wait_until, zygote_of
 from test_durable import right
 from test_recovery import Knocking, kill_and_restart, port_of, waiting
 
-from concurrent_swarm import client, components, rpc
+from concurrent_swarm import client, components, rpc, slave
 
 FAULTS_APP = "faults.py"
 DEAD = rpc.TIMING.dead
@@ -317,7 +317,8 @@ def are_gone(folder):
 def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up_nobody(swarm, tmp_path, how):
     here = swarm(slaves=1, workers=2)
     client = here.start_client(FAULTS_APP, *words_of("Bombs", how=how, folder=tmp_path))
-    wait_until(lambda: len(text_of(tmp_path / "pids").split()) > 256, "it has passed the limit")
+    zygote = zygote_of(here.slaves[0].pid)
+    wait_until(lambda: slave.processes_below(zygote, 300) > 250, "it is about to pass the limit")
     wait_until(lambda: are_gone(tmp_path), "they are gone", 2)
     told = client.wait().about["result"]
     bomb = told["bomb"]
@@ -372,6 +373,59 @@ def test_F38_a_host_that_closes_its_line_has_ended(swarm):
     here = swarm(slaves=0)
     run = here.run_client(FAULTS_APP, *words_of("RunClosing"))
     assert run.code == 1 and run.about["error"]["type"] == "HostLost"
+
+
+HOOKS = {"init_system": "init_system", "generate_tasks": "generate_tasks", "drawing": "generate_tasks",
+         "finished": "finished", "task_finished": "task_finished", "is_complete": "is_complete",
+         "gather_result": "gather_result"}  # fmt: skip
+
+
+def check_hung(run, hook, how, said):
+    told = run.about["result"]
+    assert told["good"]["result"] == "gathered", "no other system is touched"
+    bad = told["bad"]
+    assert (bad["type"], bad["kind"], bad["limit"], bad["hook"]) == ("TimedOut", "limit", "hook_timeout", hook)
+    assert bad["measured"] > bad["allowed"] and f"its hook {hook} ran for" in bad["message"] and said in bad["message"]
+    assert "in hang" in bad["where"] and f"# stuck in {how}" in bad["traceback"]
+    assert bad["after"] < bad["allowed"] + 4, bad
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_F36_a_hook_that_hangs_ends_its_system_at_its_hook_timeout_with_name_and_line(swarm_of_module, hook):
+    how = "C" if hook in ("generate_tasks", "finished", "gather_result") else "Python"
+    run = swarm_of_module.run_client(FAULTS_APP, *words_of("Hooks", hook=hook, how=how, limit=0.5))
+    check_hung(run, HOOKS[hook], how, "its hook_timeout is 0.5 s")
+    wait_until(lambda: not swarm_of_module.proxy.systems(), "both are gone")
+
+
+def test_F36_the_master_says_how_long_a_hook_may_take_and_each_draw_counts_alone(swarm):
+    here = swarm(slaves=1, workers=1, master=("--set", "limits.hook_timeout=2"))
+    run = here.run_client(FAULTS_APP, *words_of("Hooks", hook="drawing", pause=0.6, count=1), seconds=60)
+    check_hung(run, "generate_tasks", "C", "limits.hook_timeout of the master is 2 s")
+    assert run.about["result"]["good"]["after"] > 3, "all hooks together take longer than one may"
+
+
+@pytest.mark.parametrize("hook", ["task_finished", "drawing"])
+def test_F37_a_hook_that_hangs_in_a_system_that_goes_on_after_a_restart_ends_it_too(swarm, hook):
+    here = swarm(slaves=0, journal=True)
+    client = here.start_client(FAULTS_APP, *words_of("Hooks", hook=hook, how="Python", limit=3.0))
+    wait_until(lambda: len(here.proxy.systems()) == 2, "the master has both")
+    kill_and_restart(here)
+    here.start_slave(workers=1)
+    check_hung(client.wait(), HOOKS[hook], "Python", "its hook_timeout is 3 s")
+
+
+def test_F37_a_master_that_was_suspended_does_not_count_that_against_a_hook(swarm, nemesis):
+    here = swarm(slaves=1, workers=1, master=("--set", "limits.hook_timeout=1.5"))
+    client = here.start_client(FAULTS_APP, *words_of("Hooks", pause=1.0, count=1))
+    wait_until(lambda: here.proxy.systems(), "it runs")
+    nemesis.pause(here.master.pid, 4.0)
+    assert result_of(client.wait(60))["good"]["result"] == "gathered"
+
+
+def test_F36_a_hook_timeout_that_is_no_number_is_refused_with_the_reason(swarm_of_module):
+    run = swarm_of_module.run_client(FAULTS_APP, *words_of("Nonsense"))
+    assert run.code != 0 and "has the hook_timeout 'soon'" in run.err
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import itertools
 import os
+import subprocess
 import sys
 import time
 
@@ -154,21 +155,28 @@ class RunClosing(ApplicationNode):
         return Closing()
 
 
+DOUBLING = """
+f() { echo $BASHPID >>pids; sleep 0.05; if [ $1 -gt 0 ]; then f $(($1-1)) & f $(($1-1)) & fi; sleep 1000; }
+f 10
+"""
+
+
 class Bomb(Task):
-    """Starts process after process, up to 2048 of them, which stay; each notes its number. `how`: in its own process
+    """Starts process after process, some two thousand, which stay; each notes its number. `how`: in its own process
     "group", in "sessions" of their own, or "doubling", where each of them does the same."""
 
     def __call__(self):
         if self.how == "none":
             return time.sleep(0.0005)
-        for _generation in range(11 if self.how == "doubling" else 2048):
-            time.sleep(0.05 if self.how == "doubling" else 0.001)
+        if self.how == "doubling":
+            subprocess.run(["bash", "-c", DOUBLING], cwd=self.folder)
+        for _ in range(2000):
+            time.sleep(0.001)
             if not os.fork():
-                if self.how != "group":
+                if self.how == "sessions":
                     os.setsid()
                 note(self.folder, "pids", os.getpid())
-                if self.how != "doubling":
-                    break
+                break
         time.sleep(1000)
 
 
@@ -268,9 +276,9 @@ def hang(how):
 class Hanging(ITaskSystem):
     """Hangs in one of its hooks, or takes `pause` seconds for each of them."""
 
-    def __init__(self, hook, how, limit, pause):
+    def __init__(self, hook, how, limit, pause, count):
         super().__init__()
-        self.hook, self.how, self.pause = hook, how, pause
+        self.hook, self.how, self.pause, self.count = hook, how, pause, count
         if limit >= 0:
             self.hook_timeout = limit
 
@@ -284,9 +292,9 @@ class Hanging(ITaskSystem):
 
     def generate_tasks(self, master):
         self.reached("generate_tasks")
-        for number in range(4):
+        for number in range(self.count):
             time.sleep(self.pause)
-            yield Nothing(f"n{number}", hangs=self.hook == "finished" and number == 2, how=self.how)
+            yield Nothing(f"n{number}", hangs=self.hook == "finished" and number == self.count - 1, how=self.how)
         self.reached("drawing")
 
     def task_finished(self, master, task, result, error):
@@ -308,17 +316,26 @@ class Hooks(ApplicationNode):
     how = ConfigItem("faults", "how", "C", "C or Python")
     limit = FloatItem("faults", "limit", -1.0, "hook_timeout of the systems")
     pause = FloatItem("faults", "pause", 0.0, "seconds that each hook of the second one takes")
+    count = IntItem("faults", "count", 4, "tasks of each")
 
     def start_processing(self):
-        self.began, self.result = time.monotonic(), {}
-        bad = [Hanging(self.hook, self.how, self.limit, 0.0)] if self.hook else []
-        self.systems_left = [*bad, Hanging("", "", self.limit, self.pause)]
-        for system in self.systems_left:
+        self.began, self.told = time.monotonic(), {}
+        bad = [Hanging(self.hook, self.how, self.limit, 0.0, self.count)] if self.hook else []
+        self.left = [*bad, Hanging("", "", self.limit, self.pause, self.count)]
+        for system in self.left:
             self.push_tasksystem(system)
 
     def task_system_finished(self, result, error, stats):
         told = {"result": result} if error is None else error.failure
-        self.result["good" if error is None else "bad"] = {**told, "after": time.monotonic() - self.began}
-        self.systems_left.pop()
-        if not self.systems_left:
+        self.told["good" if error is None else "bad"] = {**told, "after": time.monotonic() - self.began}
+        self.left.pop()
+        if not self.left:
+            self.result = self.told
             self.shutdown_main_loop()
+
+
+class Nonsense(ApplicationNode):
+    def get_task_system(self):
+        system = Hanging("", "", -1, 0, 1)
+        system.hook_timeout = "soon"
+        return system

@@ -3487,7 +3487,7 @@ class MasterNode(rpc.BaseNode):
             self.start_zygote()
             events = [["died", token, "it went with the zygote"] for token in self._hosts]
         for event, token, detail in events:
-            system = self._hosts.pop(token, None) if event == "died" else None
+            system = self._hosts.pop(token, None) if event != "born" else None
             if system:
                 system.pipe.drain()
                 self._host_died(system, detail)

@@ -265,7 +265,7 @@ class ProcessTaskManager(components.Component):
         except OSError as error:
             self._release(worker)
             why = f"its payload cannot be opened on {self.node.name}"
-            self._fail(envelope, envelope.lo, components.Error(why, str(error), "make room there"))
+            self._fail(envelope, envelope.lo, components.Error(f"{why}: {error}"))
         self._watch.attend()
         return True
 
@@ -422,11 +422,12 @@ class ProcessTaskManager(components.Component):
         for worker in self.workers.values():
             worker.pipe.call("forget_shared", keys)
 
-    def died(self, token: int, how: str) -> None:
-        """A worker ended: its lease, if it had one, is reported lost, and its slot is free again."""
+    def died(self, token: int, how: str, unborn: bool = False) -> None:
+        """A worker ended: its lease, if it had one, is reported lost, and its slot is free again. `unborn`: it never
+        was, and nobody is blamed."""
         worker = self.workers.pop(token, None)
         if worker:
-            self._bury(worker, how, unborn=not worker.pid)
+            self._bury(worker, how, unborn)
             self.schedule()
 
     def _bury(self, worker: Worker, how: str, unborn: bool = False) -> None:
@@ -440,7 +441,7 @@ class ProcessTaskManager(components.Component):
             if worker.passed and not worker.forgotten:
                 self._report_passed(worker, envelope)
             elif unborn and not worker.forgotten:
-                self._fail(envelope, lo, components.Error(f"no worker on {self.node.name}", how, "make room there"))
+                self._fail(envelope, lo, components.Error(f"a worker for it on {self.node.name} {how}"))
             elif worker.doomed and not worker.forgotten:
                 self.node.report("given_back", envelope.lease, lo, envelope.hi)  # killed on request: nobody is blamed
             elif not worker.forgotten:
@@ -907,8 +908,8 @@ class SlaveNode(rpc.Node):
             self.manager.all_died()
             return
         for event, token, detail in events:
-            if event == "died":
-                self.manager.died(token, detail)
+            if event != "born":
+                self.manager.died(token, detail, event == "unborn")
             elif token in self.manager.workers:
                 self.manager.workers[token].pid = detail
 

@@ -1705,7 +1705,8 @@ class Zygote:
             log.debug("the zygote is gone, and its children with it: %s", error)
 
     def receive(self) -> list[list]:
-        """What happened: ["born", token, pid], ["died", token, how]. Raises Error if the zygote itself is gone."""
+        """What happened: ["born", token, pid], ["died", token, how], or ["unborn", token, why]. Raises Error if the
+        zygote itself is gone."""
         events = []
         while select.select([self.sock], [], [], 0)[0]:
             try:
@@ -1932,7 +1933,7 @@ def _fork_and_tell(sock: socket.socket, fds: list, token: int, order: list, chil
     except OSError as error:  # no process or memory is left: the others live on
         for fd in fds:
             os.close(fd)
-        _tell(sock, ["died", token, f"could not be forked ({error})"])
+        _tell(sock, ["unborn", token, f"could not be forked ({error})"])
         return
     children[pid] = token
     _tell(sock, ["born", token, pid])

@@ -18,11 +18,12 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
+from concurrent_swarm.slave import processes_below
 from conftest import CHECKOUT, Running, text_of, wait_until, zygote_of
 from test_durable import right
 from test_recovery import Knocking, kill_and_restart, port_of, waiting
 
-from concurrent_swarm import client, components, rpc, slave
+from concurrent_swarm import client, components, rpc
 
 FAULTS_APP = "faults.py"
 DEAD = rpc.TIMING.dead
@@ -318,7 +319,7 @@ def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up
     here = swarm(slaves=1, workers=2)
     client = here.start_client(FAULTS_APP, *words_of("Bombs", how=how, folder=tmp_path))
     zygote = zygote_of(here.slaves[0].pid)
-    wait_until(lambda: slave.processes_below(zygote, 300) > 250, "it is about to pass the limit")
+    wait_until(lambda: processes_below(zygote, 300) > 250, "it is about to pass the limit")
     wait_until(lambda: are_gone(tmp_path), "they are gone", 2)
     told = client.wait().about["result"]
     bomb = told["bomb"]
@@ -367,6 +368,46 @@ def test_F40_a_slave_without_room_fails_tasks_with_the_reason_and_works_again_on
     assert {one["kind"] for one in run.about["errors"]} == {"setup"}
     nemesis.free_disk(here.slaves[0].pid)
     assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=3))) == {"sum": 3, "errors": []}
+
+
+def kinds_of(run):
+    return {(one["kind"], one["type"]) for one in run.about["errors"]}
+
+
+FORKLESS = """import os
+fork = os.fork
+def fails():
+    if os.path.exists({flag!r}): raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+os.fork = fails
+"""
+
+
+def test_F40_tasks_whose_worker_cannot_be_forked_fail_for_want_of_room_and_no_worker_is_lost(swarm, tmp_path):
+    flag = tmp_path / "no-fork"
+    (tmp_path / "sitecustomize.py").write_text(FORKLESS.format(flag=str(flag)))
+    here = swarm(slaves=0)
+    here.start_slave(workers=1, PYTHONPATH=str(tmp_path))
+    flag.touch()
+    run = here.run_client(FAULTS_APP, *words_of("Steady", count=3))
+    assert kinds_of(run) == {("setup", "Error")} and "temporarily unavailable" in run.about["result"]["errors"][0]
+    assert "workers lost" not in here.proxy.status()["counters"]
+    flag.unlink()
+    assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=3))) == {"sum": 3, "errors": []}
+
+
+def test_F40_tasks_whose_application_cannot_be_read_fail_for_want_of_it_and_no_worker_is_lost(swarm):
+    here = swarm(slaves=1, workers=1)
+    assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=3)))
+    (manifest,) = (here.slaves[0].folder / "apps").glob("*/*.json")
+    manifest.rename(manifest.with_suffix(".away"))
+    (worker,) = here.workers_of(here.slaves[0])
+    os.kill(worker, signal.SIGKILL)
+    run = here.run_client(FAULTS_APP, *words_of("Steady", count=3))
+    assert kinds_of(run) == {("setup", "FileNotFoundError")}
+    manifest.with_suffix(".away").rename(manifest)
+    assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=3))) == {"sum": 3, "errors": []}
+    assert not here.proxy.status()["counters"].get("workers lost")
 
 
 def test_F38_a_host_that_closes_its_line_has_ended(swarm):

@@ -440,10 +440,11 @@ class ProcessTaskManager(components.Component):
             self._release(worker)
             if worker.passed and not worker.forgotten:
                 self._report_passed(worker, envelope)
-            elif unborn and not worker.forgotten:
-                self._fail(envelope, lo, components.Error(f"a worker for it on {self.node.name} {how}"))
             elif worker.doomed and not worker.forgotten:
                 self.node.report("given_back", envelope.lease, lo, envelope.hi)  # killed on request: nobody is blamed
+            elif unborn and not worker.forgotten:
+                self._deaths.append(time.monotonic())
+                self._fail(envelope, lo, components.Error(f"a worker for it on {self.node.name} {how}"))
             elif not worker.forgotten:
                 self._deaths.append(time.monotonic())
                 log.warning("worker %s ended (%s) while it ran tasks of %s", worker.pid, how, envelope.owner)

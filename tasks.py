@@ -1819,10 +1819,14 @@ class Witness:
     """
 
     def __init__(self, pipe: rpc.Pipe):
-        self._file = os.memfd_create("stack", os.MFD_CLOEXEC) if hasattr(os, "memfd_create") else -1
-        if self._file >= 0:
+        self._file = -1
+        try:
+            self._file = os.memfd_create("stack", os.MFD_CLOEXEC)
             os.write(self._file, bytes(PULSE))
             pipe.hand("stack", os.dup(self._file))
+        except (AttributeError, OSError) as error:
+            log.debug("a child has nothing to write its stack into: %s", error)
+            self.close()
 
     @property
     def pulse(self) -> int:
@@ -2065,8 +2069,8 @@ def _signal(pid: int, number: int) -> None:
     for send in (os.killpg, os.kill):  # the group may not exist yet if the child was just born
         try:
             send(pid, number)
-        except ProcessLookupError:
-            log.debug("process %s is gone already", pid)
+        except OSError as error:  # it is gone already, or somebody else's by now
+            log.debug("process %s hears no signal: %s", pid, error)
 
 
 def _scrub_environment() -> None:

@@ -63,10 +63,6 @@ FAULTS = {
 
 # What is not done yet, and why; a row may be here and above if a part of it is there.
 PENDING = {
-    "F12": "how many processes a task may start is not limited",
-    "F13": "a worker that has leaked descriptors is not replaced",
-    "F36": "hooks have no time limit: a person or the client cancels the system",
-    "F37": "hooks have no time limit: a person or the client cancels the system",
     "F40": "its tasks do not run elsewhere",
     "F41": "a slave that fails everything gets work all the same",
 }

@@ -43,17 +43,17 @@ TOP_LEVEL = {
 # pickles with buffers, payloads in files, large messages on a socketpair, published objects, both kernels; then the
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis.
 LINES = {
-    "client.py": 1701,
+    "client.py": 1705,
     "components.py": 1537,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 3795,
+    "master.py": 3833,
     "rpc.py": 5359,
     "setup.py": 64,
-    "slave.py": 915,
-    "tasks.py": 2811,
+    "slave.py": 1000,
+    "tasks.py": 2946,
 }
-TOTAL_LINES = 16_945
+TOTAL_LINES = 17_207
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -61,7 +61,7 @@ class Worker:
         self.limits: dict[str, float] = {}  # of what it runs
         self.began = math.inf  # when it was ready to run that
         self.peak = 0.0  # MiB that it and its children were seen to take
-        self.witness: tasks.Witness | None = None  # to which it tells where it is
+        self.witness: tasks.Witness | None = None  # to which it tells where it is, if it has limits
         self.passed: tuple | None = None  # the limit that it passed, and what was measured
         self.most = tasks.PROCESS_LIMIT  # processes that what it ran last may have at once
         self.least = math.inf  # MiB that it was seen to take at least
@@ -325,13 +325,12 @@ class ProcessTaskManager(components.Component):
             self.node.loop, sock, lambda pipe, call, parts: self._heard(worker, call, parts),
             lambda pipe: zygote.kill(token), self.node.store, digest,  # it cannot report any more
         )
-        worker.witness = tasks.Witness(worker.pipe)
         return worker
 
     def _end(self, worker: Worker) -> None:
         worker.pipe.close()
         worker.ear.close()
-        worker.witness.close()
+        self._watch.forget(worker)
         self.workers.pop(worker.token, None)
 
     # what workers and the zygote say
@@ -450,7 +449,7 @@ class ProcessTaskManager(components.Component):
                 log.warning("worker %s ended (%s) while it ran tasks of %s", worker.pid, how, envelope.owner)
                 last = worker.ear.output.last()
                 self.node.report("worker_lost", envelope.lease, lo, envelope.hi, f"worker {how}", last)
-        worker.witness.close()
+        self._watch.forget(worker)
 
     def _report_passed(self, worker: Worker, envelope: tasks.Envelope) -> None:
         """The task that passed a limit has failed. If it may be any of several, these run again one by one."""
@@ -507,6 +506,7 @@ class Watch:
     def begin(self, worker: Worker, limits: dict[str, float]) -> None:
         """It is about to be told to run a lease with these limits."""
         worker.limits, worker.began, worker.peak = limits, math.inf, 0.0
+        worker.witness = worker.witness or tasks.Witness(worker.pipe)
         if "memory_limit" in limits:
             self._look_within(MEMORY_EVERY)
 
@@ -519,12 +519,21 @@ class Watch:
     def pass_limit(self, worker: Worker, name: str, measured: float) -> None:
         """It has passed a limit: it tells where it is, and is killed."""
         worker.passed, worker.doomed = (name, measured), True
-        node = self._manager.node
-        worker.witness.ask(node.zygote, worker.token, node.loop, functools.partial(self._kill, worker))
+        node, kill = self._manager.node, functools.partial(self._kill, worker)
+        if worker.witness:
+            worker.witness.ask(node.zygote, worker.token, node.loop, kill)
+        else:
+            kill()
+
+    def forget(self, worker: Worker) -> None:
+        """It has ended."""
+        if worker.witness:
+            worker.witness.close()
 
     def failure_of(self, worker: Worker, head: dict) -> dict:
         """How its task failed."""
-        stack = worker.witness.stack(str(self._manager.node.bundles.get(worker.digest, "")))
+        root = str(self._manager.node.bundles.get(worker.digest, ""))
+        stack = worker.witness.stack(root) if worker.witness else ("", "")
         name, measured = worker.passed
         log.warning("worker %s was ended: its task passed its %s", worker.pid, name)
         return tasks.limit_failure(head, name, measured, self._manager.node.name, stack)

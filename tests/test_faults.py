@@ -323,7 +323,7 @@ def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up
     assert (bomb["kind"], bomb["type"], bomb["limit"], bomb["allowed"]) == (
         "limit", "TooManyProcesses", "process_limit", 256)  # fmt: skip
     assert bomb["measured"] > 256 and "processes at once on s1; limits.process_limit of the master" in bomb["message"]
-    assert "in __call__" in bomb["where"] and told["after"] == "fine" and told["beats"] < 1.0
+    assert told["after"] == "fine" and told["beats"] < 1.0, "the machine stays usable"
     assert not here.proxy.status()["counters"].get("workers lost"), "nobody is blamed"
 
 
@@ -338,7 +338,7 @@ def test_F12_of_tasks_that_share_a_lease_only_the_bomb_fails(swarm, tmp_path):
 def test_F12_task_and_master_say_how_many_processes_a_task_may_have(swarm, tmp_path, own, master, said):
     here = swarm(slaves=1, workers=2, master=("--set", f"limits.process_limit={master}"))
     told = here.run_client(FAULTS_APP, *words_of("Bombs", folder=tmp_path, process_limit=own)).about["result"]
-    assert said in told["bomb"]["message"]
+    assert said in told["bomb"]["message"] and "in __call__" in told["bomb"]["where"]
 
 
 def test_F13_a_worker_that_keeps_descriptors_is_replaced_between_tasks_and_nobody_is_blamed(swarm):

@@ -596,7 +596,6 @@ class Watch:
             return
         if worker.envelope:
             self.pass_limit(worker, "process_limit", count)
-            self._manager.node.zygote.halt(worker.token)
         else:
             log.warning("worker %s was ended: %s processes were left behind in it", worker.pid, f"{count:,}")
             self._manager._kill(worker)

@@ -84,9 +84,8 @@ FORGOTTEN = {"type": "Forgotten", "message": "the master was started again witho
              "where": "", "kind": "lost"}
 CHAIN_LIMIT = 20  # exceptions of a chain of causes that are told
 
-# Errors while an application is loaded that say that this machine is short of something: another one may not be.
-SHORTAGES = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
-                       errno.EAGAIN))
+# Errors in loading an application that say that this machine is short of something: another one may not be.
+SHORTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 LISTED = frozenset({type(iter([])), type(iter(()))})  # iterators that a pickle holds
 
@@ -1694,10 +1693,6 @@ class Zygote:
         """Lets a child write down where it is, if it was given a file for that; else it dies."""
         self._order("stack", token)
 
-    def halt(self, token: int) -> None:
-        """Stops all that a child has started, until it is killed with them."""
-        self._order("halt", token)
-
     def _order(self, order: str, token: int) -> None:
         try:
             self.sock.send(json.dumps([order, token]).encode())
@@ -1785,8 +1780,6 @@ class Spawner:
 
     def show_stack(self, token: int) -> None:
         """Nothing: its children are given no file for that."""
-
-    halt = show_stack  # nobody counts what they start
 
     def receive(self) -> list[list]:
         """As `Zygote.receive`."""
@@ -1918,17 +1911,8 @@ def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, 
             if order == "fork":
                 _fork_and_tell(sock, fds, token, rest, children)
             else:
-                _obey(order, [pid for pid, known in children.items() if known == token])
-
-
-def _obey(order: str, pids: list[int]) -> None:
-    for pid in pids:
-        if order == "kill":
-            _kill_trees([pid])
-        elif order == "halt":
-            _stopped(children_of(pid))
-        else:
-            os.kill(pid, signal.SIGUSR2)
+                for pid in [pid for pid, known in children.items() if known == token]:
+                    _kill_trees([pid]) if order == "kill" else os.kill(pid, signal.SIGUSR2)
 
 
 def _fork_and_tell(sock: socket.socket, fds: list, token: int, order: list, children: dict[int, int]) -> None:
@@ -2050,19 +2034,14 @@ def _tell(sock: socket.socket, event: list) -> None:
 
 
 def _kill_trees(pids: Iterable[int]) -> None:
-    """Kills processes and all below them."""
-    for pid in _stopped(pids):
-        _signal(pid, signal.SIGKILL)
-
-
-def _stopped(pids: Iterable[int]) -> list[int]:
-    """Processes and all below them, which are stopped: each before it is asked for its children, so that none is left
-    out, however fast they multiply."""
+    """Kills processes and all below them: each is stopped before it is asked for its children, so that none escapes,
+    however fast they multiply."""
     found = list(pids)
     for pid in found:  # they become more meanwhile
         _signal(pid, signal.SIGSTOP)
         found += children_of(pid)
-    return found
+    for pid in found:
+        _signal(pid, signal.SIGKILL)
 
 
 def _signal(pid: int, number: int) -> None:
@@ -2425,7 +2404,7 @@ class Wire:
         self._receiver = rpc.Receiver(sock, descriptors=rpc.MOST_FILES, follow=rpc.Place.from_text)
         self._calls: collections.deque = collections.deque()
         self._spare = -1  # the file that the node gave for large parts
-        self._witness = -1  # that of the node's `Witness`
+        self.witness = -1  # the file of the node's `Witness`
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
         """Sends a call; returns when the kernel has it."""
@@ -2485,10 +2464,6 @@ class Wire:
             self._read()
         return self._calls.popleft()
 
-    def pulse(self) -> Any:
-        """The place for a number that the node may read at any time; None if it has no use for one."""
-        return memoryview(mmap.mmap(self._witness, PULSE)).cast("Q") if self._witness >= 0 else None
-
     def waiting(self) -> bool:
         """True if a call is there; does not wait."""
         while not self._calls and select.select([self._sock], [], [], 0)[0]:
@@ -2504,8 +2479,8 @@ class Wire:
             if call[0] == "spare":
                 self._spare = self._receiver.take_descriptor()
             elif call[0] == "stack":  # works even while C code holds the interpreter
-                self._witness = self._receiver.take_descriptor()
-                faulthandler.register(signal.SIGUSR2, self._witness, all_threads=True)
+                self.witness = self._receiver.take_descriptor()
+                faulthandler.register(signal.SIGUSR2, self.witness, all_threads=True)
             elif call[0] == "forget_shared":
                 sys.modules[rpc.WIRE].Shared.exchange.forget(call[1])
             else:
@@ -2738,7 +2713,7 @@ def host_main(sock: socket.socket, root: str) -> None:
     wire = Wire(sock)
     flush = speak()
     (_, name, options), parts = wire.next()
-    pulse = wire.pulse() or [0]
+    pulse = memoryview(mmap.mmap(wire.witness, PULSE)).cast("Q") if wire.witness >= 0 else [0]
     _open_application(root)
     seed = options["seed"]
     rpc.Exchange(wire.publish, wire.fetch, md5(seed.encode()).hexdigest()[:16])

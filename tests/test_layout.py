@@ -50,10 +50,10 @@ LINES = {
     "master.py": 3833,
     "rpc.py": 5359,
     "setup.py": 64,
-    "slave.py": 1009,
-    "tasks.py": 2946,
+    "slave.py": 1008,
+    "tasks.py": 2921,
 }
-TOTAL_LINES = 17_216
+TOTAL_LINES = 17_190
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

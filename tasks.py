@@ -1429,7 +1429,7 @@ class SystemRun:
         if self.done:
             return
         hook, self._pulse[0] = "task_finished", next(self._turns["task_finished"])
-        complete, problem = attempt(self.system.task_finished, self.master, task, result, error)
+        _, problem = attempt(self.system.task_finished, self.master, task, result, error)
         if problem is None and not self.done:
             hook, self._pulse[0] = "is_complete", next(self._turns["is_complete"])
             complete, problem = attempt(self.system.is_complete, self.master)

@@ -327,6 +327,14 @@ def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up
     assert not here.proxy.status()["counters"].get("workers lost"), "nobody is blamed"
 
 
+def test_F12_a_bomb_that_outlives_its_task_is_gone_too_and_the_task_is_done(swarm, tmp_path):
+    here = swarm(slaves=1, workers=2)
+    told = result_of(here.run_client(FAULTS_APP, *words_of("Bombs", how="left", folder=tmp_path)))
+    assert type(told["bomb"]) is int and told["after"] == "fine"
+    wait_until(lambda: "processes were left behind in it" in here.slaves[0].err, "its worker is ended")
+    wait_until(lambda: are_gone(tmp_path), "they are gone", 2)
+
+
 def test_F12_of_tasks_that_share_a_lease_only_the_bomb_fails(swarm, tmp_path):
     here = swarm(slaves=1, workers=2)
     told = here.run_client(FAULTS_APP, *words_of("Bombs", how="sessions", folder=tmp_path, among=400)).about["result"]

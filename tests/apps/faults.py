@@ -163,11 +163,13 @@ f 10
 
 class Bomb(Task):
     """Starts process after process, some two thousand, which stay; each notes its number. `how`: in its own process
-    "group", in "sessions" of their own, or "doubling", where each of them does the same."""
+    "group", in "sessions" of their own, or "doubling", where each of them does the same; "left": so, and it is done."""
 
     def __call__(self):
         if self.how == "none":
             return time.sleep(0.0005)
+        if self.how == "left":
+            return subprocess.Popen(["bash", "-c", DOUBLING], cwd=self.folder, start_new_session=True).pid
         if self.how == "doubling":
             subprocess.run(["bash", "-c", DOUBLING], cwd=self.folder)
         for _ in range(2000):

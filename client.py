@@ -319,14 +319,18 @@ class ApplicationNode(components.Component):
             self.call("publish", key, at, total, parts=[piece])
 
     def _push_system(self, system: tasks.ITaskSystem) -> None:
+        limit = system.hook_timeout
         try:
+            if not (limit is None or tasks.is_limit(limit)):
+                raise components.UsageError(f"task system {type(system).__name__} has the hook_timeout {limit!r}",
+                                            "this attribute is a limit: a number from 0", "give the seconds, or 0")
             sealed = rpc.seal(system, f"task system {type(system).__name__}")  # one pickle: its arrays can be written
         except components.Error as error:
             self.push_tasksystem_failed({"c": -32602, "m": str(error), "t": "", "e": error})
             return
         number = len(self.systems) + 1
         options = {"name": type(system).__name__, "client_id": self.node_id_str, "by_hand": self.by_hand,
-                   "system_id": str(system.system_id)}
+                   "system_id": str(system.system_id), "hook_timeout": limit}
         self.systems[number] = system
         self._sealed[number] = (sealed, options)  # kept until the system has ended: a new master needs it again
         self.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])

@@ -113,7 +113,9 @@ FRONT = 64  # owners looked at, WIDTH ranges of each, for something that may go 
 MAX_ATTEMPTS = 3  # worker deaths until a task counts as poisoned, if it says nothing else
 MAX_HOSTS = 3  # processes that a task system may have until its death counts as its own fault
 MAX_LOSSES = 10  # slaves lost under one task until it counts as lost, if it says nothing else
-MAX_SETUPS = 3  # slaves that try to set up a task
+UNSAID = {"process_limit": tasks.PROCESS_LIMIT, "retry_wait": tasks.RETRY_WAIT, "Exception": 0,
+          "WorkerLost": MAX_ATTEMPTS - 1, "SlaveLost": MAX_LOSSES - 1}  # what counts where nobody says anything
+MAX_SETUPS = 3  # attempts to set up a task
 MAX_WAIT = 300.0  # seconds between two attempts
 SHUN = 10.0  # seconds for which a task that failed does not go back to the same slave, if another could take it
 STRIKES = 5  # failures, without a success in between, of tasks that others could do, until a slave is in quarantine
@@ -611,6 +613,8 @@ def failure(kind: str, name: str, message: str, where: str = "") -> dict:
 
 CANCELLED = failure("cancelled", "Cancelled", "the task was cancelled")
 AGAIN = {**CANCELLED["*"], "again": True}  # in the outcome of a lease, for a task that was cancelled alone
+
+NOT_BEGUN = ("setup", "load")  # kinds of failures of tasks for which a slave had no room, or could not load them
 
 ONE_PROCESSOR = ((("cpus", 1),), frozenset())  # what tasks need that say nothing else
 
@@ -1180,10 +1184,10 @@ class Board:
             lease.slave.succeeded(now)
             self._strike(lease.past.shun, lease.slave, succeeded, effects, now)
         again = {task: one for task, one in failed.items() if self._allows(lease, one)}
-        for setup in (True, False):
+        for unset in (True, False):
             ranges = []
             for task, one in again.items():
-                if (one.get("kind") == "setup") == setup:
+                if (one.get("kind") in NOT_BEGUN) == unset:
                     _add(ranges, task)
             for lo, hi in ranges:
                 self._try_again(lease, lo, hi, again[lo], effects, now)
@@ -1191,10 +1195,11 @@ class Board:
 
     @staticmethod
     def _allows(lease, failure):
-        """Whether a task may run again after such a failure: as often as its rules say, or on other slaves, if there
-        are any, when it could not even be set up."""
-        if failure.get("kind") == "setup":
-            return lease.past.errors < min(MAX_SETUPS - 1, len(lease.batch.demand.able - {lease.slave}))
+        """Whether a task may run again after such a failure: as often as its rules say. One that did not begin goes to
+        other slaves, if there are any; if it was for want of room, else later."""
+        if failure.get("kind") in NOT_BEGUN:
+            others = math.inf if failure["kind"] == "setup" else len(lease.batch.demand.able - {lease.slave})
+            return lease.past.errors < min(MAX_SETUPS - 1, others)
         retries = failure.get("retries")
         return type(retries) is int and retries > lease.past.errors
 
@@ -1202,7 +1207,8 @@ class Board:
         """Let tasks that failed wait for their next attempt: the longer, the more attempts there were."""
         batch, past = lease.batch, self._shunning(lease, now)
         past = past._replace(errors=past.errors + 1)
-        delay = 0.0 if why.get("kind") == "setup" else self._delay(batch, lo, past.errors)
+        elsewhere = why.get("kind") in NOT_BEGUN and past.shun is not None
+        delay = 0.0 if elsewhere else self._delay(batch, lo, past.errors)
         self.counters["retried"] += hi - lo
         effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, *past[:3]))
         told = "retrying", batch.owner.id, batch.task_id(lo), hi - lo, past.attempt, delay, why
@@ -2688,6 +2694,8 @@ class System:
         self.waiting = False
         self.pipe: rpc.Pipe | None = None
         self.ear: tasks.Ear | None = None  # hears what its hooks print
+        self.witness: tasks.Witness | None = None  # to which its host tells where it is
+        self.beat, self.quiet = 0, 0.0  # which call of a hook was seen last in it, and for how many seconds
         self.late: list[tuple] | None = None  # what its next host is to hear after all that the last one heard
 
 
@@ -2794,6 +2802,14 @@ class MasterNode(rpc.BaseNode):
         "limits", "slave_retries", MAX_LOSSES - 1, "attempts after the loss of a slave", minimum=0
     )
 
+    process_limit = components.IntItem(
+        "limits", "process_limit", tasks.PROCESS_LIMIT, "processes at once of a task that says nothing; 0: any",
+        minimum=0,
+    )
+    hook_timeout = components.FloatItem(
+        "limits", "hook_timeout", 60.0, "seconds for a call of a hook of a system that says nothing; 0: any", minimum=0
+    )
+
     def setup(self) -> None:
         """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
         self._begin_empty()
@@ -2861,12 +2877,10 @@ class MasterNode(rpc.BaseNode):
     def read_limits(self) -> None:
         """Takes over what is configured for tasks that say nothing: it is put into the heads of their batches."""
         limits = {"timeout": self.timeout, "deadline": self.deadline, "queue_timeout": self.queue_timeout,
-                  "memory_limit": self.task_memory}
+                  "memory_limit": self.task_memory, "process_limit": self.process_limit, "retry_wait": self.retry_wait}
         retries = {"Exception": self.retries, "WorkerLost": self.worker_retries, "SlaveLost": self.slave_retries}
-        usual = {"Exception": 0, "WorkerLost": MAX_ATTEMPTS - 1, "SlaveLost": MAX_LOSSES - 1}
-        limits["retries"] = {name: most for name, most in retries.items() if most != usual[name]}
-        said = {name: value for name, value in limits.items() if value}
-        said |= {"retry_wait": self.retry_wait} if self.retry_wait != tasks.RETRY_WAIT else {}
+        limits["retries"] = {name: most for name, most in retries.items() if most != UNSAID[name]}
+        said = {name: value for name, value in limits.items() if value != UNSAID.get(name, 0.0) and value != {}}
         self.limits = json.dumps(said) if said else ""
 
     def open_journal(self) -> None:
@@ -3557,6 +3571,7 @@ class MasterNode(rpc.BaseNode):
             lambda pipe: zygote.kill(token), self.store, system.bundle,  # nobody can hear it any more
         )
         self._hosts[token] = system
+        system.witness, system.beat, system.quiet = tasks.Witness(system.pipe), 0, 0.0
 
     def _begin(self, system: System, parts: list, saved: bool = False, values: Iterable = ()) -> None:
         more = {"bundle": system.bundle, "saves": bool(self.journal), "saved": saved, "values": list(values)}
@@ -3587,6 +3602,7 @@ class MasterNode(rpc.BaseNode):
             return
         system.ear.settle()
         system.ear.close()
+        system.witness.close()
         system.deaths += 1
         if self.journal and system.deaths < MAX_HOSTS:
             log.warning("the host of system %s ended (%s); another one repeats what it did", system.name, how)
@@ -3627,6 +3643,29 @@ class MasterNode(rpc.BaseNode):
         elif method == "system_done":
             self.end_system(system, *params, parts)
 
+    def _watch_hooks(self, seconds: float) -> None:
+        """Ends systems of which a hook takes longer than it may; so many seconds have passed since the last look."""
+        for system in list(self.systems.values()):
+            said, beat = system.options.get("hook_timeout"), system.witness.pulse if system.witness else 0
+            most = said if tasks.is_limit(said) else self.hook_timeout
+            system.quiet = system.quiet + seconds if beat and beat == system.beat else 0.0
+            system.beat = beat
+            if most and system.quiet > most:
+                hook = tasks.HOOKS[beat % tasks.BEAT]
+                setting = "its hook_timeout" if most is said else "limits.hook_timeout of the master"
+                text = f"its hook {hook} ran for {system.quiet:.2f} s; {setting} is {most:g} s"
+                failure = {"type": "TimedOut", "message": text, "kind": "limit", "limit": "hook_timeout",
+                           "measured": system.quiet, "allowed": most, "hook": hook}
+                system.quiet = -math.inf  # while it tells where it is
+                then = functools.partial(self._hook_hung, system, failure)
+                system.witness.ask(self.zygote, system.token, self.loop, then)
+
+    def _hook_hung(self, system: System, failure: dict) -> None:
+        """If the hook has not returned after all, the system ends."""
+        if system.quiet == -math.inf and system.name in self.systems:
+            stack = system.witness.stack(str(self.environment / "apps" / system.bundle))
+            self.end_system(system, {**failure, "traceback": stack[0], "where": stack[1]}, {}, ())
+
     def _submit_again(self, system: System, number: int, count: int, group: int, first: int, parts: list) -> None:
         """Takes a batch of a system, which it may have sent before in another process."""
         owner = self.board.owners[system.name]
@@ -3650,7 +3689,8 @@ class MasterNode(rpc.BaseNode):
         if system.ear:
             system.ear.settle()
             system.ear.close()
-            if failure and failure.get("kind") == "system" and (last := system.ear.output.last()):
+            system.witness.close()
+            if failure and failure.get("kind") != "cancelled" and (last := system.ear.output.last()):
                 failure["output"] = last
         del self.systems[system.name]
         seconds = time.monotonic() - system.since
@@ -3691,7 +3731,7 @@ class MasterNode(rpc.BaseNode):
             self.start_zygote()
             events = [["died", token, "it went with the zygote"] for token in self._hosts]
         for event, token, detail in events:
-            system = self._hosts.pop(token, None) if event == "died" else None
+            system = self._hosts.pop(token, None) if event != "born" else None
             if system:
                 system.pipe.drain()
                 self._host_died(system, detail)
@@ -3718,6 +3758,7 @@ class MasterNode(rpc.BaseNode):
         """What need not be looked at in each turn."""
         look_at = super().tick(now)
         if now >= self._tell_at:
+            self._watch_hooks(TELL_EVERY + min(now - self._tell_at, TELL_EVERY))  # less, if the master was suspended
             self._tell_at = now + TELL_EVERY
             self._tell_clients()
         if self.stopping and (now >= self._stop_at or not (self.board.leases or self._unheard())):

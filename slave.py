@@ -61,8 +61,11 @@ class Worker:
         self.limits: dict[str, float] = {}  # of what it runs
         self.began = math.inf  # when it was ready to run that
         self.peak = 0.0  # MiB that it and its children were seen to take
-        self.stack = -1  # a file into which it writes where it is
+        self.witness: tasks.Witness | None = None  # to which it tells where it is, if it has limits
         self.passed: tuple | None = None  # the limit that it passed, and what was measured
+        self.most = tasks.PROCESS_LIMIT  # processes that what it ran last may have at once
+        self.least = math.inf  # MiB that it was seen to take at least
+        self.leaks = False  # it was seen to keep too much, maybe only while it runs something
 
 
 class ProcessTaskManager(components.Component):
@@ -114,6 +117,9 @@ class ProcessTaskManager(components.Component):
         self.pool = dict(self.node.resources)
         self.free = dict(self.pool)
         self.units = list(range(int(self.pool.get("gpu", 0))))
+        if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+            log.warning("this system does not tell what a worker takes and starts: memory_limit and process_limit are "
+                        "not kept, and no worker is replaced because it leaks")  # fmt: skip
 
     def stop(self) -> None:
         """Closes every worker's socket, upon which it ends."""
@@ -214,13 +220,18 @@ class ProcessTaskManager(components.Component):
         self._fetching.discard(digest)
         self.schedule()
 
-    def bundle_failed(self, digest: str, error: components.Error) -> None:
+    def bundle_failed(self, digest: str, error: Exception) -> None:
         """A bundle cannot be used here: its leases fail, each task with the reason."""
         self._fetching.discard(digest)
+        kind = "setup" if isinstance(error.__cause__ or error, OSError) else "load"
         for envelope in [e for e in self.waiting if e.head["bundle"] == digest]:
             self.waiting.remove(envelope)
-            failures = {"*": tasks.describe_failure(error, kind="setup")}
-            self.node.report("result", envelope.lease, envelope.lo, envelope.hi, 0.0, failures)
+            self._fail(envelope, envelope.lo, error, kind)
+
+    def _fail(self, envelope: tasks.Envelope, lo: int, error: Exception, kind: str = "setup") -> None:
+        """The rest of a lease cannot run here: "setup" is for want of something that another slave may have."""
+        failures = {"*": tasks.describe_failure(error, kind=kind)}
+        self.node.report("result", envelope.lease, lo, envelope.hi, 0.0, failures)
 
     def _has_bundle(self, envelope: tasks.Envelope) -> bool:
         digest = envelope.head["bundle"]
@@ -253,8 +264,9 @@ class ProcessTaskManager(components.Component):
             worker.told = variables
         except OSError as error:
             self._release(worker)
-            reason = f"a file of its payload cannot be opened ({error})"
-            self.node.report("worker_lost", envelope.lease, envelope.lo, envelope.hi, reason)
+            why = f"its payload cannot be opened on {self.node.name}"
+            self._fail(envelope, envelope.lo, components.Error(f"{why}: {error}"))
+        self._watch.attend()
         return True
 
     def _granted(self, worker: Worker) -> dict[str, str]:
@@ -345,6 +357,8 @@ class ProcessTaskManager(components.Component):
             if hi < envelope.hi and not worker.forgotten:
                 self.node.report("given_back", lease, hi, envelope.hi)
             self._release(worker)
+            if worker.leaks:
+                self._watch.part_with(worker)
             if self.waiting:
                 self.schedule()
 
@@ -406,14 +420,15 @@ class ProcessTaskManager(components.Component):
         for worker in self.workers.values():
             worker.pipe.call("forget_shared", keys)
 
-    def died(self, token: int, how: str) -> None:
-        """A worker ended: its lease, if it had one, is reported lost, and its slot is free again."""
+    def died(self, token: int, how: str, unborn: bool = False) -> None:
+        """A worker ended: its lease, if it had one, is reported lost, and its slot is free again. `unborn`: it never
+        was, and nobody is blamed."""
         worker = self.workers.pop(token, None)
         if worker:
-            self._bury(worker, how)
+            self._bury(worker, how, unborn)
             self.schedule()
 
-    def _bury(self, worker: Worker, how: str) -> None:
+    def _bury(self, worker: Worker, how: str, unborn: bool = False) -> None:
         worker.pipe.drain()
         worker.pipe.close()
         worker.ear.settle()
@@ -425,6 +440,9 @@ class ProcessTaskManager(components.Component):
                 self._report_passed(worker, envelope)
             elif worker.doomed and not worker.forgotten:
                 self.node.report("given_back", envelope.lease, lo, envelope.hi)  # killed on request: nobody is blamed
+            elif unborn and not worker.forgotten:
+                self._deaths.append(time.monotonic())
+                self._fail(envelope, lo, components.Error(f"a worker for it on {self.node.name} {how}"))
             elif not worker.forgotten:
                 self._deaths.append(time.monotonic())
                 about = {"task": f"{envelope.owner}.{envelope.first + lo}", "attempt": envelope.attempt}
@@ -434,8 +452,12 @@ class ProcessTaskManager(components.Component):
         self._watch.forget(worker)
 
     def _report_passed(self, worker: Worker, envelope: tasks.Envelope) -> None:
-        """The task that passed a limit has failed."""
-        count = envelope.hi - worker.lo
+        """The task that passed a limit has failed. If it may be any of several, these run again one by one."""
+        count, (name, measured) = envelope.hi - worker.lo, worker.passed
+        if name == "process_limit" and count > 1:
+            reason = f"one of these tasks passed its process_limit, {worker.most:g}, with {measured:,} processes"
+            self.node.report("worker_lost", envelope.lease, worker.lo, envelope.hi, reason)
+            return
         self.done.update(tasks=count, failed=count, leases=1)
         failures = {"*": self._watch.failure_of(worker, envelope.head)}
         if last := worker.ear.output.last():
@@ -464,12 +486,13 @@ class ProcessTaskManager(components.Component):
 # -- limits --------------------------------------------------------------------------------------------------------
 
 MEMORY_EVERY = 0.1  # seconds between two looks at the memory of workers for which there is a limit
-STACK_EVERY, STACK_LOOKS = 0.01, 25  # seconds between two looks whether a worker has told where it is, and how many
+ATTEND_EVERY = 0.25  # seconds between two looks at the processes and descriptors of all workers
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class Watch:
-    """Keeps workers to the limits of the tasks that they run; of those without one it knows nothing.
+    """Keeps workers to the limits of the tasks that they run; of those without one it looks at how many processes they
+    have, and whether they keep more and more for themselves.
 
     A worker that passes one writes down its Python stack, then it is killed with all that it has started, and its task
     has failed. Time counts from the moment at which the worker has loaded what the task needs.
@@ -478,13 +501,12 @@ class Watch:
     def __init__(self, manager: ProcessTaskManager):
         self._manager = manager
         self._at = math.inf  # when to look next
+        self._attends = False
 
     def begin(self, worker: Worker, limits: dict[str, float]) -> None:
         """It is about to be told to run a lease with these limits."""
         worker.limits, worker.began, worker.peak = limits, math.inf, 0.0
-        if worker.stack < 0 and hasattr(os, "memfd_create"):
-            worker.stack = os.memfd_create("stack", os.MFD_CLOEXEC)
-            worker.pipe.hand("stack", os.dup(worker.stack))
+        worker.witness = worker.witness or tasks.Witness(worker.pipe)
         if "memory_limit" in limits:
             self._look_within(MEMORY_EVERY)
 
@@ -497,21 +519,21 @@ class Watch:
     def pass_limit(self, worker: Worker, name: str, measured: float) -> None:
         """It has passed a limit: it tells where it is, and is killed."""
         worker.passed, worker.doomed = (name, measured), True
-        if worker.stack >= 0:
-            self._manager.node.zygote.show_stack(worker.token)
-        self._kill_when_told(worker, 0, STACK_LOOKS if worker.stack >= 0 else 0)
+        node, kill = self._manager.node, functools.partial(self._kill, worker)
+        if worker.witness:
+            worker.witness.ask(node.zygote, worker.token, node.loop, kill)
+        else:
+            kill()
 
     def forget(self, worker: Worker) -> None:
         """It has ended."""
-        if worker.stack >= 0:
-            os.close(worker.stack)
-            worker.stack = -1
+        if worker.witness:
+            worker.witness.close()
 
     def failure_of(self, worker: Worker, head: dict) -> dict:
         """How its task failed."""
-        size = os.fstat(worker.stack).st_size if worker.stack >= 0 else 0
-        text = os.pread(worker.stack, min(size, tasks.TRACEBACK_LIMIT), 0).decode(errors="replace") if size else ""
-        stack = tasks.read_stack(text, str(self._manager.node.bundles.get(worker.digest, "")))
+        root = str(self._manager.node.bundles.get(worker.digest, ""))
+        stack = worker.witness.stack(root) if worker.witness else ("", "")
         name, measured = worker.passed
         log.warning("worker %s was ended: its task passed its %s", worker.pid, name)
         return tasks.limit_failure(head, name, measured, self._manager.node.name, stack)
@@ -545,14 +567,82 @@ class Watch:
             else:
                 self._look_within(MEMORY_EVERY)
 
-    def _kill_when_told(self, worker: Worker, size: int, looks: int) -> None:
-        """Kills it once it has told where it is; that is all there once it does not grow any more."""
-        told = os.fstat(worker.stack).st_size if worker.stack >= 0 else 0
-        if looks and not (told and told == size):
-            again = functools.partial(self._kill_when_told, worker, told, looks - 1)
-            self._manager.node.loop.later(STACK_EVERY, again)
-        elif self._manager.workers.get(worker.token) is worker:
+    def _kill(self, worker: Worker) -> None:
+        if self._manager.workers.get(worker.token) is worker:
             self._manager.node.zygote.kill(worker.token)
+
+    # what needs no limit to be looked at, and no lease of its own
+
+    def attend(self) -> None:
+        """Something runs: looks at all workers until nothing does and none has a child left."""
+        if not self._attends:
+            self._attends = True
+            self._manager.node.loop.later(ATTEND_EVERY, self._attend)
+
+    def _attend(self) -> None:
+        self._attends = False
+        for worker in list(self._manager.workers.values()):
+            if worker.pid and not worker.doomed:
+                self._count(worker)
+                self.part_with(worker)
+
+    def _count(self, worker: Worker) -> None:
+        if worker.envelope:
+            worker.most = tasks.process_limit_of(worker.envelope.head)
+        count = processes_below(worker.pid, worker.most)
+        if count or worker.envelope:
+            self.attend()
+        if count <= worker.most:
+            return
+        if worker.envelope:
+            self.pass_limit(worker, "process_limit", count)
+        else:
+            log.warning("worker %s was ended: %s processes were left behind in it", worker.pid, f"{count:,}")
+            self._manager._kill(worker)
+
+    def part_with(self, worker: Worker) -> None:
+        """Ends a worker that keeps too much, once it runs nothing; another takes its place when one is needed."""
+        why = self._leak_of(worker)
+        worker.leaks = bool(why)
+        if why and not worker.envelope and not worker.doomed:
+            log.warning("worker %s is replaced: %s", worker.pid, why)
+            self._manager._end(worker)
+
+    def _leak_of(self, worker: Worker) -> str:
+        files, most = descriptors_of(worker.pid)
+        if files > most / 2:
+            return f"its tasks have left {files:,} descriptors open, of {most:,} that it may have"
+        recycle = self._manager.node.recycle
+        if recycle:
+            now = memory_of(worker.pid) / 2**20
+            worker.least = min(worker.least, now)
+            if now - worker.least > recycle:
+                return f"it has grown by {now - worker.least:,.0f} MiB; slave.recycle is {recycle:,} MiB"
+        return ""
+
+
+def processes_below(pid: int, most: float) -> int:
+    """How many descendants a process has, if they are not more than `most`; else some more than that."""
+    found = tasks.children_of(pid)
+    for one in found:  # they become more meanwhile
+        if len(found) > most:
+            break
+        found += tasks.children_of(one)
+    return len(found)
+
+
+def descriptors_of(pid: int) -> tuple[int, int]:
+    """How many descriptors a process has, and how many it may have; none where the system does not tell."""
+    if sys.platform != "linux":
+        return 0, 0
+    import resource
+
+    try:
+        files = os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))  # the size from Linux 6.2 on
+        return files, resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+    except OSError as error:
+        log.debug("the descriptors of %s cannot be told: %s", pid, error)
+        return 0, 0
 
 
 def memory_of(pid: int) -> int:
@@ -623,6 +713,9 @@ class SlaveNode(rpc.Node):
     tags = components.ListItem("slave", "tags", "", "words that tasks may ask for")
     output_rate = components.IntItem(
         "slave", "output", tasks.OUTPUT_RATE, "KiB a second of what a worker prints that go home", minimum=0
+    )
+    recycle = components.IntItem(
+        "slave", "recycle", 0, "MiB by which a worker may grow until another takes its place; 0: any", minimum=0
     )
     chosen = components.ExtensionPointItem(
         "slave", "task_manager", "ProcessTaskManager", tasks.ITaskManager, "what runs leases"
@@ -825,8 +918,8 @@ class SlaveNode(rpc.Node):
             self.manager.all_died()
             return
         for event, token, detail in events:
-            if event == "died":
-                self.manager.died(token, detail)
+            if event != "born":
+                self.manager.died(token, detail, event == "unborn")
             elif token in self.manager.workers:
                 self.manager.workers[token].pid = detail
 

@@ -28,6 +28,7 @@ import base64
 import collections
 import contextlib
 import copyreg
+import errno
 import faulthandler
 import functools
 import gc
@@ -37,6 +38,7 @@ import json
 import linecache
 import logging
 import math
+import mmap
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
@@ -75,12 +77,15 @@ SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the maste
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
 LOOK_EVERY = 0.02  # seconds after which a worker looks for a revoke or steal between two tasks
 TRACEBACK_LIMIT = 64 * 1024  # characters of a remote traceback that travel
-NOT_RUN = frozenset({"unsendable", "refused", "cancelled", "lost"})  # failures of tasks that no worker ran to an end
+NOT_RUN = frozenset({"unsendable", "refused", "cancelled", "lost", "setup"})  # failures of what no worker ran to an end
 SNAPSHOT_LEAST = 1024 * 1024  # bytes of history from which on a task system is saved
 HISTORY_EACH = 200  # bytes, about, of an outcome in the journal besides its results
 FORGOTTEN = {"type": "Forgotten", "message": "the master was started again without its journal", "traceback": "",
              "where": "", "kind": "lost"}
 CHAIN_LIMIT = 20  # exceptions of a chain of causes that are told
+
+# Errors in loading an application that say that this machine is short of something: another one may not be.
+SHORTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 LISTED = frozenset({type(iter([])), type(iter(()))})  # iterators that a pickle holds
 
@@ -122,6 +127,7 @@ class Task:
     deadline: float | None = None  # seconds from its acceptance by the master to its outcome
     queue_timeout: float | None = None  # seconds from its acceptance until it first runs
     memory_limit: float | None = None  # MiB of memory of its own that its worker may take, children included
+    process_limit: float | None = None  # processes that it may have at once beside its worker
     retries: int | dict | None = None  # further attempts after an exception of its own: 3, or {ConnectionError: 3}
     retry_wait: float | None = None  # seconds before the first of them; each later one waits twice as long
     _owner = ""
@@ -157,7 +163,9 @@ LIMITS = {
     "deadline": ("TimedOut", "it had no outcome{1} {0:.2f} s after it was accepted; {2} is {3:g} s"),
     "queue_timeout": ("TimedOut", "it did not run within {:.2f} s of its acceptance{}; {} is {:g} s"),
     "memory_limit": ("OutOfMemory", "it took {:,.0f} MiB of memory{}; {} is {:g} MiB"),
+    "process_limit": ("TooManyProcesses", "it had {:,.0f} processes at once{}; {} is {:g}"),
 }
+PROCESS_LIMIT = 256  # where neither task nor master say anything else: a net that need not be asked for
 WATCHED = frozenset(("timeout", "memory_limit"))  # by the slave, which must know what a worker is at
 RETRY_WAIT = 1.0  # seconds
 ASKS = ("resources", *LIMITS, "retries", "retry_wait")  # attributes by which a task may say what it needs
@@ -171,17 +179,28 @@ def limits_of(head: dict) -> dict[str, Any]:
         if type(said) is not dict:
             raise ValueError(f"the limits are {said!r}, an object by name is needed")
         for name, value in said.items():
-            if not is_limit(name, value):
+            if not may_ask(name, value):
                 raise ValueError(f"the limit {name} is {value!r}: known are {', '.join(ASKS[1:])}, numbers from 0")
             limits[name] = {**limits.get(name, {}), **value} if name == "retries" else value
     return {name: value for name, value in limits.items() if value or name == "retry_wait"}
 
 
-def is_limit(name: str, value: Any) -> bool:
-    """Whether this says how much a task may take: a number, 0 being no limit; for "retries" a whole one by name."""
+def process_limit_of(head: dict) -> float:
+    """How many processes a task of this batch may have at once."""
+    said = {**(head.get("default_limits") or {}), **(head.get("limits") or {})}
+    return said.get("process_limit", PROCESS_LIMIT) or math.inf
+
+
+def is_limit(value: Any) -> bool:
+    """Whether this says how much a task may take: a number, 0 being no limit."""
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def may_ask(name: str, value: Any) -> bool:
+    """Whether a task may ask for this: one of the limits, or whole numbers of "retries" by kind of failure."""
     if name == "retries":
         return type(value) is dict and all(type(one) is int and one >= 0 for one in value.values())
-    return name in ASKS[1:] and type(value) in (int, float) and 0 <= value < math.inf
+    return name in ASKS[1:] and is_limit(value)
 
 
 def retry_rules(said: Any) -> Any:
@@ -210,10 +229,11 @@ def limit_failure(head: dict, name: str, measured: float, where: str = "", stack
     the Python traceback of that moment and its last line."""
     kind, text = LIMITS[name]
     setting = f"its {name}" if name in (head.get("limits") or {}) else f"limits.{name} of the master"
-    message = text.format(measured, where and f" on {where}", setting, limits_of(head)[name])
+    allowed = limits_of(head).get(name, PROCESS_LIMIT)
+    message = text.format(measured, where and f" on {where}", setting, allowed)
     return {"type": kind, "message": message, "traceback": stack[0], "where": stack[1], "kind": "limit",
-            "limit": name, "measured": measured, "allowed": limits_of(head)[name],
-            **({"retries": retries_after(head, [kind])} if name in WATCHED else {})}
+            "limit": name, "measured": measured, "allowed": allowed,
+            "retries": 0 if name in ("deadline", "queue_timeout") else retries_after(head, [kind])}
 
 
 class Handle(str):
@@ -249,7 +269,7 @@ class TaskError(components.Error):
     """A task failed with an exception that does not exist here, or for a reason that is no exception (a lost worker).
 
     `type`, `message`, `where` (file:line) and `remote_traceback` tell what happened there; `kind` is "error" for the
-    task's own exception, else what went wrong ("poisoned", "limit", "cancelled", "result", "setup", ...). `notes` are
+    task's own exception, else what went wrong ("poisoned", "limit", "cancelled", "result", "load", ...). `notes` are
     those of the exception, `cause` is a TaskError for what led to it, or None. `pickled` are the bytes of the exception
     itself, for who has its class: b"" if it cannot be pickled.
     """
@@ -297,6 +317,7 @@ class ITaskSystem:
 
     lockstep = False
     resumable = False  # a new `generate_tasks` goes on where an earlier one, cut off, had come to
+    hook_timeout: float | None = None  # seconds that a call of a hook may take; None: what the master says, 0: any
 
     def __init__(self):
         self._system_id = str(uuid.uuid1())
@@ -827,6 +848,8 @@ class Owner:
         self._cancelled: dict[tuple, bool] = {}  # (batch, place or None) -> kill; for a master that must be told again
         self._chunk = 16
         self.closed = False
+        self.pulse: Any = None  # where to write the next of `turns` before each task is drawn
+        self.turns: Iterator[int] = iter(())
 
     # what the application gives
 
@@ -1052,7 +1075,8 @@ class Owner:
         return self.outstanding - self.unsent + self._chunk <= WINDOW and self.weight < WINDOW_BYTES
 
     def _take(self, source: Source, count: int) -> list[Task]:
-        tasks = list(itertools.islice(source.tasks, count))
+        drawn, pulse = itertools.islice(source.tasks, count), self.pulse
+        tasks = list(drawn) if pulse is None else [task for pulse[0], task in zip(self.turns, drawn, strict=False)]
         source.drawn = len(tasks) < count
         source.count += len(tasks)
         self.taken += len(tasks)
@@ -1215,7 +1239,7 @@ def _asked(task: Task) -> dict:
     if "retries" in limits:
         limits["retries"] = retry_rules(limits["retries"])
     for name, value in limits.items():
-        if not is_limit(name, value):
+        if not may_ask(name, value):
             raise components.UsageError(
                 f"task {getattr(task, 'name', '?')} has the {name} {value!r}",
                 "this attribute of a task is a limit: a number from 0"
@@ -1278,13 +1302,21 @@ class SystemMaster:
         return self._run.step
 
 
+# The hooks of a system; a beat of its host says by its remainder which of them was called last, 0: it waits.
+HOOKS = ("", "init_system", "generate_tasks", "finished", "task_finished", "is_complete", "gather_result")
+BEAT = 16
+
+
 class SystemRun:
     """Drives one task system: steps, outcomes, completion. The owner lives in this process; nothing here waits.
 
-    `call(method, *params, parts=())` speaks to the master as `Owner` does.
+    `call(method, *params, parts=())` speaks to the master as `Owner` does. `pulse[0]` becomes another number whenever a
+    call of a hook begins.
     """
 
-    def __init__(self, system: ITaskSystem, call: Callable, options: dict, name: str, root: str = ""):
+    def __init__(
+        self, system: ITaskSystem, call: Callable, options: dict, name: str, root: str = "", pulse: Any = None
+    ):
         self.system = system
         self.system.log = logging.getLogger(f"{__name__}.{type(system).__name__}")
         self.call = call
@@ -1297,11 +1329,15 @@ class SystemRun:
         self._saves = bool(options.pop("saves", False))
         self._heard = self._history = 0  # messages, and bytes about, since the last snapshot
         self._saved_size = SNAPSHOT_LEAST // 2
+        options.pop("hook_timeout", None)  # the master's affair
         self.by_hand = bool(options.pop("by_hand", False))
         self.lockstep = bool(options.pop("lockstep", False) or system.lockstep or self.by_hand)
         self.owner = Owner(call, self._task_finished, options, name)
         self.owner.keep = list  # what a host sends has left it when the call returns
         self.owner.most_records = CHUNK_BYTES // 4  # they go home in a call
+        self._turns = {hook: itertools.count(BEAT + place, BEAT) for place, hook in enumerate(HOOKS)}
+        self._pulse = self.owner.pulse = [0] if pulse is None else pulse
+        self.owner.turns = self._turns["generate_tasks"]
         self.master = SystemMaster(self)
         self._held: list[Iterable[Task]] = []
         self._renewable: Source | None = None  # what generate_tasks gave last, if a new call gives the rest of it
@@ -1310,7 +1346,8 @@ class SystemRun:
     @property
     def outstanding(self) -> int:
         """Tasks without an outcome; at least 1 while some are still to be drawn or held back."""
-        return self.owner.outstanding or int(not self.owner.idle or bool(self._held))
+        owner = self.owner
+        return owner.taken - owner.done - owner.failed or int(not owner.idle or bool(self._held))
 
     def start(self) -> None:
         """Calls `init_system` and begins the first step."""
@@ -1429,9 +1466,17 @@ class SystemRun:
     def _task_finished(self, task: Task, result: Any, error: BaseException | None) -> None:
         if self.done:
             return
-        self._guarded("task_finished", self.system.task_finished, self.master, task, result, error)
-        if not self.done and self._guarded("is_complete", self.system.is_complete, self.master):
-            self.complete()
+        hook, self._pulse[0] = "task_finished", next(self._turns["task_finished"])
+        _, problem = attempt(self.system.task_finished, self.master, task, result, error)
+        if problem is None and not self.done:
+            hook, self._pulse[0] = "is_complete", next(self._turns["is_complete"])
+            complete, problem = attempt(self.system.is_complete, self.master)
+            if complete and problem is None:
+                self.complete()
+        if problem is not None:
+            self.fail(problem, hook)
+        elif type(task).finished is not Task.finished:
+            self._pulse[0] = next(self._turns["finished"])  # that of the next task follows
 
     def complete(self) -> None:
         """Gathers the result and sends it home; nothing of the system runs after that."""
@@ -1469,6 +1514,7 @@ class SystemRun:
 
     def _guarded(self, hook: str, function: Callable, *args: Any) -> Any:
         """Calls a hook of the user's; whatever it raises ends this system, and only it."""
+        self._pulse[0] = next(self._turns[hook])
         result, error = attempt(function, *args)
         if error is not None:
             self.fail(error, hook)
@@ -1617,6 +1663,8 @@ KEPT_VARIABLES = frozenset(
 )
 KEPT_PREFIXES = ("LC_", "PYTHON", "OMP_", "OPENBLAS_", "MKL_")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PULSE = 8  # bytes
+STACK_EVERY, STACK_LOOKS = 0.01, 25  # seconds between two looks whether a child has told where it is, and how many
 END_WITHIN = 2.0  # seconds that a zygote waits for the end of what it has killed
 RESPAWN_LIMIT = 5  # processes that may be replaced within RESPAWN_PERIOD seconds before something must be wrong
 RESPAWN_PERIOD = 10.0
@@ -1690,7 +1738,8 @@ class Zygote:
             log.debug("the zygote is gone, and its children with it: %s", error)
 
     def receive(self) -> list[list]:
-        """What happened: ["born", token, pid], ["died", token, how]. Raises Error if the zygote itself is gone."""
+        """What happened: ["born", token, pid], ["died", token, how], or ["unborn", token, why]. Raises Error if the
+        zygote itself is gone."""
         events = []
         while select.select([self.sock], [], [], 0)[0]:
             try:
@@ -1793,6 +1842,54 @@ class Spawner:
             log.debug("nobody listens any more: %s", error)
 
 
+class Witness:
+    """What can be told of a child that does not answer: a file whose first eight bytes are its pulse, and into which it
+    writes its Python stack when it is told to, even while C code holds the interpreter.
+
+    Only where there are files in memory; elsewhere the pulse stays 0 and the stack is empty.
+    """
+
+    def __init__(self, pipe: rpc.Pipe):
+        self._file = -1
+        try:
+            self._file = os.memfd_create("stack", os.MFD_CLOEXEC)
+            os.write(self._file, bytes(PULSE))
+            pipe.hand("stack", os.dup(self._file))
+        except (AttributeError, OSError) as error:
+            log.debug("a child has nothing to write its stack into: %s", error)
+            self.close()
+
+    @property
+    def pulse(self) -> int:
+        """A number that the child changes."""
+        return int.from_bytes(os.pread(self._file, PULSE, 0), sys.byteorder) if self._file >= 0 else 0
+
+    def ask(self, zygote: Any, token: int, loop: rpc.Loop, then: Callable[[], None]) -> None:
+        """Lets the child write down where it is; calls `then` once that is there, or the child has not done so."""
+        if self._file >= 0:
+            zygote.show_stack(token)
+        self._wait(loop, then, 0, STACK_LOOKS if self._file >= 0 else 0)
+
+    def stack(self, root: str) -> tuple[str, str]:
+        """What it wrote, see `read_stack`."""
+        text = os.pread(self._file, TRACEBACK_LIMIT, PULSE).decode(errors="replace") if self._file >= 0 else ""
+        return read_stack(text, root)
+
+    def close(self) -> None:
+        """The child has ended."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _wait(self, loop: rpc.Loop, then: Callable[[], None], size: int, looks: int) -> None:
+        """It has told all once that does not grow any more."""
+        told = os.fstat(self._file).st_size - PULSE if self._file >= 0 else 0
+        if looks and not (told and told == size):
+            loop.later(STACK_EVERY, functools.partial(self._wait, loop, then, told, looks - 1))
+        else:
+            then()
+
+
 def start_zygote() -> Zygote | Spawner:
     """What makes this node's children, as the platform allows."""
     return Zygote() if sys.platform == "linux" else Spawner()
@@ -1853,7 +1950,7 @@ def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, 
                 _fork_and_tell(sock, fds, token, rest, children)
             else:
                 for pid in [pid for pid, known in children.items() if known == token]:
-                    _kill_tree(pid) if order == "kill" else os.kill(pid, signal.SIGUSR2)
+                    _kill_trees([pid]) if order == "kill" else os.kill(pid, signal.SIGUSR2)
 
 
 def _fork_and_tell(sock: socket.socket, fds: list, token: int, order: list, children: dict[int, int]) -> None:
@@ -1862,7 +1959,7 @@ def _fork_and_tell(sock: socket.socket, fds: list, token: int, order: list, chil
     except OSError as error:  # no process or memory is left: the others live on
         for fd in fds:
             os.close(fd)
-        _tell(sock, ["died", token, f"could not be forked ({error})"])
+        _tell(sock, ["unborn", token, f"could not be forked ({error})"])
         return
     children[pid] = token
     _tell(sock, ["born", token, pid])
@@ -1917,7 +2014,7 @@ def _reap(sock: socket.socket, children: dict[int, int]) -> None:
         token = children.pop(pid, None)
         if token is not None:
             _tell(sock, ["died", token, describe_exit(os.waitstatus_to_exitcode(status))])
-        _end_strays(children)
+    _end_strays(children)
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:
@@ -1934,16 +2031,13 @@ def _ended_children() -> Iterator[tuple[int, int]]:
 
 def _end_strays(children: dict[int, int]) -> None:
     """Kills what a child has left behind: it has become a child of this process."""
-    for pid in children_of(os.getpid()):
-        if pid not in children:
-            _kill_tree(pid)
+    _kill_trees(pid for pid in children_of(os.getpid()) if pid not in children)
 
 
 def _end_all(children: dict[int, int]) -> None:
     """Kills everything below this process, and waits until it is gone."""
     until = time.monotonic() + END_WITHIN
-    for pid in children:
-        _kill_tree(pid)
+    _kill_trees(children)
     while children_of(os.getpid()) and time.monotonic() < until:
         for pid, _ in _ended_children():
             children.pop(pid, None)
@@ -1977,12 +2071,23 @@ def _tell(sock: socket.socket, event: list) -> None:
     sock.send(json.dumps(event).encode())
 
 
-def _kill_tree(pid: int) -> None:
-    for kill in (os.killpg, os.kill):  # the group may not exist yet if the child was just born
+def _kill_trees(pids: Iterable[int]) -> None:
+    """Kills processes and all below them: each is stopped before it is asked for its children, so that none escapes,
+    however fast they multiply."""
+    found = list(pids)
+    for pid in found:  # they become more meanwhile
+        _signal(pid, signal.SIGSTOP)
+        found += children_of(pid)
+    for pid in found:
+        _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: int) -> None:
+    for send in (os.killpg, os.kill):  # the group may not exist yet if the child was just born
         try:
-            kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            log.debug("process %s is gone already", pid)
+            send(pid, number)
+        except OSError as error:  # it is gone already, or somebody else's by now
+            log.debug("process %s hears no signal: %s", pid, error)
 
 
 def _scrub_environment() -> None:
@@ -2337,6 +2442,7 @@ class Wire:
         self._receiver = rpc.Receiver(sock, descriptors=rpc.MOST_FILES, follow=rpc.Place.from_text)
         self._calls: collections.deque = collections.deque()
         self._spare = -1  # the file that the node gave for large parts
+        self.witness = -1  # the file of the node's `Witness`
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
         """Sends a call; returns when the kernel has it."""
@@ -2411,7 +2517,8 @@ class Wire:
             if call[0] == "spare":
                 self._spare = self._receiver.take_descriptor()
             elif call[0] == "stack":  # works even while C code holds the interpreter
-                faulthandler.register(signal.SIGUSR2, self._receiver.take_descriptor(), all_threads=True)
+                self.witness = self._receiver.take_descriptor()
+                faulthandler.register(signal.SIGUSR2, self.witness, all_threads=True)
             elif call[0] == "forget_shared":
                 sys.modules[rpc.WIRE].Shared.exchange.forget(call[1])
             else:
@@ -2515,7 +2622,7 @@ class LeaseRunner:
     def _one(self, records: Records, i: int) -> None:
         task, error = attempt(records.task, i)
         if error is not None:
-            self._fail(i, error, "setup")
+            self._fail(i, error, "setup" if getattr(error, "errno", None) in SHORTAGES else "load")
             return
         self._settle(i, task, *attempt(task))
 
@@ -2583,7 +2690,7 @@ class LeaseRunner:
 def worker_main(sock: socket.socket, root: str) -> None:
     """The life of a worker: one bundle, one lease after the other, until the slave closes the socket."""
     wire = Wire(sock)
-    _open_application(root)
+    _, closed = attempt(_open_application, root)
     exchange = rpc.Exchange(wire.publish, wire.fetch)
     granted: dict[str, str] = {}  # the variables of the last grant
     dropped: set[int] = set()
@@ -2603,11 +2710,17 @@ def worker_main(sock: socket.socket, root: str) -> None:
     while True:
         call, parts = wire.next()
         if call[0] == "run":  # a "drop" that comes between two leases is late
-            _, lease, *details, attempt, first, grant = call
+            _, lease, *details, number, first, grant = call
             dropped.clear()
             exchange.serve(details[0])
-            _grant(granted, grant, attempt)
-            envelope = Envelope(lease, *details, attempt, first, parts)
+            _grant(granted, grant, number)
+            envelope = Envelope(lease, *details, number, first, parts)
+            if closed is not None:
+                _, closed = attempt(_open_application, root)
+            if closed is not None:
+                failures = {"*": describe_failure(closed, root, "setup")}
+                report(envelope.lo, envelope.hi, 0.0, failures, [], True)
+                continue
             if not WATCHED.isdisjoint(limits_of(envelope.head)):
                 runner.load(envelope)
                 wire.call("begun", lease)
@@ -2616,8 +2729,8 @@ def worker_main(sock: socket.socket, root: str) -> None:
 
 def _open_application(root: str) -> None:
     """Makes the bundle importable, and this package under the name by which the application knows it."""
-    manifest = rpc.manifest_of(root)
     rpc.speak_wire()
+    manifest = rpc.manifest_of(root)
     rpc.answer_framework([rpc.PUBLIC_NAME, manifest["framework"]])
     rpc.install_bundle(root, manifest)
 
@@ -2641,6 +2754,7 @@ def host_main(sock: socket.socket, root: str) -> None:
     wire = Wire(sock)
     flush = speak()
     (_, name, options), parts = wire.next()
+    pulse = memoryview(mmap.mmap(wire.witness, PULSE)).cast("Q") if wire.witness >= 0 else [0]
     _open_application(root)
     seed = options["seed"]
     rpc.Exchange(wire.publish, wire.fetch, md5(seed.encode()).hexdigest()[:16])
@@ -2656,13 +2770,14 @@ def host_main(sock: socket.socket, root: str) -> None:
     if error is not None:
         tell("system_done", describe_failure(error, root, "system"), {}, parts=[])
     elif options.pop("saved"):
-        run = SystemRun(opened["system"], tell, options, name, root)
+        run = SystemRun(opened["system"], tell, options, name, root, pulse)
         run.resume(opened)
     else:
-        run = SystemRun(opened, tell, options, name, root)
+        run = SystemRun(opened, tell, options, name, root, pulse)
         run.start()
     handlers = {"outcome": _host_outcome, "accepted": _host_accepted, "refused": _host_refused, "step": _host_step}
     while True:
+        pulse[0] = 0
         call, parts = wire.next()
         if run:
             handlers[call[0]](run, call[1:], parts)

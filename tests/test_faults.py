@@ -18,7 +18,9 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, Running, text_of, wait_until
+from concurrent_swarm.master import TELL_EVERY
+from concurrent_swarm.slave import processes_below
+from conftest import CHECKOUT, Running, descriptors_of, text_of, wait_until, zygote_of
 from test_durable import right
 from test_recovery import Knocking, kill_and_restart, port_of, waiting
 
@@ -62,10 +64,6 @@ FAULTS = {
 
 # What is not done yet, and why; a row may be here and above if a part of it is there.
 PENDING = {
-    "F12": "how many processes a task may start is not limited",
-    "F13": "a worker that has leaked descriptors is not replaced",
-    "F36": "hooks have no time limit: a person or the client cancels the system",
-    "F37": "hooks have no time limit: a person or the client cancels the system",
     "F40": "its tasks do not run elsewhere",
     "F41": "a slave that fails everything gets work all the same",
 }
@@ -308,19 +306,184 @@ def test_F13_a_task_that_runs_out_of_descriptors_fails_and_its_worker_goes_on(sw
     assert about["good"] == "fine"
 
 
+def are_gone(folder):
+    """Whether a bomb's processes have ended, all of them."""
+    return not [pid for pid in lines(folder, "pids") if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.parametrize("how", ["group", "sessions", "doubling"])
+def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up_nobody(swarm, tmp_path, how):
+    here = swarm(slaves=1, workers=2)
+    client = here.start_client(FAULTS_APP, *words_of("Bombs", how=how, folder=tmp_path))
+    zygote = zygote_of(here.slaves[0].pid)
+    wait_until(lambda: processes_below(zygote, 300) > 250, "it is about to pass the limit")
+    wait_until(lambda: are_gone(tmp_path), "they are gone", 2)
+    told = client.wait().about["result"]
+    bomb = told["bomb"]
+    assert (bomb["kind"], bomb["type"], bomb["limit"], bomb["allowed"]) == (
+        "limit", "TooManyProcesses", "process_limit", 256)  # fmt: skip
+    assert bomb["measured"] > 256 and "processes at once on s1; limits.process_limit of the master" in bomb["message"]
+    assert told["after"] == "fine" and told["beats"] < 1.0, "the machine stays usable"
+    assert not here.proxy.status()["counters"].get("workers lost"), "nobody is blamed"
+
+
+def test_F12_a_bomb_that_outlives_its_task_is_gone_too_and_the_task_is_done(swarm, tmp_path):
+    here = swarm(slaves=1, workers=2)
+    told = result_of(here.run_client(FAULTS_APP, *words_of("Bombs", how="left", folder=tmp_path)))
+    assert type(told["bomb"]) is int and told["after"] == "fine"
+    wait_until(lambda: "processes were left behind in it" in here.slaves[0].err, "its worker is ended")
+    wait_until(lambda: are_gone(tmp_path), "they are gone", 2)
+
+
+def test_F12_of_tasks_that_share_a_lease_only_the_bomb_fails(swarm, tmp_path):
+    here = swarm(slaves=1, workers=2)
+    told = here.run_client(FAULTS_APP, *words_of("Bombs", how="sessions", folder=tmp_path, among=400)).about["result"]
+    assert told.pop("bomb")["limit"] == "process_limit"
+    assert len(told) == 802 and not [one for one in told.values() if type(one) is dict]
+
+
+@pytest.mark.parametrize(("own", "master", "said"), [(5, 3, "its process_limit is 5"), (-1, 3, "of the master is 3")])
+def test_F12_task_and_master_say_how_many_processes_a_task_may_have(swarm, tmp_path, own, master, said):
+    here = swarm(slaves=1, workers=2, master=("--set", f"limits.process_limit={master}"))
+    told = here.run_client(FAULTS_APP, *words_of("Bombs", folder=tmp_path, process_limit=own)).about["result"]
+    assert said in told["bomb"]["message"] and "in __call__" in told["bomb"]["where"]
+
+
+def test_F13_a_worker_that_keeps_descriptors_is_replaced_between_tasks_and_nobody_is_blamed(swarm):
+    here = swarm(slaves=1, workers=1)
+    told = result_of(here.run_client(FAULTS_APP, *words_of("Leaks", count=40, files=10)))
+    assert not told["errors"] and max(files for _, files in told["told"]) <= 200
+    workers = len({pid for pid, _ in told["told"]})
+    wait_until(lambda: here.slaves[0].err.count("descriptors open, of 200") >= workers - 1, "it is said")
+    assert workers >= 3 and not here.proxy.status()["counters"].get("workers lost")
+
+
+def test_F13_a_worker_that_grows_is_replaced_if_the_slave_says_so(swarm):
+    here = swarm(slaves=1, workers=1, slave=("--set", "slave.recycle=60"))
+    told = result_of(here.run_client(FAULTS_APP, *words_of("Leaks", count=30, mebibytes=10)))
+    assert not told["errors"] and len({pid for pid, _ in told["told"]}) >= 3
+    assert "slave.recycle is 60 MiB" in here.slaves[0].err and "workers lost" not in here.proxy.status()["counters"]
+
+
 def test_F40_a_slave_without_room_fails_tasks_with_the_reason_and_works_again_once_there_is(swarm, nemesis):
     here = swarm(slaves=1, workers=1)
     nemesis.full_disk(here.slaves[0].pid)
     run = here.run_client(FAULTS_APP, *words_of("Steady", count=3))
     assert run.code == 1 and all(NO_ROOM in text for text in run.about["result"]["errors"]), run.about
+    assert {one["kind"] for one in run.about["errors"]} == {"setup"}
     nemesis.free_disk(here.slaves[0].pid)
     assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=3))) == {"sum": 3, "errors": []}
+
+
+def kinds_of(run):
+    return {(one["kind"], one["type"]) for one in run.about["errors"]}
+
+
+FORKLESS = """import os
+fork = os.fork
+def fails():
+    if os.path.exists({flag!r}): raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+os.fork = fails
+"""
+
+
+def test_F40_tasks_whose_worker_cannot_be_forked_fail_for_want_of_room_and_no_worker_is_lost(swarm, tmp_path):
+    flag = tmp_path / "no-fork"
+    (tmp_path / "sitecustomize.py").write_text(FORKLESS.format(flag=str(flag)))
+    here = swarm(slaves=0)
+    here.start_slave(workers=1, PYTHONPATH=str(tmp_path))
+    flag.touch()
+    run = here.run_client(FAULTS_APP, *words_of("Steady", count=3))
+    assert kinds_of(run) == {("setup", "Error")} and "temporarily unavailable" in run.about["result"]["errors"][0]
+    assert "workers lost" not in here.proxy.status()["counters"]
+    flag.unlink()
+    assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=3))) == {"sum": 3, "errors": []}
+
+
+def test_F40_tasks_whose_application_cannot_be_read_fail_for_want_of_it_and_no_worker_is_lost(swarm):
+    here = swarm(slaves=1, workers=1)
+    assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=3)))
+    (manifest,) = (here.slaves[0].folder / "apps").glob("*/*.json")
+    manifest.rename(manifest.with_suffix(".away"))
+    (worker,) = here.workers_of(here.slaves[0])
+    os.kill(worker, signal.SIGKILL)
+    run = here.run_client(FAULTS_APP, *words_of("Steady", count=3))
+    assert kinds_of(run) == {("setup", "FileNotFoundError")}
+    manifest.with_suffix(".away").rename(manifest)
+    assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=3))) == {"sum": 3, "errors": []}
+    assert not here.proxy.status()["counters"].get("workers lost")
 
 
 def test_F38_a_host_that_closes_its_line_has_ended(swarm):
     here = swarm(slaves=0)
     run = here.run_client(FAULTS_APP, *words_of("RunClosing"))
     assert run.code == 1 and run.about["error"]["type"] == "HostLost"
+
+
+HOOKS = {"init_system": "init_system", "generate_tasks": "generate_tasks", "drawing": "generate_tasks",
+         "finished": "finished", "task_finished": "task_finished", "is_complete": "is_complete",
+         "gather_result": "gather_result"}  # fmt: skip
+
+
+def check_hung(run, hook, how, said):
+    told = run.about["result"]
+    assert told["good"]["result"] == "gathered", "no other system is touched"
+    bad = told["bad"]
+    assert (bad["type"], bad["kind"], bad["limit"], bad["hook"]) == ("TimedOut", "limit", "hook_timeout", hook)
+    assert bad["measured"] > bad["allowed"] and f"its hook {hook} ran for" in bad["message"] and said in bad["message"]
+    assert "in hang" in bad["where"] and f"# stuck in {how}" in bad["traceback"]
+    assert bad["after"] < bad["allowed"] + 4, bad
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_F36_a_hook_that_hangs_ends_its_system_at_its_hook_timeout_with_name_and_line(swarm_of_module, hook):
+    how = "C" if hook in ("generate_tasks", "finished", "gather_result") else "Python"
+    run = swarm_of_module.run_client(FAULTS_APP, *words_of("Hooks", hook=hook, how=how, limit=0.5))
+    check_hung(run, HOOKS[hook], how, "its hook_timeout is 0.5 s")
+    wait_until(lambda: not swarm_of_module.proxy.systems(), "both are gone")
+
+
+def test_F36_the_master_says_how_long_a_hook_may_take_and_each_draw_counts_alone(swarm):
+    here = swarm(slaves=1, workers=1, master=("--set", "limits.hook_timeout=2"))
+    run = here.run_client(FAULTS_APP, *words_of("Hooks", hook="drawing", pause=0.6, count=1), seconds=60)
+    check_hung(run, "generate_tasks", "C", "limits.hook_timeout of the master is 2 s")
+    assert run.about["result"]["good"]["after"] > 3, "all hooks together take longer than one may"
+
+
+@pytest.mark.parametrize("hook", ["task_finished", "drawing"])
+def test_F37_a_hook_that_hangs_in_a_system_that_goes_on_after_a_restart_ends_it_too(swarm, hook):
+    here = swarm(slaves=0, journal=True)
+    client = here.start_client(FAULTS_APP, *words_of("Hooks", hook=hook, how="Python", limit=3.0))
+    wait_until(lambda: len(here.proxy.systems()) == 2, "the master has both")
+    kill_and_restart(here)
+    here.start_slave(workers=1)
+    check_hung(client.wait(), HOOKS[hook], "Python", "its hook_timeout is 3 s")
+
+
+def beat_of(host):
+    """The number by which a host tells of its hooks; 0 while it waits."""
+    with suppress(FileNotFoundError):  # it opens and closes others meanwhile
+        files = [number for number, what in descriptors_of(host).items() if "memfd:stack" in what]
+        return files and int.from_bytes(Path(f"/proc/{host}/fd/{files[0]}").read_bytes()[:8], sys.byteorder)
+    return 0
+
+
+def test_F37_the_time_of_a_suspended_machine_does_not_count_against_a_hook(swarm, nemesis):
+    here = swarm(slaves=1, workers=1, master=("--set", "limits.hook_timeout=2"))
+    client = here.start_client(FAULTS_APP, *words_of("Hooks", pause=1.0, count=1))
+    (host,) = wait_until(lambda: here.workers_of(here.master), "the system has a process")
+    wait_until(lambda: beat_of(host), "its first hook is called")
+    seen = time.monotonic() + 2 * TELL_EVERY
+    wait_until(lambda: time.monotonic() > seen, "the master has looked")
+    nemesis.pause(host, 4.0)
+    nemesis.pause(here.master.pid, 4.0)
+    assert result_of(client.wait(60))["good"]["result"] == "gathered"
+
+
+def test_F36_a_hook_timeout_that_is_no_number_is_refused_with_the_reason(swarm_of_module):
+    run = swarm_of_module.run_client(FAULTS_APP, *words_of("Nonsense"))
+    assert run.code != 0 and "has the hook_timeout 'soon'" in run.err
 
 
 @pytest.mark.slow

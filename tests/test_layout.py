@@ -43,15 +43,15 @@ TOP_LEVEL = {
 # pickles with buffers, payloads in files, large messages on a socketpair, published objects, both kernels; then the
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis.
 LINES = {
-    "client.py": 1701,
+    "client.py": 1705,
     "components.py": 1537,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
     "master.py": 3790,
     "rpc.py": 4859,
     "setup.py": 64,
-    "slave.py": 915,
-    "tasks.py": 2811,
+    "slave.py": 1008,
+    "tasks.py": 2921,
 }
 TOTAL_LINES = 16_440
 

@@ -72,6 +72,21 @@ def test_a_batch_with_a_limit_that_is_none_is_refused_with_the_reason(told, limi
     assert kind == "refused" and why in reason
 
 
+@pytest.mark.parametrize(
+    ("own", "master", "most"),
+    [({}, {}, tasks.PROCESS_LIMIT), ({}, {"process_limit": 7}, 7), ({"process_limit": 3}, {"process_limit": 7}, 3),
+     ({"process_limit": 0}, {"process_limit": 7}, float("inf")), ({}, {"process_limit": 0}, float("inf"))],
+)  # fmt: skip
+def test_the_net_for_processes_is_there_unless_task_or_master_says_something_else(own, master, most):
+    assert tasks.process_limit_of({"limits": own, "default_limits": master}) == most
+
+
+def test_a_process_limit_leaves_leases_as_long_as_ever():
+    told = Told(workers=1)
+    submit(told, 5000, process_limit=5)
+    assert max(told.flow()) > 3
+
+
 def test_what_does_not_run_within_its_queue_timeout_ends_and_names_the_limit():
     told = Told(slaves=0)
     submit(told, 3, queue_timeout=2)

@@ -155,14 +155,27 @@ def test_what_cannot_be_set_up_on_one_slave_goes_to_another_at_once():
 
 
 @pytest.mark.parametrize(("slaves", "attempts"), [(1, 1), (2, 2), (3, 3), (5, 3)])
-def test_what_can_be_set_up_nowhere_fails_after_three_slaves_or_as_many_as_there_are(slaves, attempts):
+def test_what_can_be_loaded_nowhere_fails_after_three_slaves_or_as_many_as_there_are(slaves, attempts):
     told, seen = Told(slaves=slaves), []
     submit(told)
     while leases := told.leases():
         seen += [lease.slave.id for lease in leases]
-        fail(told, leases[0], SETUP)
+        fail(told, leases[0], {**SETUP, "kind": "load"})
     assert len(seen) == attempts and all(map(operator.ne, seen, seen[1:]))
     assert len(told.sent("outcome")) == 1
+
+
+def test_the_only_slave_tries_three_times_to_find_room_for_a_task():
+    told = Told(slaves=1)
+    submit(told, wait=1)
+    for attempt in (1, 2):
+        (lease,) = told.leases()
+        fail(told, lease, SETUP)
+        assert told.board.explain("c1", 1000, told.now)["state"] == "delayed"
+        at(told, told.now + attempt)
+    (lease,) = told.leases()
+    fail(told, lease, SETUP)
+    assert len(told.sent("outcome")) == 1 and not told.leases()
 
 
 def test_a_task_goes_back_to_where_it_failed_if_nobody_else_can_take_it_for_long():

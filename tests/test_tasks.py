@@ -1,6 +1,7 @@
 """Tasks without processes: packing, running a lease, failures on their way, and the owner's half of the protocol."""
 
 import copy
+import errno
 import json
 import pickle
 import threading
@@ -325,7 +326,27 @@ class BadFailing(Failing):
 def test_a_task_that_cannot_be_opened_fails_alone():
     _, reports = run([Square("a", number=2), Returns("b", value=Opaque()), Square("c", number=3)])
     assert reports.results == [4, None, 9]
-    assert reports.failures[1]["kind"] == "setup" and "not here" in reports.failures[1]["message"]
+    assert reports.failures[1]["kind"] == "load" and "not here" in reports.failures[1]["message"]
+
+
+def test_a_task_that_cannot_be_opened_for_want_of_room_on_this_machine_says_so():
+    full = Returns("b", value=Raising(OSError(errno.ENOSPC, "No space left on device")))
+    _, reports = run([full, Returns("c", value=Raising(FileNotFoundError(2, "no such file")))])
+    assert [reports.failures[i]["kind"] for i in range(2)] == ["setup", "load"]
+
+
+class Raising:
+    """Raises when it is opened."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __reduce__(self):
+        return raise_it, (self.error,)
+
+
+def raise_it(error):
+    raise error
 
 
 def test_tasks_of_a_class_that_a_worker_does_not_have_fail_and_the_others_run():
@@ -336,7 +357,7 @@ def test_tasks_of_a_class_that_a_worker_does_not_have_fail_and_the_others_run():
     reports = Reports()
     tasks.LeaseRunner(reports, reports.look).run(envelope(batch))
     assert reports.results == [4, None]
-    assert reports.failures[1]["kind"] == "setup" and "Vanished" in reports.failures[1]["message"]
+    assert reports.failures[1]["kind"] == "load" and "Vanished" in reports.failures[1]["message"]
 
 
 # -- failures on their way -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import itertools
 import os
+import subprocess
 import sys
 import time
 
@@ -152,3 +153,191 @@ class Closing(ITaskSystem):
 class RunClosing(ApplicationNode):
     def get_task_system(self):
         return Closing()
+
+
+DOUBLING = """
+f() { echo $BASHPID >>pids; sleep 0.05; if [ $1 -gt 0 ]; then f $(($1-1)) & f $(($1-1)) & fi; sleep 1000; }
+f 10
+"""
+
+
+class Bomb(Task):
+    """Starts process after process, some two thousand, which stay; each notes its number. `how`: in its own process
+    "group", in "sessions" of their own, or "doubling", where each of them does the same; "left": so, and it is done."""
+
+    def __call__(self):
+        if self.how == "none":
+            return time.sleep(0.0005)
+        if self.how == "left":
+            return subprocess.Popen(["bash", "-c", DOUBLING], cwd=self.folder, start_new_session=True).pid
+        if self.how == "doubling":
+            subprocess.run(["bash", "-c", DOUBLING], cwd=self.folder)
+        for _ in range(2000):
+            time.sleep(0.001)
+            if not os.fork():
+                if self.how == "sessions":
+                    os.setsid()
+                note(self.folder, "pids", os.getpid())
+                break
+        time.sleep(1000)
+
+
+class Beats(Task):
+    """For a while, sleeps for moments; returns the longest of them in seconds."""
+
+    def __call__(self):
+        beats = [time.monotonic()]
+        while beats[-1] - beats[0] < self.seconds:
+            time.sleep(0.01)
+            beats.append(time.monotonic())
+        return max(after - before for before, after in itertools.pairwise(beats))
+
+
+class Bombs(ApplicationNode):
+    """A bomb, a task that beats beside it, and one that runs after it. With `among`, before all that so many tasks of
+    the bomb's kind, then it comes with as many of them."""
+
+    how = ConfigItem("faults", "how", "group", "what kind of bomb")
+    folder = ConfigItem("faults", "folder", "", "where lines are written")
+    process_limit = FloatItem("faults", "process_limit", -1.0, "of the bomb")
+    among = IntItem("faults", "among", 0, "how many harmless ones")
+
+    def start_processing(self):
+        self.outcomes = {}
+        self.push_tasks([Bomb(f"before{n}", how="none") for n in range(self.among)])
+        if not self.among:
+            self.light()
+
+    def light(self):
+        limit = {"process_limit": self.process_limit} if self.process_limit >= 0 else {}
+        bomb = Bomb("bomb", how=self.how, folder=self.folder, **limit)
+        harmless = [Bomb(f"with{n}", how="none") for n in range(self.among)]
+        self.push_task(Beats("beats", seconds=2.5))
+        self.push_tasks([*harmless[: self.among // 2], bomb, *harmless[self.among // 2 :]])
+
+    def task_finished(self, task, result, error):
+        self.outcomes[task.name] = getattr(error, "failure", result)
+        if self.among and len(self.outcomes) == self.among:
+            self.light()
+        elif len(self.outcomes) == 2 * self.among + 2:
+            self.push_task(Bad("after", how="fine"))
+        elif task.name == "after":
+            self.result = self.outcomes
+            self.shutdown_main_loop()
+
+
+class Leaky(Task):
+    """Keeps descriptors and memory; returns its process, and how many descriptors that has."""
+
+    kept = []
+
+    def __call__(self):
+        import resource
+
+        if self.files:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        self.kept.extend(os.dup(0) for _ in range(self.files))
+        self.kept.append(bytearray(os.urandom(1 << 20) * self.mebibytes))
+        time.sleep(0.1)
+        return os.getpid(), len(os.listdir("/proc/self/fd"))
+
+
+class Leaks(ApplicationNode):
+    """`count` leaky tasks, one after the other; the result is what each returned, and the errors."""
+
+    count = IntItem("faults", "count", 30, "how many tasks")
+    files = IntItem("faults", "files", 0, "descriptors that each keeps")
+    mebibytes = IntItem("faults", "mebibytes", 0, "memory that each keeps")
+
+    def start_processing(self):
+        self.result = {"told": [], "errors": []}
+        self.push_tasks([Leaky(f"l{n}", files=self.files, mebibytes=self.mebibytes) for n in range(self.count)])
+
+    def task_finished(self, task, result, error):
+        self.result["errors" if error else "told"].append(str(error) if error else result)
+        if sum(map(len, self.result.values())) == self.count:
+            self.shutdown_main_loop()
+
+
+class Nothing(Task):
+    def __call__(self):
+        return 1
+
+    def finished(self, result, error):
+        if getattr(self, "hangs", False):
+            hang(self.how)
+
+
+def hang(how):
+    if how == "C":
+        sum(itertools.repeat(0))  # stuck in C
+    while True:
+        time.sleep(0.01)  # stuck in Python
+
+
+class Hanging(ITaskSystem):
+    """Hangs in one of its hooks, or takes `pause` seconds for each of them."""
+
+    def __init__(self, hook, how, limit, pause, count):
+        super().__init__()
+        self.hook, self.how, self.pause, self.count = hook, how, pause, count
+        if limit >= 0:
+            self.hook_timeout = limit
+
+    def reached(self, hook):
+        time.sleep(self.pause)
+        if hook == self.hook:
+            hang(self.how)
+
+    def init_system(self, master):
+        self.reached("init_system")
+
+    def generate_tasks(self, master):
+        self.reached("generate_tasks")
+        for number in range(self.count):
+            time.sleep(self.pause)
+            yield Nothing(f"n{number}", hangs=self.hook == "finished" and number == self.count - 1, how=self.how)
+        self.reached("drawing")
+
+    def task_finished(self, master, task, result, error):
+        self.reached("task_finished")
+
+    def is_complete(self, master):
+        self.reached("is_complete")
+        return master.outstanding == 0
+
+    def gather_result(self, master):
+        self.reached("gather_result")
+        return "gathered"
+
+
+class Hooks(ApplicationNode):
+    """A system that hangs in `hook`, if that is given, and one whose hooks take `pause` seconds each."""
+
+    hook = ConfigItem("faults", "hook", "", "which hook hangs")
+    how = ConfigItem("faults", "how", "C", "C or Python")
+    limit = FloatItem("faults", "limit", -1.0, "hook_timeout of the systems")
+    pause = FloatItem("faults", "pause", 0.0, "seconds that each hook of the second one takes")
+    count = IntItem("faults", "count", 4, "tasks of each")
+
+    def start_processing(self):
+        self.began, self.told = time.monotonic(), {}
+        bad = [Hanging(self.hook, self.how, self.limit, 0.0, self.count)] if self.hook else []
+        self.left = [*bad, Hanging("", "", self.limit, self.pause, self.count)]
+        for system in self.left:
+            self.push_tasksystem(system)
+
+    def task_system_finished(self, result, error, stats):
+        told = {"result": result} if error is None else error.failure
+        self.told["good" if error is None else "bad"] = {**told, "after": time.monotonic() - self.began}
+        self.left.pop()
+        if not self.left:
+            self.result = self.told
+            self.shutdown_main_loop()
+
+
+class Nonsense(ApplicationNode):
+    def get_task_system(self):
+        system = Hanging("", "", -1, 0, 1)
+        system.hook_timeout = "soon"
+        return system

@@ -58,16 +58,12 @@ FAULTS = {
     "F37": ["test_systems.py::test_a_hook_that_raises_ends_the_system_and_the_client_hears_hook_and_traceback"],
     "F38": ["test_durable.py::test_a_host_that_dies_is_replaced_by_one_that_repeats_what_it_did",
             "test_durable.py::test_a_host_that_dies_again_and_again_ends_its_system"],
+    "F41": ["test_retries.py::test_F41_a_slave_that_fails_what_others_can_do_gets_nothing_for_a_while"],
     "F39": ["test_cluster.py::test_a_running_slave_takes_an_edited_configuration",
             "test_config.py::test_no_damage_to_a_file_ever_breaks_a_running_node"],
 }  # fmt: skip
 
-# What is not done yet, and why; a row may be here and above if a part of it is there.
-PENDING = {
-    "F40": "its tasks do not run elsewhere",
-    "F41": "a slave that fails everything gets work all the same",
-}
-LATER = {"F23"}  # second copies of stragglers
+LATER = {"F23"}  # second copies of stragglers: not done yet
 
 
 @pytest.fixture
@@ -129,7 +125,7 @@ def shown_by():
 
 def test_every_fault_has_a_test_that_exists_or_says_what_is_missing():
     rows = {f"F{n:02}" for n in range(1, 43)}
-    assert shown_by().keys() | PENDING.keys() == rows - LATER
+    assert shown_by().keys() == rows - LATER
     for name in (name for tests in shown_by().values() for name in tests):
         file, _, test = name.partition("::")
         assert re.search(rf"^def {test}\(", text_of(CHECKOUT / "tests" / file), re.MULTILINE), f"there is no {name}"
@@ -141,7 +137,7 @@ def test_the_page_of_faults_has_every_row_with_the_tests_that_show_it():
     assert rows.keys() == {f"F{n:02}" for n in range(1, 43)}
     for row, last in rows.items():
         assert re.findall(r"`(test_\w+)`", last) == [name.partition("::")[2] for name in shown_by().get(row, ())]
-        assert ("not yet" in last) == (row in PENDING or row in LATER), row
+        assert ("not yet" in last) == (row in LATER), row
 
 
 # -- the nemesis itself --------------------------------------------------------------------------------------------
@@ -377,6 +373,13 @@ def test_F40_a_slave_without_room_fails_tasks_with_the_reason_and_works_again_on
 
 def kinds_of(run):
     return {(one["kind"], one["type"]) for one in run.about["errors"]}
+
+
+def test_F40_what_a_slave_has_no_room_for_runs_on_another(swarm, nemesis):
+    here = swarm(slaves=2, workers=1)
+    nemesis.full_disk(here.slaves[0].pid)
+    assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=40))) == {"sum": 780, "errors": []}
+    assert here.proxy.status()["counters"]["retried"]
 
 
 FORKLESS = """import os

@@ -455,15 +455,16 @@ class ClientNode(rpc.Node):
         self._todo: collections.deque = collections.deque()  # what the application has not heard yet
         self._shelf = rpc.Shelf(self.store)  # published objects on their way
         self._missing: dict[str, str] = {}
+        self.wait, self.terminal = 0.0, components.Terminal()  # how long for a master that is away, and who is told
 
     def info(self) -> dict:
         return {**super().info(), "bundle": self.app.bundle.digest, "on_disconnect": self.on_disconnect}
 
     def join(self, app: ApplicationNode) -> None:
-        """Enrols and connects; what is sent before the welcome waits for it. Raises Unreachable."""
+        """Enrols and connects; what is sent before the welcome waits for it. Raises Unreachable, GaveUp."""
         self.app = app
-        with rpc.speaking_up(f"still waiting: the master at {self.whereabouts()} has not answered yet"):
-            self.enrol()
+        if not rpc.wait_for_master(self, self.wait, self.terminal):
+            raise components.GaveUp("stopped while it waited for the master")
         self.serve()
         self.open_link(self.expose)
         limit = time.monotonic() + WELCOME_WITHIN
@@ -476,8 +477,8 @@ class ClientNode(rpc.Node):
             raise self.refusal
 
     def on_signal(self, function: Callable) -> None:
-        """Runs it in the loop, from a signal handler."""
-        self.loop.post(function)
+        """Runs it in the loop, from a signal handler; who still waits for a master has nothing to do but to stop."""
+        self.loop.post(lambda: function() if self.link else self.loop.stop())
 
     def expose(self, link: rpc.Link) -> None:
         """The methods that the master may call: those the application hears."""
@@ -717,8 +718,9 @@ class Watch:
         """Draws if it is time. Raises GaveUp if no worker came within the wait."""
         if now >= self._next:
             self._next = now + PROGRESS_EVERY
-            if self._app.workers:
+            if self._app.workers or not self._app.welcomed:
                 self._idle_since = now
+            if self._app.workers:
                 self._look(now)
                 self._draw(now)
             elif self._app.welcomed and self._app.pending:
@@ -1435,7 +1437,7 @@ def parser() -> components.ArgumentParser:
     output.add_argument("--explain", metavar="TASK", help="say where a task is and what it waits for")
     output.add_argument("--full-traceback", action="store_true", help="show every frame")
     output.add_argument("--pdb", action="store_true", help="debug a failing task (with --workers 0)")
-    output.add_argument("--wait", metavar="S", type=float, default=30.0, help="seconds to wait for a worker (30)")
+    output.add_argument("--wait", metavar="S", type=float, default=30.0, help="seconds to wait for master and worker (30)")
     output.add_argument("--timeout", metavar="S", type=float, help="give up after so many seconds")
     rpc.common_options(made)
     return made
@@ -1507,6 +1509,7 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
         swarm = ClientNode(environment, config, config.get(ClientNode.master_address), options.access)
     stack.enter_context(components.configure_logging(environment, swarm.log_format, swarm.log_level, terminal))
     stack.callback(swarm.close)
+    swarm.wait, swarm.terminal = options.wait, terminal
     app = swarm[cls]
     app.swarm, app.bundle, app.by_hand = swarm, bundle, options.step
     app.detaches, app.collects = options.detach, options.collect or ""

@@ -216,21 +216,19 @@ def test_a_client_whose_master_is_gone_still_ends(swarm, tmp_path, words, code):
     assert client.wait(20).code == code, client.err
 
 
-# -- a slave comes first
+# -- a slave or a client comes first
 
 
-def test_a_slave_that_is_started_first_waits_and_joins(swarm):
+def test_a_slave_and_a_client_that_are_started_first_wait_and_join():
     here = Swarm()
     try:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        here.address = f"127.0.0.1:{port}"
-        slave = here.start_slave(workers=1, ready=False)
-        wait_until(lambda: "waiting for the master" in slave.err, "it says that it waits")
-        here.start_master(port=port)
+        here.address = unused()
+        slave, client = here.start_slave(workers=1, ready=False), here.start_client("hello.py", "--json")
+        for process in (slave, client):
+            wait_until(lambda process=process: "waiting for the master: no" in process.err, "it says that it waits")
+        here.start_master(port=port_of(here))
         here.until_ready(slave)
-        assert result_of(here.run_client("hello.py")) == "Hello World"
+        assert result_of(client.wait()) == "Hello World"
     finally:
         here.close()
 
@@ -338,7 +336,7 @@ def test_a_port_that_is_taken_is_named_with_exit_code_2(shared):
 
 def test_no_master_at_all_is_exit_code_3(shared):
     address = unused()
-    process = shared.start("client", str(APPS / "plain.py"), "--app", "Many", "--master", address)
+    process = shared.start("client", str(APPS / "plain.py"), "--app", "Many", "--master", address, "--wait", "0.2")
     sentence(process, 3, address)
 
 
@@ -366,8 +364,7 @@ def test_a_port_that_is_something_else_is_said_to_be_so(shared, role, answer):
             port = server.server_address[1]
             note = Path(shared.folder, "masters", str(port))
             note.write_text(f"{shared.master.folder}\n")
-            words = ["--master", f"127.0.0.1:{port}"]
-            words += ["--wait", "0.2"] if role == "slave" else []
+            words = ["--master", f"127.0.0.1:{port}", "--wait", "0.2"]
             app = [str(APPS / "plain.py"), "--app", "Many"] if role == "client" else []
             process = shared.start(role, *app, *words, ready=False)
             sentence(process, 3, str(port))

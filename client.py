@@ -1437,7 +1437,7 @@ def parser() -> components.ArgumentParser:
     output.add_argument("--explain", metavar="TASK", help="say where a task is and what it waits for")
     output.add_argument("--full-traceback", action="store_true", help="show every frame")
     output.add_argument("--pdb", action="store_true", help="debug a failing task (with --workers 0)")
-    output.add_argument("--wait", metavar="S", type=float, default=30.0, help="seconds to wait for master and worker (30)")
+    output.add_argument("--wait", metavar="S", type=float, default=30.0, help="seconds to wait for master, worker (30)")
     output.add_argument("--timeout", metavar="S", type=float, help="give up after so many seconds")
     rpc.common_options(made)
     return made

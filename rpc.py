@@ -1210,9 +1210,7 @@ def _read_call(text):
     return call
 
 
-def pack(
-    kind: int, session: bytes, number: int, ack: int, call: list, parts: Iterable = (), local: str = ""
-) -> list:
+def pack(kind: int, session: bytes, number: int, ack: int, call: list, parts: Iterable = (), local: str = "") -> list:
     """One message as ZeroMQ frames; parts of 64 KiB and up become frames of their own, uncopied.
 
     Raises ProtocolError when it is too large, TypeError or ValueError when `call` cannot be JSON.
@@ -4895,7 +4893,8 @@ def _ping(proxy: Proxy) -> None:
 
 def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -> bool:
     """Enrols, trying again while nobody answers. False if the node was stopped. Raises Unreachable in the end."""
-    speak, began = speaking_up(f"still waiting: the master at {node.whereabouts()} has not answered yet"), time.monotonic()
+    began = time.monotonic()
+    speak: Any = speaking_up(f"still waiting: the master at {node.whereabouts()} has not answered yet")
     try:
         while not node.loop.stopped:
             try:

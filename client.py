@@ -1007,9 +1007,9 @@ GARBAGE: dict[str, Callable[[random.Random], bytes]] = {
 class Relay(threading.Thread):
     """Passes TCP connections on to an address, as well or badly as it is told; `address` is where it listens.
 
-    `there` and `back`, for the two directions, are "pass", "hold" (as in a network that is cut: nothing arrives, and
-    all of it later once it is "pass" again) or "drop" (bytes vanish for good). `delay`: seconds that everything takes.
-    All of them may be changed at any time.
+    `there` and `back`, for the two directions, are "pass", "hold" (as in a network that is cut: nothing arrives, no new
+    connection and no end of one either, and all of it later once it is "pass" again) or "drop" (bytes vanish for good).
+    `delay`: seconds that everything takes. All of them may be changed at any time.
     """
 
     def __init__(self, target: str, host: str = "127.0.0.1", port: int = 0):
@@ -1050,15 +1050,15 @@ class Relay(threading.Thread):
         self._listener.close()
 
     def _read(self, milliseconds: int) -> None:
-        poller, known = select.poll(), {self._listener.fileno(): None}
+        poller, known = select.poll(), {self._listener.fileno(): None} if self.there != "hold" else {}
         known |= {stream.source.fileno(): stream for stream in self._streams if stream.wants}
         for number in known:
             poller.register(number, select.POLLIN)
         for number, _ in poller.poll(milliseconds):
             stream = known[number]
-            if stream is None:
+            if stream is None and self.there != "hold":  # it may have become so meanwhile
                 self._accept()
-            else:
+            elif stream:
                 stream.read(time.monotonic() + self.delay, getattr(self, stream.way))
 
     def _accept(self) -> None:
@@ -1092,17 +1092,16 @@ class _Stream:
     def __init__(self, source: socket.socket, sink: socket.socket, way: str):
         self.source, self.sink, self.way = source, sink, way
         self.other = self
-        self.late: collections.deque[tuple[float, bytes]] = collections.deque()
+        self.late: collections.deque[tuple[float, bytes | None]] = collections.deque()
         self.wants = True  # more from its source
         self.broken = self.over = False
 
     def read(self, due: float, mode: str) -> None:
-        """Takes what has come; the end of the stream is an empty piece."""
+        """Takes what has come; the end of the stream is an empty piece, a reset None."""
         try:
             data = self.source.recv(PIECE)
-        except OSError:  # reset by its sender, and so for the receiver too
-            self.broken = True
-            return
+        except OSError:
+            data = None
         if not data or mode != "drop":
             self.late.append((due, data))
         self.wants = bool(data) and len(self.late) < 64
@@ -1112,21 +1111,22 @@ class _Stream:
         while self.late and self.late[0][0] <= now and mode != "hold" and not self.broken:
             due, data = self.late.popleft()
             try:
-                sent = self.sink.send(data) if data else self._shut()
+                sent = self.sink.send(data) if data else self._end(data)
             except BlockingIOError:
                 sent = 0
-            except OSError:  # the receiver is gone
-                self.broken = True
+            except OSError:  # the receiver is gone: the sender hears of it by the other direction
+                self.other.late.append((now, None))
                 break
-            if sent < len(data):
+            if data and sent < len(data):
                 self.late.appendleft((due, data[sent:]))
                 break
         ending = self.over or (self.late and not self.late[-1][1])
         self.wants = not ending and len(self.late) < 64
 
-    def _shut(self) -> int:
-        self.over = True
-        self.sink.shutdown(socket.SHUT_WR)
+    def _end(self, data: bytes | None) -> int:
+        self.over, self.broken = True, data is None
+        if data is not None:
+            self.sink.shutdown(socket.SHUT_WR)
         return 0
 
 
@@ -1197,24 +1197,22 @@ class Nemesis:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for key in list(self._undoing):
-            self._undo(key)
-        self._stack.close()
+        with self._stack:
+            for key in list(self._undoing):
+                self._undo(key)
 
     # processes
 
     def kill(self, pid: int) -> None:
         """Ends a process at once, as a lack of memory does. One that is gone already is left alone."""
         self._note(f"kill {pid}")
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        _signal(pid, signal.SIGKILL)
 
     def pause(self, pid: int, seconds: float | None = None) -> None:
         """Stops a process for so many seconds, or until `resume`; this call returns at once."""
         self._note(f"pause {pid} for {seconds} s")
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)
-        self._later(("pause", pid), seconds, lambda: self._continue(pid))
+        act, undo = (functools.partial(_signal, pid, number) for number in (signal.SIGSTOP, signal.SIGCONT))
+        self._until(("pause", pid), seconds, act, lambda _: undo())
 
     def resume(self, pid: int) -> None:
         """Lets a stopped process go on."""
@@ -1222,18 +1220,18 @@ class Nemesis:
 
     def nodes(self, role: str) -> list[int]:
         """The masters or slaves (`role`) that this process, or one that it has started, runs."""
-        found, below = [], _children_of(os.getpid())
+        found, below = [], tasks.children_of(os.getpid())
         while below:
             pid = below.pop()
             words = {os.path.basename(word) for word in _command_of(pid).split(b"\0")[:4]}
             found += [pid] if {f"{role}.py".encode(), f"{__package__}.{role}".encode()} & words else []
-            below += _children_of(pid)
+            below += tasks.children_of(pid)
         return sorted(found)
 
     def workers_of(self, slave: int) -> list[int]:
         """The worker processes of the slave with this process id."""
-        zygotes = [child for child in _children_of(slave) if b"spawn_main" in _command_of(child)]
-        return [worker for zygote in zygotes for worker in _children_of(zygote)]
+        zygotes = [child for child in tasks.children_of(slave) if b"spawn_main" in _command_of(child)]
+        return [worker for zygote in zygotes for worker in tasks.children_of(zygote)]
 
     def full_disk(self, pid: int, seconds: float | None = None, room: int = 0) -> None:
         """No file of the process may grow beyond `room` bytes, for so many seconds or until `free_disk`.
@@ -1241,8 +1239,7 @@ class Nemesis:
         Writing fails with EFBIG, where a disk that is full says ENOSPC. Processes that it has started have room.
         """
         self._note(f"no room for files of {pid} for {seconds} s")
-        before = _limit_files(pid, room)
-        self._later(("disk", pid), seconds, lambda: _limit_files(pid, before))
+        self._until(("disk", pid), seconds, lambda: _limit_files(pid, room), lambda before: _limit_files(pid, before))
 
     def free_disk(self, pid: int) -> None:
         """There is room again."""
@@ -1281,8 +1278,8 @@ class Nemesis:
         The command of the node needs its access file too. A master that starts again under another port is not found:
         give it `--port` and `master.compute_port`.
         """
-        compute = rpc.Proxy(master).status()["addresses"]["tcp"]
-        relays = [self.relay(master), self.relay(compute)]
+        with contextlib.closing(rpc.Proxy(master)) as proxy:
+            relays = [self.relay(master), self.relay(proxy.status()["addresses"]["tcp"])]
         words = ["--master", relays[0].address, "--set", f"node.compute_address={relays[1].address}"]
         return relays, words
 
@@ -1290,12 +1287,12 @@ class Nemesis:
         self, relays: Iterable[Relay], seconds: float | None = None, ways: Iterable[str] = ("there", "back")
     ) -> None:
         """Nothing passes these relays, for so many seconds or until `heal`; what is sent meanwhile arrives then."""
-        relays, ways = list(relays), list(ways)
+        relays, ways = list(relays), [ways] if isinstance(ways, str) else list(ways)
         self._note(f"partition {', '.join(relay.address for relay in relays)} {'+'.join(ways)} for {seconds} s")
         for relay in relays:
-            for way in ways:
-                setattr(relay, way, "hold")
-            self._later(("cut", relay), seconds, lambda relay=relay: self._mend(relay))
+            hold = functools.partial(vars(relay).update, dict.fromkeys(ways, "hold"))
+            mend = functools.partial(vars(relay).update, there="pass", back="pass")
+            self._until(("cut", relay), seconds, hold, lambda _, mend=mend: mend())
 
     def heal(self, relays: Iterable[Relay]) -> None:
         """Ends a partition."""
@@ -1312,9 +1309,10 @@ class Nemesis:
         """Sends what does not belong there, of one of the kinds in GARBAGE, and leaves the connection open."""
         kind = kind or self.random.choice(sorted(GARBAGE))
         self._note(f"garbage for {address}: {kind}")
+        data = GARBAGE[kind](self.random)  # whoever is there: the seed decides what comes next
         with contextlib.suppress(OSError):  # nobody there, or turned away: an answer too
             line = self._stack.enter_context(socket.create_connection(rpc.parse_address(address), 5))
-            line.sendall(GARBAGE[kind](self.random))
+            line.sendall(data)
 
     # by chance
 
@@ -1352,38 +1350,33 @@ class Nemesis:
         self.done.append((round(time.monotonic() - self._began, 3), words))
         log.debug("nemesis: %s", words)
 
-    def _later(self, key: tuple, seconds: float | None, undo: Callable) -> None:
-        """Undoes it after so many seconds, or when asked to; of what is done again, the last time counts."""
-        timer = None if seconds is None else threading.Timer(seconds, self._undo, (key,))
+    def _until(self, key: tuple, seconds: float | None, act: Callable, undo: Callable) -> None:
+        """Acts, and undoes it after so many seconds or when asked to; of what is done again, the last time counts."""
         with self._lock:
-            before, old = self._undoing.get(key, (undo, None))
-            self._undoing[key] = before, timer
-        if old:
-            old.cancel()
-        if timer:
-            timer.daemon = True
-            timer.start()
+            first, old = self._undoing.get(key, (None, None))
+            if old:
+                old.cancel()
+            before = act()
+            timer = None if seconds is None else threading.Timer(seconds, lambda: self._undo(key, timer))
+            self._undoing[key] = first or functools.partial(undo, before), timer
+            if timer:
+                timer.daemon = True
+                timer.start()
 
-    def _undo(self, key: tuple) -> None:
+    def _undo(self, key: tuple, asking: threading.Timer | None = None) -> None:
+        """`asking`: the timer that does, which may have been too late to be cancelled when another took its place."""
         with self._lock:
-            undo, timer = self._undoing.pop(key, (None, None))
-        if timer:
-            timer.cancel()
-        if undo:
-            undo()
-
-    def _continue(self, pid: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-
-    def _mend(self, relay: Relay) -> None:
-        relay.there = relay.back = "pass"
+            undo, timer = self._undoing.get(key, (None, None))
+            if undo and asking in (None, timer):
+                del self._undoing[key]
+                undo()
+                if timer:
+                    timer.cancel()
 
 
-def _children_of(pid: int) -> list[int]:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(word) for word in file.read().split()]
-    return []
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _command_of(pid: int) -> bytes:

@@ -183,15 +183,15 @@ class ApplicationNode(components.Component):
         """Sends one task; tasks pushed in a row travel together. From any thread."""
         if not task.client_id:
             task.client_id = self.node_id_str
-        self._on_loop(lambda: self.owner.push(task, self._task_pushed, self.push_task_failed))
+        self.swarm.on_loop(lambda: self.owner.push(task, self._task_pushed, self.push_task_failed))
 
     def push_tasks(self, tasks: Iterable[tasks.Task]) -> None:
         """Sends the tasks of any iterable, which is drawn as the swarm has room. From any thread."""
-        self._on_loop(lambda: self.owner.draw(tasks, self.push_tasks_response, self.push_tasks_failed))
+        self.swarm.on_loop(lambda: self.owner.draw(tasks, self.push_tasks_response, self.push_tasks_failed))
 
     def push_tasksystem(self, system: tasks.ITaskSystem) -> None:
         """Sends a task system to the master, where it runs. Several may run at once."""
-        self._on_loop(lambda: self._push_system(system))
+        self.swarm.on_loop(lambda: self._push_system(system))
 
     def publish(self, obj: Any) -> rpc.Shared:
         """A reference to an object, for many tasks to carry: `self.publish(array)` here, `self.data.get()` in the task.
@@ -203,24 +203,25 @@ class ApplicationNode(components.Component):
 
     def collect_tasksystem(self, name: str) -> None:
         """Waits for a task system that an earlier client has left with the master, by its name there."""
-        self._on_loop(lambda: self._collect(name))
+        self.swarm.on_loop(lambda: self._collect(name))
 
     def next_step(self, number: int) -> None:
         """Lets a task system that waits at its barrier go on."""
-        self._on_loop(lambda: self.call("step", number))
+        self.swarm.on_loop(lambda: self.swarm.call("step", number))
 
     def cancel_task(self, task: tasks.Task | str, kill: bool = False) -> None:
         """Ends a plain task, given by itself, its handle or its id: unless it has its outcome by then, it fails with
         "Cancelled". What runs of it goes on unheard, or is ended too with `kill`. From any thread."""
-        self._on_loop(lambda: self.owner.cancel(task, kill))
+        self.swarm.on_loop(lambda: self.owner.cancel(task, kill))
 
     def cancel_tasks(self, kill: bool = False) -> None:
         """Ends all plain tasks in the same way, and draws no more of what was pushed. From any thread."""
-        self._on_loop(lambda: self.owner.cancel_all(kill))
+        self.swarm.on_loop(lambda: self.owner.cancel_all(kill))
 
     def cancel_tasksystem(self, system: tasks.ITaskSystem, kill: bool = False) -> None:
         """Ends a task system: what is queued never runs, what runs goes on unheard, or is ended too with `kill`."""
-        self._on_loop(lambda: self.call("cancel_tasksystem", self._number_of(system), kill))
+        number = next(number for number, known in self.systems.items() if known is system)
+        self.swarm.on_loop(lambda: self.swarm.call("cancel_tasksystem", number, kill))
 
     def shutdown_main_loop(self) -> None:
         """Lets `main_loop` return once the current callback has. From any thread."""
@@ -244,19 +245,15 @@ class ApplicationNode(components.Component):
         self._collecting: dict[int, str] = {}
         self._published: dict[str, Any] = {}  # what was published, for a master that must be told again
         rpc.Exchange(self._publish, self.swarm.fetch)
-        listens = type(self).task_finished is not ApplicationNode.task_finished
-        callback = self.task_finished if listens else self._unheard
-        self.owner = tasks.Owner(self.call, callback, {"bundle": self.bundle.digest}, handles=True)
+        unheard = type(self).task_finished is ApplicationNode.task_finished
+        callback = self._unheard if unheard else self.task_finished
+        self.owner = tasks.Owner(self.swarm.call, callback, {"bundle": self.bundle.digest}, handles=True)
         self.owner.keep = self.swarm.keep
 
     def connect(self) -> None:
         """Joins the swarm. Raises Unreachable."""
         self.started = time.monotonic()
         self.swarm.join(self)
-
-    def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
-        """Sends a call to the master."""
-        self.swarm.call(method, *params, parts=parts)
 
     def main_loop(self) -> None:
         """Runs callbacks until `shutdown_main_loop`."""
@@ -265,7 +262,7 @@ class ApplicationNode(components.Component):
 
     def hear(self, method: str, params: list, parts: list) -> None:
         """A call from the master."""
-        self.HEARD[method](self, params, parts)
+        self.HEARD[method](self, parts, *params)
 
     def joined(self, welcome: dict, fresh: bool) -> None:
         """The master has let us in; `fresh` if it does not know what was sent before."""
@@ -273,15 +270,15 @@ class ApplicationNode(components.Component):
         self.slaves, self.workers = welcome["slaves"], welcome["workers"]
         self.welcomed = True
         if welcome["missing"]:
-            self.call("bundle", self.bundle.digest, self.bundle.manifest, parts=[self.bundle.zip])
+            self.swarm.call("bundle", self.bundle.digest, self.bundle.manifest, parts=[self.bundle.zip])
         if fresh:
             for key in self._published:
                 self._send_published(key)
             self.owner.resubmit(welcome.get("known", True))
             for number, (sealed, options) in list(self._sealed.items()):
-                self.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
+                self.swarm.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
             for number, name in self._collecting.items():
-                self.call("collect", number, name)
+                self.swarm.call("collect", number, name)
 
     @property
     def pending(self) -> bool:
@@ -301,9 +298,9 @@ class ApplicationNode(components.Component):
 
     def cancel_everything(self) -> None:
         """Ends all task systems and plain tasks of this client."""
-        self.call("cancel", None, True)
+        self.swarm.call("cancel", None, True)
         for number in self.systems.keys() - self.ended.keys():
-            self.call("cancel_tasksystem", number)
+            self.swarm.call("cancel_tasksystem", number)
         if not self.pending:
             self.shutdown_main_loop()
 
@@ -316,7 +313,7 @@ class ApplicationNode(components.Component):
     def _send_published(self, key: str) -> None:
         part = self._published[key]
         for at, total, piece in rpc.slices(part, type(part) is rpc.Reference and self.swarm.is_local):
-            self.call("publish", key, at, total, parts=[piece])
+            self.swarm.call("publish", key, at, total, parts=[piece])
 
     def _push_system(self, system: tasks.ITaskSystem) -> None:
         try:
@@ -329,23 +326,13 @@ class ApplicationNode(components.Component):
                    "system_id": str(system.system_id)}
         self.systems[number] = system
         self._sealed[number] = (sealed, options)  # kept until the system has ended: a new master needs it again
-        self.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
+        self.swarm.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
 
     def _collect(self, name: str) -> None:
         number = len(self.systems) + 1
         self.systems[number] = tasks.ITaskSystem()
         self._collecting[number] = name
-        self.call("collect", number, name)
-
-    def _leave_systems(self) -> None:
-        """With --detach: once the master has all of them, nobody waits for them here."""
-        if len(self.names) == len(self.systems) and self.owner.idle:
-            self.detached = True
-            self.call("detach")
-            self.shutdown_main_loop()
-
-    def _number_of(self, system: tasks.ITaskSystem) -> int:
-        return next(number for number, known in self.systems.items() if known is system)
+        self.swarm.call("collect", number, name)
 
     def _unheard(self, task: tasks.Handle, result: Any, error: BaseException | None) -> None:
         """Stands in for `task_finished` in an application without one."""
@@ -358,47 +345,32 @@ class ApplicationNode(components.Component):
             for _ in range(count):
                 self.push_task_response(True)
 
-    def _hear_accepted(self, params: list, parts: list) -> None:
-        self.owner.accepted(*params)
+    def _hear_system_taken(self, parts: list, number: int, name: str) -> None:
+        if number in self.names:
+            return
+        self.names[number] = name
+        self.push_tasksystem_response(name)
+        if self.detaches and len(self.names) == len(self.systems) and self.owner.idle:  # nobody waits for them here
+            self.detached = True
+            self.swarm.call("detach")
+            self.shutdown_main_loop()
 
-    def _hear_outcome(self, params: list, parts: list) -> None:
-        self.owner.outcome(*params, parts)
-
-    def _hear_refused(self, params: list, parts: list) -> None:
-        self.owner.refused(*params)
-
-    def _hear_system_taken(self, params: list, parts: list) -> None:
-        number, name = params
-        if number not in self.names:
-            self.names[number] = name
-            self.push_tasksystem_response(name)
-            if self.detaches:
-                self._leave_systems()
-
-    def _hear_system_refused(self, params: list, parts: list) -> None:
-        number, failure = params
+    def _hear_system_refused(self, parts: list, number: int, failure: dict) -> None:
         self._sealed.pop(number, None)
         self._collecting.pop(number, None)
         self.push_tasksystem_failed(failure)
 
-    def _hear_output(self, params: list, parts: list) -> None:
-        owner, attempt, pieces = params
+    def _hear_output(self, parts: list, owner: str, attempt: int, pieces: list) -> None:
         whole = owner if owner == self.owner.name else f"system {owner}"
         for lo, hi, text, dropped in pieces:
             name = f"{owner}.{lo}-{hi - 1}" if hi - lo > 1 else f"{owner}.{lo}" if hi > lo else whole
             self.output_dropped += dropped
             self.task_output(name, attempt, f"… {dropped:,} bytes dropped\n{text}" if dropped else text)
 
-    def _hear_step(self, params: list, parts: list) -> None:
-        number, step, waiting = params
-        if waiting:
-            self.step_reached(number, step)
-
-    def _hear_swarm(self, params: list, parts: list) -> None:
+    def _hear_swarm(self, parts: list, *params: Any) -> None:
         self.slaves, self.workers, self.busy, self.progress, self.waits = params
 
-    def _hear_work_finished(self, params: list, parts: list) -> None:
-        number, failure, stats = params
+    def _hear_work_finished(self, parts: list, number: int, failure: dict | None, stats: dict) -> None:
         system = self.systems.get(number)
         if system is None or number in self.ended:
             return
@@ -406,10 +378,9 @@ class ApplicationNode(components.Component):
         self._sealed.pop(number, None)
         self._collecting.pop(number, None)
         result, error = (None, tasks.open_failure(failure)) if failure else tasks.attempt(rpc.open_sealed, parts[0])
-        self.call("work_settled", number)
-        handle = tasks.Handle(stats.get("system_id") or system.system_id)
-        handle.title, handle.stats = stats.get("app") or type(system).__name__, stats
-        self._system_handle = handle
+        self.swarm.call("work_settled", number)
+        self._system_handle = tasks.Handle(stats.get("system_id") or system.system_id)
+        self._system_handle.title, self._system_handle.stats = stats.get("app") or type(system).__name__, stats
         if error is None:
             self.result = result
         self._announce(result, error, stats)
@@ -424,14 +395,13 @@ class ApplicationNode(components.Component):
         if len(self.ended) == len(self.systems):
             self.shutdown_main_loop()
 
-    def _on_loop(self, function: Callable) -> None:
-        """Runs it now if this is the loop's thread, else as soon as the loop comes round."""
-        self.swarm.on_loop(function)
-
     HEARD = {
-        "accepted": _hear_accepted, "outcome": _hear_outcome, "refused": _hear_refused, "swarm": _hear_swarm,
+        "accepted": lambda self, parts, *params: self.owner.accepted(*params),
+        "outcome": lambda self, parts, *params: self.owner.outcome(*params, parts),
+        "refused": lambda self, parts, *params: self.owner.refused(*params),
+        "system_step": lambda self, parts, number, step, waits: self.step_reached(number, step) if waits else None,
         "push_tasksystem_response": _hear_system_taken, "push_tasksystem_failed": _hear_system_refused,
-        "system_step": _hear_step, "work_finished": _hear_work_finished, "output": _hear_output,
+        "work_finished": _hear_work_finished, "output": _hear_output, "swarm": _hear_swarm,
     }
 
 
@@ -483,7 +453,7 @@ class ClientNode(rpc.Node):
     def expose(self, link: rpc.Link) -> None:
         """The methods that the master may call: those the application hears."""
         for method in ApplicationNode.HEARD:
-            self._expose_one(link, method)
+            rpc.tcpremote(link, name=method)(functools.partial(self._take, method))
 
         @rpc.tcpremote(link)
         def shared(handler, request, key, at, total):
@@ -493,19 +463,14 @@ class ClientNode(rpc.Node):
         def no_shared(handler, request, key, reason):
             self._missing[key] = reason
 
-    def _expose_one(self, link: rpc.Link, method: str) -> None:
-        @rpc.tcpremote(link, name=method)
-        def heard(handler, request, *params):
-            self._todo.append((self.app.hear, method, params, self._adopted(request.parts)))
+    def _take(self, method: str, handler: rpc.Link, request: rpc.Request, *params: Any) -> None:
+        self._todo.append((self.app.hear, method, params, list(map(self._kept, request.parts))))
 
-    def _adopted(self, parts: list) -> list:
-        """Parts that stay until the application has heard of them, whatever becomes of the master. Raises OSError if a
+    def _kept(self, part: Any) -> Any:
+        """A part that stays until the application has heard of it, whatever becomes of the master. Raises OSError if a
         master that is gone has said this: the next one says it again."""
-        return [self._kept(part) if type(part) is rpc.Reference else part for part in parts]
-
-    def _kept(self, part: rpc.Reference) -> Any:
         try:
-            return self._shelf.kept(part)
+            return self._shelf.kept(part) if type(part) is rpc.Reference else part
         except OSError:
             if not os.path.exists(part.folder):
                 raise
@@ -571,8 +536,7 @@ class ClientNode(rpc.Node):
         deadline = super().tick(now)
         if self.watch:
             deadline = min(deadline, self.watch.tick(now))
-        settle_at = self.app.owner.deadline
-        return deadline if settle_at is None else min(deadline, settle_at)
+        return min(deadline, self.app.owner.deadline or math.inf)
 
     def close(self) -> None:
         """Tells the master that nobody waits here any more, and leaves."""
@@ -703,16 +667,9 @@ class Watch:
     """The progress line, what tasks print above it, and the patience with a swarm that has no worker."""
 
     def __init__(self, app: ApplicationNode, terminal: components.Terminal, wait: float, show: bool, quiet: bool):
-        self._app = app
-        self._quiet = quiet
-        self._terminal = terminal
-        self._wait = wait
-        self._show = show
-        self._next = 0.0
-        self._idle_since = time.monotonic()
-        self._state = ""  # what it waits for
-        self._state_since = 0.0
-        self._said = False
+        self._app, self._terminal, self._wait, self._show, self._quiet = app, terminal, wait, show, quiet
+        self._next, self._idle_since = 0.0, time.monotonic()
+        self._state, self._state_since, self._said = "", 0.0, False  # what it waits for, and whether it has said so
 
     def tick(self, now: float) -> float:
         """Draws if it is time. Raises GaveUp if no worker came within the wait."""
@@ -729,8 +686,7 @@ class Watch:
 
     def end(self) -> None:
         """Takes the line away."""
-        if self._terminal.live:
-            self._terminal.status("")
+        self._terminal.write("")
 
     def _look(self, now: float) -> None:
         """Notes since when it waits for the same; says so in a line, once, where no line is rewritten."""
@@ -829,8 +785,7 @@ def summary(app: ApplicationNode, code: int) -> dict:
     """How a run ended, as the object that `--json` prints."""
     elapsed = time.monotonic() - app.started if app.started else 0.0
     counts = Counter(done=app.owner.done, failed=app.owner.failed)
-    failures, seconds = list(app.owner.failures), app.owner.seconds
-    steps = 0
+    failures, seconds, steps = list(app.owner.failures), app.owner.seconds, 0
     for stats in app.ended.values():
         counts += Counter(done=stats.get("done", 0), failed=stats.get("failed", 0))
         failures += stats.get("failures", [])
@@ -877,9 +832,8 @@ def print_end(about: dict, terminal: components.Terminal, app_file: str, full: b
     """The lines at the end of a run, to stderr: what was done, or what failed and why."""
     say = functools.partial(print, file=sys.stderr)
     if about["errors"]:
-        head = f"FAILED   {about['failed']} of {about['tasks']} tasks failed, {about['done']} done, "
-        head += f"{about['elapsed_s']:.1f} s"
-        say(terminal.paint(head, "31"))
+        head = f"FAILED   {about['failed']} of {about['tasks']} tasks failed, {about['done']} done"
+        say(terminal.paint(f"{head}, {about['elapsed_s']:.1f} s", "31"))
         for group in about["errors"]:
             _print_group(group, full, say)
     if about["error"]:
@@ -897,9 +851,8 @@ def print_end(about: dict, terminal: components.Terminal, app_file: str, full: b
             say(f"replay: python client.py {app_file} --replay {about['replays'][0]}")
     elif about["tasks"]:
         steps = f" in {about['steps']} steps" if about["steps"] > 1 else ""
-        plural = "" if about["tasks"] == 1 else "s"
-        rate = f"{about['elapsed_s']:.1f} s, {about['rate']:,.0f} tasks/s"
-        say(f"done     {about['tasks']:,} task{plural}{steps}, {rate}, 0 failed")
+        say(f"done     {about['tasks']:,} task{'s' * (about['tasks'] != 1)}{steps}, "
+            f"{about['elapsed_s']:.1f} s, {about['rate']:,.0f} tasks/s, 0 failed")
         if about["task_seconds"] > 1 and about["workers"]:
             value = about["speedup"]["value"]
             workers = f"{about['workers']} worker{'s' * (about['workers'] != 1)}"
@@ -937,8 +890,7 @@ class LocalSwarm:
     """A master and a slave on free loopback addresses, in a temporary folder, for as long as the `with` block."""
 
     def __init__(self, workers: str | None, settings: dict[str, list[str]]):
-        self._workers = workers
-        self._settings = settings
+        self._workers, self._settings = workers, settings
         self._children: list[tuple[subprocess.Popen, socket.socket]] = []
 
     def __enter__(self) -> "LocalSwarm":
@@ -970,8 +922,8 @@ class LocalSwarm:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", f"{__package__}.{role}", "--env", os.path.join(self.folder, role), "-q"]
         command += [word for setting in self._settings[role] for word in ("--set", setting)]
-        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        environ["CONCURRENT_SWARM_STATE"] = self.folder
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+                   "CONCURRENT_SWARM_STATE": self.folder}
         with theirs:
             process = subprocess.Popen(
                 [*command, "--parent", str(theirs.fileno()), *arguments], env=environ, pass_fds=[theirs.fileno()],
@@ -1555,7 +1507,6 @@ class _Beside:
 
     def write(self, text: str) -> int:
         self._terminal.write("")
-        self._terminal.flush()
         return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:

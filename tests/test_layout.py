@@ -43,12 +43,12 @@ TOP_LEVEL = {
 # pickles with buffers, payloads in files, large messages on a socketpair, published objects, both kernels; then the
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis.
 LINES = {
-    "client.py": 1701,
-    "components.py": 1537,
+    "client.py": 1648,
+    "components.py": 1474,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
     "master.py": 3795,
-    "rpc.py": 5359,
+    "rpc.py": 5358,
     "setup.py": 64,
     "slave.py": 915,
     "tasks.py": 2811,

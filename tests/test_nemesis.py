@@ -42,7 +42,10 @@ def through(nemesis, listener):
     """A relay, and both ends of a connection through it."""
     relay = nemesis.relay(rpc.format_address(*listener.getsockname()))
     near = socket.create_connection(rpc.parse_address(relay.address))
-    return relay, near, listener.accept()[0]
+    far, _ = listener.accept()
+    near.send(b"through")
+    assert hears(far, 5) == b"through"
+    return relay, near, far
 
 
 def hears(line, seconds):

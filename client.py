@@ -1471,9 +1471,10 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
 def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: components.Terminal) -> int:
     """Runs the application and reports. Returns the exit code."""
     interrupted = Interrupts(app, options)
-    quiet_stdout = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
+    streams = sys.stderr if options.json else sys.stdout, sys.stderr
+    out, err = (_Beside(stream, terminal) if terminal.live else stream for stream in streams)
     try:
-        with _beside_status(terminal), quiet_stdout:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             app.prepare()
             app.app_init()
             code = app.app_main() or 0
@@ -1511,17 +1512,6 @@ class _Beside:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def _beside_status(terminal: components.Terminal) -> Any:
-    """Meanwhile what the application prints does not run into the status line."""
-    if not terminal.live:
-        yield
-        return
-    out, err = _Beside(sys.stdout, terminal), _Beside(sys.stderr, terminal)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        yield
 
 
 class Interrupts:
@@ -1565,8 +1555,8 @@ class Replays:
         for stats in app.ended.values():
             for task_id, parts in stats.get("records", {}).items():
                 records.setdefault(task_id, [base64.b64decode(part) for part in parts])
-        failures = dict(failure for stats in [{"failures": app.owner.failures}, *app.ended.values()]
-                        for failure in stats.get("failures", ()))  # fmt: skip
+        stats = [{"failures": app.owner.failures}, *app.ended.values()]
+        failures = dict(failure for one in stats for failure in one.get("failures", ()))
         kept = list(records.items())[: tasks.FAILED_KEPT]
         try:
             if kept:

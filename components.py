@@ -48,6 +48,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from inspect import getattr_static
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -266,20 +267,6 @@ def implementations(interface: type[Interface]) -> list[type[Component]]:
     return sorted(serving, key=component_name)
 
 
-def import_object(name: str) -> Any:
-    """What `package.module:attribute` names, imported on demand. Raises Error if that fails."""
-    from importlib import import_module
-
-    module, _, attribute = name.partition(":")
-    try:
-        found = import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
-        raise UsageError(f"cannot load {name}", describe(error), "the form is package.module:Name") from error
-    return found
-
-
 class ExtensionPoint:
     """Class attribute: the enabled components that serve an interface, as a list made at each access."""
 
@@ -360,7 +347,10 @@ class ComponentManager:
         known = implementations(interface)
         found = [cls for cls in known if name in (cls.__name__, component_name(cls))]
         if not found and ":" in name:
-            found = [import_object(name)]
+            try:
+                found = [resolve_name(name)]
+            except (ImportError, AttributeError, SyntaxError, ValueError) as error:
+                raise UsageError(f"cannot load {name}", describe(error), "the form is package.module:Name") from error
             if not (isinstance(found[0], type) and found[0] in implementations(interface)):
                 raise UsageError(f"{name} is not a component that implements {interface.__name__}")
         if not found:
@@ -1130,7 +1120,7 @@ class Environment:
         target = self.path.parent / name if target is None else Path(target).absolute()
         with ExitStack() as stack:
             for folder in self.path.glob("*.blobs"):
-                stack.enter_context(_folder_lock(folder, wait=True))
+                stack.enter_context(may_remove(folder, reads=True))
             out = stack.enter_context(replacing(target, 0o600))
             archive = stack.enter_context(zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED))
             for databases in (True, False):  # first, for what lies beside them is looked at after
@@ -1180,15 +1170,9 @@ class Environment:
 
 
 @contextmanager
-def may_remove(folder: Path) -> Iterator[bool]:
-    """Whether files of this folder may be removed inside the block: False while a backup of it is made."""
-    with _folder_lock(folder, wait=False) as locked:
-        yield locked
-
-
-@contextmanager
-def _folder_lock(folder, wait):
-    """A lock on a folder: shared, waited for, for who reads it; or exclusive, if nobody reads it. Yields whether."""
+def may_remove(folder: Path, reads: bool = False) -> Iterator[bool]:
+    """Whether files of this folder may be removed inside the block: False while a backup of it is made, which `reads`
+    them and waits for who removes."""
     if os.name == "nt" or not folder.is_dir():
         yield True
         return
@@ -1197,7 +1181,7 @@ def _folder_lock(folder, wait):
     opened, locked = os.open(folder, os.O_RDONLY), True
     try:
         try:
-            fcntl.flock(opened, fcntl.LOCK_SH if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(opened, fcntl.LOCK_SH if reads else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             locked = False
         yield locked

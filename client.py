@@ -161,13 +161,10 @@ class ApplicationNode(components.Component):
 
     def task_output(self, task_id: str, attempt: int, text: str) -> None:
         """What a task has printed, logged or written to descriptor 1 or 2, soon after; in order for each task.
-
         `task_id` is that of a task, `c1.17-40` where it may be any of these (C code in a lease of short tasks),
         `system 1` for the hooks of a task system, and `c1` for the count of what the master dropped while this client
-        was away or slow. By default it is shown on stderr, except with `--quiet`.
-        """
-        if self.swarm.watch:
-            self.swarm.watch.show_output(task_id, attempt, text)
+        was away or slow. By default it is shown on stderr, except with `--quiet`."""
+        self.swarm.watch.show_output(task_id, attempt, text)
 
     def master_disconnected(self, gracefully: bool) -> None:
         """The master went away; work goes on when it comes back."""
@@ -195,10 +192,8 @@ class ApplicationNode(components.Component):
 
     def publish(self, obj: Any) -> rpc.Shared:
         """A reference to an object, for many tasks to carry: `self.publish(array)` here, `self.data.get()` in the task.
-
         Each slave fetches it once, and its workers map the same memory. It stays until the client ends. From callbacks
-        only. Raises UsageError if the object cannot be pickled.
-        """
+        only. Raises UsageError if the object cannot be pickled."""
         return tasks.publish(obj)
 
     def collect_tasksystem(self, name: str) -> None:
@@ -1186,10 +1181,8 @@ class Nemesis:
         return [worker for zygote in zygotes for worker in tasks.children_of(zygote)]
 
     def full_disk(self, pid: int, seconds: float | None = None, room: int = 0) -> None:
-        """No file of the process may grow beyond `room` bytes, for so many seconds or until `free_disk`.
-
-        Writing fails with EFBIG, where a disk that is full says ENOSPC. Processes that it has started have room.
-        """
+        """No file of the process may grow beyond `room` bytes, for so many seconds or until `free_disk`. Writing fails
+        with EFBIG, where a disk that is full says ENOSPC. Processes that it has started have room."""
         self._note(f"no room for files of {pid} for {seconds} s")
         self._until(("disk", pid), seconds, lambda: _limit_files(pid, room), lambda before: _limit_files(pid, before))
 
@@ -1225,11 +1218,9 @@ class Nemesis:
         return relay
 
     def way_in(self, master: str) -> tuple[list[Relay], list[str]]:
-        """Relays to both channels of a master, and the words that make a node or a client take them.
-
-        The command of the node needs its access file too. A master that starts again under another port is not found:
-        give it `--port` and `master.compute_port`.
-        """
+        """Relays to both channels of a master, and the words that make a node or a client take them; its command needs
+        its access file too. A master that starts again under another port is not found: give it `--port` and
+        `master.compute_port`. Raises Unreachable."""
         with contextlib.closing(rpc.Proxy(master)) as proxy:
             relays = [self.relay(master), self.relay(proxy.status()["addresses"]["tcp"])]
         words = ["--master", relays[0].address, "--set", f"node.compute_address={relays[1].address}"]
@@ -1272,15 +1263,14 @@ class Nemesis:
         self, kill: Iterable[int] = (), pause: Iterable[int] = (), relays: Iterable[Relay] = (),
         addresses: Iterable[str] = (), seconds: float = 1.0, weights: dict[str, float] | None = None,
     ) -> str:
-        """Does one thing to one of these and returns its name: "kill", "pause", "partition", "reset", "garbage".
-
-        Pauses and partitions take up to `seconds`. What has no weight in `weights` is as likely as the others.
-        """
-        kill, pause, relays, addresses = list(kill), list(pause), list(relays), list(addresses)
+        """Does one thing to one of these and returns its name: "kill", "pause", "partition", "reset", "garbage". Pauses
+        and partitions take up to `seconds`. What has no weight in `weights` is as likely as the others."""
+        relays = list(relays)
         faults = {
-            "kill": (kill, self.kill), "pause": (pause, lambda pid: self.pause(pid, self.random.uniform(0, seconds))),
+            "kill": (list(kill), self.kill),
+            "pause": (list(pause), lambda pid: self.pause(pid, self.random.uniform(0, seconds))),
             "partition": (relays, lambda relay: self.partition([relay], self.random.uniform(0, seconds))),
-            "reset": (relays, lambda relay: self.reset([relay])), "garbage": (addresses, self.garbage),
+            "reset": (relays, lambda relay: self.reset([relay])), "garbage": (list(addresses), self.garbage),
         }
         names = [name for name, (victims, _) in faults.items() if victims]
         if not names:

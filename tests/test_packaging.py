@@ -136,19 +136,35 @@ class Places:
         return Place(sys.executable, folder, VENDORED, {"PYTHONPATH": str(folder / "host.zip")})
 
     def wheel(self, folder):
-        return self.installed(folder, build_wheel(folder / "dist"))
+        return self.installed(folder, self.built("isolated"))
 
     def no_compiler(self, folder):
-        return self.installed(folder, build_wheel(folder / "dist", CC="false"))
+        return self.installed(folder, self.built("no compiler"))
 
     def editable(self, folder):
-        return self.installed(folder, "--editable", copy_sources(folder / "source"))
+        return self.installed(folder, "--editable", copy_sources(folder / "source"), CC=self.quick)
 
-    def installed(self, folder, *what):
+    @functools.cache  # noqa: B019 - as above
+    def built(self, how):
+        """The wheel of the sources that is built in this way: "isolated", as pip does it, "own" or "no compiler"."""
+        folder = self.folder / f"built-{how.replace(' ', '-')}"
+        if how == "isolated":
+            return build_wheel(folder)
+        return build_wheel(folder, "--no-build-isolation", CC="false" if how == "no compiler" else self.quick)
+
+    @functools.cached_property
+    def quick(self):
+        """A compiler for builds that need not be fast: it takes a fifth of the time."""
+        script = self.folder / "quick-cc"
+        script.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
+        script.chmod(0o755)
+        return str(script)
+
+    def installed(self, folder, *what, **environment):
         """A fresh virtual environment with the package and what it requires, and nothing else."""
         venv.create(folder / "venv", symlinks=os.name != "nt")
         python = str(folder / "venv" / BIN / f"python{EXE}")
-        pip("--python", python, "install", "--quiet", *what)
+        pip("--python", python, "install", "--quiet", *what, **environment)
         elsewhere = folder / "elsewhere"
         elsewhere.mkdir()
         return Place(python, elsewhere, "concurrent_swarm")
@@ -300,8 +316,8 @@ def compiled(names):
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_package_and_no_tests_samples_or_setup(tmp_path):
-    names = wheel_names(build_wheel(tmp_path, CC="false"))
+def test_the_wheel_holds_the_package_and_no_tests_samples_or_setup(places):
+    names = wheel_names(places.built("no compiler"))
     expected = {f"concurrent_swarm/{name}.py" for name in [*MODULES, "concurrent_swarm"]}
     assert expected <= names and not compiled(names)
     assert {Path(name).parent.as_posix() for name in names} == {"concurrent_swarm"}
@@ -309,8 +325,8 @@ def test_the_wheel_holds_the_package_and_no_tests_samples_or_setup(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_wheel_requires_pyzmq_alone_and_has_the_three_scripts(tmp_path):
-    archive = zipfile.ZipFile(build_wheel(tmp_path, CC="false"))
+def test_the_wheel_requires_pyzmq_alone_and_has_the_three_scripts(places):
+    archive = zipfile.ZipFile(places.built("no compiler"))
     (folder,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
     metadata = email.parser.Parser().parsestr(archive.read(f"{folder}/METADATA").decode())
     required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
@@ -340,14 +356,12 @@ def test_without_a_compiler_the_package_works_without_the_fast_path(places):
 
 
 @pytest.mark.slow
-def test_a_build_without_isolation_gives_the_same_files(tmp_path):
-    isolated = build_wheel(tmp_path / "isolated")
-    own = build_wheel(tmp_path / "own", "--no-build-isolation")
-    assert wheel_names(isolated) == wheel_names(own)
+def test_a_build_without_isolation_gives_the_same_files(places):
+    assert wheel_names(places.built("isolated")) == wheel_names(places.built("own"))
 
 
 @pytest.mark.slow
-def test_the_source_distribution_holds_what_a_build_needs(tmp_path):
+def test_the_source_distribution_holds_what_a_build_needs(places, tmp_path):
     source = copy_sources(tmp_path / "source")
     code = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
     subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True, env=clean({}))
@@ -355,9 +369,8 @@ def test_the_source_distribution_holds_what_a_build_needs(tmp_path):
     with tarfile.open(archive) as files:
         files.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
-    direct = build_wheel(tmp_path / "direct", "--no-build-isolation")
-    again = build_wheel(tmp_path / "again", "--no-build-isolation", source=unpacked)
-    assert wheel_names(again) == wheel_names(direct)
+    again = build_wheel(tmp_path / "again", "--no-build-isolation", source=unpacked, CC=places.quick)
+    assert wheel_names(again) == wheel_names(places.built("own"))
 
 
 @pytest.mark.slow

@@ -6,9 +6,13 @@
         assert run.code == 0 and run.about["result"] == 7
 
 `swarm_of_module` is one swarm that the tests of a module share. However a test ends, every process that it started is
-gone afterwards, with all that those have started, and so are their folders: the fixtures assert it.
+gone afterwards, with all that those have started, and so are their folders: the fixtures assert it. Cases of a
+parametrized test that is marked `@at_once` run a few at a time.
 """
 
+import functools
+import inspect
+import itertools
 import json
 import os
 import shutil
@@ -18,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -155,6 +160,7 @@ class Swarm:
         self.temporary = os.path.join(self.folder, "t")
         os.mkdir(self.temporary)
         self.running = []
+        self.numbers = itertools.count()  # of processes, which several threads may start
         self.slaves = []
         self.master = None
         self.address = ""
@@ -169,9 +175,10 @@ class Swarm:
 
     def start(self, role, *args, ready=True, name=None, **environ):
         """Starts `role`.py; with `ready`, returns when it says that it is."""
-        name = name or f"{role}{len(self.running)}"
+        number = next(self.numbers)
+        name = name or f"{role}{number}"
         command = [sys.executable, str(CHECKOUT / f"{role}.py"), *map(str, args)]
-        output = os.path.join(self.folder, f"{len(self.running)}-{name}")
+        output = os.path.join(self.folder, f"{number}-{name}")
         if role == "client":
             process = Running(command, self.environ(**environ), output)
             self.running.append(process)
@@ -265,22 +272,24 @@ class Swarm:
         assert not problems, "\n".join(problems)
 
 
-@pytest.fixture
-def swarm():
-    """A function that starts a swarm: `swarm(slaves=1, workers=2, journal=False, master=(), slave=())`."""
-    made = []
-
-    def start(slaves=1, workers=2, journal=False, master=(), slave=()):
-        one = Swarm()
-        made.append(one)
+@contextmanager
+def running(slaves=1, workers=2, journal=False, master=(), slave=()):
+    """A swarm for a `with` block."""
+    one = Swarm()
+    try:
         one.start_master(*master, journal=journal)
         for _ in range(slaves):
             one.start_slave(*slave, workers=workers)
-        return one
-
-    yield start
-    for one in made:
+        yield one
+    finally:
         one.close()
+
+
+@pytest.fixture
+def swarm():
+    """A function that starts a swarm: `swarm(slaves=1, workers=2, journal=False, master=(), slave=())`."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(running(**options))
 
 
 @pytest.fixture(scope="module")
@@ -294,3 +303,30 @@ def swarm_of_module():
         yield one
     finally:
         one.close()
+
+
+AT_ONCE = ThreadPoolExecutor(3)
+
+
+def at_once(test):
+    """Decorates a parametrized test whose cases do not have to wait for each other: when the first is wanted, all that
+    were chosen begin, a few at a time. They share their fixtures, which must be there for the whole module."""
+    begun = {}
+
+    @functools.wraps(test)
+    def wait(request, **given):
+        mine = request.node.callspec.params
+        cases = {name for name in mine if name in given and given[name] is mine[name]}
+        if request.node.nodeid not in begun:
+            for item in request.session.items:
+                if getattr(item, "obj", None) is request.node.obj and all(
+                    item.callspec.params[name] == mine[name] for name in mine.keys() - cases
+                ):
+                    chosen = {name: item.callspec.params[name] for name in cases}
+                    begun[item.nodeid] = AT_ONCE.submit(test, **{**given, **chosen})
+        begun[request.node.nodeid].result()
+
+    signature = inspect.signature(test)
+    asking = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY)
+    wait.__signature__ = signature.replace(parameters=[*signature.parameters.values(), asking])
+    return wait

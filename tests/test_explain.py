@@ -351,7 +351,7 @@ def test_a_master_that_does_not_answer_is_named_before_the_client_gives_up(swarm
     here = swarm(slaves=0)
     here.master.send(signal.SIGSTOP)
     try:
-        client = here.start_client(apps, "--app", "Waits").wait()
+        client = here.start_client(apps, "--app", "Waits", "--wait", "1").wait()
     finally:
         here.master.send(signal.SIGCONT)
     assert client.code == 3

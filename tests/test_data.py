@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import APPS, CHECKOUT, Swarm, at_once, descriptors_of, running, wait_until, zygote_of
+from conftest import APPS, AT_ONCE, CHECKOUT, Swarm, at_once, descriptors_of, running, wait_until, zygote_of
 from test_compute import swarm_in
 from test_recovery import Knocking
 
@@ -149,12 +149,11 @@ def descriptors_in_use(here):
 def test_nothing_is_left_of_runs_that_are_over(swarm):
     here = swarm(slaves=1, workers=1)
     apps = ["Echoes", "InSystem", "Publishes", "AsksForResults", "PublishesInSystem"]
-    for app in apps:
-        run(here, app, SIZES, kind="nested")
+    run_all = lambda: list(AT_ONCE.map(lambda app: run(here, app, SIZES, kind="nested"), apps))  # noqa: E731
+    run_all()
     wait_until(lambda: here.proxy.status()["clients"] == [], "all clients have left")
     before = descriptors_in_use(here)
-    for app in apps:
-        run(here, app, SIZES, kind="nested")
+    run_all()
     wait_until(lambda: descriptors_in_use(here) == before, f"no descriptor more is open than {before}")
     stores = [store_of(node) for node in nodes_of(here)]
     wait_until(lambda: not files_in(stores[0]), "no file of the master's is left")

@@ -4,7 +4,6 @@
 """
 
 import email.parser
-import functools
 import json
 import os
 import shutil
@@ -12,12 +11,14 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import threading
 import venv
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from conftest import at_once
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 MODULES = ["client", "components", "master", "rpc", "slave", "tasks"]
@@ -100,13 +101,19 @@ class Places:
     """Makes the place of each way of starting once, when it is first asked for."""
 
     def __init__(self, folder):
-        self.folder = folder
+        self.folder, self.made, self.locks = folder, {}, {}
 
-    @functools.cache  # noqa: B019 - there is one object, and it lives as long as the tests
     def at(self, kind):
         """The place of a way of starting, as in `at("vendored")`."""
         name = kind.replace(" ", "_")
-        return getattr(self, name)(self.folder / name)
+        return self.once(kind, lambda: getattr(self, name)(self.folder / name))
+
+    def once(self, what, make):
+        """What was made under this name, for the first thread that asks."""
+        with self.locks.setdefault(what, threading.Lock()):
+            if what not in self.made:
+                self.made[what] = make()
+            return self.made[what]
 
     def path(self, folder):
         folder.mkdir()
@@ -144,21 +151,23 @@ class Places:
     def editable(self, folder):
         return self.installed(folder, "--editable", copy_sources(folder / "source"), CC=self.quick)
 
-    @functools.cache  # noqa: B019 - as above
     def built(self, how):
         """The wheel of the sources that is built in this way: "isolated", as pip does it, "own" or "no compiler"."""
         folder = self.folder / f"built-{how.replace(' ', '-')}"
-        if how == "isolated":
-            return build_wheel(folder)
-        return build_wheel(folder, "--no-build-isolation", CC="false" if how == "no compiler" else self.quick)
+        options = {} if how == "isolated" else {"CC": "false" if how == "no compiler" else self.quick}
+        words = ["--no-build-isolation"] if options else []
+        return self.once(f"built {how}", lambda: build_wheel(folder, *words, **options))
 
-    @functools.cached_property
+    @property
     def quick(self):
         """A compiler for builds that need not be fast: it takes a fifth of the time."""
+        return str(self.once("quick", self.make_quick))
+
+    def make_quick(self):
         script = self.folder / "quick-cc"
         script.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
         script.chmod(0o755)
-        return str(script)
+        return script
 
     def installed(self, folder, *what, **environment):
         """A fresh virtual environment with the package and what it requires, and nothing else."""
@@ -208,8 +217,9 @@ def start(places):
 # -- every way of starting -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("way", ALL_WAYS)
+@pytest.mark.parametrize("role", ROLES)
+@at_once
 def test_help_is_printed_by_every_way_of_starting(start, way, role):
     process = start(way, role, "--help")
     output, errors = process.communicate(timeout=30)
@@ -218,6 +228,7 @@ def test_help_is_printed_by_every_way_of_starting(start, way, role):
 
 
 @pytest.mark.parametrize("way", ALL_WAYS)
+@at_once
 def test_a_wrong_option_ends_with_code_2(start, way):
     process = start(way, "client", "--no-such-option")
     output, errors = process.communicate(timeout=30)
@@ -226,12 +237,14 @@ def test_a_wrong_option_ends_with_code_2(start, way):
 
 
 @pytest.mark.parametrize("way", [way for way in ALL_WAYS if "script" not in str(way)])
+@at_once
 def test_importing_twice_gives_one_copy_under_one_name(places, way):
     places.at(way).run(ONE_COPY)
 
 
 @pytest.mark.parametrize("way", FAST_WAYS)
 @pytest.mark.parametrize("role", ROLES)
+@at_once
 def test_a_role_that_is_the_main_module_has_one_copy_too(places, way, role):
     place = places.at(way)
     target = str(CHECKOUT / f"{role}.py") if "path" in way else f"{place.package}.{role}"
@@ -239,6 +252,7 @@ def test_a_role_that_is_the_main_module_has_one_copy_too(places, way, role):
 
 
 @pytest.mark.parametrize("way", FAST_WAYS)
+@at_once
 def test_an_application_may_import_the_framework_by_every_name(places, way):
     places.at(way).run("""
         import importlib
@@ -267,12 +281,14 @@ def run_sample(start, way, sample):
 
 
 @pytest.mark.parametrize("way", ALL_WAYS)
+@at_once
 def test_hello_runs_on_a_local_swarm_by_every_way_of_starting(start, way):
     assert run_sample(start, way, "hello") == "result   Hello World"
 
 
 @pytest.mark.parametrize("way", ["path", "vendored", pytest.param("wheel", marks=pytest.mark.slow),
                                  pytest.param("no compiler", marks=pytest.mark.slow)])  # fmt: skip
+@at_once
 def test_md5_finds_its_number_on_a_local_swarm(start, way):
     assert run_sample(start, way, "md5") == "result   1763965"
 
@@ -293,6 +309,7 @@ def test_importing_the_client_is_quick_and_leaves_zeromq_alone(places):
 
 
 @pytest.mark.parametrize("way", FAST_WAYS)
+@at_once
 def test_importing_starts_nothing_and_changes_no_path(places, way):
     places.at(way).run("""
         import importlib, logging, signal, sys, threading

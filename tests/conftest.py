@@ -306,27 +306,35 @@ def swarm_of_module():
 
 
 AT_ONCE = ThreadPoolExecutor(3)
+BEGUN = {}  # node id -> what becomes of it
 
 
 def at_once(test):
-    """Decorates a parametrized test whose cases do not have to wait for each other: when the first is wanted, all that
-    were chosen begin, a few at a time. They share their fixtures, which must be there for the whole module."""
-    begun = {}
+    """Decorates tests that do not have to wait for each other: when the first is wanted, all that were chosen begin, a
+    few at a time. These are the cases of a parametrized test, or the tests of a module that ask for the same fixtures.
+    They share their fixtures, which must be there for the whole module."""
+    parameters = inspect.signature(test).parameters
 
     @functools.wraps(test)
     def wait(request, **given):
-        mine = request.node.callspec.params
-        cases = {name for name in mine if name in given and given[name] is mine[name]}
-        if request.node.nodeid not in begun:
-            for item in request.session.items:
-                if getattr(item, "obj", None) is request.node.obj and all(
-                    item.callspec.params[name] == mine[name] for name in mine.keys() - cases
-                ):
-                    chosen = {name: item.callspec.params[name] for name in cases}
-                    begun[item.nodeid] = AT_ONCE.submit(test, **{**given, **chosen})
-        begun[request.node.nodeid].result()
+        if request.node.nodeid not in BEGUN:
+            for item, cases in _alike(request.node, given):
+                BEGUN[item.nodeid] = AT_ONCE.submit(item.obj.test, **{**given, **cases})
+        BEGUN[request.node.nodeid].result()
 
-    signature = inspect.signature(test)
     asking = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY)
-    wait.__signature__ = signature.replace(parameters=[*signature.parameters.values(), asking])
+    wait.__signature__ = inspect.Signature([*parameters.values(), asking])
+    wait.test, wait.asks = test, set(parameters)
     return wait
+
+
+def _alike(node, given):
+    """The chosen tests that begin with this one, and the parameters of each that are no fixtures."""
+    mine = node.callspec.params if hasattr(node, "callspec") else {}
+    cases = {name for name in mine if name in given and given[name] is mine[name]}
+    for item in node.session.items:
+        if item.path == node.path and getattr(item.obj, "asks", None) == node.obj.asks:
+            params = item.callspec.params if hasattr(item, "callspec") else {}
+            same = all(params.get(name) == mine[name] for name in mine.keys() - cases)
+            if same and params.keys() == mine.keys() and (not mine or item.obj is node.obj):
+                yield item, {name: params[name] for name in cases}

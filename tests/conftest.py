@@ -309,6 +309,11 @@ AT_ONCE = ThreadPoolExecutor(3)
 BEGUN = {}  # node id -> what becomes of it
 
 
+def pytest_sessionfinish():
+    """A session that is cut short waits only for what runs, which ends its processes."""
+    AT_ONCE.shutdown(cancel_futures=True)
+
+
 def at_once(test):
     """Decorates tests that do not have to wait for each other: when the first is wanted, all that were chosen begin, a
     few at a time. These are the cases of a parametrized test, or the tests of a module that ask for the same fixtures.

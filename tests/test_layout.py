@@ -43,8 +43,8 @@ TOP_LEVEL = {
 # pickles with buffers, payloads in files, large messages on a socketpair, published objects, both kernels; then the
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis.
 LINES = {
-    "client.py": 1648,
-    "components.py": 1474,
+    "client.py": 1628,
+    "components.py": 1458,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
     "master.py": 3795,
@@ -53,7 +53,7 @@ LINES = {
     "slave.py": 915,
     "tasks.py": 2811,
 }
-TOTAL_LINES = 16_945
+TOTAL_LINES = 16_792
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

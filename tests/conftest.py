@@ -305,13 +305,15 @@ def swarm_of_module():
         one.close()
 
 
-AT_ONCE = ThreadPoolExecutor(3)
+@pytest.fixture(scope="module")
+def crew():
+    """Threads that do a few things at a time. What has not begun when a session is cut short never does."""
+    pool = ThreadPoolExecutor(3)
+    yield pool
+    pool.shutdown(cancel_futures=True)
+
+
 BEGUN = {}  # node id -> what becomes of it
-
-
-def pytest_sessionfinish():
-    """A session that is cut short waits only for what runs, which ends its processes."""
-    AT_ONCE.shutdown(cancel_futures=True)
 
 
 def at_once(test):
@@ -323,8 +325,9 @@ def at_once(test):
     @functools.wraps(test)
     def wait(request, **given):
         if request.node.nodeid not in BEGUN:
+            pool = request.getfixturevalue("crew")
             for item, cases in _alike(request.node, given):
-                BEGUN[item.nodeid] = AT_ONCE.submit(item.obj.test, **{**given, **cases})
+                BEGUN[item.nodeid] = pool.submit(item.obj.test, **{**given, **cases})
         BEGUN[request.node.nodeid].result()
 
     asking = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY)

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import APPS, AT_ONCE, CHECKOUT, Swarm, at_once, descriptors_of, running, wait_until, zygote_of
+from conftest import APPS, CHECKOUT, Swarm, at_once, descriptors_of, running, wait_until, zygote_of
 from test_compute import swarm_in
 from test_recovery import Knocking
 
@@ -146,10 +146,10 @@ def descriptors_in_use(here):
     return {pid: len(descriptors_of(pid)) for pid in [*(node.pid for node in nodes_of(here)), *workers]}
 
 
-def test_nothing_is_left_of_runs_that_are_over(swarm):
+def test_nothing_is_left_of_runs_that_are_over(swarm, crew):
     here = swarm(slaves=1, workers=1)
     apps = ["Echoes", "InSystem", "Publishes", "AsksForResults", "PublishesInSystem"]
-    run_all = lambda: list(AT_ONCE.map(lambda app: run(here, app, SIZES, kind="nested"), apps))  # noqa: E731
+    run_all = lambda: list(crew.map(lambda app: run(here, app, SIZES, kind="nested"), apps))  # noqa: E731
     run_all()
     wait_until(lambda: here.proxy.status()["clients"] == [], "all clients have left")
     before = descriptors_in_use(here)

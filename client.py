@@ -161,13 +161,10 @@ class ApplicationNode(components.Component):
 
     def task_output(self, task_id: str, attempt: int, text: str) -> None:
         """What a task has printed, logged or written to descriptor 1 or 2, soon after; in order for each task.
-
         `task_id` is that of a task, `c1.17-40` where it may be any of these (C code in a lease of short tasks),
         `system 1` for the hooks of a task system, and `c1` for the count of what the master dropped while this client
-        was away or slow. By default it is shown on stderr, except with `--quiet`.
-        """
-        if self.swarm.watch:
-            self.swarm.watch.show_output(task_id, attempt, text)
+        was away or slow. By default it is shown on stderr, except with `--quiet`."""
+        self.swarm.watch.show_output(task_id, attempt, text)
 
     def master_disconnected(self, gracefully: bool) -> None:
         """The master went away; work goes on when it comes back."""
@@ -183,44 +180,43 @@ class ApplicationNode(components.Component):
         """Sends one task; tasks pushed in a row travel together. From any thread."""
         if not task.client_id:
             task.client_id = self.node_id_str
-        self._on_loop(lambda: self.owner.push(task, self._task_pushed, self.push_task_failed))
+        self.swarm.on_loop(lambda: self.owner.push(task, self._task_pushed, self.push_task_failed))
 
     def push_tasks(self, tasks: Iterable[tasks.Task]) -> None:
         """Sends the tasks of any iterable, which is drawn as the swarm has room. From any thread."""
-        self._on_loop(lambda: self.owner.draw(tasks, self.push_tasks_response, self.push_tasks_failed))
+        self.swarm.on_loop(lambda: self.owner.draw(tasks, self.push_tasks_response, self.push_tasks_failed))
 
     def push_tasksystem(self, system: tasks.ITaskSystem) -> None:
         """Sends a task system to the master, where it runs. Several may run at once."""
-        self._on_loop(lambda: self._push_system(system))
+        self.swarm.on_loop(lambda: self._push_system(system))
 
     def publish(self, obj: Any) -> rpc.Shared:
         """A reference to an object, for many tasks to carry: `self.publish(array)` here, `self.data.get()` in the task.
-
         Each slave fetches it once, and its workers map the same memory. It stays until the client ends. From callbacks
-        only. Raises UsageError if the object cannot be pickled.
-        """
+        only. Raises UsageError if the object cannot be pickled."""
         return tasks.publish(obj)
 
     def collect_tasksystem(self, name: str) -> None:
         """Waits for a task system that an earlier client has left with the master, by its name there."""
-        self._on_loop(lambda: self._collect(name))
+        self.swarm.on_loop(lambda: self._collect(name))
 
     def next_step(self, number: int) -> None:
         """Lets a task system that waits at its barrier go on."""
-        self._on_loop(lambda: self.call("step", number))
+        self.swarm.on_loop(lambda: self.swarm.call("step", number))
 
     def cancel_task(self, task: tasks.Task | str, kill: bool = False) -> None:
         """Ends a plain task, given by itself, its handle or its id: unless it has its outcome by then, it fails with
         "Cancelled". What runs of it goes on unheard, or is ended too with `kill`. From any thread."""
-        self._on_loop(lambda: self.owner.cancel(task, kill))
+        self.swarm.on_loop(lambda: self.owner.cancel(task, kill))
 
     def cancel_tasks(self, kill: bool = False) -> None:
         """Ends all plain tasks in the same way, and draws no more of what was pushed. From any thread."""
-        self._on_loop(lambda: self.owner.cancel_all(kill))
+        self.swarm.on_loop(lambda: self.owner.cancel_all(kill))
 
     def cancel_tasksystem(self, system: tasks.ITaskSystem, kill: bool = False) -> None:
         """Ends a task system: what is queued never runs, what runs goes on unheard, or is ended too with `kill`."""
-        self._on_loop(lambda: self.call("cancel_tasksystem", self._number_of(system), kill))
+        number = next(number for number, known in self.systems.items() if known is system)
+        self.swarm.on_loop(lambda: self.swarm.call("cancel_tasksystem", number, kill))
 
     def shutdown_main_loop(self) -> None:
         """Lets `main_loop` return once the current callback has. From any thread."""
@@ -244,19 +240,15 @@ class ApplicationNode(components.Component):
         self._collecting: dict[int, str] = {}
         self._published: dict[str, Any] = {}  # what was published, for a master that must be told again
         rpc.Exchange(self._publish, self.swarm.fetch)
-        listens = type(self).task_finished is not ApplicationNode.task_finished
-        callback = self.task_finished if listens else self._unheard
-        self.owner = tasks.Owner(self.call, callback, {"bundle": self.bundle.digest}, handles=True)
+        unheard = type(self).task_finished is ApplicationNode.task_finished
+        callback = self._unheard if unheard else self.task_finished
+        self.owner = tasks.Owner(self.swarm.call, callback, {"bundle": self.bundle.digest}, handles=True)
         self.owner.keep = self.swarm.keep
 
     def connect(self) -> None:
         """Joins the swarm. Raises Unreachable."""
         self.started = time.monotonic()
         self.swarm.join(self)
-
-    def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
-        """Sends a call to the master."""
-        self.swarm.call(method, *params, parts=parts)
 
     def main_loop(self) -> None:
         """Runs callbacks until `shutdown_main_loop`."""
@@ -265,7 +257,7 @@ class ApplicationNode(components.Component):
 
     def hear(self, method: str, params: list, parts: list) -> None:
         """A call from the master."""
-        self.HEARD[method](self, params, parts)
+        self.HEARD[method](self, parts, *params)
 
     def joined(self, welcome: dict, fresh: bool) -> None:
         """The master has let us in; `fresh` if it does not know what was sent before."""
@@ -273,15 +265,15 @@ class ApplicationNode(components.Component):
         self.slaves, self.workers = welcome["slaves"], welcome["workers"]
         self.welcomed = True
         if welcome["missing"]:
-            self.call("bundle", self.bundle.digest, self.bundle.manifest, parts=[self.bundle.zip])
+            self.swarm.call("bundle", self.bundle.digest, self.bundle.manifest, parts=[self.bundle.zip])
         if fresh:
             for key in self._published:
                 self._send_published(key)
             self.owner.resubmit(welcome.get("known", True))
             for number, (sealed, options) in list(self._sealed.items()):
-                self.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
+                self.swarm.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
             for number, name in self._collecting.items():
-                self.call("collect", number, name)
+                self.swarm.call("collect", number, name)
 
     @property
     def pending(self) -> bool:
@@ -301,9 +293,9 @@ class ApplicationNode(components.Component):
 
     def cancel_everything(self) -> None:
         """Ends all task systems and plain tasks of this client."""
-        self.call("cancel", None, True)
+        self.swarm.call("cancel", None, True)
         for number in self.systems.keys() - self.ended.keys():
-            self.call("cancel_tasksystem", number)
+            self.swarm.call("cancel_tasksystem", number)
         if not self.pending:
             self.shutdown_main_loop()
 
@@ -316,7 +308,7 @@ class ApplicationNode(components.Component):
     def _send_published(self, key: str) -> None:
         part = self._published[key]
         for at, total, piece in rpc.slices(part, type(part) is rpc.Reference and self.swarm.is_local):
-            self.call("publish", key, at, total, parts=[piece])
+            self.swarm.call("publish", key, at, total, parts=[piece])
 
     def _push_system(self, system: tasks.ITaskSystem) -> None:
         limit = system.hook_timeout
@@ -333,23 +325,13 @@ class ApplicationNode(components.Component):
                    "system_id": str(system.system_id), "hook_timeout": limit}
         self.systems[number] = system
         self._sealed[number] = (sealed, options)  # kept until the system has ended: a new master needs it again
-        self.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
+        self.swarm.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
 
     def _collect(self, name: str) -> None:
         number = len(self.systems) + 1
         self.systems[number] = tasks.ITaskSystem()
         self._collecting[number] = name
-        self.call("collect", number, name)
-
-    def _leave_systems(self) -> None:
-        """With --detach: once the master has all of them, nobody waits for them here."""
-        if len(self.names) == len(self.systems) and self.owner.idle:
-            self.detached = True
-            self.call("detach")
-            self.shutdown_main_loop()
-
-    def _number_of(self, system: tasks.ITaskSystem) -> int:
-        return next(number for number, known in self.systems.items() if known is system)
+        self.swarm.call("collect", number, name)
 
     def _unheard(self, task: tasks.Handle, result: Any, error: BaseException | None) -> None:
         """Stands in for `task_finished` in an application without one."""
@@ -362,47 +344,32 @@ class ApplicationNode(components.Component):
             for _ in range(count):
                 self.push_task_response(True)
 
-    def _hear_accepted(self, params: list, parts: list) -> None:
-        self.owner.accepted(*params)
+    def _hear_system_taken(self, parts: list, number: int, name: str) -> None:
+        if number in self.names:
+            return
+        self.names[number] = name
+        self.push_tasksystem_response(name)
+        if self.detaches and len(self.names) == len(self.systems) and self.owner.idle:  # nobody waits for them here
+            self.detached = True
+            self.swarm.call("detach")
+            self.shutdown_main_loop()
 
-    def _hear_outcome(self, params: list, parts: list) -> None:
-        self.owner.outcome(*params, parts)
-
-    def _hear_refused(self, params: list, parts: list) -> None:
-        self.owner.refused(*params)
-
-    def _hear_system_taken(self, params: list, parts: list) -> None:
-        number, name = params
-        if number not in self.names:
-            self.names[number] = name
-            self.push_tasksystem_response(name)
-            if self.detaches:
-                self._leave_systems()
-
-    def _hear_system_refused(self, params: list, parts: list) -> None:
-        number, failure = params
+    def _hear_system_refused(self, parts: list, number: int, failure: dict) -> None:
         self._sealed.pop(number, None)
         self._collecting.pop(number, None)
         self.push_tasksystem_failed(failure)
 
-    def _hear_output(self, params: list, parts: list) -> None:
-        owner, attempt, pieces = params
+    def _hear_output(self, parts: list, owner: str, attempt: int, pieces: list) -> None:
         whole = owner if owner == self.owner.name else f"system {owner}"
         for lo, hi, text, dropped in pieces:
             name = f"{owner}.{lo}-{hi - 1}" if hi - lo > 1 else f"{owner}.{lo}" if hi > lo else whole
             self.output_dropped += dropped
             self.task_output(name, attempt, f"… {dropped:,} bytes dropped\n{text}" if dropped else text)
 
-    def _hear_step(self, params: list, parts: list) -> None:
-        number, step, waiting = params
-        if waiting:
-            self.step_reached(number, step)
-
-    def _hear_swarm(self, params: list, parts: list) -> None:
+    def _hear_swarm(self, parts: list, *params: Any) -> None:
         self.slaves, self.workers, self.busy, self.progress, self.waits = params
 
-    def _hear_work_finished(self, params: list, parts: list) -> None:
-        number, failure, stats = params
+    def _hear_work_finished(self, parts: list, number: int, failure: dict | None, stats: dict) -> None:
         system = self.systems.get(number)
         if system is None or number in self.ended:
             return
@@ -410,10 +377,9 @@ class ApplicationNode(components.Component):
         self._sealed.pop(number, None)
         self._collecting.pop(number, None)
         result, error = (None, tasks.open_failure(failure)) if failure else tasks.attempt(rpc.open_sealed, parts[0])
-        self.call("work_settled", number)
-        handle = tasks.Handle(stats.get("system_id") or system.system_id)
-        handle.title, handle.stats = stats.get("app") or type(system).__name__, stats
-        self._system_handle = handle
+        self.swarm.call("work_settled", number)
+        self._system_handle = tasks.Handle(stats.get("system_id") or system.system_id)
+        self._system_handle.title, self._system_handle.stats = stats.get("app") or type(system).__name__, stats
         if error is None:
             self.result = result
         self._announce(result, error, stats)
@@ -428,14 +394,13 @@ class ApplicationNode(components.Component):
         if len(self.ended) == len(self.systems):
             self.shutdown_main_loop()
 
-    def _on_loop(self, function: Callable) -> None:
-        """Runs it now if this is the loop's thread, else as soon as the loop comes round."""
-        self.swarm.on_loop(function)
-
     HEARD = {
-        "accepted": _hear_accepted, "outcome": _hear_outcome, "refused": _hear_refused, "swarm": _hear_swarm,
+        "accepted": lambda self, parts, *params: self.owner.accepted(*params),
+        "outcome": lambda self, parts, *params: self.owner.outcome(*params, parts),
+        "refused": lambda self, parts, *params: self.owner.refused(*params),
+        "system_step": lambda self, parts, number, step, waits: self.step_reached(number, step) if waits else None,
         "push_tasksystem_response": _hear_system_taken, "push_tasksystem_failed": _hear_system_refused,
-        "system_step": _hear_step, "work_finished": _hear_work_finished, "output": _hear_output,
+        "work_finished": _hear_work_finished, "output": _hear_output, "swarm": _hear_swarm,
     }
 
 
@@ -459,15 +424,16 @@ class ClientNode(rpc.Node):
         self._todo: collections.deque = collections.deque()  # what the application has not heard yet
         self._shelf = rpc.Shelf(self.store)  # published objects on their way
         self._missing: dict[str, str] = {}
+        self.wait, self.terminal = 0.0, components.Terminal()  # how long for a master that is away, and who is told
 
     def info(self) -> dict:
         return {**super().info(), "bundle": self.app.bundle.digest, "on_disconnect": self.on_disconnect}
 
     def join(self, app: ApplicationNode) -> None:
-        """Enrols and connects; what is sent before the welcome waits for it. Raises Unreachable."""
+        """Enrols and connects; what is sent before the welcome waits for it. Raises Unreachable, GaveUp."""
         self.app = app
-        with rpc.speaking_up(f"still waiting: the master at {self.whereabouts()} has not answered yet"):
-            self.enrol()
+        if not rpc.wait_for_master(self, self.wait, self.terminal):
+            raise components.GaveUp("stopped while it waited for the master")
         self.serve()
         self.open_link(self.expose)
         limit = time.monotonic() + WELCOME_WITHIN
@@ -480,13 +446,13 @@ class ClientNode(rpc.Node):
             raise self.refusal
 
     def on_signal(self, function: Callable) -> None:
-        """Runs it in the loop, from a signal handler."""
-        self.loop.post(function)
+        """Runs it in the loop, from a signal handler; who still waits for a master has nothing to do but to stop."""
+        self.loop.post(lambda: function() if self.link else self.loop.stop())
 
     def expose(self, link: rpc.Link) -> None:
         """The methods that the master may call: those the application hears."""
         for method in ApplicationNode.HEARD:
-            self._expose_one(link, method)
+            rpc.tcpremote(link, name=method)(functools.partial(self._take, method))
 
         @rpc.tcpremote(link)
         def shared(handler, request, key, at, total):
@@ -496,19 +462,14 @@ class ClientNode(rpc.Node):
         def no_shared(handler, request, key, reason):
             self._missing[key] = reason
 
-    def _expose_one(self, link: rpc.Link, method: str) -> None:
-        @rpc.tcpremote(link, name=method)
-        def heard(handler, request, *params):
-            self._todo.append((self.app.hear, method, params, self._adopted(request.parts)))
+    def _take(self, method: str, handler: rpc.Link, request: rpc.Request, *params: Any) -> None:
+        self._todo.append((self.app.hear, method, params, list(map(self._kept, request.parts))))
 
-    def _adopted(self, parts: list) -> list:
-        """Parts that stay until the application has heard of them, whatever becomes of the master. Raises OSError if a
+    def _kept(self, part: Any) -> Any:
+        """A part that stays until the application has heard of it, whatever becomes of the master. Raises OSError if a
         master that is gone has said this: the next one says it again."""
-        return [self._kept(part) if type(part) is rpc.Reference else part for part in parts]
-
-    def _kept(self, part: rpc.Reference) -> Any:
         try:
-            return self.store.kept(part)
+            return self.store.kept(part) if type(part) is rpc.Reference else part
         except OSError:
             if not os.path.exists(part.folder):
                 raise
@@ -574,8 +535,7 @@ class ClientNode(rpc.Node):
         deadline = super().tick(now)
         if self.watch:
             deadline = min(deadline, self.watch.tick(now))
-        settle_at = self.app.owner.deadline
-        return deadline if settle_at is None else min(deadline, settle_at)
+        return min(deadline, self.app.owner.deadline or math.inf)
 
     def close(self) -> None:
         """Tells the master that nobody waits here any more, and leaves."""
@@ -721,23 +681,17 @@ class Watch:
     """The progress line, what tasks print above it, and the patience with a swarm that has no worker."""
 
     def __init__(self, app: ApplicationNode, terminal: components.Terminal, wait: float, show: bool, quiet: bool):
-        self._app = app
-        self._quiet = quiet
-        self._terminal = terminal
-        self._wait = wait
-        self._show = show
-        self._next = 0.0
-        self._idle_since = time.monotonic()
-        self._state = ""  # what it waits for
-        self._state_since = 0.0
-        self._said = False
+        self._app, self._terminal, self._wait, self._show, self._quiet = app, terminal, wait, show, quiet
+        self._next, self._idle_since = 0.0, time.monotonic()
+        self._state, self._state_since, self._said = "", 0.0, False  # what it waits for, and whether it has said so
 
     def tick(self, now: float) -> float:
         """Draws if it is time. Raises GaveUp if no worker came within the wait."""
         if now >= self._next:
             self._next = now + PROGRESS_EVERY
-            if self._app.workers:
+            if self._app.workers or not self._app.welcomed:
                 self._idle_since = now
+            if self._app.workers:
                 self._look(now)
                 self._draw(now)
             elif self._app.welcomed and self._app.pending:
@@ -746,8 +700,7 @@ class Watch:
 
     def end(self) -> None:
         """Takes the line away."""
-        if self._terminal.live:
-            self._terminal.status("")
+        self._terminal.write("")
 
     def _look(self, now: float) -> None:
         """Notes since when it waits for the same; says so in a line, once, where no line is rewritten."""
@@ -848,8 +801,7 @@ def summary(app: ApplicationNode, code: int) -> dict:
     """How a run ended, as the object that `--json` prints."""
     elapsed = time.monotonic() - app.started if app.started else 0.0
     counts = Counter(done=app.owner.done, failed=app.owner.failed)
-    failures, seconds = list(app.owner.failures), app.owner.seconds
-    steps = 0
+    failures, seconds, steps = list(app.owner.failures), app.owner.seconds, 0
     for stats in app.ended.values():
         counts += Counter(done=stats.get("done", 0), failed=stats.get("failed", 0))
         failures += stats.get("failures", [])
@@ -896,9 +848,8 @@ def print_end(about: dict, terminal: components.Terminal, app_file: str, full: b
     """The lines at the end of a run, to stderr: what was done, or what failed and why."""
     say = functools.partial(print, file=sys.stderr)
     if about["errors"]:
-        head = f"FAILED   {about['failed']} of {about['tasks']} tasks failed, {about['done']} done, "
-        head += f"{about['elapsed_s']:.1f} s"
-        say(terminal.paint(head, "31"))
+        head = f"FAILED   {about['failed']} of {about['tasks']} tasks failed, {about['done']} done"
+        say(terminal.paint(f"{head}, {about['elapsed_s']:.1f} s", "31"))
         for group in about["errors"]:
             _print_group(group, full, say)
     if about["error"]:
@@ -916,9 +867,8 @@ def print_end(about: dict, terminal: components.Terminal, app_file: str, full: b
             say(f"replay: python client.py {app_file} --replay {about['replays'][0]}")
     elif about["tasks"]:
         steps = f" in {about['steps']} steps" if about["steps"] > 1 else ""
-        plural = "" if about["tasks"] == 1 else "s"
-        rate = f"{about['elapsed_s']:.1f} s, {about['rate']:,.0f} tasks/s"
-        say(f"done     {about['tasks']:,} task{plural}{steps}, {rate}, 0 failed")
+        say(f"done     {about['tasks']:,} task{'s' * (about['tasks'] != 1)}{steps}, "
+            f"{about['elapsed_s']:.1f} s, {about['rate']:,.0f} tasks/s, 0 failed")
         if about["task_seconds"] > 1 and about["workers"]:
             value = about["speedup"]["value"]
             workers = f"{about['workers']} worker{'s' * (about['workers'] != 1)}"
@@ -956,8 +906,7 @@ class LocalSwarm:
     """A master and a slave on free loopback addresses, in a temporary folder, for as long as the `with` block."""
 
     def __init__(self, workers: str | None, settings: dict[str, list[str]]):
-        self._workers = workers
-        self._settings = settings
+        self._workers, self._settings = workers, settings
         self._children: list[tuple[subprocess.Popen, socket.socket]] = []
 
     def __enter__(self) -> "LocalSwarm":
@@ -989,8 +938,8 @@ class LocalSwarm:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", f"{__package__}.{role}", "--env", os.path.join(self.folder, role), "-q"]
         command += [word for setting in self._settings[role] for word in ("--set", setting)]
-        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        environ["CONCURRENT_SWARM_STATE"] = self.folder
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+                   "CONCURRENT_SWARM_STATE": self.folder}
         with theirs:
             process = subprocess.Popen(
                 [*command, "--parent", str(theirs.fileno()), *arguments], env=environ, pass_fds=[theirs.fileno()],
@@ -1026,9 +975,9 @@ GARBAGE: dict[str, Callable[[random.Random], bytes]] = {
 class Relay(threading.Thread):
     """Passes TCP connections on to an address, as well or badly as it is told; `address` is where it listens.
 
-    `there` and `back`, for the two directions, are "pass", "hold" (as in a network that is cut: nothing arrives, and
-    all of it later once it is "pass" again) or "drop" (bytes vanish for good). `delay`: seconds that everything takes.
-    All of them may be changed at any time.
+    `there` and `back`, for the two directions, are "pass", "hold" (as in a network that is cut: nothing arrives, no new
+    connection and no end of one either, and all of it later once it is "pass" again) or "drop" (bytes vanish for good).
+    `delay`: seconds that everything takes. All of them may be changed at any time.
     """
 
     def __init__(self, target: str, host: str = "127.0.0.1", port: int = 0):
@@ -1069,15 +1018,15 @@ class Relay(threading.Thread):
         self._listener.close()
 
     def _read(self, milliseconds: int) -> None:
-        poller, known = select.poll(), {self._listener.fileno(): None}
+        poller, known = select.poll(), {self._listener.fileno(): None} if self.there != "hold" else {}
         known |= {stream.source.fileno(): stream for stream in self._streams if stream.wants}
         for number in known:
             poller.register(number, select.POLLIN)
         for number, _ in poller.poll(milliseconds):
             stream = known[number]
-            if stream is None:
+            if stream is None and self.there != "hold":  # it may have become so meanwhile
                 self._accept()
-            else:
+            elif stream:
                 stream.read(time.monotonic() + self.delay, getattr(self, stream.way))
 
     def _accept(self) -> None:
@@ -1111,17 +1060,16 @@ class _Stream:
     def __init__(self, source: socket.socket, sink: socket.socket, way: str):
         self.source, self.sink, self.way = source, sink, way
         self.other = self
-        self.late: collections.deque[tuple[float, bytes]] = collections.deque()
+        self.late: collections.deque[tuple[float, bytes | None]] = collections.deque()
         self.wants = True  # more from its source
         self.broken = self.over = False
 
     def read(self, due: float, mode: str) -> None:
-        """Takes what has come; the end of the stream is an empty piece."""
+        """Takes what has come; the end of the stream is an empty piece, a reset None."""
         try:
             data = self.source.recv(PIECE)
-        except OSError:  # reset by its sender, and so for the receiver too
-            self.broken = True
-            return
+        except OSError:
+            data = None
         if not data or mode != "drop":
             self.late.append((due, data))
         self.wants = bool(data) and len(self.late) < 64
@@ -1131,21 +1079,22 @@ class _Stream:
         while self.late and self.late[0][0] <= now and mode != "hold" and not self.broken:
             due, data = self.late.popleft()
             try:
-                sent = self.sink.send(data) if data else self._shut()
+                sent = self.sink.send(data) if data else self._end(data)
             except BlockingIOError:
                 sent = 0
-            except OSError:  # the receiver is gone
-                self.broken = True
+            except OSError:  # the receiver is gone: the sender hears of it by the other direction
+                self.other.late.append((now, None))
                 break
-            if sent < len(data):
+            if data and sent < len(data):
                 self.late.appendleft((due, data[sent:]))
                 break
         ending = self.over or (self.late and not self.late[-1][1])
         self.wants = not ending and len(self.late) < 64
 
-    def _shut(self) -> int:
-        self.over = True
-        self.sink.shutdown(socket.SHUT_WR)
+    def _end(self, data: bytes | None) -> int:
+        self.over, self.broken = True, data is None
+        if data is not None:
+            self.sink.shutdown(socket.SHUT_WR)
         return 0
 
 
@@ -1216,24 +1165,22 @@ class Nemesis:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for key in list(self._undoing):
-            self._undo(key)
-        self._stack.close()
+        with self._stack:
+            for key in list(self._undoing):
+                self._undo(key)
 
     # processes
 
     def kill(self, pid: int) -> None:
         """Ends a process at once, as a lack of memory does. One that is gone already is left alone."""
         self._note(f"kill {pid}")
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        _signal(pid, signal.SIGKILL)
 
     def pause(self, pid: int, seconds: float | None = None) -> None:
         """Stops a process for so many seconds, or until `resume`; this call returns at once."""
         self._note(f"pause {pid} for {seconds} s")
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)
-        self._later(("pause", pid), seconds, lambda: self._continue(pid))
+        act, undo = (functools.partial(_signal, pid, number) for number in (signal.SIGSTOP, signal.SIGCONT))
+        self._until(("pause", pid), seconds, act, lambda _: undo())
 
     def resume(self, pid: int) -> None:
         """Lets a stopped process go on."""
@@ -1241,27 +1188,24 @@ class Nemesis:
 
     def nodes(self, role: str) -> list[int]:
         """The masters or slaves (`role`) that this process, or one that it has started, runs."""
-        found, below = [], _children_of(os.getpid())
+        found, below = [], tasks.children_of(os.getpid())
         while below:
             pid = below.pop()
             words = {os.path.basename(word) for word in _command_of(pid).split(b"\0")[:4]}
             found += [pid] if {f"{role}.py".encode(), f"{__package__}.{role}".encode()} & words else []
-            below += _children_of(pid)
+            below += tasks.children_of(pid)
         return sorted(found)
 
     def workers_of(self, slave: int) -> list[int]:
         """The worker processes of the slave with this process id."""
-        zygotes = [child for child in _children_of(slave) if b"spawn_main" in _command_of(child)]
-        return [worker for zygote in zygotes for worker in _children_of(zygote)]
+        zygotes = [child for child in tasks.children_of(slave) if b"spawn_main" in _command_of(child)]
+        return [worker for zygote in zygotes for worker in tasks.children_of(zygote)]
 
     def full_disk(self, pid: int, seconds: float | None = None, room: int = 0) -> None:
-        """No file of the process may grow beyond `room` bytes, for so many seconds or until `free_disk`.
-
-        Writing fails with EFBIG, where a disk that is full says ENOSPC. Processes that it has started have room.
-        """
+        """No file of the process may grow beyond `room` bytes, for so many seconds or until `free_disk`. Writing fails
+        with EFBIG, where a disk that is full says ENOSPC. Processes that it has started have room."""
         self._note(f"no room for files of {pid} for {seconds} s")
-        before = _limit_files(pid, room)
-        self._later(("disk", pid), seconds, lambda: _limit_files(pid, before))
+        self._until(("disk", pid), seconds, lambda: _limit_files(pid, room), lambda before: _limit_files(pid, before))
 
     def free_disk(self, pid: int) -> None:
         """There is room again."""
@@ -1295,13 +1239,11 @@ class Nemesis:
         return relay
 
     def way_in(self, master: str) -> tuple[list[Relay], list[str]]:
-        """Relays to both channels of a master, and the words that make a node or a client take them.
-
-        The command of the node needs its access file too. A master that starts again under another port is not found:
-        give it `--port` and `master.compute_port`.
-        """
-        compute = rpc.Proxy(master).status()["addresses"]["tcp"]
-        relays = [self.relay(master), self.relay(compute)]
+        """Relays to both channels of a master, and the words that make a node or a client take them; its command needs
+        its access file too. A master that starts again under another port is not found: give it `--port` and
+        `master.compute_port`. Raises Unreachable."""
+        with contextlib.closing(rpc.Proxy(master)) as proxy:
+            relays = [self.relay(master), self.relay(proxy.status()["addresses"]["tcp"])]
         words = ["--master", relays[0].address, "--set", f"node.compute_address={relays[1].address}"]
         return relays, words
 
@@ -1309,12 +1251,12 @@ class Nemesis:
         self, relays: Iterable[Relay], seconds: float | None = None, ways: Iterable[str] = ("there", "back")
     ) -> None:
         """Nothing passes these relays, for so many seconds or until `heal`; what is sent meanwhile arrives then."""
-        relays, ways = list(relays), list(ways)
+        relays, ways = list(relays), [ways] if isinstance(ways, str) else list(ways)
         self._note(f"partition {', '.join(relay.address for relay in relays)} {'+'.join(ways)} for {seconds} s")
         for relay in relays:
-            for way in ways:
-                setattr(relay, way, "hold")
-            self._later(("cut", relay), seconds, lambda relay=relay: self._mend(relay))
+            hold = functools.partial(vars(relay).update, dict.fromkeys(ways, "hold"))
+            mend = functools.partial(vars(relay).update, there="pass", back="pass")
+            self._until(("cut", relay), seconds, hold, lambda _, mend=mend: mend())
 
     def heal(self, relays: Iterable[Relay]) -> None:
         """Ends a partition."""
@@ -1331,9 +1273,10 @@ class Nemesis:
         """Sends what does not belong there, of one of the kinds in GARBAGE, and leaves the connection open."""
         kind = kind or self.random.choice(sorted(GARBAGE))
         self._note(f"garbage for {address}: {kind}")
+        data = GARBAGE[kind](self.random)  # whoever is there: the seed decides what comes next
         with contextlib.suppress(OSError):  # nobody there, or turned away: an answer too
             line = self._stack.enter_context(socket.create_connection(rpc.parse_address(address), 5))
-            line.sendall(GARBAGE[kind](self.random))
+            line.sendall(data)
 
     # by chance
 
@@ -1341,15 +1284,14 @@ class Nemesis:
         self, kill: Iterable[int] = (), pause: Iterable[int] = (), relays: Iterable[Relay] = (),
         addresses: Iterable[str] = (), seconds: float = 1.0, weights: dict[str, float] | None = None,
     ) -> str:
-        """Does one thing to one of these and returns its name: "kill", "pause", "partition", "reset", "garbage".
-
-        Pauses and partitions take up to `seconds`. What has no weight in `weights` is as likely as the others.
-        """
-        kill, pause, relays, addresses = list(kill), list(pause), list(relays), list(addresses)
+        """Does one thing to one of these and returns its name: "kill", "pause", "partition", "reset", "garbage". Pauses
+        and partitions take up to `seconds`. What has no weight in `weights` is as likely as the others."""
+        relays = list(relays)
         faults = {
-            "kill": (kill, self.kill), "pause": (pause, lambda pid: self.pause(pid, self.random.uniform(0, seconds))),
+            "kill": (list(kill), self.kill),
+            "pause": (list(pause), lambda pid: self.pause(pid, self.random.uniform(0, seconds))),
             "partition": (relays, lambda relay: self.partition([relay], self.random.uniform(0, seconds))),
-            "reset": (relays, lambda relay: self.reset([relay])), "garbage": (addresses, self.garbage),
+            "reset": (relays, lambda relay: self.reset([relay])), "garbage": (list(addresses), self.garbage),
         }
         names = [name for name, (victims, _) in faults.items() if victims]
         if not names:
@@ -1371,38 +1313,33 @@ class Nemesis:
         self.done.append((round(time.monotonic() - self._began, 3), words))
         log.debug("nemesis: %s", words)
 
-    def _later(self, key: tuple, seconds: float | None, undo: Callable) -> None:
-        """Undoes it after so many seconds, or when asked to; of what is done again, the last time counts."""
-        timer = None if seconds is None else threading.Timer(seconds, self._undo, (key,))
+    def _until(self, key: tuple, seconds: float | None, act: Callable, undo: Callable) -> None:
+        """Acts, and undoes it after so many seconds or when asked to; of what is done again, the last time counts."""
         with self._lock:
-            before, old = self._undoing.get(key, (undo, None))
-            self._undoing[key] = before, timer
-        if old:
-            old.cancel()
-        if timer:
-            timer.daemon = True
-            timer.start()
+            first, old = self._undoing.get(key, (None, None))
+            if old:
+                old.cancel()
+            before = act()
+            timer = None if seconds is None else threading.Timer(seconds, lambda: self._undo(key, timer))
+            self._undoing[key] = first or functools.partial(undo, before), timer
+            if timer:
+                timer.daemon = True
+                timer.start()
 
-    def _undo(self, key: tuple) -> None:
+    def _undo(self, key: tuple, asking: threading.Timer | None = None) -> None:
+        """`asking`: the timer that does, which may have been too late to be cancelled when another took its place."""
         with self._lock:
-            undo, timer = self._undoing.pop(key, (None, None))
-        if timer:
-            timer.cancel()
-        if undo:
-            undo()
-
-    def _continue(self, pid: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-
-    def _mend(self, relay: Relay) -> None:
-        relay.there = relay.back = "pass"
+            undo, timer = self._undoing.get(key, (None, None))
+            if undo and asking in (None, timer):
+                del self._undoing[key]
+                undo()
+                if timer:
+                    timer.cancel()
 
 
-def _children_of(pid: int) -> list[int]:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(word) for word in file.read().split()]
-    return []
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _command_of(pid: int) -> bytes:
@@ -1456,7 +1393,7 @@ def parser() -> components.ArgumentParser:
     output.add_argument("--explain", metavar="TASK", help="say where a task is and what it waits for")
     output.add_argument("--full-traceback", action="store_true", help="show every frame")
     output.add_argument("--pdb", action="store_true", help="debug a failing task (with --workers 0)")
-    output.add_argument("--wait", metavar="S", type=float, default=30.0, help="seconds to wait for a worker (30)")
+    output.add_argument("--wait", metavar="S", type=float, default=30.0, help="seconds to wait for master, worker (30)")
     output.add_argument("--timeout", metavar="S", type=float, help="give up after so many seconds")
     rpc.common_options(made)
     return made
@@ -1528,6 +1465,7 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
         swarm = ClientNode(environment, config, config.get(ClientNode.master_address), options.access)
     stack.enter_context(components.configure_logging(environment, swarm.log_format, swarm.log_level, terminal))
     stack.callback(swarm.close)
+    swarm.wait, swarm.terminal = options.wait, terminal
     app = swarm[cls]
     app.swarm, app.bundle, app.by_hand = swarm, bundle, options.step
     app.detaches, app.collects = options.detach, options.collect or ""
@@ -1544,9 +1482,10 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
 def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: components.Terminal) -> int:
     """Runs the application and reports. Returns the exit code."""
     interrupted = Interrupts(app, options)
-    quiet_stdout = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
+    streams = sys.stderr if options.json else sys.stdout, sys.stderr
+    out, err = (_Beside(stream, terminal) if terminal.live else stream for stream in streams)
     try:
-        with _beside_status(terminal), quiet_stdout:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             app.prepare()
             app.app_init()
             code = app.app_main() or 0
@@ -1580,22 +1519,10 @@ class _Beside:
 
     def write(self, text: str) -> int:
         self._terminal.write("")
-        self._terminal.flush()
         return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def _beside_status(terminal: components.Terminal) -> Any:
-    """Meanwhile what the application prints does not run into the status line."""
-    if not terminal.live:
-        yield
-        return
-    out, err = _Beside(sys.stdout, terminal), _Beside(sys.stderr, terminal)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        yield
 
 
 class Interrupts:
@@ -1639,8 +1566,8 @@ class Replays:
         for stats in app.ended.values():
             for task_id, parts in stats.get("records", {}).items():
                 records.setdefault(task_id, [base64.b64decode(part) for part in parts])
-        failures = dict(failure for stats in [{"failures": app.owner.failures}, *app.ended.values()]
-                        for failure in stats.get("failures", ()))  # fmt: skip
+        stats = [{"failures": app.owner.failures}, *app.ended.values()]
+        failures = dict(failure for one in stats for failure in one.get("failures", ()))
         kept = list(records.items())[: tasks.FAILED_KEPT]
         try:
             if kept:

@@ -35,6 +35,7 @@ Nothing here starts a thread or opens a socket; `configure_logging` is for `main
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -42,10 +43,13 @@ import os
 import sys
 import threading
 import time
+from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from inspect import getattr_static
 from pathlib import Path
-from typing import Any, NamedTuple
+from pkgutil import resolve_name
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -174,24 +178,21 @@ class Interface:
 
 def implements(*interfaces: type[Interface]) -> None:
     """In a class body: this component serves these interfaces. `implements = [IApp]` says the same."""
-    body = sys._getframe(1).f_locals
-    if "__qualname__" not in body:
+    if "__qualname__" not in (body := sys._getframe(1).f_locals):
         raise UsageError("implements(…) belongs into the body of a class")
     body["_implements"] = (*body.get("_implements", ()), *interfaces)
 
 
 def component_name(cls: type) -> str:
     """The long name of a class, `package.module:Class`; a plug-in's module is called `plugins.<file>`."""
-    module = cls.__module__
-    if module.startswith(_PLUGINS):
-        module = "plugins." + module.partition(".")[2]
+    first, _, rest = cls.__module__.partition(".")
+    module = f"plugins.{rest}" if first.startswith(_PLUGINS) else cls.__module__
     return f"{module}:{cls.__qualname__}"
 
 
 def _arity(member):
     """(fewest, most) positional arguments of a method, `self` included; None if Python cannot tell."""
-    bound = isinstance(member, staticmethod)
-    function = getattr(member, "__func__", member)
+    bound, function = isinstance(member, staticmethod), getattr(member, "__func__", member)
     code = getattr(function, "__code__", None)
     if code is None:
         return None
@@ -203,31 +204,23 @@ def _arity(member):
 
 def _verify(cls, interface):
     """Raise unless `cls` has every public method of `interface`, callable the way the interface is called."""
-
-    def member(owner, name):
-        return next((vars(base)[name] for base in owner.__mro__ if name in vars(base)), None)
-
+    says = f"{component_name(cls)} implements {interface.__name__}"
     for name in dir(interface):
-        wanted = member(interface, name)
         if name.startswith("_") or not callable(getattr(interface, name)):
             continue
-        found = member(cls, name)
-        says = f"{component_name(cls)} implements {interface.__name__}"
         if not callable(getattr(cls, name, None)):
             raise Error(f"{says} but has no method {name}()", fix=f"define {name}() in {cls.__qualname__}")
-        want, have = _arity(wanted), _arity(found)
+        want, have = _arity(getattr_static(interface, name)), _arity(getattr_static(cls, name))
         if want and have and (have[0] > want[0] or have[1] < want[1]):
-            arguments = ", ".join(wanted.__code__.co_varnames[: wanted.__code__.co_argcount])
-            why = f"the interface has {name}({arguments})"
-            raise Error(f"{says} but its {name}() takes other arguments", why)
+            code = getattr(interface, name).__code__
+            arguments = ", ".join(code.co_varnames[: code.co_argcount])
+            raise Error(f"{says} but its {name}() takes other arguments", f"the interface has {name}({arguments})")
 
 
 class Component:
-    """Base of all components. Defining a subclass registers it; `abstract = True` keeps that one class out.
-
-    A manager makes the one instance and gives it `manager`, `config` and `log` before `__init__(self)` runs.
-    A method `config_changed(changes)`, if there is one, is called with a set of (section, key) on reload.
-    """
+    """Base of all components. Defining a subclass registers it; `abstract = True` keeps that one class out. A manager
+    makes the one instance and gives it `manager`, `config` and `log` before `__init__(self)` runs. A method
+    `config_changed(changes)`, if there is one, is called with a set of (section, key) on reload."""
 
     registry: list[type[Component]] = []
     interfaces: tuple[type[Interface], ...] = ()
@@ -274,20 +267,6 @@ def implementations(interface: type[Interface]) -> list[type[Component]]:
     return sorted(serving, key=component_name)
 
 
-def import_object(name: str) -> Any:
-    """What `package.module:attribute` names, imported on demand. Raises Error if that fails."""
-    from importlib import import_module
-
-    module, _, attribute = name.partition(":")
-    try:
-        found = import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
-        raise UsageError(f"cannot load {name}", describe(error), "the form is package.module:Name") from error
-    return found
-
-
 class ExtensionPoint:
     """Class attribute: the enabled components that serve an interface, as a list made at each access."""
 
@@ -305,9 +284,7 @@ def _manager_of(instance):
 def _rule_matches(pattern, name):
     """Whether a pattern `module.Class`, `module.*` or `Class` means this dotted name (both in lower case)."""
     pattern = pattern.replace(":", ".")
-    if pattern.endswith("*"):
-        return name.startswith(pattern[:-1])
-    return name == pattern or name.endswith("." + pattern)
+    return name.startswith(pattern[:-1]) if pattern.endswith("*") else f".{name}".endswith(f".{pattern}")
 
 
 class ComponentManager:
@@ -365,20 +342,21 @@ class ComponentManager:
         return [self[cls] for cls in implementations(interface) if self.is_component_enabled(cls)]
 
     def find_component(self, interface: type[Interface], name: str) -> Any:
-        """The component called `name`: `Class`, or `package.module:Class`, which is imported if need be.
-
-        Raises UsageError: unknown (with a list of the known ones), ambiguous, disabled, or something else.
-        """
+        """The component called `name`: `Class`, or `package.module:Class`, which is imported if need be. Raises
+        UsageError: unknown (with a list of the known ones), ambiguous, disabled, or something else."""
         known = implementations(interface)
         found = [cls for cls in known if name in (cls.__name__, component_name(cls))]
         if not found and ":" in name:
-            found = [import_object(name)]
+            try:
+                found = [resolve_name(name)]
+            except (ImportError, AttributeError, SyntaxError, ValueError) as error:
+                raise UsageError(f"cannot load {name}", describe(error), "the form is package.module:Name") from error
             if not (isinstance(found[0], type) and found[0] in implementations(interface)):
                 raise UsageError(f"{name} is not a component that implements {interface.__name__}")
         if not found:
             names = [cls.__name__ for cls in known if self.is_component_enabled(cls)]
-            why = f"known are: {', '.join(names) or 'none'}"
-            raise UsageError(f'unknown {interface.__name__} "{name}"', why, did_you_mean(name, names))
+            raise UsageError(f'unknown {interface.__name__} "{name}"', f"known are: {', '.join(names) or 'none'}",
+                             did_you_mean(name, names))
         if len(found) > 1:
             raise UsageError(f'"{name}" is ambiguous', "it may be " + " or ".join(map(component_name, found)))
         return self[found[0]]
@@ -413,11 +391,8 @@ def parse_host(text: str, port: int | None = None) -> tuple[str, int]:
 
 
 class ConfigItem:
-    """A text in the configuration, as class attribute: reading `instance.item` reads `instance.config`.
-
-    `section` and `key` ignore case. A `default` given as text is read like a value in the file. The key "*"
-    stands for any key.
-    """
+    """A text in the configuration, as class attribute: reading `instance.item` reads `instance.config`. `section` and
+    `key` ignore case. A `default` given as text is read like a value in the file. The key "*" stands for any key."""
 
     registry: dict[tuple[str, str], ConfigItem] = {}
     expected = "text"  # what `parse` accepts, in words
@@ -463,9 +438,9 @@ class BoolItem(ConfigItem):
     words |= dict.fromkeys(("0", "false", "no", "n", "off", "disabled", "nein"), False)
 
     def parse(self, text):
-        if text.strip().lower() not in self.words:
-            raise ValueError(text)
-        return self.words[text.strip().lower()]
+        if (word := text.strip().lower()) in self.words:
+            return self.words[word]
+        raise ValueError(text)
 
     def format(self, value):
         return str(value).lower()
@@ -499,18 +474,15 @@ class FloatItem(IntItem):
 
 
 class ListItem(ConfigItem):
-    """Texts, separated by `sep` or line ends; empty ones are left out."""
+    """Texts, separated by commas or line ends; empty ones are left out."""
 
-    def __init__(self, section, key, default="", doc="", sep=","):
-        super().__init__(section, key, default, doc)
-        self.sep, self.expected = sep, f'a list separated by "{sep}"'
+    expected = 'a list separated by ","'
 
     def parse(self, text):
-        parts = text.replace("\n", self.sep).split(self.sep)
-        return [part.strip() for part in parts if part.strip()]
+        return [part.strip() for part in text.replace("\n", ",").split(",") if part.strip()]
 
     def format(self, value):
-        return value if isinstance(value, str) else f"{self.sep} ".join(value or ())
+        return value if isinstance(value, str) else ", ".join(value or ())
 
 
 class HostItem(ConfigItem):
@@ -548,9 +520,8 @@ class ChoiceItem(ConfigItem):
         self.expected = f"one of {', '.join(self.choices)}"
 
     def parse(self, text):
-        for choice in self.choices:
-            if choice.lower() == text.strip().lower():
-                return choice
+        if found := [choice for choice in self.choices if choice.lower() == text.strip().lower()]:
+            return found[0]
         raise ValueError(text)
 
 
@@ -570,8 +541,8 @@ class ExtensionPointItem(ConfigItem):
 
     def check(self, text, loaded):
         names = self.parse(text)
-        names = names if isinstance(names, list) else [names] if names else []
-        if loaded and {name for name in names if ":" not in name} - {*self.choices}:
+        names = [names] if isinstance(names, str) else names
+        if loaded and {name for name in names if name and ":" not in name} - {*self.choices}:
             raise ValueError(text)
 
     @property
@@ -588,7 +559,6 @@ class ExtensionPointItem(ConfigItem):
 class ExtensionPointListItem(ExtensionPointItem):
     """The components that the value names, in its order; `include_missing` appends the other enabled ones."""
 
-    sep = ","
     parse, format = ListItem.parse, ListItem.format
 
     def __init__(self, section, key, default, interface, doc="", include_missing=False):
@@ -630,10 +600,7 @@ def _write_lines(path, lines):
         file.write(("\n".join(lines) + "\n").encode())
 
 
-class _Entry(NamedTuple):
-    text: str
-    path: Path
-    line: int
+_Entry = namedtuple("_Entry", "text path line")
 
 
 def _stamp(path):
@@ -747,17 +714,13 @@ Changes = set[tuple[str, str]]  # (section, key) of configuration items
 class Config:
     """The values of the configuration items: argument over environment variable over file over default.
 
-    `path` is an INI file (it need not exist yet), `arguments` are `section.key=value`, `folder` is where
-    relative paths begin. Raises UsageError with all mistakes at once. Items may be declared later; call
-    `check_unknown` when no more will come.
+    `path` is an INI file (it need not exist yet), `arguments` are `section.key=value`, `folder` is where relative paths
+    begin. Raises UsageError with all mistakes at once. Items may be declared later; call `check_unknown` at the end.
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike | None = None,
-        arguments: Iterable[str] = (),
-        environ: Mapping[str, str] | None = None,
-        folder: str | os.PathLike | None = None,
+        self, path: str | os.PathLike | None = None, arguments: Iterable[str] = (),
+        environ: Mapping[str, str] | None = None, folder: str | os.PathLike | None = None,
     ):
         self.path = None if path is None else Path(path)
         self.folder = Path(os.curdir if folder is None else folder)
@@ -817,8 +780,7 @@ class Config:
     def set(self, section: str, key: str, value: Any) -> None:
         """Set a value at the strongest level, for as long as the program runs. Raises UsageError."""
         id = (section.lower(), key.lower())
-        item = _item(id)
-        text = str(value) if item is None else item.format(value)
+        text = item.format(value) if (item := _item(id)) else str(value)
         problems = self._problems([(id, text, f"--set {section}.{key}")])
         if problems or "\n" in text or "\r" in text:
             raise _mistakes(problems or [f"--set {section}.{key} has more than one line"])
@@ -832,10 +794,8 @@ class Config:
         self._arguments[section.lower(), key.lower()] = value.strip()
 
     def reload(self) -> Changes:
-        """Read the file again. Returns the (section, key) whose values changed.
-
-        All or nothing: when anything is wrong the old values stay, and one log line per version says why.
-        """
+        """Read the file again. Returns the (section, key) whose values changed. All or nothing: when anything is wrong
+        the old values stay, and one log line per version says why."""
         if self.path is None:
             return set()
         stamps = {}
@@ -861,18 +821,13 @@ class Config:
         if now - self._polled < POLL_SECONDS:
             return set()
         self._polled = now
-        if all(_stamp(path) == stamp for path, stamp in self._stamps.items()):
-            return set()
-        return self.reload()
+        return self.reload() if any(_stamp(path) != stamp for path, stamp in self._stamps.items()) else set()
 
     # checking
 
     def check_unknown(self) -> list[str]:
-        """All items are declared and all plug-ins are loaded: check what could not be checked before.
-
-        Raises UsageError with all mistakes; an unknown key in an argument is one. Logs and returns a warning
-        for each unknown key in the file.
-        """
+        """All items are declared and all plug-ins are loaded: check what could not be checked before. Raises UsageError
+        with all mistakes; an unknown key in an argument is one. Logs and returns a warning for each in the file."""
         self._complete = True
         self._raise_mistakes(self._entries)
         return self._warn()
@@ -908,16 +863,14 @@ class Config:
         return problems
 
     def _mistake(self, item, text, where):
-        hint = did_you_mean(text, item.choices) if item.choices else ""
         line = f"{where}: [{item.section}] {item.key} = {text} is not {item.expected}"
-        return f"{line}, {hint}" if hint else line
+        return ", ".join(filter(None, (line, did_you_mean(text, item.choices))))
 
     # writing
 
     def save(self, path: str | os.PathLike | None = None) -> None:
         """Write what this file and the arguments say, and nothing else, in one step. Comments are lost."""
-        own = {id: entry.text for id, entry in self._entries.items() if entry.path == self.path}
-        own |= self._arguments
+        own = {id: entry.text for id, entry in self._entries.items() if entry.path == self.path} | self._arguments
         lines, last = [], None
         for section, key in sorted(own):
             lines += [f"[{section}]"] if section != last else []
@@ -947,11 +900,9 @@ def _forget_modules(name):
 
 
 class PluginFolder:
-    """The plug-ins of a folder: each `name.py` and each package. A broken one is reported and harms nobody.
-
-    The folder becomes a package under a private name, so that a plug-in may say `from . import other`.
-    `failed` maps the file name of each plug-in that did not load to the reason.
-    """
+    """The plug-ins of a folder: each `name.py` and each package. A broken one is reported and harms nobody: `failed`
+    maps its file name to the reason. The folder becomes a package under a private name, so that a plug-in may say
+    `from . import other`."""
 
     def __init__(self, path: str | os.PathLike):
         import hashlib
@@ -979,15 +930,13 @@ class PluginFolder:
         return loaded
 
     def load(self) -> list[str]:
-        """Load what is new or was edited and return its names. If an edit is broken, the old version stays.
-
-        Raises UsageError if everyone on this machine could write a plug-in here.
-        """
+        """Load what is new or was edited and return its names. If an edit is broken, the old version stays. Raises
+        UsageError if everyone on this machine could write a plug-in here."""
         if not self.path.is_dir():
             return []
         if os.name != "nt" and self.path.stat().st_mode & 0o002:
-            what = f"plug-in folder {self.path} can be written by everyone"
-            raise UsageError(what, "a plug-in runs with your rights", f"chmod o-w {self.path}")
+            raise UsageError(f"plug-in folder {self.path} can be written by everyone",
+                             "a plug-in runs with your rights", f"chmod o-w {self.path}")
         loaded, before = [], {*sys.modules}
         for path, stamp in self._candidates():
             if self._stamps.get(path.name) != stamp:
@@ -1062,11 +1011,9 @@ def state_root(environ: Mapping[str, str] = os.environ, platform: str = sys.plat
 
 
 class Environment:
-    """The folder of one node: `env / "keys"` is a path in it, `env.config_path` its configuration file.
-
-    `role` (by default the folder's name) names its log file. `claim` finds one that no running node uses; it
-    is free again after `release`, at the end of a `with` block, or when the process dies.
-    """
+    """The folder of one node: `env / "keys"` is a path in it, `env.config_path` its configuration file. `role` (by
+    default the folder's name) names its log file. `claim` finds one that no running node uses; it is free again after
+    `release`, at the end of a `with` block, or when the process dies."""
 
     FOLDERS = ("configs", "logs", "plugins", "apps", "keys", "run")
     PRIVATE = ("keys", "run")
@@ -1091,12 +1038,10 @@ class Environment:
         """Create and lock `path`, or the first of `<role>`, `<role>-2`, … that is free. Raises UsageError."""
         if path is not None:
             return cls(path, role).create().lock()
-        number = 1
-        while True:
+        for number in itertools.count(1):
             env = cls(state_root() / (role if number == 1 else f"{role}-{number}"), role).create()
             if env._try_lock():
                 return env
-            number += 1
 
     def create(self) -> Environment:
         """Make what is missing. Raises UsageError if the folder is something else, or of another format."""
@@ -1106,8 +1051,8 @@ class Environment:
             if not version.exists():
                 others = any(not entry.name.startswith(".VERSION.") for entry in self.path.iterdir())
                 if others and not version.exists():  # else another process has just made it
-                    why = "it has other files but no VERSION"
-                    raise UsageError(f"{self.path} is not an environment", why, "name a new folder")
+                    raise UsageError(f"{self.path} is not an environment", "it has other files but no VERSION",
+                                     "name a new folder")
                 fresh = version.with_name(f".VERSION.{os.getpid()}.{threading.get_ident()}")
                 fresh.write_text(f"{FORMAT}\n")
                 fresh.replace(version)  # first and whole, so that a creation cut short can be repeated
@@ -1122,8 +1067,8 @@ class Environment:
             if not self.config_path.exists():
                 Config.write_default(self.config_path)
         except OSError as error:
-            fix = "name another folder: --env DIR"
-            raise UsageError(f"cannot use {self.path} as environment", str(error), fix) from error
+            raise UsageError(f"cannot use {self.path} as environment", str(error),
+                             "name another folder: --env DIR") from error
         return self
 
     def _try_lock(self):
@@ -1154,8 +1099,8 @@ class Environment:
         """Take the exclusive lock. Raises UsageError that names the process which has it."""
         if not self._try_lock():
             pid = (self.path / "lock").read_text(errors="replace").strip() or "unknown"
-            fix = "stop that, or name another folder: --env DIR"
-            raise UsageError(f"environment {self.path} is in use", f"process {pid} has it", fix)
+            raise UsageError(f"environment {self.path} is in use", f"process {pid} has it",
+                             "stop that, or name another folder: --env DIR")
         return self
 
     def release(self) -> None:
@@ -1166,18 +1111,16 @@ class Environment:
             self._lock = None
 
     def backup(self, target: str | os.PathLike | None = None, keys: bool = False) -> Path:
-        """Write a zip archive (mode 0600) of all but logs, run and spool, keys only if asked. Returns its path.
-
-        Without `target` it goes beside the folder, with the time in its name. The node may be running:
-        databases (`*.db`) are copied by SQLite itself, and of what lies beside them (`*.blobs`) nothing goes meanwhile.
-        """
+        """Write a zip archive (mode 0600) of all but logs, run and spool, keys only if asked. Returns its path: without
+        `target` beside the folder, with the time in its name. The node may be running: databases (`*.db`) are copied by
+        SQLite itself, and of what lies beside them (`*.blobs`) nothing goes meanwhile."""
         import zipfile
 
         name = f"{self.path.name}-{time.strftime('%Y%m%d-%H%M%S')}.zip"
         target = self.path.parent / name if target is None else Path(target).absolute()
         with ExitStack() as stack:
             for folder in self.path.glob("*.blobs"):
-                stack.enter_context(_folder_lock(folder, wait=True))
+                stack.enter_context(may_remove(folder, reads=True))
             out = stack.enter_context(replacing(target, 0o600))
             archive = stack.enter_context(zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED))
             for databases in (True, False):  # first, for what lies beside them is looked at after
@@ -1227,15 +1170,9 @@ class Environment:
 
 
 @contextmanager
-def may_remove(folder: Path) -> Iterator[bool]:
-    """Whether files of this folder may be removed inside the block: False while a backup of it is made."""
-    with _folder_lock(folder, wait=False) as locked:
-        yield locked
-
-
-@contextmanager
-def _folder_lock(folder, wait):
-    """A lock on a folder: shared, waited for, for who reads it; or exclusive, if nobody reads it. Yields whether."""
+def may_remove(folder: Path, reads: bool = False) -> Iterator[bool]:
+    """Whether files of this folder may be removed inside the block: False while a backup of it is made, which `reads`
+    them and waits for who removes."""
     if os.name == "nt" or not folder.is_dir():
         yield True
         return
@@ -1244,7 +1181,7 @@ def _folder_lock(folder, wait):
     opened, locked = os.open(folder, os.O_RDONLY), True
     try:
         try:
-            fcntl.flock(opened, fcntl.LOCK_SH if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(opened, fcntl.LOCK_SH if reads else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             locked = False
         yield locked
@@ -1308,26 +1245,20 @@ class _JsonFormatter(logging.Formatter):
     """For programs: one object per line."""
 
     def format(self, record):
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {"ts": f"{stamp}.{int(record.msecs):03}Z", "level": record.levelname.lower()}
-        line |= {"logger": record.name, "msg": record.getMessage()}
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
+        line = {"ts": stamp, "level": record.levelname.lower(), "logger": record.name, "msg": record.getMessage()}
         line |= {name: getattr(record, name) for name in LOG_EXTRAS if hasattr(record, name)}
         if record.exc_info and record.exc_info[1]:
             line["exc"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
 
 
-def configure_logging(
-    env: Environment, format: str = "text", level: str = "info", stream: Any = None
-) -> ExitStack:
-    """Log into `logs/<role>.log`, which is rotated, and to a stream (stderr). For `main()` only.
-
-    `format` is text or json, `level` one of debug, info, warning, error. Closing what this returns ends it.
-    """
+def configure_logging(env: Environment, format: str = "text", level: str = "info", stream: Any = None) -> ExitStack:
+    """Log into `logs/<role>.log`, which is rotated, and to a stream (stderr). For `main()` only. `format` is text or
+    json, `level` one of debug, info, warning, error. Closing what this returns ends it."""
     from logging.handlers import RotatingFileHandler
 
-    levels, formats = ("debug", "info", "warning", "error"), ("text", "json")
-    for name, known in ((format, formats), (level, levels)):
+    for name, known in ((format, ("text", "json")), (level, ("debug", "info", "warning", "error"))):
         if name not in known:
             raise UsageError(f"unknown log setting {name}", f"known are: {', '.join(known)}")
     path = env / "logs" / f"{env.role}.log"
@@ -1349,15 +1280,7 @@ def configure_logging(
 # -- statistics ----------------------------------------------------------------------------------------------
 
 
-class Average(NamedTuple):
-    """What is known of the samples of one name."""
-
-    n: int
-    sum: float
-    avg: float
-    min: float
-    max: float
-    last: float
+Average = namedtuple("Average", "n sum avg min max last")  # what is known of the samples of one name
 
 
 class Stats:
@@ -1429,8 +1352,8 @@ class Stats:
 class ArgumentParser(argparse.ArgumentParser):
     """Raises UsageError instead of ending the process, and says which option was probably meant."""
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, allow_abbrev=False, **options)
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message):
         raise UsageError(message, fix=f"{self.prog} --help")
@@ -1478,11 +1401,9 @@ def shorten(fields: list[str], width: int) -> str:
 
 
 class Terminal:
-    """Where a person reads: lines, colours, a bar, and one status line that is rewritten in place.
-
-    Colour: `--color always|never`, else not with NO_COLOR, else with FORCE_COLOR (not 0), else on a terminal
-    that is not dumb. Elsewhere the status is a line every 10 s. It is a stream too, for log lines.
-    """
+    """Where a person reads: lines, colours, a bar, and one status line that is rewritten in place; elsewhere a line
+    every 10 s. It is a stream too, for log lines. Colour: `--color always|never`, else not with NO_COLOR, else with
+    FORCE_COLOR (not 0), else on a terminal that is not dumb."""
 
     EVERY = 10.0  # seconds between two status lines in a file or pipe
 

@@ -4451,20 +4451,21 @@ def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -
     """Enrols, trying again while nobody answers. False if the node was stopped. Raises Unreachable in the end."""
     began = time.monotonic()
     speak: Any = speaking_up(f"still waiting: the master at {node.whereabouts()} has not answered yet")
-    while not node.loop.stopped:
-        try:
-            with speak:
-                node.enrol()
-        except MasterAway as error:
-            waited, speak = time.monotonic() - began, nullcontext()
-            if waited >= seconds:
-                raise
-            terminal.status([f"waiting for the master: {error.what}", f"{waited:.0f} s of {seconds:.0f}"])
-            node.loop.step(node.RETRY)
-        else:
-            terminal.status("") if terminal.live else None
-            return True
-    return False
+    try:
+        while not node.loop.stopped:
+            try:
+                with speak:
+                    node.enrol()
+                return True
+            except MasterAway as error:
+                waited, speak = time.monotonic() - began, nullcontext()
+                if waited >= seconds:
+                    raise
+                terminal.status([f"waiting for the master: {error.what}", f"{waited:.0f} s of {seconds:.0f}"])
+                node.loop.step(node.RETRY)
+        return False
+    finally:
+        terminal.write("")  # the status line goes
 
 
 def find_access(role: str, master: str = "", path: str = "") -> Access:

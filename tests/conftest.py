@@ -6,9 +6,13 @@
         assert run.code == 0 and run.about["result"] == 7
 
 `swarm_of_module` is one swarm that the tests of a module share. However a test ends, every process that it started is
-gone afterwards, with all that those have started, and so are their folders: the fixtures assert it.
+gone afterwards, with all that those have started, and so are their folders: the fixtures assert it. Cases of a
+parametrized test that is marked `@at_once` run a few at a time.
 """
 
+import functools
+import inspect
+import itertools
 import json
 import os
 import shutil
@@ -18,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -186,6 +191,7 @@ class Swarm:
         self.temporary = os.path.join(self.folder, "t")
         os.mkdir(self.temporary)
         self.running = []
+        self.numbers = itertools.count()  # of processes, which several threads may start
         self.slaves = []
         self.master = None
         self.address = ""
@@ -200,9 +206,10 @@ class Swarm:
 
     def start(self, role, *args, ready=True, name=None, **environ):
         """Starts `role`.py; with `ready`, returns when it says that it is."""
-        name = name or f"{role}{len(self.running)}"
+        number = next(self.numbers)
+        name = name or f"{role}{number}"
         command = [sys.executable, str(CHECKOUT / f"{role}.py"), *map(str, args)]
-        output = os.path.join(self.folder, f"{len(self.running)}-{name}")
+        output = os.path.join(self.folder, f"{number}-{name}")
         if role == "client":
             process = Running(command, self.environ(**environ), output)
             self.running.append(process)
@@ -296,22 +303,24 @@ class Swarm:
         assert not problems, "\n".join(problems)
 
 
-@pytest.fixture
-def swarm():
-    """A function that starts a swarm: `swarm(slaves=1, workers=2, journal=False, master=(), slave=())`."""
-    made = []
-
-    def start(slaves=1, workers=2, journal=False, master=(), slave=()):
-        one = Swarm()
-        made.append(one)
+@contextmanager
+def running(slaves=1, workers=2, journal=False, master=(), slave=()):
+    """A swarm for a `with` block."""
+    one = Swarm()
+    try:
         one.start_master(*master, journal=journal)
         for _ in range(slaves):
             one.start_slave(*slave, workers=workers)
-        return one
-
-    yield start
-    for one in made:
+        yield one
+    finally:
         one.close()
+
+
+@pytest.fixture
+def swarm():
+    """A function that starts a swarm: `swarm(slaves=1, workers=2, journal=False, master=(), slave=())`."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(running(**options))
 
 
 @pytest.fixture(scope="module")
@@ -325,3 +334,46 @@ def swarm_of_module():
         yield one
     finally:
         one.close()
+
+
+@pytest.fixture(scope="module")
+def crew():
+    """Threads that do a few things at a time. What has not begun when a session is cut short never does."""
+    pool = ThreadPoolExecutor(3)
+    yield pool
+    pool.shutdown(cancel_futures=True)
+
+
+BEGUN = {}  # node id -> what becomes of it
+
+
+def at_once(test):
+    """Decorates tests that do not have to wait for each other: when the first is wanted, all that were chosen begin, a
+    few at a time. These are the cases of a parametrized test, or the tests of a module that ask for the same fixtures.
+    They share their fixtures, which must be there for the whole module."""
+    parameters = inspect.signature(test).parameters
+
+    @functools.wraps(test)
+    def wait(request, **given):
+        if request.node.nodeid not in BEGUN:
+            pool = request.getfixturevalue("crew")
+            for item, cases in _alike(request.node, given):
+                BEGUN[item.nodeid] = pool.submit(item.obj.test, **{**given, **cases})
+        BEGUN[request.node.nodeid].result()
+
+    asking = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY)
+    wait.__signature__ = inspect.Signature([*parameters.values(), asking])
+    wait.test, wait.asks = test, set(parameters)
+    return wait
+
+
+def _alike(node, given):
+    """The chosen tests that begin with this one, and the parameters of each that are no fixtures."""
+    mine = node.callspec.params if hasattr(node, "callspec") else {}
+    cases = {name for name in mine if name in given and given[name] is mine[name]}
+    for item in node.session.items:
+        if item.path == node.path and getattr(item.obj, "asks", None) == node.obj.asks:
+            params = item.callspec.params if hasattr(item, "callspec") else {}
+            same = all(params.get(name) == mine[name] for name in mine.keys() - cases)
+            if same and params.keys() == mine.keys() and (not mine or item.obj is node.obj):
+                yield item, {name: params[name] for name in cases}

@@ -65,7 +65,7 @@ def said(result, *texts):
 
 
 def test_a_client_without_a_master_is_told_to_start_one_or_to_use_local(cli):
-    result = cli("client", "samples/md5.py", "--master", "127.0.0.1:9")
+    result = cli("client", "samples/md5.py", "--master", "127.0.0.1:9", "--wait", "0")
     assert result.returncode == 3 and said(result, "no master at 127.0.0.1:9", "python master.py", "--local")
 
 
@@ -79,7 +79,7 @@ def test_a_master_whose_port_is_taken_says_which_port_and_what_to_do(cli):
 def test_a_port_that_is_something_else_is_named_with_what_it_sent(cli):
     with socket.create_server(("127.0.0.1", 0)) as other:
         threading.Thread(target=_serve_nginx, args=(other,), daemon=True).start()
-        result = cli("client", "samples/md5.py", "--master", f"127.0.0.1:{other.getsockname()[1]}")
+        result = cli("client", "samples/md5.py", "--master", f"127.0.0.1:{other.getsockname()[1]}", "--wait", "0")
     assert result.returncode == 3 and said(result, "answers, but", "nginx")
 
 
@@ -91,8 +91,9 @@ def _serve_nginx(server):
 
 
 def test_a_host_that_does_not_resolve_and_a_scheme_are_told_apart(cli):
-    assert said(cli("client", "samples/md5.py", "--master", "no-such-host.invalid"), "cannot find the host")
-    assert said(cli("client", "samples/md5.py", "--master", "http://localhost"), "http://")
+    words = ("client", "samples/md5.py", "--wait", "0", "--master")
+    assert said(cli(*words, "no-such-host.invalid"), "cannot find the host")
+    assert said(cli(*words, "http://localhost"), "http://")
 
 
 def test_a_master_elsewhere_needs_an_access_file(cli, tmp_path):
@@ -354,6 +355,19 @@ def test_ctrl_c_stops_an_idle_master_and_an_idle_slave_with_code_0(cli, tmp_path
 def test_a_slave_that_waits_for_its_master_stops_on_ctrl_c(cli):
     slave = Typed("slave.py", "--master", "127.0.0.1:9").until("waiting for the master")
     assert slave.interrupt().exit_code() == 0
+
+
+def test_a_client_that_waits_for_its_master_stops_on_ctrl_c_and_at_its_timeout(cli):
+    words = ("client.py", "samples/md5.py", "--master", "127.0.0.1:9")
+    client = Typed(*words).until("waiting for the master: no master at 127.0.0.1:9")
+    assert client.interrupt().exit_code() == 130
+    assert "stopped  0 tasks done" in client.text and "error" not in client.text
+    assert Typed(*words, "--timeout", "0.5").until("waiting for the master").exit_code() == 4
+
+
+def test_what_only_asks_a_master_does_not_wait_for_one(cli):
+    result = cli("client", "--explain", "c1.1", "--master", "127.0.0.1:9")
+    assert result.returncode == 3 and said(result, "no master at 127.0.0.1:9") and "waiting" not in result.stderr
 
 
 def test_the_second_ctrl_c_ends_a_slave_at_once_and_its_tasks_go_back(cli, app):

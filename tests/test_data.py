@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import APPS, CHECKOUT, Swarm, descriptors_of, wait_until, zygote_of
+from conftest import APPS, CHECKOUT, Swarm, at_once, descriptors_of, running, wait_until, zygote_of
 from test_compute import swarm_in
 from test_recovery import Knocking
 
@@ -84,6 +84,7 @@ KINDS = ["bytes", "bytearray", "array", "nested"]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("app", ["Echoes", "OneByOne", "InSystem"])
+@at_once
 def test_values_of_every_size_come_back_as_they_were(swarm_of_module, app, kind):
     about = run(swarm_of_module, app, SIZES, kind=kind)
     check(about, len(SIZES))
@@ -105,6 +106,7 @@ def swarm_by_frames(request):
 
 
 @pytest.mark.parametrize("app", ["Echoes", "OneByOne", "InSystem"])
+@at_once
 def test_values_come_back_where_a_node_does_not_go_by_reference(swarm_by_frames, app):
     here, words, local = swarm_by_frames
     about = run(here, app, SIZES, *words, kind="nested")
@@ -128,11 +130,13 @@ def test_values_come_back_without_a_swarm(app, tmp_path):
 
 @pytest.mark.parametrize("size", [rpc.INLINE + 1, MIB])
 @pytest.mark.parametrize("app", ["ReusesResults", "ClearsResults", "ReusesTasks"])
+@at_once
 def test_a_value_is_what_it_was_when_it_was_handed_over(swarm_of_module, app, size):
     check(run(swarm_of_module, app, [size], count=12), 12)
 
 
 @pytest.mark.parametrize("app", ["ReusesResults", "ReusesTasks"])
+@at_once
 def test_a_value_is_what_it_was_when_it_was_handed_over_to_frames(swarm_by_frames, app):
     here, words, _ = swarm_by_frames
     check(run(here, app, [MIB], *words, count=12), 12)
@@ -152,15 +156,14 @@ def no_more(now, before):
     return now.keys() == before.keys() and all(now[pid] <= before[pid] for pid in now)
 
 
-def test_nothing_is_left_of_runs_that_are_over(swarm):
+def test_nothing_is_left_of_runs_that_are_over(swarm, crew):
     here = swarm(slaves=1, workers=1)
     apps = ["Echoes", "InSystem", "Publishes", "AsksForResults", "PublishesInSystem"]
-    for app in apps:
-        run(here, app, SIZES, kind="nested")
+    run_all = lambda: list(crew.map(lambda app: run(here, app, SIZES, kind="nested"), apps))  # noqa: E731
+    run_all()
     wait_until(lambda: here.proxy.status()["clients"] == [], "all clients have left")
     before = descriptors_in_use(here)
-    for app in apps:
-        run(here, app, SIZES, kind="nested")
+    run_all()
     wait_until(lambda: no_more(descriptors_in_use(here), before), f"no descriptor more is open than {before}")
     stores = [store_of(node) for node in nodes_of(here)]
     wait_until(lambda: not files_in(stores[0]), "no file of the master's is left")
@@ -174,11 +177,16 @@ def test_nothing_is_left_of_runs_that_are_over(swarm):
 @pytest.mark.parametrize("victim", [
     "worker", "master", pytest.param("client", marks=pytest.mark.slow), pytest.param("slave", marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_nothing_is_left_after_a_kill(swarm, tmp_path, victim):
-    here = swarm(slaves=2, workers=1)
-    client = here.start_client("data.py", "--app", "Waiting", "--set", f"data.folder={tmp_path}",
+@at_once
+def test_nothing_is_left_after_a_kill(tmp_path_factory, victim):
+    with running(slaves=2, workers=1) as here:
+        kill_one(here, tmp_path_factory.mktemp("marks"), victim)
+
+
+def kill_one(here, folder, victim):
+    client = here.start_client("data.py", "--app", "Waiting", "--set", f"data.folder={folder}",
                                "--set", "data.sizes=5000000,5000000,5000000,5000000")  # fmt: skip
-    wait_until(lambda: len(list(tmp_path.glob("runs-*"))) == 2, "both workers run")
+    wait_until(lambda: len(list(folder.glob("runs-*"))) == 2, "both workers run")
     stores = [store_of(node) for node in (client, *nodes_of(here))]
     assert any(map(files_in, stores))
     if victim == "master":
@@ -187,14 +195,14 @@ def test_nothing_is_left_after_a_kill(swarm, tmp_path, victim):
     else:
         dead = {"client": client.pid, "slave": here.slaves[0].pid, "worker": here.workers_of(here.slaves[0])[0]}
         os.kill(dead[victim], signal.SIGKILL)
-    (tmp_path / "go").touch()
+    (folder / "go").touch()
     if victim != "client":
         assert client.wait().code == (1 if victim == "master" else 0), client.err
     for node in (*here.slaves, here.master):
         if node.code is None:
             node.ends()
-    rpc.Store(rpc.payload_root()).close()  # a new store removes those of the dead
-    assert not any(store.exists() for store in stores)
+    rpc.Store(rpc.payload_root()).close()  # a new store removes those of the dead, if no other is about it
+    wait_until(lambda: not any(store.exists() for store in stores), "all are removed")
 
 
 # -- faults --------------------------------------------------------------------------------------------------------
@@ -299,11 +307,13 @@ def fetched(slave):
 
 @pytest.mark.parametrize("kind", ["bytes", "nested"])
 @pytest.mark.parametrize("app, each", [("Publishes", 1), ("AsksForResults", 1), ("PublishesInSystem", 2)])
+@at_once
 def test_published_objects_of_every_size_arrive(swarm_of_module, app, each, kind):
     check(run(swarm_of_module, app, SIZES, kind=kind), each * len(SIZES))
 
 
 @pytest.mark.parametrize("app, each", [("Publishes", 1), ("AsksForResults", 1), ("PublishesInSystem", 2)])
+@at_once
 def test_published_objects_arrive_where_a_node_does_not_go_by_reference(swarm_by_frames, app, each):
     here, words, _ = swarm_by_frames
     check(run(here, app, [10, MIB, 40 * MIB], *words), each * 3)
@@ -318,16 +328,17 @@ def test_published_objects_arrive_without_a_swarm(app, tmp_path):
 
 
 @pytest.mark.parametrize("tcp", [False, True])
-def test_an_object_is_fetched_once_per_slave(swarm, tcp):
-    here = swarm(slaves=0)
-    if tcp:
-        without_socket_file(here)
-    for _ in range(2):
-        here.start_slave(workers=2)
-    about = run(here, "Publishes", [MIB], count=40, again=2)
-    check(about, 80)
-    sealed = len(rpc.dumps(bytes(MIB)))
-    assert [fetched(slave) for slave in here.slaves] == [(1, sealed)] * 2, "equal content is one object"
+@at_once
+def test_an_object_is_fetched_once_per_slave(tcp):
+    with running(slaves=0) as here:
+        if tcp:
+            without_socket_file(here)
+        for _ in range(2):
+            here.start_slave(workers=2)
+        about = run(here, "Publishes", [MIB], count=40, again=2)
+        check(about, 80)
+        sealed = len(rpc.dumps(bytes(MIB)))
+        assert [fetched(slave) for slave in here.slaves] == [(1, sealed)] * 2, "equal content is one object"
 
 
 def test_equal_content_is_sent_once_until_the_owner_changes():
@@ -401,6 +412,7 @@ def test_a_client_publishes_again_to_a_master_that_was_started_again(swarm, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("app", ["LooksForNothing", "AsksForNothing"])
+@at_once
 def test_an_object_that_nobody_has_gives_an_error_that_says_what_to_do(swarm_of_module, app):
     ended = swarm_of_module.run_client("data.py", "--app", app, seconds=90)
     assert ended.code == 1

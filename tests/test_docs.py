@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from conftest import at_once
 
 from concurrent_swarm import client, master, rpc, slave, tasks
 
@@ -162,16 +163,16 @@ class Desk:
                     process.wait(15)
 
 
-@pytest.fixture
-def desk(tmp_path):
-    made = Desk(tmp_path)
-    yield made
-    made.close()
-
-
 @pytest.mark.skipif(not shutil.which("bash"), reason="the commands of the documents are for bash")
 @pytest.mark.parametrize("block", named(*PAGES, language="console", wanted=lambda block: True))
-def test_the_commands_show_what_the_page_says(block, desk):
+@at_once
+def test_the_commands_show_what_the_page_says(block, tmp_path_factory):
+    with contextlib.closing(Desk(tmp_path_factory.mktemp("commands"))) as desk:
+        show(block, desk)
+
+
+def show(block, desk):
+    """Runs the commands of a block, which must show what the block says."""
     desk.write_files(block.page)
     if any(stays(command) for command, _ in steps(block)):
         desk.move_the_master()
@@ -191,9 +192,11 @@ APPLICATIONS = named(*PAGES, language="python", wanted=is_application)
 
 
 @pytest.mark.parametrize("block", APPLICATIONS)
-def test_the_applications_of_the_pages_run_in_one_process(block, desk):
-    desk.write_files(block.page)
-    code, output = desk.run(f"python client.py {file_name(block)} --workers 0 -q")
+@at_once
+def test_the_applications_of_the_pages_run_in_one_process(block, tmp_path_factory):
+    with contextlib.closing(Desk(tmp_path_factory.mktemp("alone"))) as desk:
+        desk.write_files(block.page)
+        code, output = desk.run(f"python client.py {file_name(block)} --workers 0 -q")
     failing = "raise" not in block.text and "/ self." in block.text  # an example of an error
     assert code == (1 if failing else 0), output
     assert "Traceback" not in output or failing, output
@@ -335,10 +338,12 @@ def test_the_limits_on_the_page_are_those_of_the_code():
     assert (master.MAX_ATTEMPTS, master.MAX_LOSSES) == (3, 10)  # "the third death", "the tenth loss"
 
 
-def test_an_installed_package_brings_a_plug_in(desk):
+def test_an_installed_package_brings_a_plug_in(tmp_path):
+    desk = Desk(tmp_path)
     about = desk.folder / "demo-1.0.dist-info"  # what an installer leaves
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[concurrent_swarm.components]\nleast = samples.plugins.least_time\n")
     desk.environ["PYTHONPATH"] = str(desk.folder)
-    desk.follow("python master.py --port 0 --set master.task_scheduler=LeastTimeScheduler", ["ready in … s, …"])
+    with contextlib.closing(desk):
+        desk.follow("python master.py --port 0 --set master.task_scheduler=LeastTimeScheduler", ["ready in … s, …"])

@@ -8,7 +8,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from conftest import text_of, wait_until
+from conftest import at_once, running, text_of, wait_until
 
 APP = "durable.py"
 
@@ -85,13 +85,14 @@ def test_what_the_journal_has_is_not_computed_again(swarm, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["slow generator", "slow list"])
-def test_steps_and_published_objects_come_again(swarm, how):
-    here = swarm(slaves=1, workers=2, journal=True)
-    client = here.start_client(APP, "--json", *words_of("Publishing", count=200, steps=3, how=how))
-    wait_until(lambda: done_of(here) > 230, "the second step has begun")
-    kill_master(here)
-    restart(here)
-    assert result_of(client.wait(60)) == right(200, steps=3)
+@at_once
+def test_steps_and_published_objects_come_again(how):
+    with running(slaves=1, workers=2, journal=True) as here:
+        client = here.start_client(APP, "--json", *words_of("Publishing", count=200, steps=3, how=how))
+        wait_until(lambda: done_of(here) > 230, "the second step has begun")
+        kill_master(here)
+        restart(here)
+        assert result_of(client.wait(60)) == right(200, steps=3)
 
 
 def test_what_tasks_of_a_system_have_published_outlives_master_and_slave(swarm, tmp_path):
@@ -110,15 +111,16 @@ def test_what_tasks_of_a_system_have_published_outlives_master_and_slave(swarm, 
 
 
 @pytest.mark.parametrize("system", ["Heavy", "HeavyResumable"])
-def test_the_history_of_a_system_that_can_be_saved_does_not_grow_without_end(swarm, system):
-    here = swarm(slaves=1, workers=2, journal=True)
-    client = here.start_client(APP, "--json", *words_of(system, count=400, how="list", steps=2))
-    wait_until(lambda: rows_of(here, "snapshot"), "it was saved")
-    wait_until(lambda: done_of(here) > 500, "it has gone on since")
-    assert sum(size or 0 for _, size in rows_of(here, "outcome")) < 5_000_000, "10 MB came in"
-    kill_master(here)
-    restart(here)
-    assert result_of(client.wait(60)) == right(400, steps=2)
+@at_once
+def test_the_history_of_a_system_that_can_be_saved_does_not_grow_without_end(system):
+    with running(slaves=1, workers=2, journal=True) as here:
+        client = here.start_client(APP, "--json", *words_of(system, count=400, how="list", steps=2))
+        wait_until(lambda: rows_of(here, "snapshot"), "it was saved")
+        wait_until(lambda: done_of(here) > 500, "it has gone on since")
+        assert sum(size or 0 for _, size in rows_of(here, "outcome")) < 5_000_000, "10 MB came in"
+        kill_master(here)
+        restart(here)
+        assert result_of(client.wait(60)) == right(400, steps=2)
 
 
 def test_a_host_that_dies_is_replaced_by_one_that_repeats_what_it_did(swarm, tmp_path):
@@ -208,16 +210,17 @@ def test_a_system_whose_client_waits_for_it_cannot_be_collected(swarm, tmp_path)
 
 
 @pytest.mark.parametrize("choice", ["wait", "cancel"])
-def test_the_systems_of_a_client_that_vanishes_go_on_or_stop_by_its_choice(swarm, choice):
-    here = swarm(slaves=1, workers=1, journal=True)
-    words = words_of("Squares", count=1000, how="slow")
-    client = here.start_client(APP, "--set", f"client.on_disconnect={choice}", *words)
-    wait_until(lambda: done_of(here) > 10, "it runs")
-    client.ends(signal.SIGKILL)
-    if choice == "cancel":
-        wait_until(lambda: not here.proxy.systems(), "it was cancelled")
-    else:
-        wait_until(lambda: rows_of(here, "finished"), "it is done, and its result kept")
+@at_once
+def test_the_systems_of_a_client_that_vanishes_go_on_or_stop_by_its_choice(choice):
+    with running(slaves=1, workers=1, journal=True) as here:
+        words = words_of("Squares", count=1000, how="slow")
+        client = here.start_client(APP, "--set", f"client.on_disconnect={choice}", *words)
+        wait_until(lambda: done_of(here) > 10, "it runs")
+        client.ends(signal.SIGKILL)
+        if choice == "cancel":
+            wait_until(lambda: not here.proxy.systems(), "it was cancelled")
+        else:
+            wait_until(lambda: rows_of(here, "finished"), "it is done, and its result kept")
 
 
 def test_plain_tasks_cannot_be_left_with_the_master(swarm):
@@ -228,17 +231,19 @@ def test_plain_tasks_cannot_be_left_with_the_master(swarm):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(int(os.environ.get("KILL_SEEDS", 2))))
-def test_a_system_and_plain_tasks_survive_kills_of_the_master_at_random_moments(swarm, seed, tmp_path):
+@at_once
+def test_a_system_and_plain_tasks_survive_kills_of_the_master_at_random_moments(seed, tmp_path_factory):
     """A thousand tasks of each, five kills a seed: `KILL_SEEDS=10` makes fifty."""
-    here = swarm(slaves=1, workers=2, journal=True)
-    chance = random.Random(seed)
-    client = here.start_client(APP, "--json", *words_of("Squares", count=1000, how="slow"))
-    words = ["--app", "RunPlain", "--set", "durable.count=1000", "--set", "durable.how=slow"]
-    plain = here.start_client(APP, "--json", *words, "--set", f"durable.folder={tmp_path}")
-    for share in sorted(chance.sample(range(980), 5)):
-        wait_until(lambda at=share: len(text_of(tmp_path / "callbacks").split()) >= at, "it has come so far")
-        kill_master(here)
-        restart(here)
-    assert result_of(client.wait(90)) == right(1000)
-    assert result_of(plain.wait(90)) == {"total": sum(n * n for n in range(1000)), "outcomes": 1000, "wrong": 0}
-    assert sorted(map(int, text_of(tmp_path / "callbacks").split())) == list(range(1000)), "each callback came once"
+    folder = tmp_path_factory.mktemp("marks")
+    with running(slaves=1, workers=2, journal=True) as here:
+        chance = random.Random(seed)
+        client = here.start_client(APP, "--json", *words_of("Squares", count=1000, how="slow"))
+        words = ["--app", "RunPlain", "--set", "durable.count=1000", "--set", "durable.how=slow"]
+        plain = here.start_client(APP, "--json", *words, "--set", f"durable.folder={folder}")
+        for share in sorted(chance.sample(range(980), 5)):
+            wait_until(lambda at=share: len(text_of(folder / "callbacks").split()) >= at, "it has come so far")
+            kill_master(here)
+            restart(here)
+        assert result_of(client.wait(90)) == right(1000)
+        assert result_of(plain.wait(90)) == {"total": sum(n * n for n in range(1000)), "outcomes": 1000, "wrong": 0}
+        assert sorted(map(int, text_of(folder / "callbacks").split())) == list(range(1000)), "each callback came once"

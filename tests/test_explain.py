@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from concurrent_swarm.master import LONG, STEAL_AGE
-from conftest import CHECKOUT, text_of, wait_until
+from conftest import CHECKOUT, at_once, running, text_of, wait_until
 from test_board import Told
 
 from concurrent_swarm import components, rpc
@@ -277,9 +277,9 @@ class Fetches(ApplicationNode):
 """
 
 
-@pytest.fixture
-def apps(tmp_path):
-    path = tmp_path / "apps.py"
+@pytest.fixture(scope="module")
+def apps(tmp_path_factory):
+    path = tmp_path_factory.mktemp("apps") / "apps.py"
     path.write_text(APPS)
     return path
 
@@ -288,38 +288,43 @@ def explain(here, *words):
     return here.start("client", "--explain", *words, "--master", here.address).wait()
 
 
-def test_a_client_and_the_log_say_what_no_slave_has_and_the_tasks_fail_with_it_after_the_wait(swarm, apps):
-    here = swarm(master=("--set", "master.unplaceable_wait=5"))
-    client = here.start_client(apps, "--app", "Waits")
-    wait_until(lambda: "12 tasks of c1 wait: no slave has the tag gpu; they fail in 5 s" in here.master.err, "log")
-    wait_until(lambda: "12 tasks wait: no slave has the tag gpu; see --explain c1.0" in client.err, "progress")
-    told = explain(here, "c1.3")
-    assert told.code == 0 and re.search(r"no slave has the tag gpu: it fails in \d s\n.*\n.*\n  s1 +lacks", told.out)
-    assert client.wait().code == 1
-    why = "no slave has the tag gpu, for 5 s (s1: lacks the tag gpu)"
-    assert f"TaskError Unplaceable, unplaceable: Unplaceable: {why}" in client.out
-    assert here.master.err.count("no slave has the tag gpu; they fail") == 1 and client.err.count("still waiting") == 1
+@at_once
+def test_a_client_and_the_log_say_what_no_slave_has_and_the_tasks_fail_with_it_after_the_wait(apps):
+    with running(master=("--set", "master.unplaceable_wait=5")) as here:
+        client = here.start_client(apps, "--app", "Waits")
+        wait_until(lambda: "12 tasks of c1 wait: no slave has the tag gpu; they fail in 5 s" in here.master.err, "log")
+        wait_until(lambda: "12 tasks wait: no slave has the tag gpu; see --explain c1.0" in client.err, "progress")
+        told = explain(here, "c1.3")
+        said = r"no slave has the tag gpu: it fails in \d s\n.*\n.*\n  s1 +lacks"
+        assert told.code == 0 and re.search(said, told.out)
+        assert client.wait().code == 1
+        why = "no slave has the tag gpu, for 5 s (s1: lacks the tag gpu)"
+        assert f"TaskError Unplaceable, unplaceable: Unplaceable: {why}" in client.out
+        assert here.master.err.count("no slave has the tag gpu; they fail") == 1
+        assert client.err.count("still waiting") == 1
 
 
-def test_the_client_of_a_task_system_hears_of_its_tasks_too(swarm, apps):
-    here = swarm()
-    client = here.start_client(apps, "--app", "WaitsInSystem")
-    wait_until(lambda: "1 task waits: no slave has the tag gpu; see --explain 1.0" in client.err, "progress")
-    assert explain(here, "1.0").code == 0
-    assert client.ends(signal.SIGINT) == 130
+@at_once
+def test_the_client_of_a_task_system_hears_of_its_tasks_too(apps):
+    with running() as here:
+        client = here.start_client(apps, "--app", "WaitsInSystem")
+        wait_until(lambda: "1 task waits: no slave has the tag gpu; see --explain 1.0" in client.err, "progress")
+        assert explain(here, "1.0").code == 0
+        assert client.ends(signal.SIGINT) == 130
 
 
-def test_explain_says_where_a_task_is_for_people_and_for_programs(swarm, apps):
-    here = swarm(workers=1)
-    client = here.start_client(apps, "--app", "Sleeps")
-    wait_until(lambda: here.proxy.status()["busy"], "a task runs")
-    running = explain(here, "c1.0")
-    assert running.code == 0 and re.match(r"c1.0 Sleeper is with s1 for \d+\.\d s, alone, attempt 1", running.out)
-    waiting = json.loads(explain(here, "c1.39", "--json").out)
-    guest = rpc.Proxy(here.address).task.explain("c1.39")  # reading needs no token
-    assert waiting["state"] == guest["state"] == "waiting" and waiting.keys() == guest.keys()
-    assert waiting["slaves"].keys() == {"s1"} and "slots full" in waiting["slaves"]["s1"]
-    assert client.ends(signal.SIGINT) == 130
+@at_once
+def test_explain_says_where_a_task_is_for_people_and_for_programs(apps):
+    with running(workers=1) as here:
+        client = here.start_client(apps, "--app", "Sleeps")
+        wait_until(lambda: here.proxy.status()["busy"], "a task runs")
+        runs_now = explain(here, "c1.0")
+        assert runs_now.code == 0 and re.match(r"c1.0 Sleeper is with s1 for \d+\.\d s, alone, attempt 1", runs_now.out)
+        waiting = json.loads(explain(here, "c1.39", "--json").out)
+        guest = rpc.Proxy(here.address).task.explain("c1.39")  # reading needs no token
+        assert waiting["state"] == guest["state"] == "waiting" and waiting.keys() == guest.keys()
+        assert waiting["slaves"].keys() == {"s1"} and "slots full" in waiting["slaves"]["s1"]
+        assert client.ends(signal.SIGINT) == 130
 
 
 def test_explain_of_a_task_that_is_not_there_ends_with_code_1(swarm_of_module):
@@ -330,62 +335,72 @@ def test_explain_of_a_task_that_is_not_there_ends_with_code_1(swarm_of_module):
     assert away.code == 3 and "no master at" in away.err
 
 
-def test_a_client_whose_tasks_wait_behind_others_says_whose(swarm, apps):
-    here = swarm(workers=1)
-    one = here.start_client(apps, "--app", "Sleeps")
-    wait_until(lambda: here.proxy.status()["busy"], "a task runs")
-    two = here.start_client(apps, "--app", "Sleeps")
-    wait_until(lambda: re.search(r"tasks wait: the slaves run tasks of c1; see --explain c2\.\d+", two.err), "why", 60)
-    assert "still waiting" not in one.err
-    assert [client.ends(signal.SIGINT) for client in (one, two)] == [130, 130]
+@at_once
+def test_a_client_whose_tasks_wait_behind_others_says_whose(apps):
+    with running(workers=1) as here:
+        one = here.start_client(apps, "--app", "Sleeps")
+        wait_until(lambda: here.proxy.status()["busy"], "a task runs")
+        two = here.start_client(apps, "--app", "Sleeps")
+        said = r"tasks wait: the slaves run tasks of c1; see --explain c2\.\d+"
+        wait_until(lambda: re.search(said, two.err), "why", 60)
+        assert "still waiting" not in one.err
+        assert [client.ends(signal.SIGINT) for client in (one, two)] == [130, 130]
 
 
-def test_an_application_that_forgot_to_end_is_told_so(swarm_of_module, apps):
-    client = swarm_of_module.start_client(apps, "--app", "Forgets")
-    said = "still waiting: no task is out; the application ends when it calls shutdown_main_loop()"
-    wait_until(lambda: said in client.err, "it says so")
-    assert client.ends(signal.SIGINT) == 130
+@at_once
+def test_an_application_that_forgot_to_end_is_told_so(apps):
+    with running() as here:
+        client = here.start_client(apps, "--app", "Forgets")
+        said = "still waiting: no task is out; the application ends when it calls shutdown_main_loop()"
+        wait_until(lambda: said in client.err, "it says so")
+        assert client.ends(signal.SIGINT) == 130
 
 
-def test_a_master_that_does_not_answer_is_named_before_the_client_gives_up(swarm, apps):
-    here = swarm(slaves=0)
-    here.master.send(signal.SIGSTOP)
-    try:
-        client = here.start_client(apps, "--app", "Waits").wait()
-    finally:
-        here.master.send(signal.SIGCONT)
-    assert client.code == 3
-    said = f"still waiting: the master at {here.address} has not answered"
-    assert client.err.index(said) < client.err.index("error:")
+@at_once
+def test_a_master_that_does_not_answer_is_named_before_the_client_gives_up(apps):
+    with running(slaves=0) as here:
+        here.master.send(signal.SIGSTOP)
+        try:
+            client = here.start_client(apps, "--app", "Waits", "--wait", "1").wait()
+        finally:
+            here.master.send(signal.SIGCONT)
+        assert client.code == 3
+        said = f"still waiting: the master at {here.address} has not answered"
+        assert client.err.index(said) < client.err.index("error:")
 
 
-def test_a_published_object_that_does_not_come_is_named(swarm, apps):
-    here = swarm(workers=1)
-    client = here.start_client(apps, "--app", "Fetches", MASTER=str(here.master.pid))
-    try:
-        wait_until(lambda: "still waiting: the published object" in client.err, "it says so")
-    finally:
-        here.master.send(signal.SIGCONT)
-    assert client.wait().code == 0 and client.out == "result   100\n"
+@at_once
+def test_a_published_object_that_does_not_come_is_named(apps):
+    with running(workers=1) as here:
+        client = here.start_client(apps, "--app", "Fetches", MASTER=str(here.master.pid))
+        try:
+            wait_until(lambda: "still waiting: the published object" in client.err, "it says so")
+        finally:
+            here.master.send(signal.SIGCONT)
+        assert client.wait().code == 0 and client.out == "result   100\n"
 
 
 @pytest.mark.slow
-def test_a_published_object_that_nobody_sends_is_named_by_who_waits_for_it(swarm, apps):
-    here = swarm(slaves=0)
-    client = here.start_client(apps, "--app", "Asks")
-    wait_until(lambda: "c1 waits for a published object" in here.master.err, "the master says so")
-    assert "still waiting: the published object 000000000000 has not come" in client.err
-    client.wait()
-    assert client.code == 1 and "the client that published it has ended, or lost it" in client.err
+@at_once
+def test_a_published_object_that_nobody_sends_is_named_by_who_waits_for_it(apps):
+    with running(slaves=0) as here:
+        client = here.start_client(apps, "--app", "Asks")
+        wait_until(lambda: "c1 waits for a published object" in here.master.err, "the master says so")
+        assert "still waiting: the published object 000000000000 has not come" in client.err
+        client.wait()
+        assert client.code == 1 and "the client that published it has ended, or lost it" in client.err
 
 
-def test_a_local_swarm_that_starts_slowly_says_what_is_starting(swarm, tmp_path):
-    here = swarm(slaves=0)
+@at_once
+def test_a_local_swarm_that_starts_slowly_says_what_is_starting(apps):
+    folder = apps.with_name("slow")
+    folder.mkdir()
     slow = "import sys, time\nif 'concurrent_swarm.slave' in sys.orig_argv: time.sleep(3.5)\n"
-    (tmp_path / "sitecustomize.py").write_text(slow)
-    path = os.pathsep.join([str(tmp_path), *(entry or os.getcwd() for entry in sys.path)])
-    client = here.start("client", CHECKOUT / "samples" / "hello.py", "--local", PYTHONPATH=path).wait()
-    assert client.code == 0 and client.err.count("still waiting: the local slave is starting") == 1
+    (folder / "sitecustomize.py").write_text(slow)
+    path = os.pathsep.join([str(folder), *(entry or os.getcwd() for entry in sys.path)])
+    with running(slaves=0) as here:
+        client = here.start("client", CHECKOUT / "samples" / "hello.py", "--local", PYTHONPATH=path).wait()
+        assert client.code == 0 and client.err.count("still waiting: the local slave is starting") == 1
 
 
 class Relay:

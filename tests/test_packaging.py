@@ -4,7 +4,6 @@
 """
 
 import email.parser
-import functools
 import json
 import os
 import shutil
@@ -12,12 +11,14 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import threading
 import venv
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from conftest import at_once
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 MODULES = ["client", "components", "master", "rpc", "slave", "tasks"]
@@ -100,13 +101,19 @@ class Places:
     """Makes the place of each way of starting once, when it is first asked for."""
 
     def __init__(self, folder):
-        self.folder = folder
+        self.folder, self.made, self.locks = folder, {}, {}
 
-    @functools.cache  # noqa: B019 - there is one object, and it lives as long as the tests
     def at(self, kind):
         """The place of a way of starting, as in `at("vendored")`."""
         name = kind.replace(" ", "_")
-        return getattr(self, name)(self.folder / name)
+        return self.once(kind, lambda: getattr(self, name)(self.folder / name))
+
+    def once(self, what, make):
+        """What was made under this name, for the first thread that asks."""
+        with self.locks.setdefault(what, threading.Lock()):
+            if what not in self.made:
+                self.made[what] = make()
+            return self.made[what]
 
     def path(self, folder):
         folder.mkdir()
@@ -136,19 +143,37 @@ class Places:
         return Place(sys.executable, folder, VENDORED, {"PYTHONPATH": str(folder / "host.zip")})
 
     def wheel(self, folder):
-        return self.installed(folder, build_wheel(folder / "dist"))
+        return self.installed(folder, self.built("isolated"))
 
     def no_compiler(self, folder):
-        return self.installed(folder, build_wheel(folder / "dist", CC="false"))
+        return self.installed(folder, self.built("no compiler"))
 
     def editable(self, folder):
-        return self.installed(folder, "--editable", copy_sources(folder / "source"))
+        return self.installed(folder, "--editable", copy_sources(folder / "source"), CC=self.quick)
 
-    def installed(self, folder, *what):
+    def built(self, how):
+        """The wheel of the sources that is built in this way: "isolated", as pip does it, "own" or "no compiler"."""
+        folder = self.folder / f"built-{how.replace(' ', '-')}"
+        options = {} if how == "isolated" else {"CC": "false" if how == "no compiler" else self.quick}
+        words = ["--no-build-isolation"] if options else []
+        return self.once(f"built {how}", lambda: build_wheel(folder, *words, **options))
+
+    @property
+    def quick(self):
+        """A compiler for builds that need not be fast: it takes a fifth of the time."""
+        return str(self.once("quick", self.make_quick))
+
+    def make_quick(self):
+        script = self.folder / "quick-cc"
+        script.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
+        script.chmod(0o755)
+        return script
+
+    def installed(self, folder, *what, **environment):
         """A fresh virtual environment with the package and what it requires, and nothing else."""
         venv.create(folder / "venv", symlinks=os.name != "nt")
         python = str(folder / "venv" / BIN / f"python{EXE}")
-        pip("--python", python, "install", "--quiet", *what)
+        pip("--python", python, "install", "--quiet", *what, **environment)
         elsewhere = folder / "elsewhere"
         elsewhere.mkdir()
         return Place(python, elsewhere, "concurrent_swarm")
@@ -192,8 +217,9 @@ def start(places):
 # -- every way of starting -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("way", ALL_WAYS)
+@pytest.mark.parametrize("role", ROLES)
+@at_once
 def test_help_is_printed_by_every_way_of_starting(start, way, role):
     process = start(way, role, "--help")
     output, errors = process.communicate(timeout=30)
@@ -202,6 +228,7 @@ def test_help_is_printed_by_every_way_of_starting(start, way, role):
 
 
 @pytest.mark.parametrize("way", ALL_WAYS)
+@at_once
 def test_a_wrong_option_ends_with_code_2(start, way):
     process = start(way, "client", "--no-such-option")
     output, errors = process.communicate(timeout=30)
@@ -210,12 +237,14 @@ def test_a_wrong_option_ends_with_code_2(start, way):
 
 
 @pytest.mark.parametrize("way", [way for way in ALL_WAYS if "script" not in str(way)])
+@at_once
 def test_importing_twice_gives_one_copy_under_one_name(places, way):
     places.at(way).run(ONE_COPY)
 
 
 @pytest.mark.parametrize("way", FAST_WAYS)
 @pytest.mark.parametrize("role", ROLES)
+@at_once
 def test_a_role_that_is_the_main_module_has_one_copy_too(places, way, role):
     place = places.at(way)
     target = str(CHECKOUT / f"{role}.py") if "path" in way else f"{place.package}.{role}"
@@ -223,6 +252,7 @@ def test_a_role_that_is_the_main_module_has_one_copy_too(places, way, role):
 
 
 @pytest.mark.parametrize("way", FAST_WAYS)
+@at_once
 def test_an_application_may_import_the_framework_by_every_name(places, way):
     places.at(way).run("""
         import importlib
@@ -251,12 +281,14 @@ def run_sample(start, way, sample):
 
 
 @pytest.mark.parametrize("way", ALL_WAYS)
+@at_once
 def test_hello_runs_on_a_local_swarm_by_every_way_of_starting(start, way):
     assert run_sample(start, way, "hello") == "result   Hello World"
 
 
 @pytest.mark.parametrize("way", ["path", "vendored", pytest.param("wheel", marks=pytest.mark.slow),
                                  pytest.param("no compiler", marks=pytest.mark.slow)])  # fmt: skip
+@at_once
 def test_md5_finds_its_number_on_a_local_swarm(start, way):
     assert run_sample(start, way, "md5") == "result   1763965"
 
@@ -277,6 +309,7 @@ def test_importing_the_client_is_quick_and_leaves_zeromq_alone(places):
 
 
 @pytest.mark.parametrize("way", FAST_WAYS)
+@at_once
 def test_importing_starts_nothing_and_changes_no_path(places, way):
     places.at(way).run("""
         import importlib, logging, signal, sys, threading
@@ -300,8 +333,8 @@ def compiled(names):
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_package_and_no_tests_samples_or_setup(tmp_path):
-    names = wheel_names(build_wheel(tmp_path, CC="false"))
+def test_the_wheel_holds_the_package_and_no_tests_samples_or_setup(places):
+    names = wheel_names(places.built("no compiler"))
     expected = {f"concurrent_swarm/{name}.py" for name in [*MODULES, "concurrent_swarm"]}
     assert expected <= names and not compiled(names)
     assert {Path(name).parent.as_posix() for name in names} == {"concurrent_swarm"}
@@ -309,8 +342,8 @@ def test_the_wheel_holds_the_package_and_no_tests_samples_or_setup(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_wheel_requires_pyzmq_alone_and_has_the_three_scripts(tmp_path):
-    archive = zipfile.ZipFile(build_wheel(tmp_path, CC="false"))
+def test_the_wheel_requires_pyzmq_alone_and_has_the_three_scripts(places):
+    archive = zipfile.ZipFile(places.built("no compiler"))
     (folder,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
     metadata = email.parser.Parser().parsestr(archive.read(f"{folder}/METADATA").decode())
     required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
@@ -340,14 +373,12 @@ def test_without_a_compiler_the_package_works_without_the_fast_path(places):
 
 
 @pytest.mark.slow
-def test_a_build_without_isolation_gives_the_same_files(tmp_path):
-    isolated = build_wheel(tmp_path / "isolated")
-    own = build_wheel(tmp_path / "own", "--no-build-isolation")
-    assert wheel_names(isolated) == wheel_names(own)
+def test_a_build_without_isolation_gives_the_same_files(places):
+    assert wheel_names(places.built("isolated")) == wheel_names(places.built("own"))
 
 
 @pytest.mark.slow
-def test_the_source_distribution_holds_what_a_build_needs(tmp_path):
+def test_the_source_distribution_holds_what_a_build_needs(places, tmp_path):
     source = copy_sources(tmp_path / "source")
     code = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
     subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True, env=clean({}))
@@ -355,9 +386,8 @@ def test_the_source_distribution_holds_what_a_build_needs(tmp_path):
     with tarfile.open(archive) as files:
         files.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
-    direct = build_wheel(tmp_path / "direct", "--no-build-isolation")
-    again = build_wheel(tmp_path / "again", "--no-build-isolation", source=unpacked)
-    assert wheel_names(again) == wheel_names(direct)
+    again = build_wheel(tmp_path / "again", "--no-build-isolation", source=unpacked, CC=places.quick)
+    assert wheel_names(again) == wheel_names(places.built("own"))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import APPS, Swarm, text_of, wait_until
+from conftest import APPS, Swarm, at_once, running, text_of, wait_until
 
 from concurrent_swarm import components, rpc
 
@@ -207,30 +207,29 @@ def test_the_work_of_a_client_that_stops_is_dropped_at_once(swarm, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("words", "code"), [(["--timeout", "3"], 4), ([], 143)])
-def test_a_client_whose_master_is_gone_still_ends(swarm, tmp_path, words, code):
-    here = swarm(slaves=1, workers=1)
-    client = waiting(here, tmp_path, 3, *words)
-    here.master.ends(signal.SIGKILL)
-    if code == 143:
-        client.send(signal.SIGTERM)
-    assert client.wait(20).code == code, client.err
+@at_once
+def test_a_client_whose_master_is_gone_still_ends(tmp_path_factory, words, code):
+    with running(slaves=1, workers=1) as here:
+        client = waiting(here, tmp_path_factory.mktemp("marks"), 3, *words)
+        here.master.ends(signal.SIGKILL)
+        if code == 143:
+            client.send(signal.SIGTERM)
+        assert client.wait(20).code == code, client.err
 
 
-# -- a slave comes first
+# -- a slave or a client comes first
 
 
-def test_a_slave_that_is_started_first_waits_and_joins(swarm):
+def test_a_slave_and_a_client_that_are_started_first_wait_and_join():
     here = Swarm()
     try:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        here.address = f"127.0.0.1:{port}"
-        slave = here.start_slave(workers=1, ready=False)
-        wait_until(lambda: "waiting for the master" in slave.err, "it says that it waits")
-        here.start_master(port=port)
+        here.address = unused()
+        slave, client = here.start_slave(workers=1, ready=False), here.start_client("hello.py", "--json")
+        for process in (slave, client):
+            wait_until(lambda process=process: "waiting for the master: no" in process.err, "it says that it waits")
+        here.start_master(port=port_of(here))
         here.until_ready(slave)
-        assert result_of(here.run_client("hello.py")) == "Hello World"
+        assert result_of(client.wait()) == "Hello World"
     finally:
         here.close()
 
@@ -283,8 +282,9 @@ def test_the_access_file_of_another_master_is_a_wrong_key(shared, tmp_path, role
 
 
 @pytest.mark.parametrize("role", ["slave", "client"])
-def test_no_access_file_names_the_file_to_copy(shared, tmp_path, role):
-    state = tmp_path / "state"
+@at_once
+def test_no_access_file_names_the_file_to_copy(shared, tmp_path_factory, role):
+    state = tmp_path_factory.mktemp("state")
     process = knock(shared, role, CONCURRENT_SWARM_STATE=str(state))
     sentence(process, 3, f"{role}.access", "--access")
 
@@ -303,8 +303,9 @@ def test_an_access_file_for_another_role_is_named(shared, role, other):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1}', b'{"version": 99}', b"\xff\xfe"])
-def test_a_damaged_access_file_is_named(shared, tmp_path, content):
-    path = tmp_path / "damaged.access"
+@at_once
+def test_a_damaged_access_file_is_named(shared, tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("damaged") / "damaged.access"
     path.write_bytes(content)
     path.chmod(0o600)
     sentence(knock(shared, "client", "--access", path), 3, str(path))
@@ -338,7 +339,7 @@ def test_a_port_that_is_taken_is_named_with_exit_code_2(shared):
 
 def test_no_master_at_all_is_exit_code_3(shared):
     address = unused()
-    process = shared.start("client", str(APPS / "plain.py"), "--app", "Many", "--master", address)
+    process = shared.start("client", str(APPS / "plain.py"), "--app", "Many", "--master", address, "--wait", "0.2")
     sentence(process, 3, address)
 
 
@@ -358,6 +359,7 @@ class Stranger(socketserver.BaseRequestHandler):
     ids=["closes", "ssh", "page", "404", "json", "bytes"],
 )
 @pytest.mark.parametrize("role", ["slave", "client"])
+@at_once
 def test_a_port_that_is_something_else_is_said_to_be_so(shared, role, answer):
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Stranger) as server:
         server.daemon_threads, server.answer = True, answer
@@ -366,8 +368,7 @@ def test_a_port_that_is_something_else_is_said_to_be_so(shared, role, answer):
             port = server.server_address[1]
             note = Path(shared.folder, "masters", str(port))
             note.write_text(f"{shared.master.folder}\n")
-            words = ["--master", f"127.0.0.1:{port}"]
-            words += ["--wait", "0.2"] if role == "slave" else []
+            words = ["--master", f"127.0.0.1:{port}", "--wait", "0.2"]
             app = [str(APPS / "plain.py"), "--app", "Many"] if role == "client" else []
             process = shared.start(role, *app, *words, ready=False)
             sentence(process, 3, str(port))
@@ -395,8 +396,13 @@ GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(48)
 
 
 @pytest.mark.parametrize("channel", ["http", "tcp", "ipc"])
-def test_garbage_leaves_the_swarm_serving(swarm, channel):
-    here = swarm(slaves=1, workers=1)
+@at_once
+def test_garbage_leaves_the_swarm_serving(channel):
+    with running(slaves=1, workers=1) as here:
+        send_garbage(here, channel)
+
+
+def send_garbage(here, channel):
     where = here.proxy.status()["addresses"][channel]
     chance = random.Random(7)
     attacks = [b"", b"\0", b"GET / HTTP/1.1\r\n\r\n", b"POST /api/1 HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",

@@ -10,7 +10,7 @@ from array import array
 from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
-from conftest import CHECKOUT, SAMPLES
+from conftest import CHECKOUT, SAMPLES, at_once
 
 from concurrent_swarm import tasks
 
@@ -66,6 +66,7 @@ WAYS = [("MandelbrotNode", "true"), ("MandelbrotSimpleNode", "true"), ("Mandelbr
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("optimized", ["true", "false"])
 @pytest.mark.parametrize("app, batch", WAYS)
+@at_once
 def test_every_way_to_the_mandelbrot_set_gives_the_same_counts(swarm_of_module, app, batch, optimized, factor):
     words = small(task_batch=batch, use_optimized_task=optimized, factor=factor)
     done = run(swarm_of_module, "mandelbrot.py", "--app", app, *words)
@@ -164,6 +165,7 @@ def test_a_task_does_its_rounds_and_measures_processor_time(expensive):
 
 
 @pytest.mark.parametrize("batch", ["true", "false"])
+@at_once
 def test_the_benchmark_prints_figures_that_agree_with_each_other(swarm_of_module, batch):
     words = settings("expensivesample", num_tasks=7, time_per_task=0.01, repeats=2, task_batch=batch, picture="")
     done = run(swarm_of_module, "expensive.py", *words)
@@ -247,8 +249,9 @@ SIZES = [(2, 1), (3, 500), (11, 4), (30, 7), (50, 1), (50, 10), (97, 13), (1000,
 
 
 @pytest.mark.parametrize("length, factor", SIZES)
-def test_blocks_on_the_swarm_equal_the_whole_alone(swarm_of_module, dna, np, tmp_path, length, factor):
-    table = tmp_path / "t.tsv"
+@at_once
+def test_blocks_on_the_swarm_equal_the_whole_alone(swarm_of_module, dna, np, tmp_path_factory, length, factor):
+    table = tmp_path_factory.mktemp("table") / "t.tsv"
     words = settings("dnasample", length=length, factor=factor, table=table, picture="", verify="false")
     done = run(swarm_of_module, "dna.py", *words)
     path, curvature = dna.curved(letters(length), "trifonov")
@@ -290,9 +293,10 @@ def test_dna_that_is_none_is_refused(swarm_of_module, np):
 @pytest.mark.parametrize("app, more", [("DNACurveNode", {"length": 50}), ("DNACurveNode", {"length": 3000}),
                                        ("DNACurveNode", {"length": 5, "model": "straight"}),
                                        ("DNAOverloadNode", {"windows": 5, "window": 9})])  # fmt: skip
-def test_dna_draws_its_picture(swarm_of_module, np, tmp_path, app, more):
+@at_once
+def test_dna_draws_its_picture(swarm_of_module, np, tmp_path_factory, app, more):
     pytest.importorskip("matplotlib", reason="the picture needs matplotlib: pip install -e '.[samples]'")
-    path = tmp_path / "d.png"
+    path = tmp_path_factory.mktemp("picture") / "d.png"
     run(swarm_of_module, "dna.py", "--app", app, *settings("dnasample", picture=path, **more))
     assert path.read_bytes().startswith(b"\x89PNG")
 

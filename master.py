@@ -85,7 +85,7 @@ import threading
 import time
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -1217,7 +1217,8 @@ class Board:
         if not slaves:
             return False
         lo, _, deaths, losses = batch.queue[0]
-        number = next(one for one in self._lease_ids if one not in self.leases)  # an adopted one may have it
+        while (number := next(self._lease_ids)) in self.leases:  # an adopted one may have it
+            pass
         lease = Lease(number, batch, lo, lo + tasks, deaths, losses, now)
         slave = self._place(slaves, lease)
         if slave is None:
@@ -2816,12 +2817,12 @@ class MasterNode(rpc.BaseNode):
         "taken": _send_taken,
     }
 
-    def _send(self, target: str, call: list, parts: Iterable = ()) -> None:
+    def _send(self, target: str, call: list, parts: Collection = ()) -> None:
         """To a slave or client by the compute channel, to a system by the pipe of its host."""
         if target in self.systems:
             self._send_host(self.systems[target], call, parts)
         elif target in self._peers:
-            self.channel.send(self._peers[target], call, parts)
+            self.channel.gather(self._peers[target], call, parts)
 
     @staticmethod
     def _send_host(system: System, call: list, parts: Iterable) -> None:
@@ -2863,6 +2864,7 @@ class MasterNode(rpc.BaseNode):
         self.channel.bind_ipc(self.socket_file)
         self.tcp_port = self.channel.bind_tcp(self.host, self.compute_port)
         self.loop.add(self.channel.socket, self.channel.receive)
+        self.channel.at_end = self.loop.at_end
         self._expose_to_owners(self.channel)
         self._expose_systems_to_owners(self.channel)
         self._expose_to_slaves(self.channel)

@@ -13,6 +13,7 @@ and in order for as long as both processes live. A message is one frame, and one
     magic b"CS" | protocol u8 | kind u8 | session 8 bytes | number u64 | ack u64      the envelope, 28 bytes
     count u16 | length u32 each | the parts                                           the body
     part 0: the call, JSON [method, *params]; the others opaque. Length 0xFFFFFFFF: the part is the next frame.
+            several small calls of one turn: [n, [method, *params], …], the next n parts are of the call after n
 
 On a socketpair the body travels alone behind its total length (u32), every part inline. Little endian throughout.
 
@@ -1054,7 +1055,7 @@ def _result(answer):
 # -- frames --------------------------------------------------------------------------------------------------
 
 MAGIC = b"CS"
-PROTOCOL = 1
+PROTOCOL = 2
 HELLO, WELCOME, REFUSE, DATA, BEAT = range(5)
 FRAMES = 0xFFFF0000  # FRAMES | n, in place of a length: the part is the next n ZeroMQ frames
 REFERENCE = FRAMES  # in place of a length: the part lies in a file; a byte with a length and a text that says where
@@ -1205,9 +1206,36 @@ def _read_call(text):
         call, end = _decode(text)
     except (ValueError, TypeError, RecursionError) as error:  # TypeError: it is in frames of its own, or in a file
         raise ProtocolError("the call in a message is no JSON", str(error)) from error
-    if end != len(text) or type(call) is not list or not call or type(call[0]) is not str:
+    if end != len(text) or type(call) is not list or not call or type(call[0]) not in (str, int):
         raise ProtocolError("the call in a message is no list that begins with a method name")
     return call
+
+
+def grouped(calls: list) -> tuple[list, list]:
+    """Several (call, parts) as one; see `calls_in`."""
+    if len(calls) == 1:
+        return calls[0]
+    group, parts = [], []
+    for call, own in calls:
+        group += (len(own), call)
+        parts += own
+    return group, parts
+
+
+def calls_in(call: list, parts: list) -> list[tuple[list, list]]:
+    """The calls of a message, each with its parts."""
+    if type(call[0]) is str:
+        return [(call, parts)]
+    ends = list(itertools.accumulate(call[::2]))
+    return [(one, parts[end - count : end]) for count, one, end in zip(call[::2], call[1::2], ends, strict=True)]
+
+
+def _check_group(call, parts):
+    counts, calls = call[::2], call[1::2]
+    if len(counts) != len(calls) or {*map(type, counts)} != {int} or min(counts) < 0 or sum(counts) != len(parts):
+        raise ProtocolError("the parts of a group of calls do not add up")
+    if not all(type(one) is list and one and type(one[0]) is str for one in calls):
+        raise ProtocolError("a call of a group is no list that begins with a method name")
 
 
 def pack(
@@ -1234,7 +1262,12 @@ def unpack(frames: list, follow: Callable[[str], Any] | None = None) -> Message:
         raise ProtocolError(f"a message of the unknown kind {kind}")
     if len(frames) > 1 and sum(map(len, frames)) > MAX_MESSAGE + INLINE:
         raise ProtocolError(f"a message of more than {MAX_MESSAGE:,} bytes")
-    return Message(kind, session, number, ack, *unpack_body(frames, _ENVELOPE.size, follow))
+    call, parts = unpack_body(frames, _ENVELOPE.size, follow)
+    if type(call[0]) is int:
+        _check_group(call, parts)
+        if kind != DATA:
+            raise ProtocolError(f"several calls in a message of kind {kind}")
+    return Message(kind, session, number, ack, call, parts)
 
 
 def pack_stream(call: list, parts: Iterable = (), files: list | None = None) -> list:
@@ -1404,8 +1437,8 @@ class Session:
 
     def unheard(self, wanted: Callable[[list], bool]) -> list[tuple[list, Iterable]]:
         """Those of the wanted calls that are not acknowledged, with their parts."""
-        kept = (one for one in self._window if wanted(one[3]))
-        return [(call, unpack(frames).parts if parts is None else parts) for frames, _, parts, call in kept]
+        kept = [(call, unpack(frames).parts if parts is None else parts) for frames, _, parts, call in self._window]
+        return [one for call, parts in kept for one in calls_in(call, parts) if wanted(one[0])]
 
     def rewind(self) -> None:
         """Send everything that is not acknowledged again: the connection may have lost it."""
@@ -1440,6 +1473,8 @@ class Session:
 NOBLOCK, SNDMORE, EVENTS, READABLE = 1, 2, 15, 1  # ZeroMQ's numbers: pyzmq's enums cost a tenth of a busy loop
 HIGH_WATER = 1000  # messages in a ZeroMQ queue: credits keep far below, this stops what credits did not foresee
 MAX_SESSIONS = 16  # of one key at the same time
+GATHERED = 32  # calls that wait for the end of a turn at most
+SMALL = 16 * 1024  # bytes of the parts of a call that may wait for others
 ROOM = 32 * 1024 * 1024  # bytes that a peer may leave unacknowledged until further calls to it wait
 LAGGING = 1024 * 1024  # bytes that a peer has not acknowledged from which on it gets no output of tasks
 LEFT = "it left"  # the reason of `on_lost` when a node said goodbye
@@ -1497,15 +1532,17 @@ class Peer:
         self.route, self.attempt, self.welcome, self.lost = b"", 0, {}, False
         self.local = ""  # the folder below which it can follow references to files
         self.backlog: deque[tuple[list, Iterable]] = deque()  # calls for which its session has no room
+        self.gathered: list[tuple[list, list]] = []  # calls of this turn, for one message
 
     @property
     def unheard(self) -> bool:
         """Whether it has not acknowledged all that was sent."""
-        return bool(self.session.pending or self.backlog)
+        return bool(self.session.pending or self.backlog or self.gathered)
 
     def unsaid(self, wanted: Callable[[list], bool]) -> list[tuple[list, Iterable]]:
         """Those of the wanted calls that it has not acknowledged, oldest first, with their parts."""
-        return [*self.session.unheard(wanted), *(one for one in self.backlog if wanted(one[0]))]
+        further = [*self.backlog, *self.gathered]
+        return [*self.session.unheard(wanted), *(one for one in further if wanted(one[0]))]
 
     @property
     def lags(self) -> bool:
@@ -1557,6 +1594,8 @@ class Endpoint:
         self._context = zmq.Context()
         self._get = self._receive = self._send = None  # of the socket, past what pyzmq does for people
         self._wake = self._turned = clock()
+        self.at_end: Callable[[Callable], None] = lambda flush: flush()  # of the turns of its owner's loop
+        self._gathering: list[Peer] = []  # for whom calls wait for the end of this turn, once for each
         self._complained: dict[str, tuple[float, int]] = {}
 
     def proxy(self, peer: Peer | None = None) -> Any:
@@ -1569,6 +1608,8 @@ class Endpoint:
 
         Raises ProtocolError when it is too large, TypeError or ValueError when `call` cannot be JSON.
         """
+        if peer.gathered:
+            self.flush()
         if peer.lost:
             self.counts["to lost peers"] += 1
         elif peer.backlog or peer.session.pending_bytes > ROOM:
@@ -1577,6 +1618,27 @@ class Endpoint:
             peer.backlog.append((call, parts))
         else:
             self._send_now(peer, call, parts)
+
+    def gather(self, peer: Peer, call: list, parts: list) -> None:
+        """Send a call that is JSON at the end of this turn, with others for the same peer; what is large, at once."""
+        plain = len(parts) <= GATHERED and SEVERAL.isdisjoint(map(type, parts))
+        if not plain or sum(map(len, parts)) > SMALL or peer.backlog:
+            self.send(peer, call, parts)
+            return
+        peer.gathered.append((call, parts))
+        self._gathering.append(peer)
+        if len(self._gathering) == 1:
+            self.at_end(self.flush)
+        elif len(self._gathering) >= GATHERED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was gathered, in one message to each peer."""
+        gathering, self._gathering = self._gathering, []
+        for peer in gathering:
+            if peer.gathered:
+                calls, peer.gathered = peer.gathered, []
+                self.send(peer, *grouped(calls))
 
     def _send_now(self, peer, call, parts):
         frames = peer.session.wrap(call, parts, peer.local)
@@ -1669,7 +1731,9 @@ class Endpoint:
         session = peer.session
         if message.kind == DATA:
             if session.accept(message.number, message.ack, now):
-                self.dispatch(peer, message.call, message.parts)
+                for call, parts in calls_in(message.call, message.parts):
+                    if not peer.lost:
+                        self.dispatch(peer, call, parts)
         else:
             session.heard(message.ack, now)
             session.beaten(message.number, message.call, now)
@@ -3628,6 +3692,7 @@ class Shelf:
 
 MOST_FILES = 64  # descriptors that may wait in a socketpair
 LARGE = 256 * 1024  # bytes; a message from this size on is received into memory of its own
+CLOEXEC, CUT = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0)), int(socket.MSG_CTRUNC)  # macOS has not both; enums are slow
 
 
 class Receiver:
@@ -3670,9 +3735,8 @@ class Receiver:
 
     def _read(self, room, flags):
         if self._space:
-            flags |= getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # macOS has none
-            size, ancillary, flags, _ = self._sock.recvmsg_into([room], self._space, flags)
-            if ancillary or flags & socket.MSG_CTRUNC:
+            size, ancillary, flags, _ = self._sock.recvmsg_into([room], self._space, flags | CLOEXEC)
+            if ancillary or flags & CUT:
                 self._collect(ancillary, flags)
         else:
             size = self._sock.recv_into(room, 0, flags)
@@ -3684,7 +3748,7 @@ class Receiver:
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 self._descriptors.extend(struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4]))
-        if flags & socket.MSG_CTRUNC or len(self._descriptors) > self._most:
+        if flags & CUT or len(self._descriptors) > self._most:
             self.close()
             raise ProtocolError(f"more than {self._most} descriptors came that no message has taken")
 
@@ -4307,6 +4371,7 @@ class Loop:
         self._due = 0.0  # when to tick, or to ring
         self._alarms, self._order = [], itertools.count()  # a heap of (when, in which order, function)
         self.link: Link | None = None  # whose sockets come and go
+        self._ends: list[Callable] = []  # what to do before the next wait
         self._woken, self._wake = socket.socketpair()
         self._woken.setblocking(False)
         self._wake.setblocking(False)
@@ -4358,12 +4423,14 @@ class Loop:
         self.thread = threading.get_ident()
         while not self.stopped:
             self.step()
+        self._end_turn()
 
     def step(self, limit: float = 3600.0) -> None:
         """Waits once, at most `limit` seconds, and dispatches what came."""
         now = time.monotonic()
         if now >= self._due:
             self._look_at_the_time(now)
+        self._end_turn()
         if self.link:
             self.link.watch(self._poller)
         wait = min(limit, max(0.0, self._due - now))
@@ -4384,6 +4451,14 @@ class Loop:
         """Calls function once, in so many seconds; for the loop's own thread."""
         heapq.heappush(self._alarms, (time.monotonic() + seconds, next(self._order), function))
         self._due = min(self._due, self._alarms[0][0])
+
+    def at_end(self, function: Callable[[], Any]) -> None:
+        """Calls function once, when all is done that this turn began with, before the next wait."""
+        self._ends.append(function)
+
+    def _end_turn(self) -> None:
+        while self._ends:
+            self._ends.pop()()
 
     def _look_at_the_time(self, now: float) -> None:
         while self._alarms and self._alarms[0][0] <= now:
@@ -4440,6 +4515,7 @@ class Pipe:
         self._on_end = on_end
         self._receiver = Receiver(sock, follow=self._stored if store else None)
         self._unsent: collections.deque[tuple[list, list]] = collections.deque()  # buffers and descriptors of messages
+        self._gathered: list = []  # buffers of messages of this turn
         self._store, self._whose = store, whose
         self._spare = ""  # the name of the file that the child has
         self._wanted = 0  # bytes of the last large thing that it sent
@@ -4455,6 +4531,17 @@ class Pipe:
         places: list[tuple[str, str]] = []
         buffers = pack_stream([method, *params], parts, places)
         self._queue(buffers, _open_all(places) if places else [])
+
+    def gather(self, method: str, *params: Any, parts: Iterable = ()) -> None:
+        """Sends a call at the end of this turn, with others; its parts are in memory."""
+        if not self._gathered:
+            self._loop.at_end(self._flush)
+        self._gathered += pack_stream([method, *params], parts)
+
+    def _flush(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        if gathered and self.open:
+            self._queue(gathered, [])
 
     def hand(self, method: str, file: int) -> None:
         """Sends a call with a descriptor, which is closed here."""
@@ -4488,6 +4575,8 @@ class Pipe:
         return self._store.reference(self._spare, place.at, place.size).held(self._store)
 
     def _queue(self, buffers: list, files: list) -> None:
+        if self._gathered:
+            self._flush()
         self._unsent.append((buffers, files))
         if len(self._unsent) == 1 and not self._send_first():
             self._loop.write_when_ready(self._sock, self._write)
@@ -4796,6 +4885,7 @@ class Node(BaseNode):
         self.link.on_lost = self._on_lost
         self.link.on_refused = self._on_refused
         self._expose_to_master = expose
+        self.link.at_end = self.loop.at_end
         expose(self.link)
         self.link.connect(self._addresses)
         self._speak_at = time.monotonic() + SILENT

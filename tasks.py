@@ -73,6 +73,7 @@ MOST_HEADS = 256  # kept by an owner
 FAILED_KEPT = 20  # failed tasks that an owner keeps, for somebody to run them again
 SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the master hears that they may be forgotten
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
+QUICK = 0.001  # seconds: a worker whose last lease took no longer may be handed others ahead
 LOOK_EVERY = 0.02  # seconds after which a worker looks for a revoke or steal between two tasks
 TRACEBACK_LIMIT = 64 * 1024  # characters of a remote traceback that travel
 NOT_RUN = frozenset({"unsendable", "refused", "cancelled", "lost"})  # failures of tasks that no worker ran to an end
@@ -518,10 +519,11 @@ def find_class(module: str, qualname: str) -> type:
 class Records:
     """The sealed tasks of a lease, opened group by group: `task(i)` for i in lo..hi-1 of the batch.
 
-    `known` remembers the classes that heads name, from lease to lease.
+    `known` remembers the classes that heads name, from lease to lease, and `halves` a group of which only the first
+    tasks were in the last one: (how it travels, its states, the place of the next task).
     """
 
-    def __init__(self, envelope: Envelope, known: dict[bytes, list] | None = None):
+    def __init__(self, envelope: Envelope, known: dict[bytes, list] | None = None, halves: tuple | None = None):
         head = bytes(envelope.parts[0])
         self._table = read_head(head)["classes"]
         self._classes = ({} if known is None else known).setdefault(head, [None] * len(self._table))
@@ -534,6 +536,14 @@ class Records:
         self.ordinal = envelope.first
         self._opened = -1
         self._states: list = []
+        if halves and halves[0] == self._groups[0] and halves[2] <= envelope.lo % envelope.group:
+            self._opened, self._states = self._first, halves[1]
+
+    @property
+    def halves(self) -> tuple | None:
+        """What the next lease may go on with: no task has seen the rest of its group yet."""
+        (group, place), sealed = divmod(self._hi, self._group), self._groups[-1]
+        return (sealed, self._states, place) if place and group == self._opened and type(sealed) is bytes else None
 
     def alike(self, i: int) -> tuple[type, list, int, int] | None:
         """The class and the states of the group of task i, with the places in it from i to the end of the lease; None
@@ -2303,6 +2313,7 @@ class Wire:
         self._sock = sock
         self._receiver = rpc.Receiver(sock, descriptors=rpc.MOST_FILES, follow=rpc.Place.from_text)
         self._calls: collections.deque = collections.deque()
+        self._dropped: set[int] = set()  # leases that are not wanted any more
         self._spare = -1  # the file that the node gave for large parts
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
@@ -2360,18 +2371,18 @@ class Wire:
     def next(self) -> tuple[list, list]:
         """Waits for a call. Raises EOFError when the node has closed its end."""
         while not self._calls:
+            self._dropped.clear()  # those that came too late
             self._read()
         return self._calls.popleft()
 
-    def waiting(self) -> bool:
-        """True if a call is there; does not wait."""
-        while not self._calls and select.select([self._sock], [], [], 0)[0]:
-            self._read()
-        return bool(self._calls)
+    def unwanted(self, lease: int) -> bool:
+        """Whether a lease was dropped, as far as was read."""
+        return lease in self._dropped
 
-    def peek(self) -> str:
-        """The method of the call that is next."""
-        return self._calls[0][0][0]
+    def look(self) -> None:
+        """Reads what is there; does not wait."""
+        while select.select([self._sock], [], [], 0)[0]:
+            self._read()
 
     def _read(self) -> None:
         for call, parts in self._receiver.receive():
@@ -2379,6 +2390,8 @@ class Wire:
                 self._spare = self._receiver.take_descriptor()
             elif call[0] == "stack":  # works even while C code holds the interpreter
                 faulthandler.register(signal.SIGUSR2, self._receiver.take_descriptor(), all_threads=True)
+            elif call[0] == "drop":
+                self._dropped.add(call[1])
             elif call[0] == "forget_shared":
                 sys.modules[rpc.WIRE].Shared.exchange.forget(call[1])
             else:
@@ -2411,6 +2424,7 @@ class LeaseRunner:
         self.root = root
         self.on_error = on_error
         self._known: dict[bytes, list] = {}  # the classes of heads
+        self._halves: tuple | None = None  # of the last lease, see `Records`
         self._plain: list = []  # results that may share a pickle
         self._parts: list = []
         self._weight = 0  # bytes of these, about
@@ -2418,10 +2432,12 @@ class LeaseRunner:
         self._failures: dict[str, dict] = {}
         self._lo, self._began = 0, 0.0  # the first task that was not reported, and when it began
         self._first, self._place, self._several = 0, 0, False
+        self._quick = False  # the last lease was: others may run before the slave has heard of this one
 
     @property
     def current(self) -> int:
-        """The ordinal of the task that runs; NOBODY in a lease of one, where there is no doubt.
+        """The ordinal of the task that runs; NOBODY in a lease of one that is not in a row of quick ones: there is no
+        doubt.
 
         Costs the loop nothing: what runs is as many places further as it has appended results.
         """
@@ -2432,10 +2448,10 @@ class LeaseRunner:
 
     def run(self, envelope: Envelope) -> int:
         """Runs lo..hi-1 of the envelope. Returns where it stopped: hi, or less if the rest was not wanted."""
-        records = Records(envelope, self._known)
+        records = Records(envelope, self._known, self._halves)
         i = self._lo = envelope.lo
-        self._first, self._several = envelope.first, envelope.hi - envelope.lo > 1
-        looked = self._began = time.perf_counter()
+        self._first, self._several = envelope.first, self._quick or envelope.hi - envelope.lo > 1
+        looked = self._began = began = time.perf_counter()
         while i < envelope.hi:
             i = self._some(records, i, looked + LOOK_EVERY)
             now = time.perf_counter()
@@ -2448,6 +2464,7 @@ class LeaseRunner:
                 if heavy or now - self._began > REPORT_EVERY:
                     self._send(i, False)
         self._send(envelope.hi, True)
+        self._quick, self._halves = self._began - began <= QUICK, records.halves
         return envelope.hi
 
     def load(self, envelope: Envelope) -> None:
@@ -2550,7 +2567,6 @@ def worker_main(sock: socket.socket, root: str) -> None:
     _open_application(root)
     exchange = rpc.Exchange(wire.publish, wire.fetch)
     granted: dict[str, str] = {}  # the variables of the last grant
-    dropped: set[int] = set()
     lease = 0
 
     def report(lo: int, hi: int, seconds: float, failures: dict, parts: list, last: bool) -> None:
@@ -2558,17 +2574,18 @@ def worker_main(sock: socket.socket, root: str) -> None:
         wire.call("result", lease, lo, hi, seconds, failures, last, parts=parts)
 
     def unwanted() -> bool:
-        while wire.waiting() and wire.peek() == "drop":
-            dropped.add(wire.next()[0][1])
-        return lease in dropped
+        wire.look()
+        return wire.unwanted(lease)
 
     runner = LeaseRunner(report, unwanted, root)
     flush = speak(lambda: runner.current)
     while True:
         call, parts = wire.next()
-        if call[0] == "run":  # a "drop" that comes between two leases is late
+        if call[0] == "run":
             _, lease, *details, attempt, first, grant = call
-            dropped.clear()
+            if wire.unwanted(lease):
+                report(details[2], details[2], 0.0, {}, [], True)
+                continue
             exchange.serve(details[0])
             _grant(granted, grant, attempt)
             envelope = Envelope(lease, *details, attempt, first, parts)

@@ -2864,7 +2864,7 @@ class MasterNode(rpc.BaseNode):
         self.channel.bind_ipc(self.socket_file)
         self.tcp_port = self.channel.bind_tcp(self.host, self.compute_port)
         self.loop.add(self.channel.socket, self.channel.receive)
-        self.channel.at_end = self.loop.at_end
+        self.channel.loop = self.loop
         self._expose_to_owners(self.channel)
         self._expose_systems_to_owners(self.channel)
         self._expose_to_slaves(self.channel)

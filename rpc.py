@@ -1594,7 +1594,7 @@ class Endpoint:
         self._context = zmq.Context()
         self._get = self._receive = self._send = None  # of the socket, past what pyzmq does for people
         self._wake = self._turned = clock()
-        self.at_end: Callable[[Callable], None] = lambda flush: flush()  # of the turns of its owner's loop
+        self.loop: Loop | None = None  # of the owner, if `gather` is to gather
         self._gathering: list[Peer] = []  # for whom calls wait for the end of this turn, once for each
         self._complained: dict[str, tuple[float, int]] = {}
 
@@ -1620,15 +1620,16 @@ class Endpoint:
             self._send_now(peer, call, parts)
 
     def gather(self, peer: Peer, call: list, parts: list) -> None:
-        """Send a call that is JSON at the end of this turn, with others for the same peer; what is large, at once."""
-        plain = len(parts) <= GATHERED and SEVERAL.isdisjoint(map(type, parts))
-        if not plain or sum(map(len, parts)) > SMALL or peer.backlog:
+        """Send a call that is JSON, in a turn that has more to send together with others at its end; what is large, at
+        once."""
+        alone = self.loop is None or not self.loop.crowded or peer.backlog or len(parts) > GATHERED
+        if alone or not SEVERAL.isdisjoint(map(type, parts)) or sum(map(len, parts)) > SMALL:
             self.send(peer, call, parts)
             return
         peer.gathered.append((call, parts))
         self._gathering.append(peer)
         if len(self._gathering) == 1:
-            self.at_end(self.flush)
+            self.loop.at_end(self.flush)
         elif len(self._gathering) >= GATHERED:
             self.flush()
 
@@ -1731,7 +1732,9 @@ class Endpoint:
         session = peer.session
         if message.kind == DATA:
             if session.accept(message.number, message.ack, now):
-                for call, parts in calls_in(message.call, message.parts):
+                calls = calls_in(message.call, message.parts)
+                self._crowd(len(calls))
+                for call, parts in calls:
                     if not peer.lost:
                         self.dispatch(peer, call, parts)
         else:
@@ -1740,6 +1743,10 @@ class Endpoint:
         if session.waiting or session.unsaid >= ACK_EVERY or peer.backlog:
             self._care(peer, now)
         self._wake = min(self._wake, now + self.timing.ack)
+
+    def _crowd(self, calls):
+        if calls > 1 and self.loop is not None:
+            self.loop.crowded = True
 
     def _care(self, peer, now):
         """Send what is due in a session; returns when to look again."""
@@ -1863,6 +1870,7 @@ class Channel(Endpoint):
             route, frames, first = self._read(routed=True)
             if first is None:
                 return count
+            self._crowd(1 + count)
             self._arrived(route, frames, first, self.clock())
         return limit
 
@@ -4372,6 +4380,7 @@ class Loop:
         self._alarms, self._order = [], itertools.count()  # a heap of (when, in which order, function)
         self.link: Link | None = None  # whose sockets come and go
         self._ends: list[Callable] = []  # what to do before the next wait
+        self.crowded = False  # this turn has several things to do: what they send may travel together
         self._woken, self._wake = socket.socketpair()
         self._woken.setblocking(False)
         self._wake.setblocking(False)
@@ -4437,6 +4446,7 @@ class Loop:
         ready = self._poller.poll(0 if self._posted else math.ceil(wait * 1000))
         if ready:
             self._due = min(self._due, now + TICK_WITHIN)
+            self.crowded = len(ready) > 1
         for source, event in ready:
             if event & self._out and source in self._writers:
                 self._writers[source]()
@@ -4459,6 +4469,7 @@ class Loop:
     def _end_turn(self) -> None:
         while self._ends:
             self._ends.pop()()
+        self.crowded = False
 
     def _look_at_the_time(self, now: float) -> None:
         while self._alarms and self._alarms[0][0] <= now:
@@ -4631,6 +4642,7 @@ class Pipe:
         return True
 
     def _deliver(self, messages: list) -> None:
+        self._loop.crowded = self._loop.crowded or len(messages) > 1
         for call, parts in messages:
             if self._store:
                 self._notice(parts)
@@ -4885,7 +4897,7 @@ class Node(BaseNode):
         self.link.on_lost = self._on_lost
         self.link.on_refused = self._on_refused
         self._expose_to_master = expose
-        self.link.at_end = self.loop.at_end
+        self.link.loop = self.loop
         expose(self.link)
         self.link.connect(self._addresses)
         self._speak_at = time.monotonic() + SILENT

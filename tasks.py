@@ -2432,12 +2432,11 @@ class LeaseRunner:
         self._failures: dict[str, dict] = {}
         self._lo, self._began = 0, 0.0  # the first task that was not reported, and when it began
         self._first, self._place, self._several = 0, 0, False
-        self._quick = False  # the last lease was: others may run before the slave has heard of this one
+        self._quick = False  # a lease was: others may have run before the slave has heard of one
 
     @property
     def current(self) -> int:
-        """The ordinal of the task that runs; NOBODY in a lease of one that is not in a row of quick ones: there is no
-        doubt.
+        """The ordinal of the task that runs; NOBODY in a lease of one as long as none was quick: there is no doubt.
 
         Costs the loop nothing: what runs is as many places further as it has appended results.
         """
@@ -2464,7 +2463,7 @@ class LeaseRunner:
                 if heavy or now - self._began > REPORT_EVERY:
                     self._send(i, False)
         self._send(envelope.hi, True)
-        self._quick, self._halves = self._began - began <= QUICK, records.halves
+        self._quick, self._halves = self._quick or self._began - began <= QUICK, records.halves
         return envelope.hi
 
     def load(self, envelope: Envelope) -> None:

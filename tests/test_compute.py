@@ -352,12 +352,20 @@ def test_the_master_calls_a_node_without_waiting(swarm):
 
 
 def gathering(swarm):
-    """A link that is ready, and what is to be done at the end of its turn."""
+    """A link that is ready, in a turn of its loop that has several things to do."""
     link = swarm.link()
     swarm.until(lambda: link.state == "ready")
-    link.ends = []
-    link.at_end = link.ends.append
+    link.loop = rpc.Loop(lambda now: None)
+    link.loop.crowded = True
     return link
+
+
+def test_the_only_call_of_a_turn_is_sent_at_once(swarm):
+    link = gathering(swarm)
+    link.loop.crowded = False
+    link.gather(link.master, ["note", 1], [])
+    assert link.session.pending == 1
+    swarm.until(lambda: swarm.got == [1])
 
 
 def test_calls_of_one_turn_travel_as_one_message_and_in_order(swarm):
@@ -365,8 +373,7 @@ def test_calls_of_one_turn_travel_as_one_message_and_in_order(swarm):
     for number in range(10):
         link.gather(link.master, ["note", number], [b"x"] * (number % 3))
     assert link.session.pending == 0 and link.master.unheard
-    for flush in link.ends:
-        flush()
+    link.loop.step(0.0)
     assert link.session.pending == 1
     swarm.until(lambda: swarm.got == list(range(10)))
 
@@ -378,7 +385,7 @@ def test_a_call_that_is_not_gathered_does_not_overtake_those_that_are(swarm):
     link.gather(link.master, ["note", 2], [bytes(2 * rpc.SMALL)])
     link.gather(link.master, ["note", 3], [])
     assert link.session.pending == 3
-    link.flush()
+    link.loop.step(0.0)
     swarm.until(lambda: swarm.got == [0, 1, 2, 3])
 
 
@@ -393,7 +400,7 @@ def test_a_call_of_a_group_that_fails_is_answered_and_the_others_are_run(swarm):
     link = gathering(swarm)
     for call in (["note", 1], ["crash"], ["note", 2], ["echo", "x"]):
         link.gather(link.master, call, [])
-    link.flush()
+    link.loop.step(0.0)
     swarm.until(lambda: len(link.answers) == 2)
     assert swarm.got == [1, 2] and [name for name, _ in link.answers] == ["crash_failed", "echo_response"]
 

@@ -20,6 +20,7 @@ def words_of(**settings):
 def run(here, app="Row", code=0, **settings):
     done = here.run_client("leases.py", "--app", app, *words_of(**settings))
     assert done.code == code, done.err
+    assert done.about["result"], done.err
     return done.about["result"]
 
 

@@ -70,7 +70,7 @@ class Row(ApplicationNode):
         if error is None:
             self.attempts[number] = result[1]
         else:
-            self.failures[number] = {"kind": error.kind, "output": error.failure.get("output", "")}
+            self.failures[number] = {"kind": error.failure["kind"], "output": error.failure.get("output", "")}
         if len(self.attempts) + len(self.failures) == self.count:
             again = {number: attempt for number, attempt in self.attempts.items() if attempt != "1"}
             self.result = {"again": again, "failures": self.failures, "said": self.said}

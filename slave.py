@@ -167,14 +167,15 @@ class ProcessTaskManager(components.Component):
 
     def schedule(self) -> None:
         """Starts every waiting lease that can start, oldest first, and hands further ones ahead."""
-        waiting, self.waiting = self.waiting, collections.deque()
-        while waiting and self.free["cpus"] >= self._least:
-            envelope = waiting.popleft()
-            if not self._can_start(envelope):
-                self.waiting.append(envelope)
-        while waiting and not self.waiting and self._hand_ahead(waiting[0]):
-            waiting.popleft()
-        self.waiting.extend(waiting)
+        if self.free["cpus"] >= self._least:
+            waiting, self.waiting = self.waiting, collections.deque()
+            while waiting and self.free["cpus"] >= self._least:
+                envelope = waiting.popleft()
+                if not self._can_start(envelope):
+                    self.waiting.append(envelope)
+            self.waiting.extend(waiting)
+        while self.waiting and self._hand_ahead(self.waiting[0]):
+            self.waiting.popleft()
 
     def _can_start(self, envelope: tasks.Envelope) -> bool:
         """Starts it, if its bundle is here and its resources are free."""
@@ -183,13 +184,14 @@ class ProcessTaskManager(components.Component):
     def _hand_ahead(self, envelope: tasks.Envelope) -> bool:
         """Hands it to a worker that will be done in a moment with one of the same owner and kind, if there is one. It
         must be the first that waits, or it would overtake for ever what needs a worker of its own."""
-        if self.free["cpus"] < -EPSILON or envelope.attempt > 1 or not all(type(part) is bytes for part in envelope.parts):
+        quick = [worker for worker in self.workers.values() if worker.envelope and len(worker.ahead) < worker.room]
+        if not quick or self.free["cpus"] < -EPSILON:
             return False
-        quick = (worker for worker in self.running if len(worker.ahead) < worker.room and not worker.doomed)
-        worker = min(quick, key=lambda worker: len(worker.ahead), default=None)
-        if worker is None or worker.envelope.attempt > 1 or worker.envelope.owner != envelope.owner:
+        worker = min(quick, key=lambda worker: len(worker.ahead)) if len(quick) > 1 else quick[0]
+        runs, head = worker.envelope, envelope.parts[0]
+        if worker.doomed or runs.owner != envelope.owner or runs.parts[0] != head or runs.attempt + envelope.attempt > 2:
             return False
-        if worker.envelope.parts[0] != envelope.parts[0] or _limits_in(envelope.parts[0]):
+        if any(type(part) is not bytes for part in envelope.parts) or _limits_in(head):
             return False
         worker.ahead.append(envelope)
         worker.ran_on = True

@@ -1211,12 +1211,17 @@ def _read_call(text):
     return call
 
 
-def grouped(calls: list) -> tuple[list, list]:
-    """Several (call, parts) as one; see `calls_in`."""
-    if len(calls) == 1:
-        return calls[0]
+def _is_small(parts):
+    return len(parts) <= GATHERED and SEVERAL.isdisjoint(map(type, parts)) and sum(map(len, parts)) <= SMALL
+
+
+def _grouped(calls: deque) -> tuple[list, list]:
+    """Takes the first of these (call, parts) out, or as many small ones as go together; see `calls_in`."""
+    if len(calls) == 1 or not _is_small(calls[0][1]):
+        return calls.popleft()
     group, parts = [], []
-    for call, own in calls:
+    while calls and len(group) < 2 * GATHERED and _is_small(calls[0][1]):
+        call, own = calls.popleft()
         group += (len(own), call)
         parts += own
     return group, parts
@@ -1531,23 +1536,21 @@ class Peer:
         self.session, self.role, self.key, self.name, self.info = session, role, key, name, info or {}
         self.route, self.attempt, self.welcome, self.lost = b"", 0, {}, False
         self.local = ""  # the folder below which it can follow references to files
-        self.backlog: deque[tuple[list, Iterable]] = deque()  # calls for which its session has no room
-        self.gathered: list[tuple[list, list]] = []  # calls of this turn, for one message
+        self.backlog: deque[tuple[list, Iterable]] = deque()  # calls that its session has no room for, or of this turn
 
     @property
     def unheard(self) -> bool:
         """Whether it has not acknowledged all that was sent."""
-        return bool(self.session.pending or self.backlog or self.gathered)
+        return bool(self.session.pending or self.backlog)
 
     def unsaid(self, wanted: Callable[[list], bool]) -> list[tuple[list, Iterable]]:
         """Those of the wanted calls that it has not acknowledged, oldest first, with their parts."""
-        further = [*self.backlog, *self.gathered]
-        return [*self.session.unheard(wanted), *(one for one in further if wanted(one[0]))]
+        return [*self.session.unheard(wanted), *(one for one in self.backlog if wanted(one[0]))]
 
     @property
     def lags(self) -> bool:
         """Whether so much is on its way that what can be spared should not be sent."""
-        return bool(self.backlog) or self.session.pending_bytes > LAGGING
+        return self.session.pending_bytes > LAGGING
 
     @property
     def id(self) -> bytes:
@@ -1595,7 +1598,6 @@ class Endpoint:
         self._get = self._receive = self._send = None  # of the socket, past what pyzmq does for people
         self._wake = self._turned = clock()
         self.loop: Loop | None = None  # of the owner, if `gather` is to gather
-        self._gathering: list[Peer] = []  # for whom calls wait for the end of this turn, once for each
         self._complained: dict[str, tuple[float, int]] = {}
 
     def proxy(self, peer: Peer | None = None) -> Any:
@@ -1608,8 +1610,6 @@ class Endpoint:
 
         Raises ProtocolError when it is too large, TypeError or ValueError when `call` cannot be JSON.
         """
-        if peer.gathered:
-            self.flush()
         if peer.lost:
             self.counts["to lost peers"] += 1
         elif peer.backlog or peer.session.pending_bytes > ROOM:
@@ -1619,27 +1619,16 @@ class Endpoint:
         else:
             self._send_now(peer, call, parts)
 
-    def gather(self, peer: Peer, call: list, parts: list) -> None:
-        """Send a call that is JSON, in a turn that has more to send together with others at its end; what is large, at
-        once."""
-        alone = self.loop is None or not self.loop.crowded or peer.backlog or len(parts) > GATHERED
-        if alone or not SEVERAL.isdisjoint(map(type, parts)) or sum(map(len, parts)) > SMALL:
+    def gather(self, peer: Peer, call: list, parts: Collection) -> None:
+        """Send a call that is JSON; in a turn that has more to send, at its end, with others in one message."""
+        if self.loop is None or not self.loop.crowded or peer.lost or not _is_small(parts):
             self.send(peer, call, parts)
             return
-        peer.gathered.append((call, parts))
-        self._gathering.append(peer)
-        if len(self._gathering) == 1:
-            self.loop.at_end(self.flush)
-        elif len(self._gathering) >= GATHERED:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send what was gathered, in one message to each peer."""
-        gathering, self._gathering = self._gathering, []
-        for peer in gathering:
-            if peer.gathered:
-                calls, peer.gathered = peer.gathered, []
-                self.send(peer, *grouped(calls))
+        if not peer.backlog:
+            self.loop.at_end(lambda: self._care(peer, self.clock()))
+        peer.backlog.append((call, parts))
+        if len(peer.backlog) == GATHERED:
+            self._care(peer, self.clock())
 
     def _send_now(self, peer, call, parts):
         frames = peer.session.wrap(call, parts, peer.local)
@@ -1752,7 +1741,7 @@ class Endpoint:
         """Send what is due in a session; returns when to look again."""
         session = peer.session
         while peer.backlog and session.pending_bytes <= ROOM and not peer.lost:
-            _, error = self._attempt(self._send_now, peer, *peer.backlog.popleft())
+            _, error = self._attempt(self._send_now, peer, *_grouped(peer.backlog))
             if error is not None:  # a file that is gone; in a new session everything is said again
                 self._give_up(peer, f"what it was to get is gone: {error.what}", now)
         while (frames := session.due()) is not None and self._transmit(peer, frames):
@@ -4526,7 +4515,7 @@ class Pipe:
         self._on_end = on_end
         self._receiver = Receiver(sock, follow=self._stored if store else None)
         self._unsent: collections.deque[tuple[list, list]] = collections.deque()  # buffers and descriptors of messages
-        self._gathered: list = []  # buffers of messages of this turn
+        self._blocked = False  # the child has to read first
         self._store, self._whose = store, whose
         self._spare = ""  # the name of the file that the child has
         self._wanted = 0  # bytes of the last large thing that it sent
@@ -4542,17 +4531,6 @@ class Pipe:
         places: list[tuple[str, str]] = []
         buffers = pack_stream([method, *params], parts, places)
         self._queue(buffers, _open_all(places) if places else [])
-
-    def gather(self, method: str, *params: Any, parts: Iterable = ()) -> None:
-        """Sends a call at the end of this turn, with others; its parts are in memory."""
-        if not self._gathered:
-            self._loop.at_end(self._flush)
-        self._gathered += pack_stream([method, *params], parts)
-
-    def _flush(self) -> None:
-        gathered, self._gathered = self._gathered, []
-        if gathered and self.open:
-            self._queue(gathered, [])
 
     def hand(self, method: str, file: int) -> None:
         """Sends a call with a descriptor, which is closed here."""
@@ -4586,11 +4564,15 @@ class Pipe:
         return self._store.reference(self._spare, place.at, place.size).held(self._store)
 
     def _queue(self, buffers: list, files: list) -> None:
-        if self._gathered:
-            self._flush()
-        self._unsent.append((buffers, files))
-        if len(self._unsent) == 1 and not self._send_first():
-            self._loop.write_when_ready(self._sock, self._write)
+        idle = not self._unsent
+        if idle or files or self._unsent[-1][1]:
+            self._unsent.append((buffers, files))
+        else:
+            self._unsent[-1][0].extend(buffers)
+        if idle and self._loop.crowded:
+            self._loop.at_end(self._write)
+        elif idle:
+            self._write()
 
     def _send_first(self) -> bool:
         """Sends of the first message what the child takes now; True if that is all of it."""
@@ -4614,8 +4596,9 @@ class Pipe:
     def _write(self) -> None:
         while self._unsent and self._send_first():
             pass
-        if not self._unsent:
-            self._loop.write_when_ready(self._sock, None)
+        if self.open and self._blocked != bool(self._unsent):
+            self._blocked = not self._blocked
+            self._loop.write_when_ready(self._sock, self._write if self._blocked else None)
 
     def drain(self) -> None:
         """Reads all that a child left behind when it ended."""

@@ -195,7 +195,8 @@ class ProcessTaskManager(components.Component):
             return False
         worker.ahead.append(envelope)
         worker.ran_on = True
-        worker.pipe.gather("run", *envelope[:8], None, parts=envelope.parts)
+        self.node.loop.crowded = True  # there may be more of them
+        worker.pipe.call("run", *envelope[:8], None, parts=envelope.parts)
         return True
 
     def revoke(self, lease: int, kill: bool) -> None:

@@ -63,7 +63,7 @@ def test_what_a_worker_has_ahead_never_runs_once_it_is_cancelled(blocked, tmp_pa
     (tmp_path / "cancel").touch()
     told = ended(client, code=1)
     assert {one["kind"] for one in told["failures"].values()} == {"cancelled"}
-    assert len(told["failures"]) == 200 - AT
+    assert str(AT) in told["failures"]
     wait_until(lambda: not (status_of(here.slaves[0])["running"]), "the worker ends")
     assert not (tmp_path / "later").exists()
     assert run(here, count=20)["failures"] == {}, "the slave goes on"

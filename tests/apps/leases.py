@@ -13,9 +13,10 @@ from concurrent_swarm.tasks import Task
 
 class Quick(Task):
     def __call__(self):
+        begun = self.folder and list(Path(self.folder).glob("pid-*"))
         if self.number == self.at:
             getattr(self, self.what)()
-        if self.folder and self.number > self.at:
+        elif begun:
             Path(self.folder, "later").touch()
         return self.number, os.environ["CONCURRENT_SWARM_ATTEMPT"]
 

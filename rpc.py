@@ -1740,6 +1740,8 @@ class Endpoint:
     def _care(self, peer, now):
         """Send what is due in a session; returns when to look again."""
         session = peer.session
+        if peer.lost:
+            return math.inf
         while peer.backlog and session.pending_bytes <= ROOM and not peer.lost:
             _, error = self._attempt(self._send_now, peer, *_grouped(peer.backlog))
             if error is not None:  # a file that is gone; in a new session everything is said again

@@ -105,9 +105,8 @@ class ProcessTaskManager(components.Component):
         """Drops what the master does not want, and asks it again for what the others wait for."""
         self.waiting = collections.deque(one for one in self.waiting if one.lease in leases)
         for worker in self.running:
-            for envelope in worker.ahead:
-                if envelope.lease not in leases:
-                    self._take_back(worker, envelope.lease)
+            for envelope in [one for one in worker.ahead if one.lease not in leases]:
+                self._take_back(worker, envelope.lease)
             if worker.envelope.lease not in leases:
                 self._forget(worker)
         self._fetching.clear()
@@ -189,9 +188,8 @@ class ProcessTaskManager(components.Component):
             return False
         worker = min(quick, key=lambda worker: len(worker.ahead)) if len(quick) > 1 else quick[0]
         runs, head = worker.envelope, envelope.parts[0]
-        if worker.doomed or runs.owner != envelope.owner or runs.parts[0] != head or runs.attempt + envelope.attempt > 2:
-            return False
-        if any(type(part) is not bytes for part in envelope.parts) or _limits_in(head):
+        alike = (runs.owner, runs.attempt, runs.parts[0]) == (envelope.owner, 1, head) and envelope.attempt == 1
+        if worker.doomed or not alike or {*map(type, envelope.parts)} != {bytes} or _limits_in(head):
             return False
         worker.ahead.append(envelope)
         worker.ran_on = True
@@ -237,6 +235,7 @@ class ProcessTaskManager(components.Component):
         self.waiting.clear()
         self._fetching.clear()
         self._asking.clear()
+        self._unwanted.clear()
         for worker in self.running:
             worker.ahead.clear()
             self._forget(worker)
@@ -696,7 +695,7 @@ class SlaveNode(rpc.Node):
         self.bundles: dict[str, Path] = {}  # digest -> where it was unpacked
         self.leaving_at = 0.0
         self._zygotes = tasks.Recent()
-        self._reported: collections.OrderedDict[int, tuple[str, int]] = collections.OrderedDict()  # lease -> owner and number, of the last that were reported
+        self._reported = collections.OrderedDict()  # lease -> owner and number, of the last that were reported
         self.joined_at = 0.0
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
         self.start_zygote()

@@ -2313,7 +2313,7 @@ class Wire:
         self._sock = sock
         self._receiver = rpc.Receiver(sock, descriptors=rpc.MOST_FILES, follow=rpc.Place.from_text)
         self._calls: collections.deque = collections.deque()
-        self._dropped: set[int] = set()  # leases that are not wanted any more
+        self.dropped: set[int] = set()  # leases that are not wanted any more, as far as was read
         self._spare = -1  # the file that the node gave for large parts
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
@@ -2371,18 +2371,15 @@ class Wire:
     def next(self) -> tuple[list, list]:
         """Waits for a call. Raises EOFError when the node has closed its end."""
         while not self._calls:
-            self._dropped.clear()  # those that came too late
+            self.dropped.clear()  # those that came too late
             self._read()
         return self._calls.popleft()
 
     def unwanted(self, lease: int) -> bool:
-        """Whether a lease was dropped, as far as was read."""
-        return lease in self._dropped
-
-    def look(self) -> None:
-        """Reads what is there; does not wait."""
+        """Whether a lease was dropped, as far as is known without waiting."""
         while select.select([self._sock], [], [], 0)[0]:
             self._read()
+        return lease in self.dropped
 
     def _read(self) -> None:
         for call, parts in self._receiver.receive():
@@ -2391,7 +2388,7 @@ class Wire:
             elif call[0] == "stack":  # works even while C code holds the interpreter
                 faulthandler.register(signal.SIGUSR2, self._receiver.take_descriptor(), all_threads=True)
             elif call[0] == "drop":
-                self._dropped.add(call[1])
+                self.dropped.add(call[1])
             elif call[0] == "forget_shared":
                 sys.modules[rpc.WIRE].Shared.exchange.forget(call[1])
             else:
@@ -2572,17 +2569,13 @@ def worker_main(sock: socket.socket, root: str) -> None:
         flush()  # what a task has printed is there before its outcome
         wire.call("result", lease, lo, hi, seconds, failures, last, parts=parts)
 
-    def unwanted() -> bool:
-        wire.look()
-        return wire.unwanted(lease)
-
-    runner = LeaseRunner(report, unwanted, root)
+    runner = LeaseRunner(report, lambda: wire.unwanted(lease), root)
     flush = speak(lambda: runner.current)
     while True:
         call, parts = wire.next()
         if call[0] == "run":
             _, lease, *details, attempt, first, grant = call
-            if wire.unwanted(lease):
+            if lease in wire.dropped:
                 report(details[2], details[2], 0.0, {}, [], True)
                 continue
             exchange.serve(details[0])

@@ -69,6 +69,7 @@ def test_what_a_worker_has_ahead_never_runs_once_it_is_cancelled(blocked, tmp_pa
     assert run(here, count=20)["failures"] == {}, "the slave goes on"
 
 
+@pytest.mark.slow
 def test_what_a_worker_has_ahead_survives_a_new_session(blocked, tmp_path):
     """The slave says what it holds, and what is ahead is a part of it."""
     here, client, _ = blocked

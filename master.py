@@ -665,13 +665,7 @@ class Board:
     # -- batches ---------------------------------------------------------------------------------------------
 
     def submit(
-        self,
-        owner: str,
-        number: int,
-        count: int,
-        now: float,
-        group: int = 1,
-        options: dict | None = None,
+        self, owner: str, number: int, count: int, now: float, group: int = 1, options: dict | None = None,
         payload: Any = None,
     ) -> Effects:
         """Take in a batch. A repeat of (owner, number) is accepted again and changes nothing.
@@ -1004,15 +998,7 @@ class Board:
     # -- leases ----------------------------------------------------------------------------------------------
 
     def result(
-        self,
-        slave: str,
-        lease: int,
-        lo: int,
-        hi: int,
-        seconds: float,
-        payload: Any,
-        failures: dict,
-        now: float,
+        self, slave: str, lease: int, lo: int, hi: int, seconds: float, payload: Any, failures: dict, now: float
     ) -> Effects:
         """The slave ran the tasks lo..hi of a lease in so many seconds together. Accepted once, from the
         slave that holds the lease; anything else is counted and dropped."""
@@ -1373,19 +1359,9 @@ class Board:
             reasons = {one.id: "is draining" if one.draining else one.lacks(demand) for one in slaves}
             for owner, line in demand.ring.items():
                 batch = next(iter(line.batches))
-                found.append(
-                    {
-                        "owner": owner.id,
-                        "number": batch.number,
-                        "task": line.head,
-                        "tasks": line.tasks,
-                        "waits": now - batch.since,
-                        "needs": dict(demand.needs),
-                        "tags": sorted(demand.tags),
-                        "why": demand.wanting,
-                        "slaves": reasons,
-                    }
-                )
+                about = {"owner": owner.id, "number": batch.number, "task": line.head, "tasks": line.tasks}
+                why = {"needs": dict(demand.needs), "tags": sorted(demand.tags), "why": demand.wanting}
+                found.append({**about, "waits": now - batch.since, **why, "slaves": reasons})
         return found
 
     # -- explaining ------------------------------------------------------------------------------------------

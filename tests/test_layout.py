@@ -47,13 +47,13 @@ LINES = {
     "components.py": 1537,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 3795,
-    "rpc.py": 5359,
+    "master.py": 3773,
+    "rpc.py": 5446,
     "setup.py": 64,
-    "slave.py": 915,
-    "tasks.py": 2811,
+    "slave.py": 979,
+    "tasks.py": 2820,
 }
-TOTAL_LINES = 16_945
+TOTAL_LINES = 17_083
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

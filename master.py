@@ -281,11 +281,15 @@ class Demand:
             self.idle.pop(slave, None)
             self.free.pop(slave, None)
 
-    def served(self, slave: Slave):
-        """The slave took a lease: the others come first now."""
+    def served(self, slave: Slave, estimate: float):
+        """The slave took a lease of so many seconds: the others come first now, and it not at all if it is full."""
+        full = not slave.room(self.needs, slave.deep(estimate))
         for slaves in (self.idle, self.free):
             if slave in slaves:
                 slaves.move_to_end(slave)
+                if full:
+                    del slaves[slave]
+                    slave.missing.add(self)
 
 
 class Line:
@@ -1184,7 +1188,7 @@ class Board:
         ready = [demand for demand in self.demands.values() if demand.ring and demand.free]
         while ready:
             demand = ready[0] if len(ready) == 1 else min(ready, key=self._turn)
-            if not self._lease(demand, effects, now) or not demand.ring:
+            if not self._lease(demand, effects, now) or not (demand.ring and demand.free):
                 ready.remove(demand)
             elif len(ready) > 1:
                 ready = [demand for demand in ready if demand.ring]
@@ -1215,7 +1219,7 @@ class Board:
             other.ring.move_to_end(owner)
         self._dequeue(batch, tasks)
         slave.take(lease)
-        demand.served(slave)
+        demand.served(slave, lease.estimate)
         batch.take(lease)
         self.leases[lease.id] = lease
         self.counters["leases"] += 1

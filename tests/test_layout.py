@@ -47,13 +47,13 @@ LINES = {
     "components.py": 1537,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 3773,
+    "master.py": 3777,
     "rpc.py": 5446,
     "setup.py": 64,
     "slave.py": 979,
     "tasks.py": 2820,
 }
-TOTAL_LINES = 17_083
+TOTAL_LINES = 17_087
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -519,11 +519,11 @@ def find_class(module: str, qualname: str) -> type:
 class Records:
     """The sealed tasks of a lease, opened group by group: `task(i)` for i in lo..hi-1 of the batch.
 
-    `known` remembers the classes that heads name, from lease to lease, and `halves` a group of which only the first
-    tasks were in the last one: (how it travels, its states, the place of the next task).
+    `known` remembers the classes that heads name, from lease to lease, and `half` the group of which the last one had
+    only the first tasks, as it travels, with its states.
     """
 
-    def __init__(self, envelope: Envelope, known: dict[bytes, list] | None = None, halves: tuple | None = None):
+    def __init__(self, envelope: Envelope, known: dict[bytes, list] | None = None, half: tuple | None = None):
         head = bytes(envelope.parts[0])
         self._table = read_head(head)["classes"]
         self._classes = ({} if known is None else known).setdefault(head, [None] * len(self._table))
@@ -536,14 +536,14 @@ class Records:
         self.ordinal = envelope.first
         self._opened = -1
         self._states: list = []
-        if halves and halves[0] == self._groups[0] and halves[2] <= envelope.lo % envelope.group:
-            self._opened, self._states = self._first, halves[1]
+        if half and half[0] == self._groups[0]:
+            self._opened, self._states = self._first, half[1]
 
     @property
-    def halves(self) -> tuple | None:
-        """What the next lease may go on with: no task has seen the rest of its group yet."""
-        (group, place), sealed = divmod(self._hi, self._group), self._groups[-1]
-        return (sealed, self._states, place) if place and group == self._opened and type(sealed) is bytes else None
+    def half(self) -> tuple | None:
+        """What the next lease may go on with: states in groups hold nothing that a task could have changed."""
+        group, place = divmod(self._hi, self._group)
+        return (self._groups[-1], self._states) if place and group == self._opened else None
 
     def alike(self, i: int) -> tuple[type, list, int, int] | None:
         """The class and the states of the group of task i, with the places in it from i to the end of the lease; None
@@ -2421,7 +2421,7 @@ class LeaseRunner:
         self.root = root
         self.on_error = on_error
         self._known: dict[bytes, list] = {}  # the classes of heads
-        self._halves: tuple | None = None  # of the last lease, see `Records`
+        self._half: tuple | None = None  # of the last lease, see `Records`
         self._plain: list = []  # results that may share a pickle
         self._parts: list = []
         self._weight = 0  # bytes of these, about
@@ -2444,7 +2444,7 @@ class LeaseRunner:
 
     def run(self, envelope: Envelope) -> int:
         """Runs lo..hi-1 of the envelope. Returns where it stopped: hi, or less if the rest was not wanted."""
-        records = Records(envelope, self._known, self._halves)
+        records = Records(envelope, self._known, self._half)
         i = self._lo = envelope.lo
         self._first, self._several = envelope.first, self._quick or envelope.hi - envelope.lo > 1
         looked = self._began = began = time.perf_counter()
@@ -2460,7 +2460,7 @@ class LeaseRunner:
                 if heavy or now - self._began > REPORT_EVERY:
                     self._send(i, False)
         self._send(envelope.hi, True)
-        self._quick, self._halves = self._quick or self._began - began <= QUICK, records.halves
+        self._quick, self._half = self._quick or self._began - began <= QUICK, records.half
         return envelope.hi
 
     def load(self, envelope: Envelope) -> None:

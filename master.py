@@ -87,7 +87,7 @@ import threading
 import time
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -321,11 +321,15 @@ class Demand:
             self.idle.pop(slave, None)
             self.free.pop(slave, None)
 
-    def served(self, slave: Slave):
-        """The slave took a lease: the others come first now."""
+    def served(self, slave: Slave, estimate: float):
+        """The slave took a lease of so many seconds: the others come first now, and it not at all if it is full."""
+        full = not slave.room(self.needs, slave.deep(estimate))
         for slaves in (self.idle, self.free):
             if slave in slaves:
                 slaves.move_to_end(slave)
+                if full:
+                    del slaves[slave]
+                    slave.missing.add(self)
 
 
 class Line:
@@ -724,13 +728,7 @@ class Board:
     # -- batches ---------------------------------------------------------------------------------------------
 
     def submit(
-        self,
-        owner: str,
-        number: int,
-        count: int,
-        now: float,
-        group: int = 1,
-        options: dict | None = None,
+        self, owner: str, number: int, count: int, now: float, group: int = 1, options: dict | None = None,
         payload: Any = None,
     ) -> Effects:
         """Take in a batch. A repeat of (owner, number) is accepted again and changes nothing.
@@ -1065,15 +1063,7 @@ class Board:
     # -- leases ----------------------------------------------------------------------------------------------
 
     def result(
-        self,
-        slave: str,
-        lease: int,
-        lo: int,
-        hi: int,
-        seconds: float,
-        payload: Any,
-        failures: dict,
-        now: float,
+        self, slave: str, lease: int, lo: int, hi: int, seconds: float, payload: Any, failures: dict, now: float
     ) -> Effects:
         """The slave ran the tasks lo..hi of a lease in so many seconds together. Accepted once, from the
         slave that holds the lease; anything else is counted and dropped."""
@@ -1368,7 +1358,7 @@ class Board:
         ready = [demand for demand in self.demands.values() if demand.ring and demand.free]
         while ready:
             demand = ready[0] if len(ready) == 1 else min(ready, key=self._turn)
-            if not self._lease(demand, effects, now) or not demand.ring:
+            if not self._lease(demand, effects, now) or not (demand.ring and demand.free):
                 ready.remove(demand)
             elif len(ready) > 1:
                 ready = [demand for demand in ready if demand.ring]
@@ -1386,7 +1376,8 @@ class Board:
         batch, place, tasks, slaves = found
         owner = batch.owner
         lo, _, past = batch.queue[place]
-        number = next(one for one in self._lease_ids if one not in self.leases)  # an adopted one may have it
+        while (number := next(self._lease_ids)) in self.leases:  # an adopted one may have it
+            pass
         lease = Lease(number, batch, lo, lo + tasks, past, now)
         slave = self._place(slaves, lease)
         if slave is None:
@@ -1397,7 +1388,7 @@ class Board:
             other.ring.move_to_end(owner)
         self._dequeue(batch, place, tasks)
         slave.take(lease)
-        demand.served(slave)
+        demand.served(slave, lease.estimate)
         batch.take(lease)
         self.leases[lease.id] = lease
         self.counters["leases"] += 1
@@ -1568,19 +1559,9 @@ class Board:
             reasons = {one.id: one.closed or one.lacks(demand) for one in slaves}
             for owner, line in demand.ring.items():
                 batch = next(iter(line.batches))
-                found.append(
-                    {
-                        "owner": owner.id,
-                        "number": batch.number,
-                        "task": line.head,
-                        "tasks": line.tasks,
-                        "waits": now - batch.since,
-                        "needs": dict(demand.needs),
-                        "tags": sorted(demand.tags),
-                        "why": demand.wanting,
-                        "slaves": reasons,
-                    }
-                )
+                about = {"owner": owner.id, "number": batch.number, "task": line.head, "tasks": line.tasks}
+                why = {"needs": dict(demand.needs), "tags": sorted(demand.tags), "why": demand.wanting}
+                found.append({**about, "waits": now - batch.since, **why, "slaves": reasons})
         return found
 
     # -- explaining ------------------------------------------------------------------------------------------
@@ -3069,12 +3050,12 @@ class MasterNode(rpc.BaseNode):
         "taken": _send_taken,
     }
 
-    def _send(self, target: str, call: list, parts: Iterable = ()) -> None:
+    def _send(self, target: str, call: list, parts: Collection = ()) -> None:
         """To a slave or client by the compute channel, to a system by the pipe of its host."""
         if target in self.systems:
             self._send_host(self.systems[target], call, parts)
         elif target in self._peers:
-            self.channel.send(self._peers[target], call, parts)
+            self.channel.gather(self._peers[target], call, parts)
 
     @staticmethod
     def _send_host(system: System, call: list, parts: Iterable) -> None:
@@ -3120,6 +3101,7 @@ class MasterNode(rpc.BaseNode):
         self.channel.bind_ipc(self.socket_file)
         self.tcp_port = self.channel.bind_tcp(self.host, self.compute_port)
         self.loop.add(self.channel.socket, self.channel.receive)
+        self.channel.loop = self.loop
         self._expose_to_owners(self.channel)
         self._expose_systems_to_owners(self.channel)
         self._expose_to_slaves(self.channel)

@@ -13,6 +13,7 @@ and in order for as long as both processes live. A message is one frame, and one
     magic b"CS" | protocol u8 | kind u8 | session 8 bytes | number u64 | ack u64      the envelope, 28 bytes
     count u16 | length u32 each | the parts                                           the body
     part 0: the call, JSON [method, *params]; the others opaque. Length 0xFFFFFFFF: the part is the next frame.
+            several small calls of one turn: [n, [method, *params], …], the next n parts are of the call after n
 
 On a socketpair the body travels alone behind its total length (u32), every part inline. Little endian throughout.
 
@@ -979,7 +980,7 @@ def _result(answer):
 # -- frames --------------------------------------------------------------------------------------------------
 
 MAGIC = b"CS"
-PROTOCOL = 1
+PROTOCOL = 2
 HELLO, WELCOME, REFUSE, DATA, BEAT = range(5)
 FRAMES = 0xFFFF0000  # FRAMES | n, in place of a length: the part is the next n ZeroMQ frames
 REFERENCE = FRAMES  # in place of a length: the part lies in a file; a byte with a length and a text that says where
@@ -1125,9 +1126,41 @@ def _read_call(text):
         call, end = _decode(text)
     except (ValueError, TypeError, RecursionError) as error:  # TypeError: it is in frames of its own, or in a file
         raise ProtocolError("the call in a message is no JSON", str(error)) from error
-    if end != len(text) or type(call) is not list or not call or type(call[0]) is not str:
+    if end != len(text) or type(call) is not list or not call or type(call[0]) not in (str, int):
         raise ProtocolError("the call in a message is no list that begins with a method name")
     return call
+
+
+def _is_small(parts):
+    return len(parts) <= GATHERED and SEVERAL.isdisjoint(map(type, parts)) and sum(map(len, parts)) <= SMALL
+
+
+def _grouped(calls: deque) -> tuple[list, list]:
+    """Takes the first of these (call, parts) out, or as many small ones as go together; see `calls_in`."""
+    if len(calls) == 1 or not _is_small(calls[0][1]):
+        return calls.popleft()
+    group, parts = [], []
+    while calls and len(group) < 2 * GATHERED and _is_small(calls[0][1]):
+        call, own = calls.popleft()
+        group += (len(own), call)
+        parts += own
+    return group, parts
+
+
+def calls_in(call: list, parts: list) -> list[tuple[list, list]]:
+    """The calls of a message, each with its parts."""
+    if type(call[0]) is str:
+        return [(call, parts)]
+    ends = list(itertools.accumulate(call[::2]))
+    return [(one, parts[end - count : end]) for count, one, end in zip(call[::2], call[1::2], ends, strict=True)]
+
+
+def _check_group(call, parts):
+    counts, calls = call[::2], call[1::2]
+    if len(counts) != len(calls) or {*map(type, counts)} != {int} or min(counts) < 0 or sum(counts) != len(parts):
+        raise ProtocolError("the parts of a group of calls do not add up")
+    if not all(type(one) is list and one and type(one[0]) is str for one in calls):
+        raise ProtocolError("a call of a group is no list that begins with a method name")
 
 
 def pack(kind: int, session: bytes, number: int, ack: int, call: list, parts: Iterable = (), local: str = "") -> list:
@@ -1151,7 +1184,12 @@ def unpack(frames: list, follow: Callable[[str], Any] | None = None) -> Message:
         raise ProtocolError(f"a message of the unknown kind {kind}")
     if len(frames) > 1 and sum(map(len, frames)) > MAX_MESSAGE + INLINE:
         raise ProtocolError(f"a message of more than {MAX_MESSAGE:,} bytes")
-    return Message(kind, session, number, ack, *unpack_body(frames, _ENVELOPE.size, follow))
+    call, parts = unpack_body(frames, _ENVELOPE.size, follow)
+    if type(call[0]) is int:
+        _check_group(call, parts)
+        if kind != DATA:
+            raise ProtocolError(f"several calls in a message of kind {kind}")
+    return Message(kind, session, number, ack, call, parts)
 
 
 def pack_stream(call: list, parts: Iterable = (), files: list | None = None) -> list:
@@ -1312,8 +1350,8 @@ class Session:
 
     def unheard(self, wanted: Callable[[list], bool]) -> list[tuple[list, Iterable]]:
         """Those of the wanted calls that are not acknowledged, with their parts."""
-        kept = (one for one in self._window if wanted(one[3]))
-        return [(call, unpack(frames).parts if parts is None else parts) for frames, _, parts, call in kept]
+        kept = [(call, unpack(frames).parts if parts is None else parts) for frames, _, parts, call in self._window]
+        return [one for call, parts in kept for one in calls_in(call, parts) if wanted(one[0])]
 
     def rewind(self) -> None:
         """Send everything that is not acknowledged again: the connection may have lost it."""
@@ -1348,6 +1386,8 @@ class Session:
 NOBLOCK, SNDMORE, EVENTS, READABLE = 1, 2, 15, 1  # ZeroMQ's numbers: pyzmq's enums cost a tenth of a busy loop
 HIGH_WATER = 1000  # messages in a ZeroMQ queue: credits keep far below, this stops what credits did not foresee
 MAX_SESSIONS = 16  # of one key at the same time
+GATHERED = 32  # calls that wait for the end of a turn at most
+SMALL = 16 * 1024  # bytes of the parts of a call that may wait for others
 ROOM = 32 * 1024 * 1024  # bytes that a peer may leave unacknowledged until further calls to it wait
 LAGGING = 1024 * 1024  # bytes that a peer has not acknowledged from which on it gets no output of tasks
 LEFT = "it left"  # the reason of `on_lost` when a node said goodbye
@@ -1399,7 +1439,7 @@ class Peer:
         self.id = session.id  # its eight bytes
         self.route, self.attempt, self.welcome, self.lost = b"", 0, {}, False
         self.local = ""  # the folder below which it can follow references to files
-        self.backlog: deque[tuple[list, Iterable]] = deque()  # calls for which its session has no room
+        self.backlog: deque[tuple[list, Iterable]] = deque()  # calls that its session has no room for, or of this turn
 
     @property
     def unheard(self) -> bool:
@@ -1413,7 +1453,7 @@ class Peer:
     @property
     def lags(self) -> bool:
         """Whether so much is on its way that what can be spared should not be sent."""
-        return bool(self.backlog) or self.session.pending_bytes > LAGGING
+        return self.session.pending_bytes > LAGGING
 
     def __repr__(self) -> str:
         return f"<{self.role} {self.name or self.id.hex()}>"
@@ -1448,6 +1488,7 @@ class Endpoint:
         self._context = zmq.Context()
         self._get = self._receive = self._send = None  # of the socket, past what pyzmq does for people
         self._wake = self._turned = clock()
+        self.loop: Loop | None = None  # of the owner, if `gather` is to gather
         self._complained: dict[str, tuple[float, int]] = {}
 
     def proxy(self, peer: Peer | None = None) -> Any:
@@ -1465,6 +1506,17 @@ class Endpoint:
             peer.backlog.append((call, parts))
         else:
             self._send_now(peer, call, parts)
+
+    def gather(self, peer: Peer, call: list, parts: Collection) -> None:
+        """Send a call that is JSON; in a turn that has more to send, at its end, with others in one message."""
+        if self.loop is None or not self.loop.crowded or peer.lost or not _is_small(parts):
+            self.send(peer, call, parts)
+            return
+        if not peer.backlog:
+            self.loop.at_end(lambda: self._care(peer, self.clock()))
+        peer.backlog.append((call, parts))
+        if len(peer.backlog) == GATHERED:
+            self._care(peer, self.clock())
 
     def _send_now(self, peer, call, parts):
         frames = peer.session.wrap(call, parts, peer.local)
@@ -1565,7 +1617,11 @@ class Endpoint:
         session = peer.session
         if message.kind == DATA:
             if session.accept(message.number, message.ack, now):
-                self.dispatch(peer, message.call, message.parts)
+                calls = calls_in(message.call, message.parts)
+                self._crowd(len(calls))
+                for call, parts in calls:
+                    if not peer.lost:
+                        self.dispatch(peer, call, parts)
         else:
             session.heard(message.ack, now)
             session.beaten(message.number, message.call, now)
@@ -1573,11 +1629,17 @@ class Endpoint:
             self._care(peer, now)
         self._wake = min(self._wake, now + self.timing.ack)
 
+    def _crowd(self, calls):
+        if calls > 1 and self.loop is not None:
+            self.loop.crowded = True
+
     def _care(self, peer, now):
         """Send what is due in a session; returns when to look again."""
         session = peer.session
+        if peer.lost:
+            return math.inf
         while peer.backlog and session.pending_bytes <= ROOM and not peer.lost:
-            _, error = self._attempt(self._send_now, peer, *peer.backlog.popleft())
+            _, error = self._attempt(self._send_now, peer, *_grouped(peer.backlog))
             if error is not None:  # a file that is gone; in a new session everything is said again
                 self._give_up(peer, f"what it was to get is gone: {error.what}", now)
         while (frames := session.due()) is not None and self._transmit(peer, frames):
@@ -1667,6 +1729,7 @@ class Channel(Endpoint):
             route, frames, first = self._read(routed=True)
             if first is None:
                 return count
+            self._crowd(1 + count)
             self._arrived(route, frames, first, self.clock())
         return limit
 
@@ -3286,6 +3349,7 @@ class Shelf:
 
 MOST_FILES = 64  # descriptors that may wait in a socketpair
 LARGE = 256 * 1024  # bytes; a message from this size on is received into memory of its own
+CLOEXEC, CUT = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0)), int(socket.MSG_CTRUNC)  # macOS has not both; enums are slow
 
 
 class Receiver:
@@ -3320,9 +3384,8 @@ class Receiver:
 
     def _read(self, room, flags):
         if self._space:
-            flags |= getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # macOS has none
-            size, ancillary, flags, _ = self._sock.recvmsg_into([room], self._space, flags)
-            if ancillary or flags & socket.MSG_CTRUNC:
+            size, ancillary, flags, _ = self._sock.recvmsg_into([room], self._space, flags | CLOEXEC)
+            if ancillary or flags & CUT:
                 self._collect(ancillary, flags)
         else:
             size = self._sock.recv_into(room, 0, flags)
@@ -3334,7 +3397,7 @@ class Receiver:
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 self._descriptors.extend(struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4]))
-        if flags & socket.MSG_CTRUNC or len(self._descriptors) > self._most:
+        if flags & CUT or len(self._descriptors) > self._most:
             self.close()
             raise ProtocolError(f"more than {self._most} descriptors came that no message has taken")
 
@@ -3916,6 +3979,8 @@ class Loop:
         self._due = 0.0  # when to tick, or to ring
         self._alarms, self._order = [], itertools.count()  # a heap of (when, in which order, function)
         self.link: Link | None = None  # whose sockets come and go
+        self._ends: list[Callable] = []  # what to do before the next wait
+        self.crowded = False  # this turn has several things to do: what they send may travel together
         self._woken, self._wake = socket.socketpair()
         self._woken.setblocking(False)
         self._wake.setblocking(False)
@@ -3967,18 +4032,21 @@ class Loop:
         self.thread = threading.get_ident()
         while not self.stopped:
             self.step()
+        self._end_turn()
 
     def step(self, limit: float = 3600.0) -> None:
         """Waits once, at most `limit` seconds, and dispatches what came."""
         now = time.monotonic()
         if now >= self._due:
             self._look_at_the_time(now)
+        self._end_turn()
         if self.link:
             self.link.watch(self._poller)
         wait = min(limit, max(0.0, self._due - now))
         ready = self._poller.poll(0 if self._posted else math.ceil(wait * 1000))
         if ready:
             self._due = min(self._due, now + TICK_WITHIN)
+            self.crowded = len(ready) > 1
         for source, event in ready:
             if event & self._out and source in self._writers:
                 self._writers[source]()
@@ -3993,6 +4061,15 @@ class Loop:
         """Calls function once, in so many seconds; for the loop's own thread."""
         heapq.heappush(self._alarms, (time.monotonic() + seconds, next(self._order), function))
         self._due = min(self._due, self._alarms[0][0])
+
+    def at_end(self, function: Callable[[], Any]) -> None:
+        """Calls function once, when all is done that this turn began with, before the next wait."""
+        self._ends.append(function)
+
+    def _end_turn(self) -> None:
+        while self._ends:
+            self._ends.pop()()
+        self.crowded = False
 
     def _look_at_the_time(self, now: float) -> None:
         while self._alarms and self._alarms[0][0] <= now:
@@ -4046,6 +4123,7 @@ class Pipe:
         self._on_end = on_end
         self._receiver = Receiver(sock, follow=self._stored if store else None)
         self._unsent: deque[tuple[list, list]] = deque()  # buffers and descriptors of messages
+        self._blocked = False  # the child has to read first
         self._store, self._whose = store, whose
         self._spare = ""  # the name of the file that the child has
         self._wanted = 0  # bytes of the last large thing that it sent
@@ -4094,9 +4172,15 @@ class Pipe:
         return self._store.reference(self._spare, place.at, place.size).held(self._store)
 
     def _queue(self, buffers: list, files: list) -> None:
-        self._unsent.append((buffers, files))
-        if len(self._unsent) == 1 and not self._send_first():
-            self._loop.write_when_ready(self._sock, self._write)
+        idle = not self._unsent
+        if idle or files or self._unsent[-1][1]:
+            self._unsent.append((buffers, files))
+        else:
+            self._unsent[-1][0].extend(buffers)
+        if idle and self._loop.crowded:
+            self._loop.at_end(self._write)
+        elif idle:
+            self._write()
 
     def _send_first(self) -> bool:
         """Sends of the first message what the child takes now; True if that is all of it."""
@@ -4120,8 +4204,9 @@ class Pipe:
     def _write(self) -> None:
         while self._unsent and self._send_first():
             pass
-        if not self._unsent:
-            self._loop.write_when_ready(self._sock, None)
+        if self.open and self._blocked != bool(self._unsent):
+            self._blocked = not self._blocked
+            self._loop.write_when_ready(self._sock, self._write if self._blocked else None)
 
     def drain(self) -> None:
         """Reads all that a child left behind when it ended."""
@@ -4146,6 +4231,7 @@ class Pipe:
         return True
 
     def _deliver(self, messages: list) -> None:
+        self._loop.crowded = self._loop.crowded or len(messages) > 1
         for call, parts in messages:
             if self._store:
                 self._notice(parts)
@@ -4360,6 +4446,7 @@ class Node(BaseNode):
         self.link.on_lost = self._on_lost
         self.link.on_refused = self._on_refused
         self._expose_to_master = expose
+        self.link.loop = self.loop
         expose(self.link)
         self.link.connect(self._addresses)
         self._speak_at = time.monotonic() + SILENT

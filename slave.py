@@ -7,7 +7,8 @@
 
 The slave opens nothing of what it passes on. `ProcessTaskManager` grants each lease its resources when it starts, runs
 it in a warm worker of the lease's bundle or forks one, and replaces workers that die. Leases beyond the free slots wait
-here so that a worker never idles for the length of a round trip; the master may take them back.
+here so that a worker never idles for the length of a round trip; the master may take them back. A worker that was quick
+with its last lease is handed more of that kind ahead: each message less is a process less that must be woken up.
 """
 
 if __name__ == "__main__":  # hand over to the one copy of this module, under its real name
@@ -35,6 +36,7 @@ from . import components, rpc, tasks
 log = logging.getLogger(__spec__.name)
 
 EPSILON = 1e-9  # sums of amounts such as 0.1 may miss by this much
+MOST_AHEAD = 8  # leases that a worker may have ahead of it
 IDLE_KEPT = 2  # workers that stay warm beyond the number of slots
 RESPAWN_PAUSE = 1.0  # seconds that new workers wait after too many have died
 
@@ -51,6 +53,9 @@ class Worker:
         self.pipe: rpc.Pipe | None = None
         self.pid = 0
         self.envelope: tasks.Envelope | None = None  # what it runs
+        self.ahead: collections.deque[tasks.Envelope] = collections.deque()  # what it has to run after that
+        self.room = 0  # leases like the last one that it may have ahead
+        self.ran_on = False  # the slave has not seen between which of its leases it has printed something
         self.grant: dict = {}
         self.told: dict | None = None  # the variables of the last grant
         self.lo = 0  # the first task of the lease that was not reported
@@ -83,6 +88,7 @@ class ProcessTaskManager(components.Component):
         self.free: dict[str, float] = {}
         self.units: list[int] = []  # numbers of the GPUs that are free
         self.done = collections.Counter(tasks=0, failed=0, leases=0)
+        self._unwanted: dict[int, bool] = {}  # leases that a worker has ahead, and whether to kill it if it begins one
         self._fetching: set[str] = set()
         self._least = math.inf  # processors that the most modest of the waiting leases needs
         self._asking: dict[str, list[Worker]] = {}  # published objects that are on their way, and who waits
@@ -95,13 +101,17 @@ class ProcessTaskManager(components.Component):
         """Every lease that waits or runs, with the part that was not reported."""
         rows = [(envelope, envelope.lo) for envelope in self.waiting]
         rows += [(worker.envelope, worker.lo) for worker in self.running if not worker.forgotten]
+        rows += [(envelope, envelope.lo) for worker in self.running for envelope in worker.ahead]
         return [[one.lease, one.owner, one.number, lo, one.hi] for one, lo in rows if lo < one.hi]
 
     def keep(self, leases: set[int]) -> None:
         """Drops what the master does not want, and asks it again for what the others wait for."""
         self.waiting = collections.deque(one for one in self.waiting if one.lease in leases)
-        for worker in [worker for worker in self.running if worker.envelope.lease not in leases]:
-            self._forget(worker)
+        for worker in self.running:
+            for envelope in [one for one in worker.ahead if one.lease not in leases]:
+                self._take_back(worker, envelope.lease)
+            if worker.envelope.lease not in leases:
+                self._forget(worker)
         self._fetching.clear()
         for key in self._asking:
             self.node.report("fetch_shared", key)
@@ -141,7 +151,7 @@ class ProcessTaskManager(components.Component):
 
     def push_task(self, envelope: tasks.Envelope) -> None:
         """Takes a lease; starts it as soon as its bundle is here and its resources are free."""
-        if self._can_start(envelope):
+        if self._can_start(envelope) or (not self.waiting and self._hand_ahead(envelope)):
             return
         if not self.waiting:
             self._least = math.inf
@@ -161,24 +171,46 @@ class ProcessTaskManager(components.Component):
         return [worker for worker in self.workers.values() if worker.envelope]
 
     def schedule(self) -> None:
-        """Starts every waiting lease that can start, oldest first."""
-        waiting, self.waiting = self.waiting, collections.deque()
-        while waiting and self.free["cpus"] >= self._least:
-            envelope = waiting.popleft()
-            if not self._can_start(envelope):
-                self.waiting.append(envelope)
-        self.waiting.extend(waiting)
+        """Starts every waiting lease that can start, oldest first, and hands further ones ahead."""
+        if self.free["cpus"] >= self._least:
+            waiting, self.waiting = self.waiting, collections.deque()
+            while waiting and self.free["cpus"] >= self._least:
+                envelope = waiting.popleft()
+                if not self._can_start(envelope):
+                    self.waiting.append(envelope)
+            self.waiting.extend(waiting)
+        while self.waiting and self._hand_ahead(self.waiting[0]):
+            self.waiting.popleft()
 
     def _can_start(self, envelope: tasks.Envelope) -> bool:
         """Starts it, if its bundle is here and its resources are free."""
         return self._fits(envelope) and self._has_bundle(envelope) and self._start(envelope)
 
+    def _hand_ahead(self, envelope: tasks.Envelope) -> bool:
+        """Hands it to a worker that will be done in a moment with one of the same owner and kind, if there is one. It
+        must be the first that waits, or it would overtake for ever what needs a worker of its own."""
+        quick = [worker for worker in self.workers.values() if worker.envelope and len(worker.ahead) < worker.room]
+        if not quick or self.free["cpus"] < -EPSILON:
+            return False
+        worker = min(quick, key=lambda worker: len(worker.ahead)) if len(quick) > 1 else quick[0]
+        runs, head = worker.envelope, envelope.parts[0]
+        alike = (runs.owner, runs.attempt, runs.parts[0]) == (envelope.owner, 1, head) and envelope.attempt == 1
+        if worker.doomed or not alike or {*map(type, envelope.parts)} != {bytes} or _limits_in(head):
+            return False
+        worker.ahead.append(envelope)
+        worker.ran_on = True
+        self.node.loop.crowded = True  # there may be more of them
+        worker.pipe.call("run", *envelope[:8], None, parts=envelope.parts)
+        return True
+
     def revoke(self, lease: int, kill: bool) -> None:
         """The master does not want it any more; a running task ends first unless it is to be killed."""
         self.steal(lease)
         worker = self._worker_of(lease)
-        if worker and kill:
+        if worker and kill and worker.envelope.lease == lease:
             self._kill(worker)
+        elif worker and kill:
+            self._unwanted[lease] = True
 
     def steal(self, lease: int) -> None:
         """The master has a free slot elsewhere: give back what has not begun."""
@@ -187,7 +219,12 @@ class ProcessTaskManager(components.Component):
         if envelope:
             self.node.report("given_back", lease, envelope.lo, envelope.hi)
         elif worker:
-            worker.pipe.call("drop", lease)
+            self._take_back(worker, lease)
+
+    def _take_back(self, worker: Worker, lease: int) -> None:
+        worker.pipe.call("drop", lease)
+        if lease != worker.envelope.lease:
+            self._unwanted.setdefault(lease, False)
 
     def late(self, lease: int, seconds: float) -> None:
         """The deadline of these tasks has passed, so long after their acceptance: they fail."""
@@ -196,7 +233,7 @@ class ProcessTaskManager(components.Component):
         if envelope:
             failures = {"*": tasks.limit_failure(envelope.head, "deadline", seconds)}
             self.node.report("result", lease, envelope.lo, envelope.hi, 0.0, failures)
-        elif worker and not worker.doomed:
+        elif worker and not worker.doomed:  # a lease with limits is never handed ahead
             self._watch.pass_limit(worker, "deadline", seconds)
 
     def drop_everything(self) -> None:
@@ -204,7 +241,9 @@ class ProcessTaskManager(components.Component):
         self.waiting.clear()
         self._fetching.clear()
         self._asking.clear()
+        self._unwanted.clear()
         for worker in self.running:
+            worker.ahead.clear()
             self._forget(worker)
 
     def _forget(self, worker: Worker) -> None:
@@ -254,6 +293,7 @@ class ProcessTaskManager(components.Component):
         for name, amount in worker.grant.items():
             self.free[name] -= amount
         worker.envelope, worker.lo, worker.forgotten = envelope, envelope.lo, False
+        worker.ran_on = False
         worker.ear.output.begin()
         if limits:
             self._watch.begin(worker, limits)
@@ -356,18 +396,30 @@ class ProcessTaskManager(components.Component):
             self.done["leases"] += 1
             if hi < envelope.hi and not worker.forgotten:
                 self.node.report("given_back", lease, hi, envelope.hi)
-            self._release(worker)
+            self._went_on(worker, seconds)
             if worker.leaks:
                 self._watch.part_with(worker)
             if self.waiting:
                 self.schedule()
+
+    def _went_on(self, worker: Worker, seconds: float) -> None:
+        """A worker has ended a lease within so many seconds: it runs the next one that it has, or none."""
+        worker.room = min(MOST_AHEAD, int(tasks.QUICK / max(seconds, EPSILON)))
+        if not worker.ahead:
+            self._release(worker)
+            return
+        worker.envelope, worker.forgotten = worker.ahead.popleft(), False
+        worker.lo = worker.envelope.lo
+        if self._unwanted.pop(worker.envelope.lease, False):
+            self._kill(worker)
 
     def _send_output(self, worker: Worker, pieces: list) -> None:
         """What a worker has printed goes to the owner of its lease, or how much it was if the way there is full."""
         envelope = worker.envelope
         if envelope is None or worker.forgotten or not self.node.link:
             return
-        lo, hi = envelope.first + envelope.lo, envelope.first + envelope.hi
+        held = [envelope, *worker.ahead]
+        lo, hi = min(one.first + one.lo for one in held), max(one.first + one.hi for one in held)
         lags = self.node.link.master.lags
         placed = [[lo, hi, "", tasks.weight_of(pieces)]] if lags else tasks.placed(pieces, lo, hi)
         self.node.report("output", envelope.lease, placed)
@@ -376,7 +428,7 @@ class ProcessTaskManager(components.Component):
     def _add_output(worker: Worker, failures: dict) -> None:
         """Each failure of a single task gets the end of what this task has printed."""
         envelope = worker.envelope
-        alone = envelope.hi - envelope.lo == 1
+        alone = envelope.hi - envelope.lo == 1 and not worker.ran_on
         for place, failure in failures.items():
             if place != "*" and (text := worker.ear.output.last(None if alone else envelope.first + int(place))):
                 failure["output"] = text[-tasks.OUTPUT_TOLD :]
@@ -436,6 +488,7 @@ class ProcessTaskManager(components.Component):
         envelope, lo = worker.envelope, worker.lo
         if envelope:
             self._release(worker)
+            self._wait_again(worker)
             if worker.passed and not worker.forgotten:
                 self._report_passed(worker, envelope)
             elif worker.doomed and not worker.forgotten:
@@ -450,6 +503,16 @@ class ProcessTaskManager(components.Component):
                 last = worker.ear.output.last()
                 self.node.report("worker_lost", envelope.lease, lo, envelope.hi, f"worker {how}", last)
         self._watch.forget(worker)
+
+    def _wait_again(self, worker: Worker) -> None:
+        """What a worker has ahead when it ends has not begun: it waits again, or goes back if it is not wanted."""
+        while worker.ahead:
+            envelope = worker.ahead.pop()
+            if self._unwanted.pop(envelope.lease, None) is None:
+                self.waiting.appendleft(envelope)
+                self._least = min(self._least, demand_of(envelope).get("cpus", 0))
+            else:
+                self.node.report("given_back", envelope.lease, envelope.lo, envelope.hi)
 
     def _report_passed(self, worker: Worker, envelope: tasks.Envelope) -> None:
         """The task that passed a limit has failed. If it may be any of several, these run again one by one."""
@@ -473,7 +536,7 @@ class ProcessTaskManager(components.Component):
         self.schedule()
 
     def _worker_of(self, lease: int) -> Worker | None:
-        return next((w for w in self.workers.values() if w.envelope and w.envelope.lease == lease), None)
+        return next((w for w in self.running if lease in [one.lease for one in (w.envelope, *w.ahead)]), None)
 
     def _forget_waiting(self, lease: int) -> tasks.Envelope | None:
         for envelope in self.waiting:
@@ -726,7 +789,7 @@ class SlaveNode(rpc.Node):
         self.bundles: dict[str, Path] = {}  # digest -> where it was unpacked
         self.leaving_at = 0.0
         self._zygotes = tasks.Recent()
-        self._reported: dict[int, tuple[str, int]] = {}  # lease -> owner and number, of the last that were reported
+        self._reported = collections.OrderedDict()  # lease -> owner and number, of the last that were reported
         self.joined_at = 0.0
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
         self.start_zygote()
@@ -777,12 +840,12 @@ class SlaveNode(rpc.Node):
         """A part of this lease is reported; until the master has heard of it, another one may have to know whose."""
         self._reported[envelope.lease] = envelope.owner, envelope.number
         if len(self._reported) > REMEMBERED:
-            del self._reported[next(iter(self._reported))]
+            self._reported.popitem(last=False)
 
     def report(self, method: str, *params, parts=()) -> None:
-        """Sends a call to the master."""
+        """Sends a call to the master, with others of this turn."""
         if self.link:
-            self.link.call(method, *params, parts=parts)
+            self.link.gather(self.link.master, [method, *params], parts)
 
     def expose(self, link: rpc.Link) -> None:
         """The methods that the master may call, and what outlives the link."""
@@ -901,7 +964,8 @@ class SlaveNode(rpc.Node):
         return {
             **super().status(), "name": self.name, "master": self.address if self.link else "", "pool": manager.pool,
             "free": manager.free, "workers": len(manager.workers), "running": len(manager.running),
-            "waiting": len(manager.waiting), "done": dict(manager.done), **tasks.kernels(),
+            "waiting": len(manager.waiting), "ahead": sum(len(worker.ahead) for worker in manager.running),
+            "done": dict(manager.done), **tasks.kernels(),
             "link": self.link.state if self.link else "none", "applications": len(self.bundles),
         }
 

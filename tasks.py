@@ -75,6 +75,7 @@ MOST_HEADS = 256  # kept by an owner
 FAILED_KEPT = 20  # failed tasks that an owner keeps, for somebody to run them again
 SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the master hears that they may be forgotten
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
+QUICK = 0.001  # seconds: a worker whose last lease took no longer may be handed others ahead
 LOOK_EVERY = 0.02  # seconds after which a worker looks for a revoke or steal between two tasks
 TRACEBACK_LIMIT = 64 * 1024  # characters of a remote traceback that travel
 NOT_RUN = frozenset({"unsendable", "refused", "cancelled", "lost", "setup"})  # failures of what no worker ran to an end
@@ -566,10 +567,11 @@ def find_class(module: str, qualname: str) -> type:
 class Records:
     """The sealed tasks of a lease, opened group by group: `task(i)` for i in lo..hi-1 of the batch.
 
-    `known` remembers the classes that heads name, from lease to lease.
+    `known` remembers the classes that heads name, from lease to lease, and `half` the group of which the last one had
+    only the first tasks, as it travels, with its states.
     """
 
-    def __init__(self, envelope: Envelope, known: dict[bytes, list] | None = None):
+    def __init__(self, envelope: Envelope, known: dict[bytes, list] | None = None, half: tuple | None = None):
         head = bytes(envelope.parts[0])
         self._table = read_head(head)["classes"]
         self._classes = ({} if known is None else known).setdefault(head, [None] * len(self._table))
@@ -582,6 +584,14 @@ class Records:
         self.ordinal = envelope.first
         self._opened = -1
         self._states: list = []
+        if half and half[0] == self._groups[0]:
+            self._opened, self._states = self._first, half[1]
+
+    @property
+    def half(self) -> tuple | None:
+        """What the next lease may go on with: states in groups hold nothing that a task could have changed."""
+        group, place = divmod(self._hi, self._group)
+        return (self._groups[-1], self._states) if place and group == self._opened else None
 
     def alike(self, i: int) -> tuple[type, list, int, int] | None:
         """The class and the states of the group of task i, with the places in it from i to the end of the lease; None
@@ -2441,6 +2451,7 @@ class Wire:
         self._sock = sock
         self._receiver = rpc.Receiver(sock, descriptors=rpc.MOST_FILES, follow=rpc.Place.from_text)
         self._calls: collections.deque = collections.deque()
+        self.dropped: set[int] = set()  # leases that are not wanted any more, as far as was read
         self._spare = -1  # the file that the node gave for large parts
         self.witness = -1  # the file of the node's `Witness`
 
@@ -2499,18 +2510,15 @@ class Wire:
     def next(self) -> tuple[list, list]:
         """Waits for a call. Raises EOFError when the node has closed its end."""
         while not self._calls:
+            self.dropped.clear()  # those that came too late
             self._read()
         return self._calls.popleft()
 
-    def waiting(self) -> bool:
-        """True if a call is there; does not wait."""
-        while not self._calls and select.select([self._sock], [], [], 0)[0]:
+    def unwanted(self, lease: int) -> bool:
+        """Whether a lease was dropped, as far as is known without waiting."""
+        while select.select([self._sock], [], [], 0)[0]:
             self._read()
-        return bool(self._calls)
-
-    def peek(self) -> str:
-        """The method of the call that is next."""
-        return self._calls[0][0][0]
+        return lease in self.dropped
 
     def _read(self) -> None:
         for call, parts in self._receiver.receive():
@@ -2519,6 +2527,8 @@ class Wire:
             elif call[0] == "stack":  # works even while C code holds the interpreter
                 self.witness = self._receiver.take_descriptor()
                 faulthandler.register(signal.SIGUSR2, self.witness, all_threads=True)
+            elif call[0] == "drop":
+                self.dropped.add(call[1])
             elif call[0] == "forget_shared":
                 sys.modules[rpc.WIRE].Shared.exchange.forget(call[1])
             else:
@@ -2551,6 +2561,7 @@ class LeaseRunner:
         self.root = root
         self.on_error = on_error
         self._known: dict[bytes, list] = {}  # the classes of heads
+        self._half: tuple | None = None  # of the last lease, see `Records`
         self._plain: list = []  # results that may share a pickle
         self._parts: list = []
         self._weight = 0  # bytes of these, about
@@ -2559,10 +2570,11 @@ class LeaseRunner:
         self._lo, self._began = 0, 0.0  # the first task that was not reported, and when it began
         self._first, self._place, self._several = 0, 0, False
         self._head: dict = {}
+        self._quick = False  # a lease was: others may have run before the slave has heard of one
 
     @property
     def current(self) -> int:
-        """The ordinal of the task that runs; NOBODY in a lease of one, where there is no doubt.
+        """The ordinal of the task that runs; NOBODY in a lease of one as long as none was quick: there is no doubt.
 
         Costs the loop nothing: what runs is as many places further as it has appended results.
         """
@@ -2573,10 +2585,11 @@ class LeaseRunner:
 
     def run(self, envelope: Envelope) -> int:
         """Runs lo..hi-1 of the envelope. Returns where it stopped: hi, or less if the rest was not wanted."""
-        records = Records(envelope, self._known)
+        records = Records(envelope, self._known, self._half)
         i = self._lo = envelope.lo
-        self._head, self._first, self._several = envelope.head, envelope.first, envelope.hi - envelope.lo > 1
-        looked = self._began = time.perf_counter()
+        self._head, self._first = envelope.head, envelope.first
+        self._several = self._quick or envelope.hi - envelope.lo > 1
+        looked = self._began = began = time.perf_counter()
         while i < envelope.hi:
             i = self._some(records, i, looked + LOOK_EVERY)
             now = time.perf_counter()
@@ -2589,6 +2602,7 @@ class LeaseRunner:
                 if heavy or now - self._began > REPORT_EVERY:
                     self._send(i, False)
         self._send(envelope.hi, True)
+        self._quick, self._half = self._quick or self._began - began <= QUICK, records.half
         return envelope.hi
 
     def load(self, envelope: Envelope) -> None:
@@ -2693,25 +2707,21 @@ def worker_main(sock: socket.socket, root: str) -> None:
     _, closed = attempt(_open_application, root)
     exchange = rpc.Exchange(wire.publish, wire.fetch)
     granted: dict[str, str] = {}  # the variables of the last grant
-    dropped: set[int] = set()
     lease = 0
 
     def report(lo: int, hi: int, seconds: float, failures: dict, parts: list, last: bool) -> None:
         flush()  # what a task has printed is there before its outcome
         wire.call("result", lease, lo, hi, seconds, failures, last, parts=parts)
 
-    def unwanted() -> bool:
-        while wire.waiting() and wire.peek() == "drop":
-            dropped.add(wire.next()[0][1])
-        return lease in dropped
-
-    runner = LeaseRunner(report, unwanted, root)
+    runner = LeaseRunner(report, lambda: wire.unwanted(lease), root)
     flush = speak(lambda: runner.current)
     while True:
         call, parts = wire.next()
-        if call[0] == "run":  # a "drop" that comes between two leases is late
+        if call[0] == "run":
             _, lease, *details, number, first, grant = call
-            dropped.clear()
+            if lease in wire.dropped:
+                report(details[2], details[2], 0.0, {}, [], True)
+                continue
             exchange.serve(details[0])
             _grant(granted, grant, number)
             envelope = Envelope(lease, *details, number, first, parts)

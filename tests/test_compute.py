@@ -1,5 +1,6 @@
 """The compute channel: frames and sessions without a socket, then endpoints over real sockets."""
 
+import collections
 import os
 import random
 import socket
@@ -54,12 +55,33 @@ def test_a_damaged_byte_is_a_protocol_error_or_another_message(parts):
                 continue
 
 
+@given(st.lists(st.tuples(calls, st.lists(st.binary(max_size=50), max_size=3)), min_size=1, max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_what_is_grouped_is_taken_apart_again(several):
+    message = rpc.unpack(rpc.pack(rpc.DATA, SID, 1, 0, *rpc._grouped(collections.deque(several))))
+    assert rpc.calls_in(message.call, message.parts) == several
+
+
+@pytest.mark.parametrize("group, parts", [
+    ([0], []), ([0, ["m"], 0], []), ([1, ["m"]], []), ([0, ["m"]], [b"x"]), ([-1, ["m"], 2, ["m"]], [b"x"]),
+    ([0, []], []), ([0, [1]], []), ([0, "m"], []), ([0, ["m"], "n", ["m"]], []), ([0, ["m"], True, ["m"]], [b"x"]),
+])  # fmt: skip
+def test_an_odd_group_of_calls_is_a_protocol_error(group, parts):
+    with pytest.raises(rpc.ProtocolError):
+        rpc.unpack(rpc.pack(rpc.DATA, SID, 1, 0, group, parts))
+
+
+def test_only_a_message_with_data_holds_a_group():
+    with pytest.raises(rpc.ProtocolError, match="several calls"):
+        rpc.unpack(rpc.pack(rpc.BEAT, SID, 1, 0, [0, ["beat"]]))
+
+
 @given(st.lists(st.binary(max_size=80), max_size=4))
 @settings(max_examples=300, deadline=None)
 def test_random_frames_are_a_protocol_error(frames):
     with pytest.raises(rpc.ProtocolError):
         rpc.unpack(frames)
-    head = struct.pack("<2sBB8sQQ", b"CS", 1, 3, SID, 1, 0)
+    head = struct.pack("<2sBB8sQQ", b"CS", rpc.PROTOCOL, 3, SID, 1, 0)
     with suppress(rpc.ProtocolError):
         rpc.unpack([head + (frames[0] if frames else b""), *frames[1:]])
 
@@ -90,7 +112,7 @@ def body(*texts):
     ],
 )
 def test_an_odd_body_is_a_protocol_error(frames):
-    head = struct.pack("<2sBB8sQQ", b"CS", 1, 3, SID, 1, 0)
+    head = struct.pack("<2sBB8sQQ", b"CS", rpc.PROTOCOL, 3, SID, 1, 0)
     with pytest.raises(rpc.ProtocolError):
         rpc.unpack([head + frames[0], *frames[1:]] if frames else [])
 
@@ -330,6 +352,76 @@ def test_the_master_calls_a_node_without_waiting(swarm):
     swarm.until(lambda: link.got == [5])
 
 
+def gathering(swarm):
+    """A link that is ready, in a turn of its loop that has several things to do."""
+    link = swarm.link()
+    swarm.until(lambda: link.state == "ready")
+    link.loop = rpc.Loop(lambda now: None)
+    link.loop.crowded = True
+    return link
+
+
+def test_the_only_call_of_a_turn_is_sent_at_once(swarm):
+    link = gathering(swarm)
+    link.loop.crowded = False
+    link.gather(link.master, ["note", 1], [])
+    assert link.session.pending == 1
+    swarm.until(lambda: swarm.got == [1])
+
+
+def test_calls_of_one_turn_travel_as_one_message_and_in_order(swarm):
+    link = gathering(swarm)
+    for number in range(10):
+        link.gather(link.master, ["note", number], [b"x"] * (number % 3))
+    assert link.session.pending == 0 and link.master.unheard
+    link.loop.step(0.0)
+    assert link.session.pending == 1
+    swarm.until(lambda: swarm.got == list(range(10)))
+
+
+def test_a_call_that_is_not_gathered_does_not_overtake_those_that_are(swarm):
+    link = gathering(swarm)
+    link.gather(link.master, ["note", 0], [])
+    link.call("note", 1)
+    link.gather(link.master, ["note", 2], [bytes(2 * rpc.SMALL)])
+    link.gather(link.master, ["note", 3], [])
+    link.loop.step(0.0)
+    assert link.session.pending == 3
+    swarm.until(lambda: swarm.got == [0, 1, 2, 3])
+
+
+def test_gathered_calls_do_not_wait_for_the_end_of_a_long_turn(swarm):
+    link = gathering(swarm)
+    for number in range(rpc.GATHERED):
+        link.gather(link.master, ["note", number], [])
+    assert link.session.pending == 1
+
+
+def test_a_call_of_a_group_that_fails_is_answered_and_the_others_are_run(swarm):
+    link = gathering(swarm)
+    for call in (["note", 1], ["crash"], ["note", 2], ["echo", "x"]):
+        link.gather(link.master, call, [])
+    link.loop.step(0.0)
+    swarm.until(lambda: len(link.answers) == 2)
+    assert swarm.got == [1, 2] and [name for name, _ in link.answers] == ["crash_failed", "echo_response"]
+
+
+def test_what_was_gathered_outlives_its_session_if_it_should(swarm):
+    link = gathering(swarm)
+    link.outlives = lambda call: call[0] == "note"
+    swarm.channel.drop(swarm.channel.peers[link.session.id], "the test wants it")
+    for number in range(2):
+        link.gather(link.master, ["note", number], [b"x"])
+    link.gather(link.master, ["echo", "lost"], [])
+    link.loop.step(0.0)
+    link.loop.crowded = True
+    link.gather(link.master, ["note", 2], [])
+    told = [call for call, _ in link.master.unsaid(link.outlives)]
+    assert told == [["note", 0], ["note", 1], ["note", 2]]
+    swarm.until(lambda: link.welcomes == [True, True] and swarm.got == [0, 1, 2])
+    assert not link.answers
+
+
 @pytest.mark.parametrize(
     "call, text",
     [
@@ -436,7 +528,7 @@ def test_another_protocol_is_refused_with_both_numbers(swarm, monkeypatch):
     link = swarm.link()
     real = link._post
     monkeypatch.setattr(link, "_post", lambda frames: real([frames[0][:2] + b"\x09" + frames[0][3:]]))
-    assert "protocol 9" in refusal(swarm, link) and "protocol 1" in str(link.errors[0])
+    assert "protocol 9" in refusal(swarm, link) and f"protocol {rpc.PROTOCOL}" in str(link.errors[0])
 
 
 # -- what goes wrong on the way ------------------------------------------------------------------------------
@@ -614,8 +706,8 @@ GARBAGE = {
     "500 frames": [b"x"] * 500,
     "5000 frames": [b"x"] * 5000,
     "wrong magic": [b"XY" + rpc.pack(rpc.DATA, SID, 1, 0, ["m"])[0][2:]],
-    "huge length": [struct.pack("<2sBB8sQQHI", b"CS", 1, 3, SID, 1, 0, 1, 1_000_000_000)],
-    "deep JSON": [struct.pack("<2sBB8sQQHI", b"CS", 1, 0, SID, 1, 0, 1, 50_000) + b"[" * 50_000],
+    "huge length": [struct.pack("<2sBB8sQQHI", b"CS", rpc.PROTOCOL, 3, SID, 1, 0, 1, 1_000_000_000)],
+    "deep JSON": [struct.pack("<2sBB8sQQHI", b"CS", rpc.PROTOCOL, 0, SID, 1, 0, 1, 50_000) + b"[" * 50_000],
     "a HELLO without information": rpc.pack(rpc.HELLO, SID, 1, 0, ["hello"]),
     "a HELLO with a list": rpc.pack(rpc.HELLO, SID, 1, 0, ["hello", [], False]),
 }

@@ -40,10 +40,11 @@ MIXTURES = {
 RECORDER = """
     import base64, importlib, json, sys
 
-    def record(call, parts):
-        # a bundle is the user's source, not a pickle
-        coded = [] if call[0] == "bundle" else [base64.b64encode(bytes(part)).decode() for part in parts]
-        file.write(json.dumps([call, coded]) + "\\n")
+    def record(message, parts):
+        for call, own in rpc.calls_in(message, parts):
+            # a bundle is the user's source, not a pickle
+            coded = [] if call[0] == "bundle" else [base64.b64encode(bytes(part)).decode() for part in own]
+            file.write(json.dumps([call, coded]) + "\\n")
 
     def recording_pack(pack):
         def packed(call, parts=(), *more):

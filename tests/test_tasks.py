@@ -360,6 +360,25 @@ def test_tasks_of_a_class_that_a_worker_does_not_have_fail_and_the_others_run():
     assert reports.failures[1]["kind"] == "load" and "Vanished" in reports.failures[1]["message"]
 
 
+def test_leases_that_follow_each_other_open_the_group_that_they_share_once(monkeypatch):
+    batch, reports, groups = pack(Square(f"t{n}", number=n) for n in range(100)), Reports(), []
+    opens = tasks.rpc.open_sealed
+    monkeypatch.setattr(tasks.rpc, "open_sealed", lambda part: groups.append(part) or opens(part))
+    runner = tasks.LeaseRunner(reports, reports.look)
+    for lo in range(0, 100, 5):
+        runner.run(envelope(batch, lo, lo + 5))
+    assert reports.results == [n * n for n in range(100)]
+    assert len(groups) == len(set(batch.parts[2:])) == 2
+
+
+def test_a_task_that_runs_again_does_not_see_what_it_has_done_the_first_time():
+    batch, reports = pack([Appends(f"t{n}", items=[n]) for n in range(5)]), Reports()
+    runner = tasks.LeaseRunner(reports, reports.look)
+    for at in (0, 1, 1, 2, 0):
+        runner.run(envelope(batch, at, at + 1))
+    assert reports.results == [[at, f"t{at}"] for at in (0, 1, 1, 2, 0)]
+
+
 # -- failures on their way -----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,121 @@
+"""Leases of one quick task each: a worker has some ahead of it, and nothing is lost, repeated, mixed up or held up."""
+
+import os
+import re
+import signal
+
+import pytest
+from conftest import wait_until
+
+from concurrent_swarm import rpc
+
+ALONE = ("--set", "master.max_lease=1")
+AT = 60  # which task is the odd one: those before it were quick
+
+
+def words_of(**settings):
+    return [word for name, value in settings.items() for word in ("--set", f"leases.{name}={value}")]
+
+
+def run(here, app="Row", code=0, **settings):
+    done = here.run_client("leases.py", "--app", app, *words_of(**settings))
+    assert done.code == code, done.err
+    assert done.about["result"], done.err
+    return done.about["result"]
+
+
+def status_of(slave):
+    return rpc.Proxy(slave.started["address"]).status()
+
+
+@pytest.fixture
+def blocked(swarm, tmp_path):
+    """A swarm with one worker, which runs a task that waits and has others ahead; its client, and the worker."""
+    here = swarm(slaves=1, workers=1, master=ALONE)
+    client = here.start_client("leases.py", "--json", "--app", "Row", *words_of(at=AT, folder=tmp_path))
+    (mark,) = wait_until(lambda: list(tmp_path.glob("pid-*")), "the odd task runs")
+    wait_until(lambda: status_of(here.slaves[0])["ahead"], "others are ahead")
+    return here, client, int(mark.name.partition("-")[2])
+
+
+def ended(client, code=0):
+    assert client.wait().code == code, client.err
+    return client.about["result"]
+
+
+def test_a_worker_that_dies_takes_only_the_task_that_it_ran_with_it(swarm):
+    here = swarm(slaves=1, workers=1, master=ALONE)
+    told = run(here, code=1, at=AT, what="die")
+    assert {number: one["kind"] for number, one in told["failures"].items()} == {str(AT): "poisoned"}
+    assert told["again"] == {}, "others were blamed"
+
+
+def test_what_a_killed_worker_had_ahead_runs_on_another_as_its_first_attempt(blocked, tmp_path):
+    _, client, worker = blocked
+    (tmp_path / "go").touch()
+    os.kill(worker, signal.SIGKILL)
+    told = ended(client)
+    assert told["failures"] == {} and told["again"] in ({}, {str(AT): "2"})
+
+
+def test_what_a_worker_has_ahead_never_runs_once_it_is_cancelled(blocked, tmp_path):
+    here, client, _ = blocked
+    (tmp_path / "cancel").touch()
+    told = ended(client, code=1)
+    assert {one["kind"] for one in told["failures"].values()} == {"cancelled"}
+    assert str(AT) in told["failures"]
+    wait_until(lambda: not (status_of(here.slaves[0])["running"]), "the worker ends")
+    assert not (tmp_path / "later").exists()
+    assert run(here, count=20)["failures"] == {}, "the slave goes on"
+
+
+@pytest.mark.slow
+def test_what_a_worker_has_ahead_survives_a_new_session(blocked, tmp_path):
+    """The slave says what it holds, and what is ahead is a part of it."""
+    here, client, _ = blocked
+    held = status_of(here.slaves[0])["ahead"]
+    here.slaves[0].send(signal.SIGSTOP)
+    try:
+        wait_until(lambda: not here.proxy.slaves(), "the master has given it up", 40)
+    finally:
+        here.slaves[0].send(signal.SIGCONT)
+    wait_until(lambda: here.proxy.slaves() and here.proxy.slaves()[0]["leases"] > held, "it came back with its leases")
+    (tmp_path / "go").touch()
+    told = ended(client)
+    assert told["failures"] == {} and told["again"] == {}
+
+
+def test_a_flood_of_quick_tasks_holds_nobody_else_up(swarm):
+    here = swarm(slaves=1, workers=1, master=ALONE)
+    flood = here.start_client("leases.py", "--json", "--app", "Row", *words_of(count=200_000))
+    wait_until(lambda: here.proxy.status()["done"] > 1000, "the flood is there")
+    assert run(here, count=1)["failures"] == {}
+    assert flood.code is None, "the flood ended first"
+    flood.ends(signal.SIGKILL)
+
+
+def test_a_slave_that_is_given_fewer_workers_in_a_flood_uses_fewer(swarm):
+    here = swarm(slaves=1, workers=2, master=ALONE)
+    flood = here.start_client("leases.py", "--json", "--app", "Row", *words_of(count=200_000))
+    wait_until(lambda: status_of(here.slaves[0])["running"] == 2, "both workers run")
+    here.proxy.slave.set_workers(here.name_of(here.slaves[0]), 1)
+    wait_until(lambda: status_of(here.slaves[0])["free"]["cpus"] >= 0, "one worker has ended")
+    assert flood.code is None
+    flood.ends(signal.SIGKILL)
+
+
+def test_what_quick_tasks_print_is_told_as_of_each_and_what_passes_python_with_a_range_that_holds_it(swarm):
+    here = swarm(slaves=1, workers=1, master=ALONE)
+    told = run(here, "Talk", code=1)
+    raw = set()
+    for name, text in told["said"].items():
+        first, _, last = name.partition(".")[2].partition("-")
+        mine = [int(number) for number in re.findall(r"I am (\d+)", text)]
+        assert mine in ([], [int(first)]) and (not mine or not last), (name, text)
+        for number in map(int, re.findall(r"raw (\d+)", text)):
+            assert int(first) <= number <= int(last or first), (name, text)
+            raw.add(number)
+    assert raw == set(range(200))
+    assert [re.findall(r"I am \d+", one["output"]) for one in told["failures"].values()] == [
+        [f"I am {number}"] for number in (49, 99, 149, 199)
+    ]

@@ -64,7 +64,6 @@ REPLAYS_KEPT = 100  # files of failed tasks
 
 # -- applications --------------------------------------------------------------------------------------------------
 
-
 class ApplicationNode(components.Component):
     """The part of an application that runs on the client. Subclass it in a file and run `python client.py file.py`.
 
@@ -406,15 +405,13 @@ class ApplicationNode(components.Component):
 
 # -- ways to a swarm -----------------------------------------------------------------------------------------------
 
-
 class ClientNode(rpc.Node):
     """The client as a node of a swarm: holds the link to the master and runs the loop in which callbacks happen."""
 
     role = "client"
     master_address = components.ConfigItem("client", "master", "", "HOST:PORT of the master")
-    on_disconnect = components.ChoiceItem(
-        "client", "on_disconnect", "wait", ("wait", "cancel"), "what becomes of the work when this client vanishes"
-    )
+    on_disconnect = components.ChoiceItem("client", "on_disconnect", "wait",
+                                          ("wait", "cancel"), "what becomes of the work when this client vanishes")
     busy_loop = True
     app: ApplicationNode | None = None
     watch: "Watch | None" = None  # what shows the progress
@@ -676,7 +673,6 @@ class Inline(components.ComponentManager):
 
 # -- what a person sees --------------------------------------------------------------------------------------------
 
-
 class Watch:
     """The progress line, what tasks print above it, and the patience with a swarm that has no worker."""
 
@@ -900,7 +896,6 @@ def _indent(text: str) -> str:
 
 
 # -- a swarm for one run -------------------------------------------------------------------------------------------
-
 
 class LocalSwarm:
     """A master and a slave on free loopback addresses, in a temporary folder, for as long as the `with` block."""

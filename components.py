@@ -370,7 +370,6 @@ class ComponentManager:
 
 # -- configuration items -------------------------------------------------------------------------------------
 
-
 def parse_host(text: str, port: int | None = None) -> tuple[str, int]:
     """(host, port) of `HOST:PORT`, or of `HOST` when there is a default port. Raises ValueError.
 
@@ -577,7 +576,6 @@ COMPONENT_RULE = BoolItem("components", "*", True, "whether module.Class, module
 BASE_FILE = TextItem("baseon", "file", "", "a file whose values count where this one has none")
 
 # -- configuration -------------------------------------------------------------------------------------------
-
 
 @contextmanager
 def replacing(path: str | os.PathLike, mode: int = 0o644) -> Iterator[Any]:
@@ -893,7 +891,6 @@ class Config:
 
 # -- plug-ins ------------------------------------------------------------------------------------------------
 
-
 def _forget_modules(name):
     """Take a module and what is inside it out of Python's table, and return them."""
     return {key: sys.modules.pop(key) for key in [*sys.modules] if f"{key}.".startswith(f"{name}.")}
@@ -996,7 +993,6 @@ def load_entry_points(group: str = GROUP) -> list[str]:
 
 
 # -- environment ---------------------------------------------------------------------------------------------
-
 
 def state_root(environ: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path:
     """The folder under which nodes keep their environments; `CONCURRENT_SWARM_STATE` names another one."""
@@ -1220,7 +1216,6 @@ def _extract(source, folder):
 
 # -- logging -------------------------------------------------------------------------------------------------
 
-
 class _TextFormatter(logging.Formatter):
     """For people: time and message on the stream; date, level, logger and traceback in the file."""
 
@@ -1278,7 +1273,6 @@ def configure_logging(env: Environment, format: str = "text", level: str = "info
 
 
 # -- statistics ----------------------------------------------------------------------------------------------
-
 
 Average = namedtuple("Average", "n sum avg min max last")  # what is known of the samples of one name
 
@@ -1347,7 +1341,6 @@ class Stats:
 
 
 # -- command line --------------------------------------------------------------------------------------------
-
 
 class ArgumentParser(argparse.ArgumentParser):
     """Raises UsageError instead of ending the process, and says which option was probably meant."""

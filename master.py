@@ -132,10 +132,8 @@ EPSILON = 1e-9  # sums of amounts such as 0.1 may miss by this much
 
 # -- ranges --------------------------------------------------------------------------------------------------
 
-
 def split(ranges: list, lo: int, hi: int) -> tuple[list, list]:
-    """Divide the tuples (lo, hi, …) into what lies inside lo..hi and what lies outside, cutting where
-    needed."""
+    """Divide the tuples (lo, hi, …) into what lies inside lo..hi and what lies outside, cutting where needed."""
     if len(ranges) == 1 and ranges[0][:2] == (lo, hi):  # the healthy path
         return ranges, []
     inside, outside = [], []
@@ -157,8 +155,7 @@ def total(ranges: list) -> int:
 
 
 def _add(numbers: list, number: int):
-    """Add a number to a sorted list of disjoint [lo, hi] lists; it stays short while numbers come about in
-    order."""
+    """Add a number to a sorted list of disjoint [lo, hi] lists; it stays short while numbers come about in order."""
     at = bisect.bisect(numbers, [number, math.inf])
     if at and numbers[at - 1][1] == number:
         numbers[at - 1][1] += 1
@@ -213,7 +210,6 @@ def _fresh(count: int) -> tuple:
 
 # -- what the board holds ------------------------------------------------------------------------------------
 
-
 class Effects(NamedTuple):
     """What an event asks for: records to journal, messages to send now, and messages to send once these
     records and all earlier ones are committed."""
@@ -224,8 +220,7 @@ class Effects(NamedTuple):
 
 
 class Kind:
-    """Tasks of one owner with one name: their measured seconds (each, smoothed; None at first) and lease
-    size."""
+    """Tasks of one owner with one name: their measured seconds (each, smoothed; None at first) and lease size."""
 
     __slots__ = ("seconds", "size")
 
@@ -480,9 +475,8 @@ class Lease:
 
 
 def depth(seconds: float) -> int:
-    """How many leases per slot a slave may hold when they take so many seconds each: enough for 20 ms, at
-    most 16, and from 100 ms on just the one that runs, since work held back can go to whoever is free
-    first."""
+    """How many leases per slot a slave may hold when they take so many seconds each: enough for 20 ms, at most 16, and
+    from 100 ms on just the one that runs, since work held back can go to whoever is free first."""
     if seconds >= 0.1:
         return 1
     return min(16, math.ceil(0.02 / seconds) + 1) if seconds >= 0.001 else 16
@@ -641,7 +635,6 @@ def _demanded(options: dict) -> tuple[tuple, frozenset]:
 
 
 # -- the board -----------------------------------------------------------------------------------------------
-
 
 class Board:
     """Owners, batches, leases, slaves and queues; each event method returns `Effects`. Ids are texts, ranges
@@ -1029,8 +1022,7 @@ class Board:
         return self._assigned(Effects([], [], []), now)
 
     def slave_lost(self, slave: str, now: float, reason: str = "") -> Effects:
-        """It is gone. What it held goes back to the front of the queue, and counts against the budget of
-        losses."""
+        """It is gone. What it held goes back to the front of the queue, and counts against the budget of losses."""
         effects = Effects([], [], [])
         if slave in self.slaves:
             self._lose(slave, reason or "lost", effects)
@@ -1093,8 +1085,7 @@ class Board:
         return self._assigned(effects, now)
 
     def given_back(self, slave: str, lease: int, lo: int, hi: int, now: float) -> Effects:
-        """The slave has not begun these tasks and will not: they go to the front of the queue, nobody is
-        blamed."""
+        """The slave has not begun these tasks and will not: they go to the front of the queue, nobody is blamed."""
         effects = Effects([], [], [])
         held = self._held(slave, lease)
         if held is not None:
@@ -1436,8 +1427,7 @@ class Board:
 
     @staticmethod
     def _candidates(demand, estimate):
-        """Up to WIDTH slaves that may take such a lease now: those with a free slot, else those with
-        credit."""
+        """Up to WIDTH slaves that may take such a lease now: those with a free slot, else those with credit."""
         return demand.with_room(demand.idle, None, WIDTH) or demand.with_room(demand.free, estimate, WIDTH)
 
     def _place(self, slaves, lease):
@@ -2089,9 +2079,7 @@ class Journal(threading.Thread):
 
     def _shrink(self) -> None:
         """Gives a little of the file back while more than half of it is free, or if the disk is full."""
-        (free,), (pages,) = (
-            self._base.execute(f"PRAGMA {of}").fetchone() for of in ("freelist_count", "page_count")
-        )
+        (free,), (pages,) = (self._base.execute(f"PRAGMA {of}").fetchone() for of in ("freelist_count", "page_count"))
         before, self._excess = self._excess, free > (0 if self._blocked else max(KEPT_PAGES, pages // 2))
         if before and not self._excess:
             self._base.execute("PRAGMA wal_checkpoint").fetchall()  # the file itself becomes shorter
@@ -2136,7 +2124,6 @@ class Journal(threading.Thread):
         total = sum_of(kind, owner, batch, detail, sizes, pieces)
         row = (self._number, kind, owner, batch, detail, sizes, total, payload)
         self._base.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-
 
     def _forget_before(self, owner: str, heard: int, batches: int, out: list) -> None:
         """What a snapshot stands for is needed no more."""
@@ -2356,9 +2343,7 @@ def check_journal(base: sqlite3.Connection, path: Path, pages: int) -> None:
         )
 
 
-def rows_of(
-    base: sqlite3.Connection, path: Path, running: bool = False, only: str | None = None
-) -> Iterable[tuple]:
+def rows_of(base: sqlite3.Connection, path: Path, running: bool = False, only: str | None = None) -> Iterable[tuple]:
     """(number, kind, owner, batch, detail, parts) of all rows, or `only` those of an owner, in order. Parts in files
     are references. Raises Error for a row that is not what was written. `running`: a master may delete rows meanwhile,
     these are left out."""
@@ -2426,7 +2411,6 @@ def read_journal(path: Path) -> list[tuple]:
 
 
 # -- looking at a journal ----------------------------------------------------------------------------------------------
-
 
 @contextmanager
 def opened_journal(folder: str | None) -> Any:
@@ -2733,19 +2717,15 @@ class MasterNode(rpc.BaseNode):
     role = "master"
     host = components.ConfigItem("master", "host", "127.0.0.1", "address to listen on; beyond loopback with keys")
     port = components.IntItem("master", "port", 8080, "port of the control channel; 0 is any", minimum=0, maximum=65535)
-    names_here = components.ListItem(
-        "master", "allowed_hosts", "", "further names of this machine by which nodes and people may call it"
-    )
-    compute_port = components.IntItem(
-        "master", "compute_port", 0, "port of the compute channel; 0 is any", minimum=0, maximum=65535
-    )
-    scheduler = components.ExtensionPointItem(
-        "master", "task_scheduler", "ZMQTaskScheduler", tasks.ITaskScheduler, "what places work on slaves"
-    )
+    names_here = components.ListItem("master", "allowed_hosts", "",
+                                     "further names of this machine by which nodes and people may call it")
+    compute_port = components.IntItem("master", "compute_port", 0,
+                                      "port of the compute channel; 0 is any", minimum=0, maximum=65535)
+    scheduler = components.ExtensionPointItem("master", "task_scheduler", "ZMQTaskScheduler",
+                                              tasks.ITaskScheduler, "what places work on slaves")
     max_lease = components.IntItem("master", "max_lease", MAX_LEASE, "tasks that a lease may hold", minimum=1)
-    memory_limit = components.IntItem(
-        "master", "memory", 64, "MiB of payloads to hold in memory; more lie on the disk until needed", minimum=0
-    )
+    memory_limit = components.IntItem("master", "memory", 64,
+                                      "MiB of payloads to hold in memory; more lie on the disk until needed", minimum=0)
     journalled = components.BoolItem("master", "journal", True, "keep accepted work in SQLite until its owner has it")
     unplaceable_wait = components.FloatItem(
         "master", "unplaceable_wait", 300.0, "seconds until a task fails that no slave here can ever take; 0: never",
@@ -2755,41 +2735,31 @@ class MasterNode(rpc.BaseNode):
         "master", "synchronous", "normal", ("normal", "full"), "what accepted work outlives: normal the death of the "
         "master, full also a loss of power"
     )
-    retention = components.FloatItem(
-        "master", "retention", 3600.0, "seconds to keep the work of a client that went away without a word", minimum=0
-    )
-    timeout = components.FloatItem(
-        "limits", "timeout", 0.0, "seconds that an attempt may run of a task that says nothing; 0: any", minimum=0
-    )
-    deadline = components.FloatItem(
-        "limits", "deadline", 0.0, "seconds from acceptance to outcome of a task that says nothing; 0: any", minimum=0
-    )
-    queue_timeout = components.FloatItem(
-        "limits", "queue_timeout", 0.0, "seconds until a task that says nothing first runs; 0: any", minimum=0
-    )
-    task_memory = components.FloatItem(
-        "limits", "memory_limit", 0.0, "MiB that the worker of a task that says nothing may take; 0: any", minimum=0
-    )
-    retries = components.IntItem(
-        "limits", "retries", 0, "attempts after an exception of a task that says nothing", minimum=0
-    )
-    retry_wait = components.FloatItem(
-        "limits", "retry_wait", tasks.RETRY_WAIT, "seconds before the first of them; then twice as long", minimum=0
-    )
-    worker_retries = components.IntItem(
-        "limits", "worker_retries", MAX_ATTEMPTS - 1, "attempts after the death of a worker", minimum=0
-    )
-    slave_retries = components.IntItem(
-        "limits", "slave_retries", MAX_LOSSES - 1, "attempts after the loss of a slave", minimum=0
-    )
+    retention = components.FloatItem("master", "retention", 3600.0,
+                                     "seconds to keep the work of a client that went away without a word", minimum=0)
+    timeout = components.FloatItem("limits", "timeout", 0.0,
+                                   "seconds that an attempt may run of a task that says nothing; 0: any", minimum=0)
+    deadline = components.FloatItem("limits", "deadline", 0.0,
+                                    "seconds from acceptance to outcome of a task that says nothing; 0: any", minimum=0)
+    queue_timeout = components.FloatItem("limits", "queue_timeout", 0.0,
+                                         "seconds until a task that says nothing first runs; 0: any", minimum=0)
+    task_memory = components.FloatItem("limits", "memory_limit", 0.0,
+                                       "MiB that the worker of a task that says nothing may take; 0: any", minimum=0)
+    retries = components.IntItem("limits", "retries", 0,
+                                 "attempts after an exception of a task that says nothing", minimum=0)
+    retry_wait = components.FloatItem("limits", "retry_wait", tasks.RETRY_WAIT,
+                                      "seconds before the first of them; then twice as long", minimum=0)
+    worker_retries = components.IntItem("limits", "worker_retries", MAX_ATTEMPTS - 1,
+                                        "attempts after the death of a worker", minimum=0)
+    slave_retries = components.IntItem("limits", "slave_retries", MAX_LOSSES - 1,
+                                       "attempts after the loss of a slave", minimum=0)
 
     process_limit = components.IntItem(
         "limits", "process_limit", tasks.PROCESS_LIMIT, "processes at once of a task that says nothing; 0: any",
         minimum=0,
     )
-    hook_timeout = components.FloatItem(
-        "limits", "hook_timeout", 60.0, "seconds for a call of a hook of a system that says nothing; 0: any", minimum=0
-    )
+    hook_timeout = components.FloatItem("limits", "hook_timeout", 60.0,
+                                        "seconds for a call of a hook of a system that says nothing; 0: any", minimum=0)
 
     def setup(self) -> None:
         """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""

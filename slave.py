@@ -43,7 +43,6 @@ RESPAWN_PAUSE = 1.0  # seconds that new workers wait after too many have died
 
 # -- workers -------------------------------------------------------------------------------------------------------
 
-
 class Worker:
     """One worker process as its slave sees it."""
 
@@ -727,7 +726,6 @@ def memory_of(pid: int) -> int:
 
 # -- what this machine has -----------------------------------------------------------------------------------------
 
-
 def demand_of(envelope: tasks.Envelope) -> dict[str, float]:
     """What a lease takes of the pools: one processor unless its tasks say otherwise. Nobody may change it."""
     return _demand_in(bytes(envelope.parts[0]))
@@ -770,19 +768,15 @@ class SlaveNode(rpc.Node):
     master_address = components.ConfigItem("slave", "master", "", "HOST:PORT of the master")
     workers = components.IntItem("slave", "workers", -1, "leases that run at once; -1: one per processor", minimum=-1)
     amounts = components.ListItem("slave", "resources", "", "named amounts on offer, such as gpu=2, memory=16")
-    shared_limit = components.IntItem(
-        "slave", "shared", 1024, "MiB of published objects to keep for further tasks", minimum=0
-    )
+    shared_limit = components.IntItem("slave", "shared", 1024,
+                                      "MiB of published objects to keep for further tasks", minimum=0)
     tags = components.ListItem("slave", "tags", "", "words that tasks may ask for")
-    output_rate = components.IntItem(
-        "slave", "output", tasks.OUTPUT_RATE, "KiB a second of what a worker prints that go home", minimum=0
-    )
-    recycle = components.IntItem(
-        "slave", "recycle", 0, "MiB by which a worker may grow until another takes its place; 0: any", minimum=0
-    )
-    chosen = components.ExtensionPointItem(
-        "slave", "task_manager", "ProcessTaskManager", tasks.ITaskManager, "what runs leases"
-    )
+    output_rate = components.IntItem("slave", "output", tasks.OUTPUT_RATE,
+                                     "KiB a second of what a worker prints that go home", minimum=0)
+    recycle = components.IntItem("slave", "recycle", 0,
+                                 "MiB by which a worker may grow until another takes its place; 0: any", minimum=0)
+    chosen = components.ExtensionPointItem("slave", "task_manager", "ProcessTaskManager",
+                                           tasks.ITaskManager, "what runs leases")
 
     def setup(self) -> None:
         """Starts the zygote and the task manager; needs no master yet."""

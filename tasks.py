@@ -108,7 +108,6 @@ def attempt(function: Callable, *args: Any) -> tuple[Any, BaseException | None]:
 
 # -- tasks ---------------------------------------------------------------------------------------------------------
 
-
 class Task:
     """One piece of work: subclass it, keep the arguments as attributes, compute in `__call__`.
 
@@ -303,7 +302,6 @@ class RemoteTraceback(Exception):
 
 # -- task systems --------------------------------------------------------------------------------------------------
 
-
 class ITaskSystem:
     """An application's brain on the master: it makes tasks, is told of every outcome, and says when it is complete.
 
@@ -418,7 +416,6 @@ class Envelope(NamedTuple):
 
 
 # -- sealed records ------------------------------------------------------------------------------------------------
-
 
 def fits(size: int) -> bool:
     """Whether payloads of so many bytes go into one message, beside its call and head."""
@@ -642,7 +639,6 @@ def publish(obj: Any) -> rpc.Shared:
 
 # -- failures ------------------------------------------------------------------------------------------------------
 
-
 OUR_FILES = ("tasks.py", "rpc.py", "client.py", "slave.py", "master.py", "components.py")
 
 
@@ -777,7 +773,6 @@ def _dress(error: BaseException, failure: dict) -> None:
 
 
 # -- the owner's half ----------------------------------------------------------------------------------------------
-
 
 class Flight:
     """A batch that is out: its tasks, what is still open, and the message to repeat until it is accepted."""
@@ -1532,7 +1527,6 @@ class SystemRun:
 
 
 # -- schedulers ----------------------------------------------------------------------------------------------
-
 
 class ITaskScheduler(Interface):
     """Chooses the slave for each lease. A slave, here, has the attributes `id name workers resources
@@ -2442,7 +2436,6 @@ def weight_of(pieces: list[list]) -> int:
 
 # -- the worker process --------------------------------------------------------------------------------------------
 
-
 class Wire:
     """A blocking end of a socketpair, for the process that has only this one thing to listen to."""
 
@@ -2758,7 +2751,6 @@ def _grant(before: dict[str, str], now: dict[str, str] | None, attempt: int) -> 
 
 # -- the process that hosts a task system --------------------------------------------------------------------------
 
-
 def host_main(sock: socket.socket, root: str) -> None:
     """The life of a system host: takes the sealed system, runs it until it is done or the master closes the socket."""
     wire = Wire(sock)
@@ -2812,7 +2804,6 @@ def _host_step(run: SystemRun, params: list, parts: list) -> None:
 
 
 # -- pure twins ----------------------------------------------------------------------------------------------
-
 
 def md5_search(digest: bytes, start: int, stop: int) -> int | None:
     """The first number in start..stop-1 whose decimal text has this MD5 digest (16 bytes); None if none has.

@@ -44,15 +44,15 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 1705,
-    "components.py": 1537,
+    "client.py": 1644,
+    "components.py": 1451,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 3790,
-    "rpc.py": 4859,
+    "master.py": 4032,
+    "rpc.py": 4947,
     "setup.py": 64,
-    "slave.py": 1008,
-    "tasks.py": 2921,
+    "slave.py": 1067,
+    "tasks.py": 2963,
 }
 TOTAL_LINES = 16_931
 

@@ -671,6 +671,7 @@ class Board:
         self.resting_until = -math.inf
         self._lease_ids = itertools.count(1)
         self._serials = itertools.count(1)
+        self._delayed = {}  # batches of which tasks wait for another attempt; an ordered set, some may wait no more
         self._timers = []  # heap of (when, serial, owner, number, limit), only of batches that have such a limit
         self._most_timers = MIN_TIMERS  # then those of batches that are gone are taken out
 
@@ -950,6 +951,7 @@ class Board:
         if pieces:
             self._shorten(batch, batch.queued)
         delayed, batch.delayed = batch.delayed, ()
+        self._delayed.pop(batch, None)
         return pieces + delayed
 
     @staticmethod
@@ -1196,10 +1198,16 @@ class Board:
         effects.messages.append(told)
         if delay:
             batch.delayed += ((lo, hi, past, now + delay),)
+            self._delayed[batch] = None
             heapq.heappush(self._timers, (now + delay, batch.serial, batch.owner.id, batch.number, "delay"))
             self._look_at(now + delay)
         else:
             self._requeue(batch, [(lo, hi)], past)
+
+    def delayed(self, owners: Collection[str]) -> list[Batch]:
+        """The batches of these owners of which tasks failed and wait for another attempt."""
+        self._delayed = {batch: None for batch in self._delayed if batch.delayed}
+        return [batch for batch in self._delayed if batch.owner.id in owners]
 
     @staticmethod
     def _delay(batch, lo, errors):
@@ -3767,6 +3775,12 @@ class MasterNode(rpc.BaseNode):
             others = ", ".join(sorted(running)[:SHOWN])
             why = f"the slaves run tasks of {others}" if running else "no slave takes them yet"
             waits += [["behind", line.tasks, why, line.head] for demand, line in lines if not demand.wanting]
+            failed = self.board.delayed(owners)
+            pieces = [(when, batch, lo, hi) for batch in failed for lo, hi, _, when in batch.delayed]
+            if pieces:
+                when, batch, lo, _ = min(pieces, key=lambda piece: piece[0])
+                why = f"they failed, and the first runs again in {max(0.0, when - time.monotonic()):.0f} s"
+                waits.append(["delayed", sum(hi - lo for *_, lo, hi in pieces), why, batch.task_id(lo)])
         return waits[:SHOWN]
 
     def config_changed(self, changes: set) -> None:

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 1451,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4032,
+    "master.py": 4046,
     "rpc.py": 4947,
     "setup.py": 64,
     "slave.py": 1067,
     "tasks.py": 2963,
 }
-TOTAL_LINES = 16_931
+TOTAL_LINES = 16_945
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -968,9 +968,8 @@ class Board:
 
     # -- slaves ----------------------------------------------------------------------------------------------
 
-    def slave_joined(
-        self, slave: str, resources: dict, tags: list, workers: int, now: float, name: str = "", holds: Iterable = ()
-    ) -> Effects:
+    def slave_joined(self, slave: str, resources: dict, tags: list, workers: int, now: float, name: str = "",
+                     holds: Iterable = ()) -> Effects:
         """A slave with these amounts, tags and slots is here. It begins anew: nothing is held against it.
 
         holds -- leases of an earlier life or connection that it still has, as (lease, owner, number, lo, hi). Those of
@@ -1056,9 +1055,8 @@ class Board:
 
     # -- leases ----------------------------------------------------------------------------------------------
 
-    def result(
-        self, slave: str, lease: int, lo: int, hi: int, seconds: float, payload: Any, failures: dict, now: float
-    ) -> Effects:
+    def result(self, slave: str, lease: int, lo: int, hi: int, seconds: float, payload: Any, failures: dict, now: float
+               ) -> Effects:
         """The slave ran the tasks lo..hi of a lease in so many seconds together. Accepted once, from the
         slave that holds the lease; anything else is counted and dropped."""
         effects = Effects([], [], [])
@@ -1098,9 +1096,8 @@ class Board:
                 self._take_back(held, held.live(parts), effects, now)
         return self._assigned(effects, now)
 
-    def worker_lost(
-        self, slave: str, lease: int, lo: int, hi: int, reason: str, now: float, output: str = ""
-    ) -> Effects:
+    def worker_lost(self, slave: str, lease: int, lo: int, hi: int, reason: str, now: float, output: str = ""
+                    ) -> Effects:
         """A worker died over these tasks. They run again one by one, so that the culprit is found; a task
         whose workers died too often is poisoned. `output` is what the worker has printed last."""
         effects = Effects([], [], [])
@@ -2981,9 +2978,8 @@ class MasterNode(rpc.BaseNode):
     def _send_refused(self, owner: str, number: int, reason: str) -> None:
         self._send(owner, ["refused", number, reason])
 
-    def _send_outcome(
-        self, owner: str, number: int, lo: int, hi: int, seconds: float, failures: dict, payload: list, slave: str
-    ) -> None:
+    def _send_outcome(self, owner: str, number: int, lo: int, hi: int, seconds: float, failures: dict, payload: list,
+                      slave: str) -> None:
         self._send(owner, ["outcome", number, lo, hi, seconds, failures, slave], payload or ())
 
     def _note_unplaceable(self, owner: str, task: str, tasks: int, why: str) -> None:
@@ -3317,9 +3313,8 @@ class MasterNode(rpc.BaseNode):
                 return
             self.apply(self.board.submit(owner, number, count, time.monotonic(), group, options, parts))
 
-    def take_result(
-        self, slave: str, lease: int, lo: int, hi: int, seconds: float, failures: dict, parts: list
-    ) -> None:
+    def take_result(self, slave: str, lease: int, lo: int, hi: int, seconds: float, failures: dict, parts: list
+                    ) -> None:
         """What a slave reports of a lease; results that cannot be opened any more are computed again."""
         now = time.monotonic()
         try:
@@ -3639,9 +3634,8 @@ class MasterNode(rpc.BaseNode):
             "see 'What is promised' in docs/programming-model.md",
         ), kind="system"), {}, ())
 
-    def end_system(
-        self, system: System, failure: dict | None, stats: dict, parts: Iterable, kill: bool = False
-    ) -> None:
+    def end_system(self, system: System, failure: dict | None, stats: dict, parts: Iterable, kill: bool = False
+                   ) -> None:
         """The system is done, failed or cancelled: nothing of it that is queued runs, and its client hears of it. With
         `kill`, its tasks that run are killed."""
         if system.name not in self.systems:

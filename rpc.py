@@ -232,15 +232,17 @@ def _check_shape(item):
 _KINDS = {kind: kind for kind in (int, str, bool, list, dict, types.NoneType)} | {float: (int, float)}
 
 
-class HttpRequest(NamedTuple):
+@dataclass(frozen=True)
+class HttpRequest:
     """Who calls: `role` ("admin", "guest"), the peer's `address`, the HTTP `headers` (by `get`)."""
 
     role: str = "guest"
     address: str = ""
-    headers: Mapping[str, str] = types.MappingProxyType({})
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class Method(NamedTuple):
+@dataclass(frozen=True)
+class Method:
     """A function that may be called from outside: `roles` is who may (None: anyone who is let in)."""
 
     name: str
@@ -1350,8 +1352,11 @@ class Session:
 
     def unheard(self, wanted: Callable[[list], bool]) -> list[tuple[list, Iterable]]:
         """Those of the wanted calls that are not acknowledged, with their parts."""
-        kept = [(call, unpack(frames).parts if parts is None else parts) for frames, _, parts, call in self._window]
-        return [one for call, parts in kept for one in calls_in(call, parts) if wanted(one[0])]
+        found = []
+        for frames, _, parts, call in self._window:
+            if any(map(wanted, call[1::2] if call and type(call[0]) is int else [call])):
+                found += calls_in(call, unpack(frames).parts if parts is None else parts)
+        return [one for one in found if wanted(one[0])]
 
     def rewind(self) -> None:
         """Send everything that is not acknowledged again: the connection may have lost it."""
@@ -1422,7 +1427,8 @@ def _arity(function):
     return sum(plain) - 2, math.inf if open_end else len(plain) - 2
 
 
-class Request(NamedTuple):
+@dataclass
+class Request:
     """One call that came in: `peer` sent it, `parts` are its opaque bytes."""
 
     peer: Peer
@@ -3462,7 +3468,7 @@ class Bundle(NamedTuple):
     knows us), `requirements`. `root` is the folder of the source on the client; it is not sent."""
 
     digest: str
-    manifest: dict[str, Any]
+    manifest: dict
     zip: bytes
     root: str
 

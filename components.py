@@ -1375,7 +1375,10 @@ def run_main(function: Callable[[list[str]], int | None], argv: list[str] | None
             import traceback
 
             traceback.print_exc()
-        if not isinstance(error, Error):
+        if isinstance(error, ModuleNotFoundError) and error.name == "zmq":
+            fix = f"{sys.executable} -m pip install pyzmq, or activate the environment that has it"
+            error = Error("pyzmq is not installed for this Python", "nodes speak to each other through it", fix)
+        elif not isinstance(error, Error):
             error = Error(f"internal error: {describe(error)}", "a fault in the program", "add --debug")
         print(error.text(), file=sys.stderr)
         return error.exit_code

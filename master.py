@@ -1191,8 +1191,7 @@ class Board:
         delay = 0.0 if elsewhere else self._delay(batch, lo, past.errors)
         self.counters["retried"] += hi - lo
         effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, *past[:3]))
-        told = "retrying", batch.owner.id, batch.task_id(lo), hi - lo, past.attempt, delay, why
-        effects.messages.append(told)
+        effects.messages.append(("retrying", batch.owner.id, batch.task_id(lo), hi - lo, past.attempt, delay, why))
         if delay:
             batch.delayed += ((lo, hi, past, now + delay),)
             self._delayed[batch] = None
@@ -1216,8 +1215,7 @@ class Board:
     @staticmethod
     def _shunning(lease, now):
         """The past of a task that failed just now: another slave comes first, if there is one."""
-        elsewhere = lease.batch.demand.able - {lease.slave}
-        return lease.past._replace(shun=(lease.slave.id, now) if elsewhere else None)
+        return lease.past._replace(shun=(lease.slave.id, now) if lease.batch.demand.able - {lease.slave} else None)
 
     def _strike(self, shun, other, tasks, effects, now):
         """Tasks that failed on one slave succeeded on another. Too often in a row, and that one gets nothing for a
@@ -3001,7 +2999,6 @@ class MasterNode(rpc.BaseNode):
             log.warning("%s %s: %s", task, text, key, extra=about)
 
     def _note_quarantined(self, slave: str, seconds: float) -> None:
-        """Logs that a slave is in quarantine."""
         why = f"{STRIKES} tasks in a row failed there that others could do"
         log.warning("%s gets nothing for %.0f s: %s", slave, seconds, why)
 
@@ -3055,9 +3052,9 @@ class MasterNode(rpc.BaseNode):
             if key not in self._failures and len(self._failures) < FAILURES_TOLD:
                 self._failures.add(key)
                 task = batch.task_id(lo if place == "*" else int(place))
-                about = {"task": task, "attempt": failure.get("attempt", 1)}
-                text = f"failed in attempt {about['attempt']}: {key}"
-                log.warning("%s %s: %s", task, text, failure.get("message"), extra=about)
+                number = failure.get("attempt", 1)
+                which, about = f" in attempt {number}" if number > 1 else "", {"task": task, "attempt": number}
+                log.warning("%s failed%s: %s: %s", task, which, key, failure.get("message"), extra=about)
         self._counts["failed"] += count if "*" in failures else len(failures)
 
     # -- compute channel

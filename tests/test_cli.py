@@ -139,6 +139,12 @@ def test_an_application_that_is_run_directly_names_the_client(app):
     assert result.returncode == 1 and said(result, "is an application", f"python client.py {path} --local")
 
 
+def test_a_python_without_pyzmq_is_told_what_to_install(tmp_path):
+    command = [sys.executable, "-S", "master.py", "--port", "0", "--env", str(tmp_path / "m")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1 and said(done, "pyzmq is not installed for this Python", "pip install pyzmq")
+
+
 @pytest.mark.parametrize("role", ["master", "slave", "client"])
 def test_an_unknown_option_suggests_the_nearest(cli, role):
     result = cli(role, "--sett", "x.y=z")

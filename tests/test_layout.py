@@ -45,10 +45,10 @@ TOP_LEVEL = {
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
     "client.py": 1644,
-    "components.py": 1451,
+    "components.py": 1454,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4040,
+    "master.py": 4037,
     "rpc.py": 4953,
     "setup.py": 64,
     "slave.py": 1067,

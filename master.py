@@ -1393,11 +1393,11 @@ class Board:
     def _next(self, demand, now):
         """The first of what waits that a slave may take: (batch, place in its queue, tasks, slaves). None if there is
         none. A slave on which a task has just failed is passed over for it, if there are others."""
-        for batch, place in self._front(demand):
-            piece = batch.queue[place]
-            tasks = self._size(batch, piece, batch.owner.lines[demand])
+        batch = next(iter(next(iter(demand.ring.values())).batches))
+        front = ((batch, 0),) if batch.queue[0][2].shun is None else self._front(demand)  # the healthy path is short
+        for batch, place in front:
+            tasks, shun = self._size(batch, batch.queue[place], batch.owner.lines[demand]), batch.queue[place][2].shun
             slaves = self._candidates(demand, batch.kind.estimate(tasks))
-            shun = piece[2].shun
             if slaves and shun is not None and now < shun[1] + SHUN and len(demand.able) > 1:
                 self._look_at(shun[1] + SHUN)
                 slaves = [slave for slave in slaves if slave.id != shun[0]]

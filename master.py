@@ -22,7 +22,7 @@ Records, in order, are all that `restore` needs:
     ("life", n)                                         nth start of the master; lease ids of two lives never meet
     ("owner", owner, kind, key, name) · ("gone", owner)
     ("batch", owner, number, count, group, options, payload) · ("settled", owner, number)
-    ("retry", owner, number, lo, hi, deaths, losses, errors)   these lost worker or slave, or failed, and wait again
+    ("retry", owner, number, lo, hi, deaths, losses, errors, setups)   these failed, or lost worker or slave, and wait
     ("outcome", owner, number, lo, hi, seconds, failures, payload)
 and, which the Board only passes over but for the snapshot, what a task system needs to go on in another process: it is
 repeated from its beginning, or its last snapshot, with the same outcomes, steps and values in the same order.
@@ -118,7 +118,7 @@ UNSAID = {"process_limit": tasks.PROCESS_LIMIT, "retry_wait": tasks.RETRY_WAIT, 
 MAX_SETUPS = 3  # attempts to set up a task
 MAX_WAIT = 300.0  # seconds between two attempts
 SHUN = 10.0  # seconds for which a task that failed does not go back to the same slave, if another could take it
-STRIKES = 5  # failures, without a success in between, of tasks that others could do, until a slave is in quarantine
+STRIKES = 5  # leases that fail in a row on a slave, and succeed elsewhere, until it is in quarantine
 QUARANTINE, LONGEST = 60.0, 3600.0  # seconds of it; the next one is twice as long
 LIMIT = 10_000_000  # unsettled tasks per owner
 MAX_KINDS = 1000  # names measured apart per owner
@@ -139,6 +139,9 @@ def split(ranges: list, lo: int, hi: int) -> tuple[list, list]:
     inside, outside = [], []
     for piece in ranges:
         a, b, rest = piece[0], piece[1], piece[2:]
+        if b <= lo or hi <= a:
+            outside.append(piece)
+            continue
         cuts = (a, min(b, lo), outside), (max(a, lo), min(b, hi), inside), (max(a, hi), b, outside)
         for x, y, side in cuts:
             if x < y:
@@ -174,9 +177,13 @@ def _added(numbers: list, number: int) -> bool:
 
 def without(ranges: list, numbers: Iterable[int]) -> list:
     """The ranges less these numbers."""
-    for number in numbers:
-        ranges = split(ranges, number, number + 1)[1]
-    return ranges
+    cuts, found = sorted(numbers), []
+    for lo, hi, *rest in ranges:
+        for number in cuts[bisect.bisect_left(cuts, lo) : bisect.bisect_left(cuts, hi)]:
+            found += [(lo, number, *rest)] if lo < number else []
+            lo = number + 1
+        found += [(lo, hi, *rest)] if lo < hi else []
+    return found
 
 
 def retried(failures: dict) -> list[int]:
@@ -185,18 +192,19 @@ def retried(failures: dict) -> list[int]:
 
 
 class Past(NamedTuple):
-    """What befell tasks that wait, or run, again: workers that died over them, slaves that were lost with them,
-    failures after which they may run again. `shun`: the slave on which a lone one failed last, and when."""
+    """What befell tasks that wait, or run, again: workers that died, slaves that were lost, failures after which they
+    may run again, times that they could not begin. `shun`: the slave on which a lone one failed last, and when."""
 
     deaths: int = 0
     losses: int = 0
     errors: int = 0
+    setups: int = 0
     shun: tuple[str, float] | None = None
 
     @property
     def attempt(self) -> int:
         """1 for tasks to which nothing happened, and one more for each time."""
-        return self.deaths + self.losses + self.errors + 1
+        return self.deaths + self.losses + self.errors + self.setups + 1
 
 
 NOTHING = Past()
@@ -376,10 +384,8 @@ class Batch:
     """Tasks 0..count-1 submitted together. `payload` is only handed through, and let go with the last
     outcome. A million of them may wait, so one that waits has no containers of its own."""
 
-    __slots__ = (
-        *("count", "delayed", "demand", "group", "kind", "leases", "limits", "number", "options", "outcomes", "owner"),
-        *("payload", "queue", "queued", "remaining", "serial", "since", "stale"),
-    )
+    __slots__ = ("count", "delayed", "demand", "group", "kind", "leases", "limits", "number", "options", "outcomes",
+                 "owner", "payload", "queue", "queued", "remaining", "serial", "since", "stale")
 
     def __init__(self, owner: Owner, number: int, count: int, group: int, options: dict, payload: Any):
         self.owner, self.number, self.count, self.group = owner, number, count, group
@@ -420,7 +426,8 @@ class Batch:
     @property
     def alone(self) -> bool:
         """Whether a slave watches each of its tasks, in a lease of its own."""
-        return bool(self.limits) and not tasks.WATCHED.isdisjoint(self.limits)
+        limits = self.limits  # the one over which a worker died is to be known also where that must not happen twice
+        return bool(limits) and (not tasks.WATCHED.isdisjoint(limits) or not self.retries("WorkerLost", 1))
 
     def retries(self, name: str, default: int) -> int:
         """How often its tasks run again after such a failure."""
@@ -440,10 +447,8 @@ class Lease:
     """The tasks lo..hi of a batch in the hands of one slave. `open`: the ranges it has not reported yet; `ended`: those
     that have their outcome all the same (all of them if it is revoked)."""
 
-    __slots__ = (
-        *("asked", "batch", "ended", "estimate", "hi", "id", "killed", "lo", "open", "past", "revoked", "since"),
-        *("slave", "tasks"),
-    )
+    __slots__ = ("asked", "batch", "ended", "estimate", "hi", "id", "killed", "lo", "open", "past", "revoked", "since",
+                 "slave", "tasks")
 
     def __init__(self, number: int, batch: Batch, lo: int, hi: int, past: Past, now: float):
         self.id, self.batch, self.lo, self.hi, self.past = number, batch, lo, hi, past
@@ -491,10 +496,9 @@ class Slave:
     `released`: when its quarantine ends, 0 while it is in none.
     """
 
-    __slots__ = (
-        *("done_tasks", "draining", "good_at", "id", "last", "leases", "missing", "name", "open_seconds", "open_tasks"),
-        *("pace", "penalty", "released", "resources", "seconds", "strikes", "tags", "used", "workers"),
-    )
+    __slots__ = ("done_tasks", "draining", "good_at", "id", "last", "leases", "missing", "name", "open_seconds",
+                 "open_tasks", "pace", "penalty", "released", "resources", "seconds", "strikes", "tags", "used",
+                 "workers")
 
     def __init__(self, slave: str, name: str, resources: dict, tags, workers: int):
         self.id, self.name = slave, name or slave
@@ -507,7 +511,7 @@ class Slave:
         self.open_tasks = self.done_tasks = self.last = 0
         self.seconds = 0.0
         self.pace = 1.0
-        self.strikes = 0  # tasks that failed here since its last success, and succeeded elsewhere
+        self.strikes = 0  # leases that failed here since its last success, and succeeded elsewhere
         self.good_at = -math.inf  # its last success
         self.released = self.penalty = 0.0  # `penalty`: seconds of its last quarantine, unless it had a success since
 
@@ -652,10 +656,8 @@ class Board:
     name. `scheduler_error`: the last exception of the scheduler, for the node to report (the board then chose
     by itself)."""
 
-    def __init__(
-        self, scheduler: Any = None, limit: int = LIMIT, max_attempts: int = MAX_ATTEMPTS, max_lease: int = MAX_LEASE,
-        unplaceable_wait: float = 0.0,
-    ):
+    def __init__(self, scheduler: Any = None, limit: int = LIMIT, max_attempts: int = MAX_ATTEMPTS,
+                 max_lease: int = MAX_LEASE, unplaceable_wait: float = 0.0):
         self.scheduler, self.limit, self.max_attempts, self.max_lease = scheduler, limit, max_attempts, max_lease
         self.unplaceable_wait = unplaceable_wait
         self.owners = {}  # id -> Owner
@@ -721,10 +723,8 @@ class Board:
 
     # -- batches ---------------------------------------------------------------------------------------------
 
-    def submit(
-        self, owner: str, number: int, count: int, now: float, group: int = 1, options: dict | None = None,
-        payload: Any = None,
-    ) -> Effects:
+    def submit(self, owner: str, number: int, count: int, now: float, group: int = 1, options: dict | None = None,
+               payload: Any = None) -> Effects:
         """Take in a batch. A repeat of (owner, number) is accepted again and changes nothing.
 
         group -- tasks per record of the payload; leases end between groups where they can.
@@ -994,7 +994,7 @@ class Board:
             return
         batch.queue = tuple(outside)
         self._shorten(batch, hi - lo)
-        lease = Lease(number, batch, lo, hi, max((past for _, _, past in inside), key=lambda past: past[:3]), now)
+        lease = Lease(number, batch, lo, hi, max((past for _, _, past in inside), key=lambda past: past[:4]), now)
         slave.take(lease)
         batch.take(lease)
         self.leases[number] = lease
@@ -1147,7 +1147,7 @@ class Board:
             text = f"{past.losses} slaves were lost with this task, the last one was {where}: {reason}"
             self._end(batch, lo, hi, 0.0, failure("lost", "SlaveLost", text, where), None, where, effects)
         else:
-            effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, *past[:3]))
+            effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, *past[:4]))
             self._requeue(batch, [(lo, hi)], past)
 
     # -- failures of tasks -----------------------------------------------------------------------------------
@@ -1159,10 +1159,9 @@ class Board:
         for key, one in failures.items():
             for lo, hi in live if key == "*" else split(live, int(key), int(key) + 1)[0]:
                 failed.update(dict.fromkeys(range(lo, hi), one))
-        succeeded = total(live) - len(failed)
-        if succeeded:
+        if len(failed) < total(live):
             lease.slave.succeeded(now)
-            self._strike(lease.past.shun, lease.slave, succeeded, effects, now)
+            self._strike(lease.past.shun, lease.slave, effects, now)
         again = {task: one for task, one in failed.items() if self._allows(lease, one)}
         for unset in (True, False):
             ranges = []
@@ -1179,18 +1178,18 @@ class Board:
         other slaves, if there are any; if it was for want of room, else later."""
         if failure.get("kind") in NOT_BEGUN:
             others = math.inf if failure["kind"] == "setup" else len(lease.batch.demand.able - {lease.slave})
-            return lease.past.errors < min(MAX_SETUPS - 1, others)
+            return lease.past.setups < min(MAX_SETUPS - 1, others)
         retries = failure.get("retries")
         return type(retries) is int and retries > lease.past.errors
 
     def _try_again(self, lease, lo, hi, why, effects, now):
         """Let tasks that failed wait for their next attempt: the longer, the more attempts there were."""
         batch, past = lease.batch, self._shunning(lease, now)
-        past = past._replace(errors=past.errors + 1)
-        elsewhere = why.get("kind") in NOT_BEGUN and past.shun is not None
-        delay = 0.0 if elsewhere else self._delay(batch, lo, past.errors)
+        unset = why.get("kind") in NOT_BEGUN
+        past = past._replace(**({"setups": past.setups + 1} if unset else {"errors": past.errors + 1}))
+        delay = 0.0 if unset and past.shun is not None else self._delay(batch, lo, past.errors + past.setups)
         self.counters["retried"] += hi - lo
-        effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, *past[:3]))
+        effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, *past[:4]))
         effects.messages.append(("retrying", batch.owner.id, batch.task_id(lo), hi - lo, past.attempt, delay, why))
         if delay:
             batch.delayed += ((lo, hi, past, now + delay),)
@@ -1217,13 +1216,13 @@ class Board:
         """The past of a task that failed just now: another slave comes first, if there is one."""
         return lease.past._replace(shun=(lease.slave.id, now) if lease.batch.demand.able - {lease.slave} else None)
 
-    def _strike(self, shun, other, tasks, effects, now):
+    def _strike(self, shun, other, effects, now):
         """Tasks that failed on one slave succeeded on another. Too often in a row, and that one gets nothing for a
         while, unless nobody else would be left."""
         slave = self.slaves.get(shun[0]) if shun is not None else None
         if slave is None or slave is other or slave.closed or shun[1] < slave.good_at:
             return
-        slave.strikes += tasks
+        slave.strikes += 1
         if slave.strikes >= STRIKES and self.slots > slave.slots:
             slots = slave.slots
             slave.strikes, slave.penalty = 0, min(max(QUARANTINE, 2 * slave.penalty), LONGEST)
@@ -1644,11 +1643,9 @@ class Board:
                 else:
                     self._replay(record, waiting, now)
             except (KeyError, TypeError, ValueError, IndexError) as error:
-                raise Error(
-                    f"the journal cannot be read at the record {str(record[:5])[:200]}",
-                    f"it does not fit the records before it ({error!r})",
-                    "move the journal aside and start again; what it held is not run",
-                ) from error
+                raise Error(f"the journal cannot be read at the record {str(record[:5])[:200]}",
+                            f"it does not fit the records before it ({error!r})",
+                            "move the journal aside and start again; what it held is not run") from error
         for batch, pieces in waiting.items():
             if pieces:
                 self._enqueue(batch, tuple(sorted(pieces)))
@@ -1848,9 +1845,8 @@ STORAGE_ERRORS = (
 def is_storage(error: Exception) -> bool:
     """Whether an error is the disk's, which may pass, and not the journal's own."""
     text = str(error)
-    return isinstance(error, OSError) or (
-        isinstance(error, sqlite3.OperationalError) and text.startswith(STORAGE_ERRORS)
-    )
+    of_sqlite = isinstance(error, sqlite3.OperationalError) and text.startswith(STORAGE_ERRORS)
+    return of_sqlite or isinstance(error, OSError)
 
 
 def lasting(records: list[tuple]) -> list[tuple]:
@@ -2331,10 +2327,8 @@ def check_journal(base: sqlite3.Connection, path: Path, pages: int) -> None:
     base.execute("SELECT count(*) FROM sqlite_master").fetchone()  # SQLite looks at the log
     here = committed_pages(path)
     if here < pages:
-        raise damaged(
-            path, f"{pages} pages were committed to {path.name}-wal, {here} of them can be read",
-            f"; or remove {path.name}-shm to go on without what is missing",
-        )
+        raise damaged(path, f"{pages} pages were committed to {path.name}-wal, {here} of them can be read",
+                      f"; or remove {path.name}-shm to go on without what is missing")
     problems = [text for (text,) in base.execute("PRAGMA integrity_check(3)")]
     if problems != ["ok"]:
         raise damaged(path, "; ".join(problems))
@@ -2444,9 +2438,8 @@ def export_journal(folder: str | None, payloads: bool = False) -> None:
             print(json.dumps(described(*row, payloads)))
 
 
-def described(
-    number: int, kind: str, owner: Any, batch: int | None, detail: str, parts: list | None, payloads: bool
-) -> dict:
+def described(number: int, kind: str, owner: Any, batch: int | None, detail: str, parts: list | None,
+              payloads: bool) -> dict:
     """A record for people and their programs."""
     made = {"number": number, "kind": kind, "owner": owner, "batch": batch, "detail": json.loads(detail)}
     if parts is not None:
@@ -2508,10 +2501,9 @@ def check_version(role: str, info: dict) -> None:
     """Raises Error for a node of another version, and logs one that runs another Python."""
     theirs, ours = str(info.get("version")), components.__version__
     if theirs.split(".")[:2] != ours.split(".")[:2]:
-        raise components.Error(
-            f"this {role} has concurrent_swarm {theirs}; the master has {ours}",
-            "nodes of a swarm need the same version", f"python -m pip install concurrent-swarm=={ours}",
-        )
+        raise components.Error(f"this {role} has concurrent_swarm {theirs}; the master has {ours}",
+                               "nodes of a swarm need the same version",
+                               f"python -m pip install concurrent-swarm=={ours}")
     python, here = str(info.get("python")), ".".join(map(str, sys.version_info[:2]))
     if not python.startswith(f"{here}."):
         log.warning("a %s runs Python %s, the master %s: tasks must suit both", role, python, here)
@@ -2545,8 +2537,9 @@ def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
     check_whole(lease, lo, hi)
     if lo >= hi:
         raise components.UsageError(f"{lo}..{hi} holds no task", "a report names at least one")
-    fine = type(failures) is dict and all(map(str.isdecimal, failures.keys() - {"*"}))
-    if failures is not None and not (fine and all(type(one) is dict for one in failures.values())):
+    failures, marks = {} if failures is None else failures, {"again", "retried"}  # which are the Board's
+    fine = type(failures) is dict and all(key.isdecimal() and len(key) < 16 for key in failures.keys() - {"*"})
+    if not (fine and all(type(one) is dict and not marks & one.keys() for one in failures.values())):
         raise components.UsageError("the failures of a report are no objects", "an object by ordinal is meant")
 
 
@@ -2730,10 +2723,9 @@ class MasterNode(rpc.BaseNode):
     memory_limit = components.IntItem("master", "memory", 64,
                                       "MiB of payloads to hold in memory; more lie on the disk until needed", minimum=0)
     journalled = components.BoolItem("master", "journal", True, "keep accepted work in SQLite until its owner has it")
-    unplaceable_wait = components.FloatItem(
-        "master", "unplaceable_wait", 300.0, "seconds until a task fails that no slave here can ever take; 0: never",
-        minimum=0,
-    )
+    unplaceable_wait = components.FloatItem("master", "unplaceable_wait", 300.0,
+                                            "seconds until a task fails that no slave here can ever take; 0: never",
+                                            minimum=0)
     synchronous = components.ChoiceItem(
         "master", "synchronous", "normal", ("normal", "full"), "what accepted work outlives: normal the death of the "
         "master, full also a loss of power"
@@ -2757,10 +2749,8 @@ class MasterNode(rpc.BaseNode):
     slave_retries = components.IntItem("limits", "slave_retries", MAX_LOSSES - 1,
                                        "attempts after the loss of a slave", minimum=0)
 
-    process_limit = components.IntItem(
-        "limits", "process_limit", tasks.PROCESS_LIMIT, "processes at once of a task that says nothing; 0: any",
-        minimum=0,
-    )
+    process_limit = components.IntItem("limits", "process_limit", tasks.PROCESS_LIMIT,
+                                       "processes at once of a task that says nothing; 0: any", minimum=0)
     hook_timeout = components.FloatItem("limits", "hook_timeout", 60.0,
                                         "seconds for a call of a hook of a system that says nothing; 0: any", minimum=0)
 
@@ -2839,12 +2829,11 @@ class MasterNode(rpc.BaseNode):
 
     def open_journal(self) -> None:
         """Reads what an earlier life accepted and has not delivered, and goes on from there."""
-        self.journal = Journal(
-            self.environment / "journal.db", lambda after: self.loop.post(lambda: self._send_all(after)),
-            lambda error: self.loop.post(lambda: self._journal_failed(error)),
-            lambda error, refused: self.loop.post(lambda: self._storage_full(error, refused)),
-            lambda: self.loop.post(self._storage_has_room), self.synchronous,
-        )
+        self.journal = Journal(self.environment / "journal.db",
+                               lambda after: self.loop.post(lambda: self._send_all(after)),
+                               lambda error: self.loop.post(lambda: self._journal_failed(error)), lambda error,
+                               refused: self.loop.post(lambda: self._storage_full(error, refused)),
+                               lambda: self.loop.post(self._storage_has_room), self.synchronous)
         records = self.journal.load()
         effects = self.board.restore(records, time.monotonic())
         self.journal.start()
@@ -2943,8 +2932,9 @@ class MasterNode(rpc.BaseNode):
             lost = functools.partial(self.board.worker_lost, target, lease.id, lease.lo, lease.hi, reason)
             self.loop.post(lambda: self.apply(lost(time.monotonic())))
         elif kind == "outcome":
-            number, lo, hi, seconds, _, _, slave = details
-            self._send_outcome(target, number, lo, hi, seconds, failure("result", "NotSent", reason, slave), [], slave)
+            number, lo, hi, seconds, told, _, slave = details
+            told = {**told, **failure("result", "NotSent", reason, slave)}
+            self._send_outcome(target, number, lo, hi, seconds, told, [], slave)
 
     def _send_lease(self, slave: str, lease: Lease) -> None:
         batch = lease.batch
@@ -2999,7 +2989,7 @@ class MasterNode(rpc.BaseNode):
             log.warning("%s %s: %s", task, text, key, extra=about)
 
     def _note_quarantined(self, slave: str, seconds: float) -> None:
-        why = f"{STRIKES} tasks in a row failed there that others could do"
+        why = f"{STRIKES} leases in a row failed there that others could do"
         log.warning("%s gets nothing for %.0f s: %s", slave, seconds, why)
 
     def _send_history(self, name: str, records: list) -> None:
@@ -3152,6 +3142,7 @@ class MasterNode(rpc.BaseNode):
         def detach(handler, request):
             self._detached.add(request.peer.label)
             self._record("detached", request.peer.label)
+            self._hand_on_shared(request.peer.label, request.peer.label)
 
         @rpc.tcpremote(channel, roles=owners)
         def collect(handler, request, number, name):
@@ -3418,6 +3409,13 @@ class MasterNode(rpc.BaseNode):
             for at, total, piece in rpc.slices(part, by_file):
                 self._send(target, ["shared", key, at, total], [piece])
 
+    def _hand_on_shared(self, client: str, heir: str) -> None:
+        """What a client that leaves its systems here has published outlives it, and this master."""
+        for key in [key for key, owner in self.published.items() if owner == client]:
+            self.published[key], part = heir, self.shelf.get(key)
+            if self.journal and part is not None:
+                self.journal.put([("shared", heir, key, [part])], [])
+
     def _forget_shared(self, client: str) -> None:
         keys = [key for key, owner in self.published.items() if owner == client]
         for key in keys:
@@ -3478,6 +3476,7 @@ class MasterNode(rpc.BaseNode):
         if place:
             self._send_finished(peer.label, number)
         if not self._waits_for_anything(client):
+            self._hand_on_shared(client, peer.label)
             self.forget_client(client)
 
     def _why_not_collect(self, peer: rpc.Peer, client: str, user: str) -> str:
@@ -3603,7 +3602,7 @@ class MasterNode(rpc.BaseNode):
             system.quiet = system.quiet + seconds if beat and beat == system.beat else 0.0
             system.beat = beat
             if most and system.quiet > most:
-                hook = tasks.HOOKS[beat % tasks.BEAT]
+                hook = tasks.HOOKS[beat % tasks.BEAT % len(tasks.HOOKS)]
                 setting = "its hook_timeout" if most is said else "limits.hook_timeout of the master"
                 text = f"its hook {hook} ran for {system.quiet:.2f} s; {setting} is {most:g} s"
                 failure = {"type": "TimedOut", "message": text, "kind": "limit", "limit": "hook_timeout",
@@ -3757,10 +3756,8 @@ class MasterNode(rpc.BaseNode):
     def _waits_of(self, client: str, running: set) -> list:
         """What work of a client waits for while nothing else is to be seen of it: [kind, tasks, why, first task]."""
         owners = [client, *(system.name for system in self.systems.values() if system.client == client)]
-        lines = [
-            (demand, line) for owner in owners if owner in self.board.owners
-            for demand, line in self.board.owners[owner].lines.items()
-        ]
+        lines = [(demand, line) for owner in owners if owner in self.board.owners for demand,
+                 line in self.board.owners[owner].lines.items()]
         waits = [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
         if running.isdisjoint(owners):
             others = ", ".join(sorted(running)[:SHOWN])
@@ -3941,10 +3938,9 @@ exit: 0 stopped, 1 failed, 2 usage or port taken, 130/143 signals
 
 def parser() -> components.ArgumentParser:
     """The options of `master.py`."""
-    made = components.ArgumentParser(
-        prog="master.py", usage="master.py [options]   coordinate slaves and run applications",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = components.ArgumentParser(prog="master.py",
+                                     usage="master.py [options]   coordinate slaves and run applications",
+                                     epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--host", metavar="ADDR", help="address to listen on (127.0.0.1)")
     made.add_argument("--port", metavar="N", help="port of the control channel (8080)")
     made.add_argument("--scheduler", metavar="NAME", help="push, pull, or the name of a component")

@@ -1182,13 +1182,13 @@ class Owner:
         for part in parts:
             some, error = attempt(rpc.open_sealed, part)
             if isinstance(error, rpc.PayloadGone):  # how many were in it?
-                return [None] * (hi - lo), {"*": describe_failure(error, kind="result")}
+                return [None] * (hi - lo), {**failures, "*": describe_failure(error, kind="result")}
             if error is not None:  # only single results can fail, groups are plain
                 failures = {**failures, str(lo + len(results)): describe_failure(error, kind="result")}
             results += some or [None]
         if len(results) != hi - lo:
             error = components.Error(f"{len(results)} results came for {hi - lo} tasks", "a worker lost count")
-            return [None] * (hi - lo), {"*": describe_failure(error, kind="result")}
+            return [None] * (hi - lo), {**failures, "*": describe_failure(error, kind="result")}
         return results, failures
 
     def _failed(self, task: Task, failure: dict) -> None:

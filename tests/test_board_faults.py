@@ -558,7 +558,7 @@ def fingerprint(board):
             waiting = list(batch.queue)
             for lease in batch.leases.values():
                 waiting += [(*open, lease.past) for open in lease.live(lease.open)]
-            waiting = [(lo, hi, past[:3]) for lo, hi, past, *_ in (*waiting, *batch.delayed)]
+            waiting = [(lo, hi, past[:4]) for lo, hi, past, *_ in (*waiting, *batch.delayed)]
             merged = []
             for piece in sorted(waiting):
                 if merged and merged[-1][1] == piece[0] and merged[-1][2:] == piece[2:]:

@@ -170,6 +170,26 @@ def detach(here, *words):
     return name
 
 
+def test_what_a_system_has_published_stays_when_another_client_collects_it(swarm):
+    here = swarm(slaves=1, workers=2, journal=True)
+    words = words_of("Publishing", count=1000, how="slow")
+    name = detach(here, *words)
+    assert result_of(here.run_client(APP, "--collect", name, *words)) == right(1000)
+
+
+def test_what_a_detached_client_has_published_outlives_the_master(swarm):
+    here = swarm(slaves=1, workers=2, journal=True)
+    words = ["--app", "RunGiven", "--set", "durable.count=200"]
+    name = detach(here, *words)
+    wait_until(lambda: done_of(here) > 10, "some are done")
+    here.slaves[0].ends(signal.SIGKILL)
+    here.slaves.clear()
+    kill_master(here)
+    restart(here)
+    here.start_slave(workers=2)
+    assert result_of(here.run_client(APP, "--collect", name, *words)) == 200 * 1000
+
+
 def test_a_system_that_was_left_with_the_master_is_collected_by_another_process(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
     words = words_of("Squares", count=300, how="slow")

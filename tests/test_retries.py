@@ -3,12 +3,12 @@
 import operator
 
 import pytest
-from concurrent_swarm.master import LONGEST, QUARANTINE, SHUN, STRIKES, Board
+from concurrent_swarm.master import LONGEST, QUARANTINE, SHUN, STRIKES, Board, check_report, without
 from conftest import text_of, wait_until
 from test_board import Told, span
 from test_limits import finish, outcomes
 
-from concurrent_swarm import tasks
+from concurrent_swarm import components, tasks
 
 SETUP = {"kind": "setup", "type": "ImportError", "message": "no module"}
 
@@ -43,7 +43,7 @@ def test_a_task_that_raises_runs_as_often_as_its_rules_say_and_then_fails():
         (lease,) = told.leases()
         assert lease.attempt == attempt
         effects = fail(told, lease, own(2))
-        assert effects.records == [("retry", "c1", 1, 0, 1, 0, 0, attempt)] and not told.sent("outcome")
+        assert effects.records == [("retry", "c1", 1, 0, 1, 0, 0, attempt, 0)] and not told.sent("outcome")
     (lease,) = told.leases()
     fail(told, lease, own(2))
     ((*_, failures, _, _),) = told.sent("outcome")
@@ -289,6 +289,56 @@ def test_the_only_slave_is_never_in_quarantine():
     assert not bad.released
 
 
+def test_nobody_is_poisoned_for_the_worker_of_another_task():
+    told = Told(workers=1)
+    told("submit", "c1", 0, 5000, options={"name": "n"})
+    told.flow()
+    told.sent("outcome")
+    submit(told, 40, WorkerLost=0)
+    (lease, *_) = told.leases()
+    told("worker_lost", "s1", lease.id, *span(lease), "died")
+    assert outcomes(told) == [(*span(lease), "poisoned")] and span(lease) == (0, 1)
+
+
+def test_a_slave_without_room_takes_none_of_the_attempts_that_rules_give():
+    told = Told(slaves=3, workers=1)
+    submit(told)
+    (lease,) = told.leases()
+    fail(told, lease, SETUP)
+    (lease,) = told.leases()
+    fail(told, lease, own(1))
+    (lease,) = told.leases()
+    assert lease.attempt == 3 and not told.sent("outcome")
+
+
+def test_a_moment_without_a_service_that_all_tasks_need_is_held_against_no_slave():
+    told = Told(slaves=10, workers=1)
+    told("submit", "c1", 0, 20000, options={"name": "n"})
+    told.flow()
+    submit(told, 1000, wait=1)
+    leases = told.leases()
+    while leases:
+        for lease in leases:
+            fail(told, lease, own(3))
+        leases = told.leases()
+    for moment in range(1, 40):
+        at(told, moment / 8)
+        finish(told)
+    assert told.board.counters["quarantined"] == 0 == told.board.owners["c1"].batches[1].remaining
+
+
+def test_thousands_of_scattered_failures_in_a_lease_are_cut_out_in_one_pass():
+    ranges = [(0, 10, "x"), (20, 30, "y"), (30, 31, "z")]
+    assert without(ranges, [9, 25, 22, 30, 99, 5]) == [
+        (0, 5, "x"), (6, 9, "x"), (20, 22, "y"), (23, 25, "y"), (26, 30, "y")]  # fmt: skip
+
+
+@pytest.mark.parametrize("failures", [{"9" * 99: {}}, {"x": {}}, {"0": {"retried": 1}}, {"0": {"again": 1}}, {"0": 7}])
+def test_a_report_whose_failures_are_none_is_refused_before_anything_counts(failures):
+    with pytest.raises(components.UsageError):
+        check_report(1, 0, 1, failures)
+
+
 # -- rules ---------------------------------------------------------------------------------------------------------
 
 
@@ -365,7 +415,7 @@ def test_F41_a_slave_that_fails_what_others_can_do_gets_nothing_for_a_while(swar
         assert run(here, "Many", tmp_path) == [], "what could not be set up ran elsewhere"
     rows = {row["name"]: row for row in here.proxy.slaves()}
     assert rows[here.name_of(bad)]["quarantine"] > 0 and rows[here.name_of(good)]["quarantine"] == 0
-    wait_until(lambda: "gets nothing for 60 s: 5 tasks in a row failed there" in text_of(here.master.err_file), "told")
+    wait_until(lambda: "gets nothing for 60 s: 5 leases in a row failed there" in text_of(here.master.err_file), "told")
     done = rows[here.name_of(bad)]["done"]
     assert run(here, "Many", tmp_path) == []
     assert {row["name"]: row["done"] for row in here.proxy.slaves()}[here.name_of(bad)] == done

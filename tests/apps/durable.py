@@ -153,9 +153,12 @@ class Leave(Task):
 class Use(Task):
     """Uses what another task has left."""
 
+    pause = 0.0
+
     def __call__(self):
         while self.wait and not os.path.exists(self.wait):
             time.sleep(0.01)
+        time.sleep(self.pause)
         left = self.left.get()
         return len(left), left[0]
 
@@ -183,6 +186,28 @@ class Handing(Squares):
 
     def gather_result(self, master):
         return sorted(map(list, self.seen))
+
+
+class Given(ITaskSystem):
+    """Its tasks use what the client has published."""
+
+    def __init__(self, left, count):
+        ITaskSystem.__init__(self)
+        self.left, self.count, self.total = left, count, 0
+
+    def generate_tasks(self, master):
+        return [Use("use", self.system_id, left=self.left, wait="", pause=0.02) for _ in range(self.count)]
+
+    def task_finished(self, master, task, result, error):
+        if error:
+            raise error
+        self.total += result[0]
+
+    def is_complete(self, master):
+        return master.outstanding == 0
+
+    def gather_result(self, master):
+        return self.total
 
 
 class Application(ApplicationNode):
@@ -223,3 +248,10 @@ class RunPlain(Application):
             file.write(f"{told}\n")
         if not self.pending:
             self.shutdown_main_loop()
+
+
+class RunGiven(Application):
+    """Pushes a system with something published."""
+
+    def get_task_system(self):
+        return Given(self.publish(b"x" * 1000), self.count)

@@ -22,7 +22,7 @@ Records, in order, are all that `restore` needs:
     ("life", n)                                         nth start of the master; lease ids of two lives never meet
     ("owner", owner, kind, key, name) · ("gone", owner)
     ("batch", owner, number, count, group, options, payload) · ("settled", owner, number)
-    ("retry", owner, number, lo, hi, deaths, losses, errors, setups)   these failed, or lost worker or slave, and wait
+    ("retry", owner, number, lo, hi, *`Past` but for shun)   these failed, or lost worker or slave, and wait again
     ("outcome", owner, number, lo, hi, seconds, failures, payload)
 and, which the Board only passes over but for the snapshot, what a task system needs to go on in another process: it is
 repeated from its beginning, or its last snapshot, with the same outcomes, steps and values in the same order.
@@ -193,12 +193,14 @@ def retried(failures: dict) -> list[int]:
 
 class Past(NamedTuple):
     """What befell tasks that wait, or run, again: workers that died, slaves that were lost, failures after which they
-    may run again, times that they could not begin. `shun`: the slave on which a lone one failed last, and when."""
+    may run again, times that they could not begin. `lease`: under which they failed last, if it was no slave that was
+    lost. `shun`: the slave on which a lone one failed last, and when."""
 
     deaths: int = 0
     losses: int = 0
     errors: int = 0
     setups: int = 0
+    lease: int = 0
     shun: tuple[str, float] | None = None
 
     @property
@@ -990,7 +992,8 @@ class Board:
         if batch is None or number in self.leases:
             return
         inside, outside = split(batch.queue, lo, hi)
-        if total(inside) != hi - lo or slave.lacks(batch.demand):
+        heard = any(past.lease == number for _, _, past in inside)  # it says again how they failed
+        if heard or total(inside) != hi - lo or slave.lacks(batch.demand):
             return
         batch.queue = tuple(outside)
         self._shorten(batch, hi - lo)
@@ -1106,7 +1109,7 @@ class Board:
             self.counters["workers lost"] += 1
             for a, b in reversed(held.live(self._report(held, lo, hi))):
                 past = self._shunning(held, now) if b == a + 1 else held.past
-                self._retry(held, a, b, past._replace(deaths=past.deaths + 1), reason, effects, output)
+                self._retry(held, a, b, past._replace(deaths=past.deaths + 1, lease=lease), reason, effects, output)
         return self._assigned(effects, now)
 
     def _held(self, slave, lease):
@@ -1147,7 +1150,7 @@ class Board:
             text = f"{past.losses} slaves were lost with this task, the last one was {where}: {reason}"
             self._end(batch, lo, hi, 0.0, failure("lost", "SlaveLost", text, where), None, where, effects)
         else:
-            effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, *past[:4]))
+            effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, *past[:5]))
             self._requeue(batch, [(lo, hi)], past)
 
     # -- failures of tasks -----------------------------------------------------------------------------------
@@ -1186,10 +1189,10 @@ class Board:
         """Let tasks that failed wait for their next attempt: the longer, the more attempts there were."""
         batch, past = lease.batch, self._shunning(lease, now)
         unset = why.get("kind") in NOT_BEGUN
-        past = past._replace(**({"setups": past.setups + 1} if unset else {"errors": past.errors + 1}))
+        past = past._replace(lease=lease.id, setups=past.setups + unset, errors=past.errors + (not unset))
         delay = 0.0 if unset and past.shun is not None else self._delay(batch, lo, past.errors + past.setups)
         self.counters["retried"] += hi - lo
-        effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, *past[:4]))
+        effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, *past[:5]))
         effects.messages.append(("retrying", batch.owner.id, batch.task_id(lo), hi - lo, past.attempt, delay, why))
         if delay:
             batch.delayed += ((lo, hi, past, now + delay),)

@@ -329,7 +329,7 @@ def test_what_a_lost_slave_held_goes_first_with_the_next_attempt():
     told("submit", "c1", 1, 6)
     first = told.leases()
     effects = told("slave_lost", "s1", reason="silence")
-    assert effects.records == [("retry", "c1", 1, lease.lo, lease.hi, 0, 1, 0, 0) for lease in reversed(first)]
+    assert effects.records == [("retry", "c1", 1, lease.lo, lease.hi, 0, 1, 0, 0, 0) for lease in reversed(first)]
     told("slave_joined", "s2", {"cpus": 2}, [], 2)
     again = told.leases()
     assert [(span(lease), lease.attempt) for lease in again] == [(span(lease), 2) for lease in first]

@@ -43,7 +43,7 @@ def test_a_task_that_raises_runs_as_often_as_its_rules_say_and_then_fails():
         (lease,) = told.leases()
         assert lease.attempt == attempt
         effects = fail(told, lease, own(2))
-        assert effects.records == [("retry", "c1", 1, 0, 1, 0, 0, attempt, 0)] and not told.sent("outcome")
+        assert effects.records == [("retry", "c1", 1, 0, 1, 0, 0, attempt, 0, lease.id)] and not told.sent("outcome")
     (lease,) = told.leases()
     fail(told, lease, own(2))
     ((*_, failures, _, _),) = told.sent("outcome")
@@ -287,6 +287,25 @@ def test_the_only_slave_is_never_in_quarantine():
     told("slave_draining", "s2")
     told.ended(lease)
     assert not bad.released
+
+
+@pytest.mark.parametrize("restart", [True, False])
+@pytest.mark.parametrize("how", ["raised", "died"])
+def test_a_failure_that_a_slave_tells_again_after_a_new_connection_counts_once(restart, how):
+    told = Told(workers=1)
+    submit(told)
+    (lease,) = told.leases()
+    report = ("worker_lost", "s1", lease.id, 0, 1, "signal 9") if how == "died" else (
+        "result", "s1", lease.id, 0, 1, 0.1, "results", {"0": own(1)})  # fmt: skip
+    told("slave_draining", "s1")
+    told(*report)
+    if restart:
+        told.board = Board()
+        told.board.restore(told.records, 0.0)
+    told("slave_joined", "s1", {"cpus": 1}, [], 1, holds=[[lease.id, "c1", 1, 0, 1]])
+    told(*report)
+    (again,) = told.leases()
+    assert again.id != lease.id and again.attempt == 2 and told.board.counters["late report"] == 1
 
 
 def test_nobody_is_poisoned_for_the_worker_of_another_task():

@@ -386,7 +386,7 @@ def test_a_published_object_that_nobody_sends_is_named_by_who_waits_for_it(apps)
     with running(slaves=0) as here:
         client = here.start_client(apps, "--app", "Asks")
         wait_until(lambda: "c1 waits for a published object" in here.master.err, "the master says so")
-        assert "still waiting: the published object 000000000000 has not come" in client.err
+        wait_until(lambda: "still waiting: the published object 000000000000 has not come" in client.err, "so does he")
         client.wait()
         assert client.code == 1 and "the client that published it has ended, or lost it" in client.err
 

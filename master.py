@@ -1775,7 +1775,7 @@ class Board:
         """The ranges of a batch that have an outcome; one that was cancelled alone may lie inside another."""
         ended, ranges = [], []
         for lo, hi, _, failures, *_ in batch.outcomes:
-            ranges += without([(lo, hi)], retried(failures))
+            ranges += without([(lo, hi)], retried(failures)) if failures else [(lo, hi)]
         for lo, hi in sorted(ranges, key=lambda one: (one[0], -one[1])):
             if ended and lo < ended[-1][1]:
                 assert hi == lo + 1 <= ended[-1][1], "two outcomes of one task"

@@ -156,6 +156,7 @@ def no_more(now, before):
     return now.keys() == before.keys() and all(now[pid] <= before[pid] for pid in now)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_runs_that_are_over(swarm, crew):
     here = swarm(slaves=1, workers=1)
     apps = ["Echoes", "InSystem", "Publishes", "AsksForResults", "PublishesInSystem"]
@@ -447,6 +448,7 @@ def highest_memory(pid):
     return int(status["VmHWM"].split()[0]) // 1024
 
 
+@pytest.mark.slow
 def test_tasks_for_which_memory_has_no_room_lie_on_the_disk_and_run(swarm):
     here = without_socket_file(swarm(slaves=0, master=("--set", "master.memory=4")))
     before = highest_memory(here.master.pid)

@@ -68,6 +68,7 @@ def test_a_system_goes_on_after_its_master_was_killed_and_ends_as_if_nothing_had
     wait_until(lambda: rows_of(here, "system") == rows_of(here, "finished") == [], "the journal has forgotten it")
 
 
+@pytest.mark.slow
 def test_what_the_journal_has_is_not_computed_again(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     words = words_of("Squares", count=300, how="slow", folder=tmp_path)
@@ -95,6 +96,7 @@ def test_steps_and_published_objects_come_again(how):
         assert result_of(client.wait(60)) == right(200, steps=3)
 
 
+@pytest.mark.slow
 def test_what_tasks_of_a_system_have_published_outlives_master_and_slave(swarm, tmp_path):
     here = swarm(slaves=1, workers=2, journal=True)
     client = here.start_client(APP, "--json", *words_of("Handing", count=20, folder=tmp_path))

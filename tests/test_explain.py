@@ -288,6 +288,7 @@ def explain(here, *words):
     return here.start("client", "--explain", *words, "--master", here.address).wait()
 
 
+@pytest.mark.slow
 @at_once
 def test_a_client_and_the_log_say_what_no_slave_has_and_the_tasks_fail_with_it_after_the_wait(apps):
     with running(master=("--set", "master.unplaceable_wait=5")) as here:

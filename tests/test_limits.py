@@ -557,6 +557,7 @@ def test_what_a_killed_worker_has_left_behind_ends_also_when_it_dies_by_itself(o
     all_gone(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_tasks_have_started_ends_with_their_slave(swarm, tmp_path):
     here = swarm(workers=1)
     client = here.start_client("limits.py", "--app", "Limited", "--set", "limits_app.how=daemon",

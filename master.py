@@ -429,11 +429,11 @@ class Batch:
     def alone(self) -> bool:
         """Whether a slave watches each of its tasks, in a lease of its own."""
         limits = self.limits  # the one over which a worker died is to be known also where that must not happen twice
-        return bool(limits) and (not tasks.WATCHED.isdisjoint(limits) or not self.retries("WorkerLost", 1))
+        return bool(limits) and (not tasks.WATCHED.isdisjoint(limits) or not self.retries("WorkerLost"))
 
-    def retries(self, name: str, default: int) -> int:
+    def retries(self, name: str) -> int:
         """How often its tasks run again after such a failure."""
-        return self.limits["retries"].get(name, default) if "retries" in self.limits else default
+        return self.limits.get("retries", NONE).get(name, UNSAID[name])
 
     def end(self, outcome: tuple, tasks: int):
         """So many tasks of it have their outcome, for good."""
@@ -649,7 +649,6 @@ class Board:
     scheduler -- has `place(slaves, lease)`, `task_pushed(slave, count)`, `task_finished(slave, count)`; may
         be replaced while running. None takes the slave that was not served for longest.
     limit -- unsettled tasks an owner may have.
-    max_attempts -- worker deaths that make a task poisoned.
     max_lease -- tasks that a lease may hold.
     unplaceable_wait -- seconds until tasks fail that none of the slaves here can ever take; 0: never. While no
         slave is here nothing fails.
@@ -658,9 +657,9 @@ class Board:
     name. `scheduler_error`: the last exception of the scheduler, for the node to report (the board then chose
     by itself)."""
 
-    def __init__(self, scheduler: Any = None, limit: int = LIMIT, max_attempts: int = MAX_ATTEMPTS,
-                 max_lease: int = MAX_LEASE, unplaceable_wait: float = 0.0):
-        self.scheduler, self.limit, self.max_attempts, self.max_lease = scheduler, limit, max_attempts, max_lease
+    def __init__(self, scheduler: Any = None, limit: int = LIMIT, max_lease: int = MAX_LEASE,
+                 unplaceable_wait: float = 0.0):
+        self.scheduler, self.limit, self.max_lease = scheduler, limit, max_lease
         self.unplaceable_wait = unplaceable_wait
         self.owners = {}  # id -> Owner
         self.slaves = {}  # id -> Slave
@@ -675,7 +674,6 @@ class Board:
         self.resting_until = -math.inf
         self._lease_ids = itertools.count(1)
         self._serials = itertools.count(1)
-        self._delayed = {}  # batches of which tasks wait for another attempt; an ordered set, some may wait no more
         self._timers = []  # heap of (when, serial, owner, number, limit), only of batches that have such a limit
         self._most_timers = MIN_TIMERS  # then those of batches that are gone are taken out
 
@@ -953,7 +951,6 @@ class Board:
         if pieces:
             self._shorten(batch, batch.queued)
         delayed, batch.delayed = batch.delayed, ()
-        self._delayed.pop(batch, None)
         return pieces + delayed
 
     @staticmethod
@@ -1141,12 +1138,12 @@ class Board:
     def _retry(self, lease, lo, hi, past, reason, effects, output=""):
         """Queue tasks that lost their worker or slave again, or end them when their budget is spent."""
         batch, where = lease.batch, lease.slave.id
-        if past.deaths > batch.retries("WorkerLost", self.max_attempts - 1):
+        if past.deaths > batch.retries("WorkerLost"):
             text = f"{past.deaths} workers died over this task, the last one on {where}: {reason}"
             what = failure("poisoned", "WorkerLost", text, where)
             what["*"] |= {"attempt": lease.attempt, **({"output": output} if output else {})}
             self._end(batch, lo, hi, 0.0, what, None, where, effects)
-        elif past.losses > batch.retries("SlaveLost", MAX_LOSSES - 1):
+        elif past.losses > batch.retries("SlaveLost"):
             text = f"{past.losses} slaves were lost with this task, the last one was {where}: {reason}"
             self._end(batch, lo, hi, 0.0, failure("lost", "SlaveLost", text, where), None, where, effects)
         else:
@@ -1196,7 +1193,6 @@ class Board:
         effects.messages.append(("retrying", batch.owner.id, batch.task_id(lo), hi - lo, past.attempt, delay, why))
         if delay:
             batch.delayed += ((lo, hi, past, now + delay),)
-            self._delayed[batch] = None
             heapq.heappush(self._timers, (now + delay, batch.serial, batch.owner.id, batch.number, "delay"))
             self._look_at(now + delay)
         else:
@@ -1204,8 +1200,8 @@ class Board:
 
     def delayed(self, owners: Collection[str]) -> list[Batch]:
         """The batches of these owners of which tasks failed and wait for another attempt."""
-        self._delayed = {batch: None for batch in self._delayed if batch.delayed}
-        return [batch for batch in self._delayed if batch.owner.id in owners]
+        timers = [timer for timer in self._timers if timer[-1] == "delay" and timer[2] in owners]
+        return [batch for batch in dict.fromkeys(map(self._timed, timers)) if batch is not None and batch.delayed]
 
     @staticmethod
     def _delay(batch, lo, errors):
@@ -1757,8 +1753,8 @@ class Board:
         assert batch.queued == total(batch.queue)
         assert batch.remaining == batch.count - total(ended)
         for _, _, past, *_ in (*batch.queue, *batch.delayed):
-            assert past.deaths <= batch.retries("WorkerLost", self.max_attempts - 1), "more attempts than the budget"
-            assert past.losses <= batch.retries("SlaveLost", MAX_LOSSES - 1), "more attempts than the budget"
+            assert past.deaths <= batch.retries("WorkerLost"), "more attempts than the budget"
+            assert past.losses <= batch.retries("SlaveLost"), "more attempts than the budget"
             assert past.attempt > 1 or not batch.stale, "what waits too long"
         for lease in batch.leases.values():
             assert self.leases[lease.id] is lease and lease.batch is batch
@@ -2540,10 +2536,14 @@ def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
     check_whole(lease, lo, hi)
     if lo >= hi:
         raise components.UsageError(f"{lo}..{hi} holds no task", "a report names at least one")
-    failures, marks = {} if failures is None else failures, {"again", "retried"}  # which are the Board's
-    fine = type(failures) is dict and all(key.isdecimal() and len(key) < 16 for key in failures.keys() - {"*"})
-    if not (fine and all(type(one) is dict and not marks & one.keys() for one in failures.values())):
+    if failures and not (type(failures) is dict and all(itertools.starmap(_is_failure, failures.items()))):
         raise components.UsageError("the failures of a report are no objects", "an object by ordinal is meant")
+
+
+def _is_failure(key: str, one: Any) -> bool:
+    """Whether a slave may say this of a task; the marks are the Board's."""
+    named = key == "*" or (key.isdecimal() and len(key) < 16)
+    return named and type(one) is dict and "again" not in one and "retried" not in one
 
 
 def check_output(pieces: Any) -> None:
@@ -2747,9 +2747,9 @@ class MasterNode(rpc.BaseNode):
                                  "attempts after an exception of a task that says nothing", minimum=0)
     retry_wait = components.FloatItem("limits", "retry_wait", tasks.RETRY_WAIT,
                                       "seconds before the first of them; then twice as long", minimum=0)
-    worker_retries = components.IntItem("limits", "worker_retries", MAX_ATTEMPTS - 1,
+    worker_retries = components.IntItem("limits", "worker_retries", UNSAID["WorkerLost"],
                                         "attempts after the death of a worker", minimum=0)
-    slave_retries = components.IntItem("limits", "slave_retries", MAX_LOSSES - 1,
+    slave_retries = components.IntItem("limits", "slave_retries", UNSAID["SlaveLost"],
                                        "attempts after the loss of a slave", minimum=0)
 
     process_limit = components.IntItem("limits", "process_limit", tasks.PROCESS_LIMIT,
@@ -2801,6 +2801,7 @@ class MasterNode(rpc.BaseNode):
         self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
         self._zygotes = tasks.Recent()
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
+        self._lasting: set[str] = set()  # those of them that are in the journal
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
         self.journal: Journal | None = None
         self.storage = ""  # why the journal takes no new work
@@ -2852,6 +2853,7 @@ class MasterNode(rpc.BaseNode):
             self._finished[client, number] = Finished(name, *end)
         for _, client, key, (part,) in filter(lambda record: record[0] == "shared", records):
             self.published[key] = client
+            self._lasting.add(key)
             self.shelf.take(key, 0, rpc.size_of(part), [part.read()] if type(part) is rpc.Reference else part)
         self._go_on(histories(records), now)
         self._expect([record[1:] for record in records if record[0] == "slave"], now)
@@ -3386,10 +3388,9 @@ class MasterNode(rpc.BaseNode):
         client = self.systems[owner].client if owner in self.systems else owner
         if client not in self.board.owners or self.published.setdefault(key, client) != client:
             return
-        known = self.shelf.get(key) is not None
         if self.shelf.take(key, at, total, part):
-            if lasting and self.journal and not known:
-                self.journal.put([("shared", client, key, [self.shelf.get(key)])], [])
+            if lasting and key not in self._lasting:
+                self._keep_shared(client, key)
             for target, _ in self._wanted.pop(key, ()):
                 self._send_shared(target, key)
 
@@ -3412,17 +3413,25 @@ class MasterNode(rpc.BaseNode):
             for at, total, piece in rpc.slices(part, by_file):
                 self._send(target, ["shared", key, at, total], [piece])
 
+    def _keep_shared(self, client: str, key: str) -> None:
+        """This object outlives the master, until the client ends to which it belongs."""
+        part = self.shelf.get(key)
+        if self.journal and part is not None:
+            self._lasting.add(key)
+            self.journal.put([("shared", client, key, [part])], [])
+
     def _hand_on_shared(self, client: str, heir: str) -> None:
-        """What a client that leaves its systems here has published outlives it, and this master."""
+        """What a client that leaves its systems here has published outlives it."""
         for key in [key for key, owner in self.published.items() if owner == client]:
-            self.published[key], part = heir, self.shelf.get(key)
-            if self.journal and part is not None:
-                self.journal.put([("shared", heir, key, [part])], [])
+            self.published[key] = heir
+            if heir != client or key not in self._lasting:
+                self._keep_shared(heir, key)
 
     def _forget_shared(self, client: str) -> None:
         keys = [key for key, owner in self.published.items() if owner == client]
         for key in keys:
             del self.published[key]
+            self._lasting.discard(key)
         self.shelf.forget(keys)
         for slave in self.board.slaves if keys else ():
             self._send(slave, ["forget_shared", keys])
@@ -3605,7 +3614,7 @@ class MasterNode(rpc.BaseNode):
             system.quiet = system.quiet + seconds if beat and beat == system.beat else 0.0
             system.beat = beat
             if most and system.quiet > most:
-                hook = tasks.HOOKS[beat % tasks.BEAT % len(tasks.HOOKS)]
+                hook = tasks.HOOKS[beat % len(tasks.HOOKS)]
                 setting = "its hook_timeout" if most is said else "limits.hook_timeout of the master"
                 text = f"its hook {hook} ran for {system.quiet:.2f} s; {setting} is {most:g} s"
                 failure = {"type": "TimedOut", "message": text, "kind": "limit", "limit": "hook_timeout",
@@ -3759,8 +3768,8 @@ class MasterNode(rpc.BaseNode):
     def _waits_of(self, client: str, running: set) -> list:
         """What work of a client waits for while nothing else is to be seen of it: [kind, tasks, why, first task]."""
         owners = [client, *(system.name for system in self.systems.values() if system.client == client)]
-        lines = [(demand, line) for owner in owners if owner in self.board.owners for demand,
-                 line in self.board.owners[owner].lines.items()]
+        known = [self.board.owners[owner] for owner in owners if owner in self.board.owners]
+        lines = [pair for owner in known for pair in owner.lines.items()]
         waits = [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
         if running.isdisjoint(owners):
             others = ", ".join(sorted(running)[:SHOWN])

@@ -808,9 +808,8 @@ class SlaveNode(rpc.Node):
             try:
                 found[name.strip()] = float(amount) if "." in amount else int(amount)
             except ValueError:
-                raise components.UsageError(
-                    f"[slave] resources: {text!r} is no amount", "the form is name=number", "such as gpu=2,memory=16"
-                ) from None
+                raise components.UsageError(f"[slave] resources: {text!r} is no amount", "the form is name=number",
+                                            "such as gpu=2,memory=16") from None
         return found
 
     def info(self) -> dict:
@@ -996,10 +995,8 @@ exit: 0 stopped, 1 internal error, 2 usage, 3 not admitted, 143 TERM
 
 def parser() -> components.ArgumentParser:
     """The options of `slave.py`."""
-    made = components.ArgumentParser(
-        prog="slave.py", usage="slave.py [options]   offer this machine's processors",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = components.ArgumentParser(prog="slave.py", usage="slave.py [options]   offer this machine's processors",
+                                     epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--master", metavar="HOST[:PORT]", help="where the master is (127.0.0.1:8080)")
     made.add_argument("--workers", metavar="N", help="leases that run at once (one per processor)")
     made.add_argument("--resources", metavar="NAME=N,...", help="named amounts on offer")

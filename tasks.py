@@ -146,9 +146,8 @@ class Task:
 
     def __call__(self) -> Any:
         """Computes the result. Runs once per attempt in a worker process of some slave."""
-        raise components.UsageError(
-            f"{type(self).__name__} has no __call__", "a task computes there", "define __call__(self)"
-        )
+        raise components.UsageError(f"{type(self).__name__} has no __call__", "a task computes there",
+                                    "define __call__(self)")
 
     def clean_up(self) -> None:
         """Called in the worker right after `__call__`, whether it returned or raised."""
@@ -340,9 +339,8 @@ class ITaskSystem:
 
         Called again whenever all tasks have their outcomes and `is_complete` is false.
         """
-        raise components.UsageError(
-            f"{type(self).__name__} has no generate_tasks", "a task system makes its tasks there", "define it"
-        )
+        raise components.UsageError(f"{type(self).__name__} has no generate_tasks",
+                                    "a task system makes its tasks there", "define it")
 
     def task_finished(self, master: SystemMaster, task: Task, result: Any, error: BaseException | None) -> None:
         """Called once per task with its outcome, after `task.finished`."""
@@ -424,11 +422,9 @@ def fits(size: int) -> bool:
 
 def too_large(what: str, size: int) -> components.UsageError:
     """The error for something that does not fit into a message."""
-    return components.UsageError(
-        f"{what} has {size:,} bytes, a message holds {rpc.MAX_MESSAGE:,}",
-        "both ends have a message in memory as a whole (rpc.MAX_MESSAGE)",
-        "publish the large object and pass the reference, or split the work",
-    )
+    return components.UsageError(f"{what} has {size:,} bytes, a message holds {rpc.MAX_MESSAGE:,}",
+                                 "both ends have a message in memory as a whole (rpc.MAX_MESSAGE)",
+                                 "publish the large object and pass the reference, or split the work")
 
 
 class Batch(NamedTuple):
@@ -446,10 +442,8 @@ def class_form(cls: type) -> list:
     Raises Error if a worker could not find the class by that name.
     """
     if not issubclass(cls, Task):
-        raise components.Error(
-            f"an object of type {cls.__qualname__} is not a task", "only tasks can be pushed",
-            f"derive {cls.__name__} from Task",
-        )
+        raise components.Error(f"an object of type {cls.__qualname__} is not a task", "only tasks can be pushed",
+                               f"derive {cls.__name__} from Task")
     found = sys.modules.get(cls.__module__)
     for step in cls.__qualname__.split("."):
         found = getattr(found, step, None)
@@ -1309,7 +1303,6 @@ class SystemMaster:
 
 # The hooks of a system; a beat of its host says by its remainder which of them was called last, 0: it waits.
 HOOKS = ("", "init_system", "generate_tasks", "finished", "task_finished", "is_complete", "gather_result")
-BEAT = 16
 
 
 class SystemRun:
@@ -1319,9 +1312,8 @@ class SystemRun:
     call of a hook begins.
     """
 
-    def __init__(
-        self, system: ITaskSystem, call: Callable, options: dict, name: str, root: str = "", pulse: Any = None
-    ):
+    def __init__(self, system: ITaskSystem, call: Callable, options: dict, name: str, root: str = "",
+                 pulse: Any = None):
         self.system = system
         self.system.log = logging.getLogger(f"{__name__}.{type(system).__name__}")
         self.call = call
@@ -1340,7 +1332,7 @@ class SystemRun:
         self.owner = Owner(call, self._task_finished, options, name)
         self.owner.keep = list  # what a host sends has left it when the call returns
         self.owner.most_records = CHUNK_BYTES // 4  # they go home in a call
-        self._turns = {hook: itertools.count(BEAT + place, BEAT) for place, hook in enumerate(HOOKS)}
+        self._turns = {hook: itertools.count(len(HOOKS) + place, len(HOOKS)) for place, hook in enumerate(HOOKS)}
         self._pulse = self.owner.pulse = [0] if pulse is None else pulse
         self.owner.turns = self._turns["generate_tasks"]
         self.master = SystemMaster(self)
@@ -1457,11 +1449,9 @@ class SystemRun:
         elif self.done:
             return
         elif self.owner.drawn == self._began_at and not self._held:
-            self.fail(components.Error(
-                f"task system {type(self.system).__name__} would wait for ever",
-                "generate_tasks gave no tasks, none is out, and is_complete is false",
-                "return tasks, or let is_complete return true",
-            ), "generate_tasks")
+            self.fail(components.Error(f"task system {type(self.system).__name__} would wait for ever",
+                                       "generate_tasks gave no tasks, none is out, and is_complete is false",
+                                       "return tasks, or let is_complete return true"), "generate_tasks")
         elif self.by_hand:
             self.waiting = True
             self.call("system_step", self.step, True)
@@ -1688,10 +1678,9 @@ class Recent(collections.deque):
 
 def no_zygote() -> components.Error:
     """The error of a node that has replaced its zygote too often."""
-    return components.Error(
-        f"the zygote ended {RESPAWN_LIMIT} times within {RESPAWN_PERIOD:.0f} s",
-        "something on this machine kills it, or it cannot start here", "look above for what it printed",
-    )
+    return components.Error(f"the zygote ended {RESPAWN_LIMIT} times within {RESPAWN_PERIOD:.0f} s",
+                            "something on this machine kills it, or it cannot start here",
+                            "look above for what it printed")
 
 
 class Zygote:
@@ -2822,9 +2811,8 @@ def md5_search(digest: bytes, start: int, stop: int) -> int | None:
     return None
 
 
-def run_alike(
-    cls: type, states: list, place: int, stop: int, owner: str, first: int, results: list, until: float
-) -> tuple[int, Task | None, Any, BaseException | None]:
+def run_alike(cls: type, states: list, place: int, stop: int, owner: str, first: int, results: list,
+              until: float) -> tuple[int, Task | None, Any, BaseException | None]:
     """The loop of a worker: makes a task of each of states[place:stop] and calls it; its result goes to `results`.
 
     Stops after the first task that raises or whose result may not share a pickle, or once the clock (that of

@@ -25,6 +25,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -49,11 +50,11 @@ def suite():
         yield Suite(Path(state), descriptors_of(os.getpid()))
 
 
-class Suite:
-    """`state`: the folder of nodes that were given none; `descriptors`: what was open at first."""
+class Suite(NamedTuple):
+    """What the test of leaks compares with."""
 
-    def __init__(self, state, descriptors):
-        self.state, self.descriptors = state, descriptors
+    state: Path  # the folder of nodes that were given none
+    descriptors: dict  # what was open at first
 
 
 def wait_until(condition, what, seconds=PATIENCE):

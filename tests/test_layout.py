@@ -48,11 +48,11 @@ LINES = {
     "components.py": 1454,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4036,
+    "master.py": 4045,
     "rpc.py": 4953,
     "setup.py": 64,
-    "slave.py": 1067,
-    "tasks.py": 2963,
+    "slave.py": 1064,
+    "tasks.py": 2951,
 }
 TOTAL_LINES = 16_945
 

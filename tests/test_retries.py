@@ -101,18 +101,18 @@ def test_a_master_that_was_started_again_knows_what_runs_again(crash):
     assert batch.remaining == len(errors) == (40 if crash else 40 - (lease.hi - lease.lo) + 1)
 
 
-@pytest.mark.parametrize("end", ["cancel", "cancel_task", "deadline", "owner_gone"])
-def test_a_task_that_waits_for_its_next_attempt_can_be_ended(end):
+@pytest.mark.parametrize(("end", "kinds"), [
+    (("cancel", "c1", 1), ["cancelled"]), (("cancel_task", "c1", 1, 0), ["cancelled"]), (("owner_gone", "c1"), []),
+    (("tick",), ["limit"]),
+], ids=["cancel", "cancel_task", "owner_gone", "deadline"])  # fmt: skip
+def test_a_task_that_waits_for_its_next_attempt_can_be_ended(end, kinds):
     told = Told()
     told("submit", "c1", 1, 1, options={"limits": {"deadline": 2, "retry_wait": 100}})
     (lease,) = told.leases()
     fail(told, lease, own(1))
-    told(*{"cancel": ("cancel", "c1", 1), "cancel_task": ("cancel_task", "c1", 1, 0)}.get(end, ("owner_gone", "c1"))
-         if end != "deadline" else ("tick",))  # fmt: skip
-    if end == "deadline":
-        at(told, 2.0)
-    kinds = [kind for _, _, kind in outcomes(told)]
-    assert kinds == {"deadline": ["limit"], "owner_gone": []}.get(end, ["cancelled"])
+    told.now = 2.0 if end == ("tick",) else 1.0
+    told(*end)
+    assert [kind for _, _, kind in outcomes(told)] == kinds
     at(told, 200.0)
     assert not told.leases()
 

@@ -3455,7 +3455,8 @@ UNPACKED_RATIO = 100  # unpacked bytes for each byte of zip, above 1 MiB
 FILES_LIMIT = 10_000
 
 _MANIFEST = {"format": int, "kind": str, "entry": str, "module": str, "modules": list,
-             "framework": str, "requirements": list}
+             "framework": str, "needs": dict}
+NEEDS = {"requirements": list, "network": list, "read": list, "write": list, "subprocess": bool}  # of texts
 _ZIP_METHODS = zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED
 _MANIFEST_FILE = ".bundle.json"  # cannot meet a file of the application: hidden ones are not shipped
 
@@ -3465,7 +3466,8 @@ class Bundle(NamedTuple):
     the place it came from: the same source in two folders is one bundle, an edited file is another. `manifest` is a
     table for JSON: `format`, `kind` (file or package), `entry` (the entry file's name in the zip), `module` (what to
     import), `modules` (the other top-level names the bundle answers), `framework` (the package under which the client
-    knows us), `requirements`. `root` is the folder of the source on the client; it is not sent."""
+    knows us), `needs` (what its class declares, see NEEDS). `root` is the folder of the source on the client; it is
+    not sent."""
 
     digest: str
     manifest: dict
@@ -3479,14 +3481,14 @@ def make_bundle(path: str | os.PathLike | None = None, module: str | None = None
     siblings, but for names that the standard library has. A package takes all its files but hidden and compiled ones.
     Raises UsageError for source that cannot be found, read, parsed or sent."""
     root, entry = _locate_module(module) if module is not None else _locate_path(Path(path))
+    needs = _needs(_parse(root / entry), root / entry)
     if "/" in entry:
-        _parse(root / entry)
         names, modules = _package_files(root, entry.partition("/")[0], framework), {entry.partition("/")[0]}
     else:
         names, modules = _with_siblings(root, entry, framework)
     files = _read_files(root, names)
     manifest = {"format": BUNDLE_FORMAT, "kind": "package" if "/" in entry else "file", "entry": entry,
-                "modules": sorted(modules), "framework": framework, "requirements": []}
+                "modules": sorted(modules), "framework": framework, "needs": needs}
     digest = _digest(manifest, files)
     manifest["module"] = _module_name(manifest, digest)
     return Bundle(digest, manifest, _zip(files), str(root))
@@ -3584,6 +3586,32 @@ def _parse(path):
         why = "Python {}.{} cannot parse this file".format(*sys.version_info)
         what = f"{_shown(path)}:{line}: {getattr(error, 'msg', error)}"
         raise UsageError(what, why, f"correct line {line}") from error
+
+
+def _needs(tree, path) -> dict[str, Any]:
+    """What the classes of a file declare that they need. It is read, not run: nodes must know it before they run it."""
+    found: dict[str, Any] = {}
+    for cls in [node for node in tree.body if isinstance(node, ast.ClassDef) and node.bases]:
+        for node in [node for node in cls.body if isinstance(node, ast.Assign) and len(node.targets) == 1]:
+            name = getattr(node.targets[0], "id", None)
+            if name in NEEDS:
+                found[name] = found.get(name, NEEDS[name]()) + _written_out(name, node, path)
+    return {name: list(dict.fromkeys(value)) if NEEDS[name] is list else True for name, value in found.items() if value}
+
+
+def _written_out(name, node, path):
+    with suppress(ValueError):
+        value = ast.literal_eval(node.value)
+        if _is_need(name, value):
+            return value
+    form = "a list of texts" if NEEDS[name] is list else "True or False"
+    raise UsageError(f"{_shown(path)}:{node.lineno}: what {name} says cannot be read",
+                     f"{form}, written out, is meant: nodes read it before anything of the file runs", f"{name} = ...")
+
+
+def _is_need(name, value):
+    texts = value if type(value) is list else []
+    return type(value) is NEEDS.get(name) and all(type(one) is str and one.isprintable() for one in texts)
 
 
 def _imports(tree) -> Iterator[tuple[int, int, str, list[str]]]:
@@ -3740,6 +3768,8 @@ def _check_bundle(digest, manifest, files):
         raise _refused(f"its format is {manifest['format']}, this node knows {BUNDLE_FORMAT}")
     if not all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) for name in names):
         raise _refused("its manifest names modules that cannot be")
+    if not all(itertools.starmap(_is_need, manifest["needs"].items())):
+        raise _refused("its manifest has needs that this node does not know")
     if manifest["entry"] not in files or manifest["kind"] not in ("file", "package"):
         raise _refused(f"it is a {manifest['kind']!r} without its entry file {manifest['entry']!r}")
     if _digest(manifest, files) != digest or _module_name(manifest, digest) != manifest["module"]:

@@ -202,6 +202,41 @@ def test_no_folder_means_no_known_bundles(tmp_path):
     assert rpc.known_bundles(tmp_path / "none") == {}
 
 
+NEEDS = """
+from concurrent_swarm.client import ApplicationNode
+
+requirements = ["not of a class"]
+
+class Base(ApplicationNode):
+    requirements = ["numpy>=1.26"]
+    read = ["/data"]
+
+class App(Base):
+    requirements = ["six", "numpy>=1.26"]
+    network = ["node01:5432"]
+    subprocess = True
+"""
+
+
+def test_what_classes_of_the_file_declare_is_in_the_manifest(source):
+    source({"app.py": NEEDS, "pkg/__init__.py": "", "pkg/app.py": NEEDS})
+    needs = {"requirements": ["numpy>=1.26", "six"], "network": ["node01:5432"], "read": ["/data"], "subprocess": True}
+    assert rpc.make_bundle("app.py").manifest["needs"] == needs
+    assert rpc.make_bundle(module="pkg.app").manifest["needs"] == needs
+
+
+def test_other_needs_make_another_bundle(source):
+    source({"app.py": NEEDS, "other.py": NEEDS.replace("node01", "node02")})
+    assert rpc.make_bundle("app.py").digest != rpc.make_bundle("other.py").digest
+
+
+@pytest.mark.parametrize("said", ["read = [FOLDER]", "read = '/data'", "subprocess = 1", "network = ['a\\n']"])
+def test_a_need_that_is_not_written_out_is_named_with_its_line(source, said):
+    source({"app.py": f"class App(Node):\n    {said}\n"})
+    with pytest.raises(components.UsageError, match=r"app\.py:2: what (read|subprocess|network) says cannot be read"):
+        rpc.make_bundle("app.py")
+
+
 def test_a_bundle_damaged_on_disk_is_removed_and_can_be_opened_again(source, tmp_path):
     source({"app.py": APP})
     bundle = rpc.make_bundle("app.py")
@@ -218,7 +253,7 @@ def forged(files, manifest=None, link=False, method=zipfile.ZIP_DEFLATED):
         "entry": "app.py",
         "modules": [],
         "framework": "concurrent_swarm",
-        "requirements": [],
+        "needs": {},
         **(manifest or {}),
     }
     digest = rpc._digest(facts, dict(files))
@@ -307,7 +342,11 @@ def test_a_zip_that_declares_less_than_it_holds_is_refused(tmp_path):
         {"framework": ""},
         {"modules": [1]},
         {"modules": "os"},
-        {"requirements": {}},
+        {"needs": []},
+        {"needs": {"network": "all"}},
+        {"needs": {"read": [1]}},
+        {"needs": {"subprocess": "yes"}},
+        {"needs": {"keys": ["all"]}},
         {"more": 1},
     ],
 )

@@ -2760,6 +2760,8 @@ class MasterNode(rpc.BaseNode):
     def setup(self) -> None:
         """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
         self._begin_empty()
+        self.parts = tasks.Prerequisites(self)
+        self.closing.callback(self.parts.close)
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
         self.store = self.open_store()
@@ -2788,6 +2790,8 @@ class MasterNode(rpc.BaseNode):
         self.systems: dict[str, System] = {}
         self._system_numbers = itertools.count(1)
         self._hosts: dict[int, System] = {}  # zygote token -> system
+        self._unhosted: collections.defaultdict = collections.defaultdict(list)  # bundle -> (system, History) that wait
+        self._preparing: dict[tuple[str, str], str] = {}  # (slave, bundle) -> what is made for it there
         self._peers: dict[str, rpc.Peer] = {}  # name of a client or slave -> its connection
         self._finished: dict[tuple, Finished] = {}  # by client and number
         self._detached: set[str] = set()  # clients that left their systems here
@@ -3185,6 +3189,10 @@ class MasterNode(rpc.BaseNode):
             self.send_bundle(request.peer, digest)
 
         @rpc.tcpremote(channel, roles=slaves)
+        def preparing(handler, request, digest, what):
+            self.note_preparing(request.peer.label, digest, what)
+
+        @rpc.tcpremote(channel, roles=slaves)
         def resources(handler, request, amounts, workers):
             check_offer(amounts, workers)
             self.apply(self.board.slave_changed(request.peer.label, amounts, workers, time.monotonic()))
@@ -3255,6 +3263,7 @@ class MasterNode(rpc.BaseNode):
         self._told.pop(name, None)
         now = time.monotonic()
         if peer.role == "slave":
+            self._preparing = {key: what for key, what in self._preparing.items() if key[0] != name}
             held = self.board.slaves[name].open_tasks if name in self.board.slaves else 0
             log.info("slave %s left (%s): %s tasks back in the queue", name, reason, held)
             self.apply(self.board.slave_lost(name, now, reason))
@@ -3378,6 +3387,38 @@ class MasterNode(rpc.BaseNode):
             self.channel.send(peer, ["bundle", digest, self.bundles[digest]], [data])
         else:
             self.channel.send(peer, ["no_bundle", digest])
+
+    def note_preparing(self, where: str, digest: str, what: str) -> None:
+        """A slave, or this master, makes what an application needs, until it says "" of it."""
+        if not (isinstance(what, str) and isinstance(digest, str)):
+            raise rpc.ProtocolError("what a slave prepares is two texts")
+        self._preparing.pop((where, digest), None)
+        if what and digest in self.bundles:
+            self._preparing[where, digest] = f"{where} prepares {components.printable(what)[:80]}"
+
+    def preparing(self, digest: str, what: str) -> None:
+        """What task systems wait for."""
+        self.note_preparing("the master", digest, what)
+
+    def prepared(self, digest: str, error: rpc.CannotBuild | None) -> None:
+        """What an application needs is here, or cannot be had: its systems that wait for it begin, or end."""
+        for system, history in self._unhosted.pop(digest, ()):
+            if self.systems.get(system.name) is not system:
+                continue
+            if error:
+                self.end_system(system, tasks.describe_failure(error, kind=error.kind), {}, ())
+                continue
+            late, system.late = system.late, None
+            self._repeat(system, history)
+            for call, parts in late if system.pipe else ():
+                self._send(system.name, call, parts)
+
+    def uses(self, digest: str) -> bool:
+        """Whether a task system of an application is here."""
+        return any(system.bundle == digest for system in self.systems.values())
+
+    def parted(self, digest: str) -> None:
+        """What an application needs goes; the next system of it waits until it is there again."""
 
     # -- published objects
 
@@ -3515,13 +3556,24 @@ class MasterNode(rpc.BaseNode):
         options = {**options, "seed": secrets.token_hex(8), "user": user}
         name, app = str(next(self._system_numbers)), options.get("name", "?")
         system = System(name, client, number, app, digest, options, time.monotonic())
-        self._fork(system)
+        history = History(("system", name, client, number, app, digest, options, list(parts)))
+        if self._can_host(system, history):
+            self._fork(system)
         self.systems[name] = system
         self.apply(self.board.owner_joined(name, "system", system.since, name=app))
         self._record("system", name, client, number, app, digest, options, list(parts))
-        self._begin(system, parts)
+        if system.pipe:
+            self._begin(system, parts)
         log.info("system %s %s: from client %s", name, app, client)
         return system
+
+    def _can_host(self, system: System, history: History) -> bool:
+        """Whether its application has what it needs here; if not, the system begins, or goes on, once it has."""
+        if self.parts.here(system.bundle):
+            return True
+        system.late = [] if system.late is None else system.late
+        self._unhosted[system.bundle].append((system, history))
+        return False
 
     def _fork(self, system: System) -> None:
         """Makes the process that hosts it. Raises OSError."""
@@ -3545,6 +3597,8 @@ class MasterNode(rpc.BaseNode):
         system.known, system.done = history.drawn, history.ended
         if system.bundle not in self.bundles:
             self._lost_host(system, "its application is not here any more")
+            return
+        if not self._can_host(system, history):
             return
         try:
             self._fork(system)
@@ -3770,7 +3824,9 @@ class MasterNode(rpc.BaseNode):
         owners = [client, *(system.name for system in self.systems.values() if system.client == client)]
         known = [self.board.owners[owner] for owner in owners if owner in self.board.owners]
         lines = [pair for owner in known for pair in owner.lines.items()]
-        waits = [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
+        used = {self._peers[client].info.get("bundle"), *(self.systems[one].bundle for one in owners[1:])}
+        waits = [["preparing", 0, what, ""] for (_, digest), what in self._preparing.items() if digest in used]
+        waits += [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
         if running.isdisjoint(owners):
             others = ", ".join(sorted(running)[:SHOWN])
             why = f"the slaves run tasks of {others}" if running else "no slave takes them yet"

@@ -261,7 +261,7 @@ class ProcessTaskManager(components.Component):
     def bundle_failed(self, digest: str, error: Exception) -> None:
         """A bundle cannot be used here: its leases fail, each task with the reason."""
         self._fetching.discard(digest)
-        kind = "setup" if isinstance(error.__cause__ or error, OSError) else "load"
+        kind = getattr(error, "kind", "setup" if isinstance(error.__cause__ or error, OSError) else "load")
         for envelope in [e for e in self.waiting if e.head["bundle"] == digest]:
             self.waiting.remove(envelope)
             self._fail(envelope, envelope.lo, error, kind)
@@ -270,6 +270,16 @@ class ProcessTaskManager(components.Component):
         """The rest of a lease cannot run here: "setup" is for want of something that another slave may have."""
         failures = {"*": tasks.describe_failure(error, kind=kind)}
         self.node.report("result", envelope.lease, lo, envelope.hi, 0.0, failures)
+
+    def holds(self, digest: str) -> bool:
+        """Whether a lease of this bundle waits or runs here."""
+        held = [*self.waiting, *(worker.envelope for worker in self.running)]
+        return any(envelope.head["bundle"] == digest for envelope in held)
+
+    def forget_bundle(self, digest: str) -> None:
+        """Ends its workers, of which none runs anything."""
+        for worker in [worker for worker in self.workers.values() if worker.digest == digest]:
+            self._end(worker)
 
     def _has_bundle(self, envelope: tasks.Envelope) -> bool:
         digest = envelope.head["bundle"]
@@ -780,18 +790,21 @@ class SlaveNode(rpc.Node):
 
     def setup(self) -> None:
         """Starts the zygote and the task manager; needs no master yet."""
-        self.bundles: dict[str, Path] = {}  # digest -> where it was unpacked
+        self.bundles: dict[str, Path] = {}  # digest -> where it was unpacked, of those that can run
         self.leaving_at = 0.0
         self._zygotes = tasks.Recent()
         self._reported = collections.OrderedDict()  # lease -> owner and number, of the last that were reported
         self.joined_at = 0.0
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
+        self.parts = tasks.Prerequisites(self)
+        self.closing.callback(self.parts.close)
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
         self.shelf = rpc.Shelf(self.store, self.shared_limit * 1024 * 1024)
         self.manager = self.chosen  # for this life: to ask the configuration at each lease costs more than a lease
         for digest in rpc.known_bundles(self.environment / "apps"):
-            self.bundles[digest] = self.environment / "apps" / digest
+            if not any(rpc.wanted_parts(self.environment / "apps" / digest).values()):
+                self.bundles[digest] = self.environment / "apps" / digest
         self.manager.start()
         self.closing.callback(self.manager.stop)
 
@@ -898,13 +911,34 @@ class SlaveNode(rpc.Node):
     def take_bundle(self, digest: str, manifest: dict, data: bytes) -> None:
         """Unpacks an application; what waited for it starts, or fails with the reason."""
         try:
-            root = rpc.open_bundle(digest, manifest, data, self.environment / "apps")
+            rpc.open_bundle(digest, manifest, data, self.environment / "apps")
         except (components.Error, OSError) as error:
             log.error("application %s cannot be unpacked: %s", digest[:12], error)
             self.manager.bundle_failed(digest, error)
             return
-        self.bundles[digest] = Path(root)
-        self.manager.bundle_here(digest)
+        if self.parts.here(digest):
+            self.prepared(digest, None)
+
+    def prepared(self, digest: str, error: rpc.CannotBuild | None) -> None:
+        """What an application needs is here, or cannot be had."""
+        if error:
+            self.manager.bundle_failed(digest, error)
+        else:
+            self.bundles[digest] = self.environment / "apps" / digest
+            self.manager.bundle_here(digest)
+
+    def preparing(self, digest: str, what: str) -> None:
+        """Tells the master what its clients wait for."""
+        self.report("preparing", digest, what)
+
+    def uses(self, digest: str) -> bool:
+        """Whether anything of an application is here."""
+        return self.manager.holds(digest)
+
+    def parted(self, digest: str) -> None:
+        """What an application needs goes; when it comes again, its bundle is fetched again."""
+        self.bundles.pop(digest, None)
+        self.manager.forget_bundle(digest)
 
     def set_workers(self, count: int) -> None:
         """Sets how many leases run at once, and tells the master."""

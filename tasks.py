@@ -47,6 +47,7 @@ import pickle
 import random
 import re
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -57,6 +58,7 @@ import uuid
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import md5
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import components, rpc
@@ -1704,7 +1706,7 @@ class Zygote:
         return self.sock.fileno()
 
     def fork(self, kind: str, root: str, output: int = 2) -> tuple[int, socket.socket]:
-        """Makes a child, kind "worker" or "host", for the bundle in `root`. Returns its token and a socket to it.
+        """Makes a child, of one of the kinds in MAINS, for the bundle in `root`. Returns its token and a socket to it.
 
         `output` is the descriptor to which it writes what is printed; by default it shares this process's stderr.
         """
@@ -1896,7 +1898,7 @@ def spawned_main(sock: socket.socket, kind: str, root: str, output: Any) -> None
     output.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        (worker_main if kind == "worker" else host_main)(sock, root)
+        MAINS[kind](sock, root)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         log.debug("the node is gone, or wants this process gone")
 
@@ -1968,8 +1970,7 @@ def _fork_child(fd: int, output: int, kind: str, root: str) -> int:
     try:
         _write_to(output)
         _become_child(fd)
-        run = worker_main if kind == "worker" else host_main
-        run(socket.socket(fileno=fd), root)
+        MAINS[kind](socket.socket(fileno=fd), root)
         code = 0
     except (EOFError, BrokenPipeError, ConnectionResetError):
         code = 0  # the node is gone, or wants us gone
@@ -2790,6 +2791,135 @@ def _host_refused(run: SystemRun, params: list, parts: list) -> None:
 
 def _host_step(run: SystemRun, params: list, parts: list) -> None:
     run.next_step()
+
+
+# -- what applications need ----------------------------------------------------------------------------------------
+
+def builder_main(sock: socket.socket, root: str) -> None:
+    """The life of a builder: makes what one bundle needs, says how that ended, and waits for its end."""
+    wire = Wire(sock)
+    (_, order), _ = wire.next()
+    size, error = attempt(functools.partial(rpc.build_parts, root, **order))
+    told = [getattr(error, name, "") for name in ("what", "why", "fix", "kind")] if error else []
+    if error and not isinstance(error, rpc.CannotBuild):
+        told = [f"what the application needs cannot be made on {order['where']}", str(error), "make room there", "setup"]
+    wire.call("built", size, told)
+    wire.next()
+
+
+MAINS = {"worker": worker_main, "host": host_main, "builder": builder_main}
+BUILDING = f"{rpc.PARTS}-new"  # its folder in the bundle's
+FAILED_FOR = 30.0  # seconds in which what could not be built is not tried again
+USE_EVERY = 1.0  # seconds between two looks whether anything uses what was built
+
+
+class Prerequisites:
+    """What the applications on a node need beside their own files: installed and compiled by a child, and removed when
+    nothing of them was here for `node.keep_apps` seconds, or when the node ends.
+
+    The node has `prepared(digest, error)`, called when that is there or cannot be (with a `rpc.CannotBuild`);
+    `preparing(digest, what)`, told what is being made, "" when that is over; `uses(digest)`, whether anything of the
+    bundle is here; `parted(digest)`, told before its parts are removed.
+    """
+
+    def __init__(self, node: Any):
+        self._node = node
+        self._building: dict[str, tuple[rpc.Pipe, float]] = {}  # digest -> the builder, and since when
+        self._failed: dict[str, tuple[float, rpc.CannotBuild]] = {}
+        self._used: dict[str, float] = {}  # digest of what was built -> when something of it was last here
+
+    def here(self, digest: str) -> bool:
+        """Whether a bundle has what it needs; if not, a child begins to make it, unless one does already."""
+        if digest in self._used or digest in self._building:
+            return digest in self._used
+        wanted = rpc.wanted_parts(self._root(digest))
+        failed_at, error = self._failed.get(digest, (-math.inf, None))
+        if not any(wanted.values()):
+            return True
+        if time.monotonic() - failed_at < FAILED_FOR:
+            self._node.loop.later(0, functools.partial(self._node.prepared, digest, error))
+        else:
+            self._begin(digest, wanted)
+        return False
+
+    def close(self) -> None:
+        """The node has ended, and all that it forked."""
+        for root in (self._node.environment / "apps").iterdir():
+            rpc.remove_parts(root)
+
+    def _root(self, digest: str) -> Path:
+        return self._node.environment / "apps" / digest
+
+    def _begin(self, digest: str, wanted: dict) -> None:
+        node, root, what = self._node, self._root(digest), ", ".join(itertools.chain(*wanted.values()))
+        place = f"{node.name} ({socket.gethostname()})" if node.role == "slave" else f"the {node.role}"
+        order = {**wanted, "into": str(root / BUILDING), "where": place, "install": node.install,
+                 "wheels": str(node.wheels or ""), "index": node.index}
+        try:
+            token, sock = node.zygote.fork("builder", str(root))
+        except OSError as error:
+            self._end(digest, rpc.CannotBuild(f"{what} cannot be made on {place}", str(error)))
+            return
+        zygote, seconds = node.zygote, node.build_timeout
+        pipe = rpc.Pipe(node.loop, sock, lambda pipe, call, parts: self._built(digest, *call[1:]),
+                        lambda pipe: self._cut_short(digest, f"{what} cannot be made on {place}", seconds))
+        self._building[digest] = pipe, time.monotonic()
+        node.loop.later(seconds, lambda: pipe.open and zygote.kill(token))
+        pipe.call("build", order)
+        log.info("application %s: making %s", digest[:12], what)
+        node.preparing(digest, what)
+
+    def _built(self, digest: str, size: int, told: list) -> None:
+        if told:
+            self._end(digest, rpc.CannotBuild(*told))
+            return
+        seconds, root = time.monotonic() - self._building[digest][1], self._root(digest)
+        (root / BUILDING).rename(root / rpc.PARTS)
+        log.info("application %s: all it needs is here, %.1f MiB in %.1f s", digest[:12], size / 2**20, seconds)
+        if not self._used:
+            self._node.loop.later(USE_EVERY, self._look)
+        self._used[digest] = time.monotonic()
+        self._end(digest, None)
+
+    def _cut_short(self, digest: str, what: str, most: float) -> None:
+        """The builder ended without a word: it was killed."""
+        if digest in self._building:
+            late = time.monotonic() - self._building[digest][1] >= most
+            why = f"it was not ready within {most:g} s" if late else "something killed the process that made it"
+            said = rpc.said_last(self._root(digest) / BUILDING)
+            self._end(digest, rpc.CannotBuild(what, f"{why}; the last lines:\n{said}", "node.build_timeout there"))
+
+    def _end(self, digest: str, error: rpc.CannotBuild | None) -> None:
+        pipe, _ = self._building.pop(digest, (None, 0.0))
+        if pipe:
+            pipe.close()
+            self._node.preparing(digest, "")
+        if error:
+            log.error("application %s: %s", digest[:12], error)
+            self._failed[digest] = time.monotonic(), error
+            self._remove(digest)
+        self._node.prepared(digest, error)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for digest, used in list(self._used.items()):
+            if self._node.uses(digest):
+                self._used[digest] = now
+            elif now - used >= self._node.keep_apps:
+                del self._used[digest]
+                self._node.parted(digest)
+                log.info("application %s: what was made for it is removed", digest[:12])
+                self._remove(digest)
+        if self._used:
+            self._node.loop.later(USE_EVERY, self._look)
+
+    def _remove(self, digest: str) -> None:
+        """Aside at once, and away in a thread: the loop waits for no disk."""
+        for name in rpc.PARTS, BUILDING:
+            path, aside = self._root(digest) / name, self._root(digest) / f"{rpc.PARTS}-{uuid.uuid4()}"
+            if path.is_dir():
+                path.rename(aside)
+                threading.Thread(target=shutil.rmtree, args=[aside, True], name="remove parts").start()
 
 
 # -- pure twins ----------------------------------------------------------------------------------------------

@@ -2484,7 +2484,6 @@ def summary_of(folder: str | None) -> str:
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
 ACCEPT_EVERY = 0.01  # seconds that the news of accepted batches may wait for more of its kind
 MOST_WORKERS = 10_000  # of one slave
-MOST_HEAD = 64 * 1024  # bytes of what the tasks of a batch have in common
 GRACE = 10.0  # seconds that a stopping master lets tasks run on
 REGATHER = 5.0  # seconds that a master which was started again waits for the slaves that it had
 WANTED_FOR = 10.0  # seconds that a published object which is not here may still come
@@ -2525,8 +2524,8 @@ def check_whole(*numbers: Any) -> None:
 def read_options(parts: list) -> dict:
     """The head of a batch that somebody submits. Raises UsageError if it has none."""
     try:
-        if not parts or len(parts[0]) > MOST_HEAD:
-            raise ValueError(f"{len(parts)} parts, the first of at most {MOST_HEAD:,} bytes")
+        if not parts or len(parts[0]) > tasks.MOST_HEAD:
+            raise ValueError(f"{len(parts)} parts, the first of at most {tasks.MOST_HEAD:,} bytes")
         return tasks.read_head(bytes(parts[0]))
     except ValueError as error:
         raise components.UsageError("the batch has no head that can be read", str(error)) from None

@@ -396,12 +396,19 @@ class ApplicationNode(components.Component):
 
     HEARD = {
         "accepted": lambda self, parts, *params: self.owner.accepted(*params),
+        "submit_failed": lambda self, parts, failure: self.fail(not_taken(failure)),
         "outcome": lambda self, parts, *params: self.owner.outcome(*params, parts),
         "refused": lambda self, parts, *params: self.owner.refused(*params),
         "system_step": lambda self, parts, number, step, waits: self.step_reached(number, step) if waits else None,
         "push_tasksystem_response": _hear_system_taken, "push_tasksystem_failed": _hear_system_refused,
         "work_finished": _hear_work_finished, "output": _hear_output, "swarm": _hear_swarm,
     }
+
+
+def not_taken(failure: dict) -> components.Error:
+    """The error of a client whose tasks the master did not even refuse."""
+    return components.Error(f"the master could not take tasks ({failure['m']})",
+                            "the two do not understand each other", "its log may say more")
 
 
 # -- ways to a swarm -----------------------------------------------------------------------------------------------
@@ -878,7 +885,7 @@ def print_end(about: dict, terminal: components.Terminal, app_file: str, full: b
 def _print_group(group: dict, full: bool, say: Callable) -> None:
     message = components.printable(group["message"].splitlines()[0][:200]) if group["message"] else ""
     say(f"\n{group['count']} x {group['type']}: {message}    {group['where']}".rstrip())
-    say(f"    tasks {', '.join(group['tasks'][:5])}{' …' if len(group['tasks']) > 5 else ''}")
+    say(f"    tasks {', '.join(task[:60] for task in group['tasks'][:5])}{' …' if len(group['tasks']) > 5 else ''}")
     lines = group["traceback"].rstrip().splitlines()
     if group["type"] == "ModuleNotFoundError":
         say("    fix: requirements = [...] in the application, or ship it beside the application")

@@ -3081,6 +3081,7 @@ class MasterNode(rpc.BaseNode):
         self._expose_to_owners(self.channel)
         self._expose_systems_to_owners(self.channel)
         self._expose_to_slaves(self.channel)
+        self._expose_bundles(self.channel)
         self._expose_shared(self.channel)
 
     def _expose_to_owners(self, channel: rpc.Channel) -> None:
@@ -3191,14 +3192,6 @@ class MasterNode(rpc.BaseNode):
             self.take_output(request.peer.label, lease, pieces)
 
         @rpc.tcpremote(channel, roles=slaves)
-        def fetch(handler, request, digest):
-            self.send_bundle(request.peer, digest)
-
-        @rpc.tcpremote(channel, roles=slaves)
-        def preparing(handler, request, digest, what):
-            self.note_preparing(request.peer.label, digest, what)
-
-        @rpc.tcpremote(channel, roles=slaves)
         def resources(handler, request, amounts, workers):
             check_offer(amounts, workers)
             self.apply(self.board.slave_changed(request.peer.label, amounts, workers, time.monotonic()))
@@ -3206,6 +3199,15 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=slaves)
         def leaving(handler, request):
             self.apply(self.board.slave_draining(request.peer.label, time.monotonic()))
+
+    def _expose_bundles(self, channel: rpc.Channel) -> None:
+        @rpc.tcpremote(channel, roles=("slave",))
+        def fetch(handler, request, digest):
+            self.send_bundle(request.peer, digest)
+
+        @rpc.tcpremote(channel, roles=("slave",))
+        def preparing(handler, request, digest, what):
+            self.preparing(digest, what, request.peer.label)
 
     def _hello(self, peer: rpc.Peer, info: dict) -> dict:
         """Admits a node: gives it a name, and tells it what it needs to know."""
@@ -3394,17 +3396,13 @@ class MasterNode(rpc.BaseNode):
         else:
             self.channel.send(peer, ["no_bundle", digest])
 
-    def note_preparing(self, where: str, digest: str, what: str) -> None:
+    def preparing(self, digest: str, what: str, where: str = "the master") -> None:
         """A slave, or this master, makes what an application needs, until it says "" of it."""
-        if not (isinstance(what, str) and isinstance(digest, str)):
+        if {type(digest), type(what)} != {str}:
             raise rpc.ProtocolError("what a slave prepares is two texts")
         self._preparing.pop((where, digest), None)
         if what and digest in self.bundles:
             self._preparing[where, digest] = f"{where} prepares {components.printable(what)[:80]}"
-
-    def preparing(self, digest: str, what: str) -> None:
-        """What task systems wait for."""
-        self.note_preparing("the master", digest, what)
 
     def prepared(self, digest: str, error: rpc.CannotBuild | None) -> None:
         """What an application needs is here, or cannot be had: its systems that wait for it begin, or end."""
@@ -3422,9 +3420,6 @@ class MasterNode(rpc.BaseNode):
     def uses(self, digest: str) -> bool:
         """Whether a task system of an application is here."""
         return any(system.bundle == digest for system in self.systems.values())
-
-    def parted(self, digest: str) -> None:
-        """What an application needs goes; the next system of it waits until it is there again."""
 
     # -- published objects
 

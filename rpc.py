@@ -118,6 +118,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_origin
 from urllib.parse import urlsplit
@@ -3640,7 +3641,8 @@ def _with_requirements(needs, root, entry):
 
 def _is_requirement(text):
     """Whether it is a name with versions (PEP 508): nothing that pip would take for an option, a file or an address."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*\s*(\[[\w.,\s-]*\])?\s*(\(?[=<>!~][\w.*+!,<>=~\s-]*\)?)?\s*(;[^/@]*)?", text)
+    versions = r"\(?[=<>!~][\w.*+!,<>=~\s-]*\)?"
+    return re.fullmatch(rf"[A-Za-z0-9][\w.-]*\s*(\[[\w.,\s-]*\])?\s*({versions})?\s*(;[^/@]*)?", text)
 
 
 def _header_requirements(path):
@@ -3650,7 +3652,7 @@ def _header_requirements(path):
     if not found:
         return []
     text = re.sub(r"^# ?", "", found[1], flags=re.MULTILINE)
-    with suppress(ValueError):
+    with suppress(ValueError, SyntaxError):
         value = _toml_dependencies(text)
         if _is_need("requirements", value):
             return value
@@ -3662,11 +3664,8 @@ def _header_requirements(path):
 def _toml_dependencies(text):
     if importlib.util.find_spec("tomllib"):
         return importlib.import_module("tomllib").loads(text).get("dependencies", [])
-    start = re.search(r"^dependencies\s*=\s*(?=\[)", text, re.MULTILINE)  # before Python 3.11: that list alone
-    for end in re.finditer(r"\]", text[start.end() :]) if start else ():
-        with suppress(ValueError, SyntaxError):  # a bracket in one of its texts
-            return ast.literal_eval(text[start.end() :][: end.end()])
-    return None if start else []
+    alone = re.search(r"^dependencies\s*=\s*(\[.*?\])\s*$", text, re.MULTILINE | re.DOTALL)  # before Python 3.11
+    return ast.literal_eval(alone[1]) if alone else []
 
 
 def _imports_of(path):
@@ -3836,8 +3835,8 @@ def _check_bundle(digest, manifest, files):
         raise _refused(f"its format is {manifest['format']}, this node knows {BUNDLE_FORMAT}")
     if not all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) for name in names):
         raise _refused("its manifest names modules that cannot be")
-    needs = manifest["needs"]
-    if not (all(itertools.starmap(_is_need, needs.items())) and all(map(_is_requirement, needs.get("requirements", [])))):
+    known = all(itertools.starmap(_is_need, manifest["needs"].items()))
+    if not known or not all(map(_is_requirement, manifest["needs"].get("requirements", []))):
         raise _refused("its manifest has needs that this node does not know")
     if manifest["entry"] not in files or manifest["kind"] not in ("file", "package"):
         raise _refused(f"it is a {manifest['kind']!r} without its entry file {manifest['entry']!r}")
@@ -3885,24 +3884,23 @@ def wanted_parts(root: str | os.PathLike) -> dict[str, list]:
     return {"requirements": manifest_of(root)["needs"].get("requirements", []), "sources": own}
 
 
-def build_parts(root: str, into: str, where: str, requirements: Iterable = (), sources: Iterable = (),
+def build_parts(root: str, into: str, where: str, requirements: Iterable[str] = (), sources: Iterable[str] = (),
                 install: bool = True, wheels: str = "", index: str = "") -> int:
     """Installs the requirements, of wheels only, and compiles the sources of the bundle in `root` into the folder
     `into`; returns the bytes that this takes. `wheels` is a folder to take them from, `index` an address; without
-    `install`, nothing may be missing. Nothing here is quick: it is for a process of its own. `where` is the name that
-    errors have for this machine. Raises CannotBuild, OSError."""
+    `install`, nothing may be missing. `where` is what errors call this machine. Takes its time: for a process of its
+    own. Raises CannotBuild, OSError."""
     folder = Path(into)
     for name in INSTALLED, COMPILED, TEMPORARY:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    missing = _missing(list(requirements), where)
-    if missing and not install:
-        raise CannotBuild(f"{where} installs nothing for applications, and {', '.join(missing)} is not there",
-                          "node.install is no", f"its owner sets node.install, or: {sys.executable} -m pip install …")
-    if missing:
-        _install(folder, list(requirements), where, wheels, index)
+    if missing := [one for one in requirements if not _is_installed(one)]:
+        what = f"{', '.join(missing)} cannot be installed on {where}"
+        if not install:
+            raise CannotBuild(what, "node.install is no there", "its owner sets that, or installs it for all")
+        _install(folder, requirements, what, wheels, index)
     for name in sources:
         try:
-            _compile(Path(root), name, folder, where)
+            _compile(Path(root), name, folder, f"{name} cannot be compiled on {where}")
         except CannotBuild as error:
             if not (Path(root) / name).with_suffix(".py").is_file():
                 raise
@@ -3911,78 +3909,73 @@ def build_parts(root: str, into: str, where: str, requirements: Iterable = (), s
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _missing(requirements, where):
-    """Those that this Python has not; what it has need not be installed."""
-    if requirements and not importlib.util.find_spec("pip"):
-        raise CannotBuild(f"{', '.join(requirements)} cannot be installed on {where}", f"{sys.executable} has no pip",
-                          f"{sys.executable} -m ensurepip")
-    known = [importlib.import_module("pip._vendor.packaging.requirements").Requirement(one) for one in requirements]
-    return [str(one) for one in known if (one.marker is None or one.marker.evaluate()) and not _is_installed(one)]
-
-
-def _is_installed(one):
+def _is_installed(requirement):
+    """Whether this Python has it without us, as pip reads it."""
+    if not importlib.util.find_spec("pip"):
+        return False
+    one = importlib.import_module("pip._vendor.packaging.requirements").Requirement(requirement)
     with suppress(importlib.metadata.PackageNotFoundError):
-        return not one.extras and one.specifier.contains(importlib.metadata.version(one.name), prereleases=True)
+        if one.marker is None or one.marker.evaluate():
+            version = importlib.metadata.version(one.name)
+            return not one.extras and one.specifier.contains(version, prereleases=True)
+        return True
     return False
 
 
-def _install(folder, requirements, where, wheels, index):
+def _install(folder, requirements, what, wheels, index):
     places = ["--no-index", "--find-links", wheels] if wheels else ["--index-url", index] if index else []
-    command = [sys.executable, "-m", "pip", "install", "--only-binary", ":all:", "--target", str(folder / INSTALLED),
-               "--no-cache-dir", "--no-input", "--disable-pip-version-check", *places, *requirements]
-    setting = "node.wheels" if wheels else "node.index"
-    _tool(folder, command, f"{', '.join(requirements)} cannot be installed on {where}",
-          f"wheels only, from {wheels or index or 'where pip looks by itself'}; see {setting} and node.wheels there")
+    source = f"node.wheels, {wheels}" if wheels else f"node.index, {index}" if index else "where pip looks by itself"
+    _tool(folder, [sys.executable, "-m", "pip", "install", "--only-binary", ":all:", "--no-cache-dir", "--no-input",
+                   "--disable-pip-version-check", "--target", str(folder / INSTALLED), *places, *requirements],
+          what, f"wheels only, from {source}; the settings are node.wheels and node.index there")
 
 
-def _compile(root, name, folder, where):
-    """Makes a module of a .pyx file: with Cython, which may be one of the requirements, and the compiler that is here."""
-    what = f"{name} cannot be compiled on {where}"
-    words = shlex.split(sysconfig.get_config_var("LDSHARED") or "")
-    compiler = next(filter(None, map(shutil.which, [*words[:1], "cc", "gcc", "clang"])), None)
-    if not words or not compiler:
-        raise CannotBuild(what, f"there is no C compiler: no {words[0] if words else 'cc'}, cc, gcc or clang",
-                          f"install one there, or put a twin {name.removesuffix('x')} beside it")
+def _compile(root, name, folder, what):
+    """Makes a module of a .pyx file, with Cython, which may be one of the requirements, and the compiler of here."""
+    words = shlex.split(sysconfig.get_config_var("LDSHARED") or "cc")
+    names = list(dict.fromkeys([words[0], "cc", "gcc", "clang"]))
+    compiler = next(filter(None, map(shutil.which, names)), None)
+    if not compiler:
+        raise CannotBuild(what, f"there is no C compiler: none of {', '.join(names)}",
+                          f"install one there, or put a pure twin beside it: {name.removesuffix('x')}")
     if not (importlib.util.find_spec("Cython") or (folder / INSTALLED / "Cython").is_dir()):
-        raise CannotBuild(what, "Cython is missing", 'requirements = ["cython"] in the application')
-    module = name.removesuffix(".pyx").replace("/", ".")
-    c_file, target = folder / TEMPORARY / f"{module}.c", folder / COMPILED / name.removesuffix(".pyx")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _tool(folder, [sys.executable, "-m", "cython", "-3", "--module-name", module, "-I", str(root), "-o", str(c_file),
-                   str(root / name)], what, f"correct {name}", "load")
-    library = f"{target}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    _tool(folder, [compiler, *words[1:], *_FLAGS, "-I", sysconfig.get_path("include"), str(c_file), "-o", library],
+        raise CannotBuild(what, "there is no Cython", 'requirements = ["cython"] in the application installs it')
+    stem = name.removesuffix(".pyx")
+    c_file, library = folder / TEMPORARY / "module.c", folder / COMPILED / f"{stem}{EXTENSION_SUFFIXES[0]}"
+    library.parent.mkdir(parents=True, exist_ok=True)
+    _tool(folder, [sys.executable, "-m", "cython", "-3", "--module-name", stem.replace("/", "."), "-I", str(root),
+                   str(root / name), "-o", str(c_file)],
+          what, f"correct {name}", "load")
+    _tool(folder, [compiler, *words[1:], *_FLAGS, "-I", sysconfig.get_path("include"), str(c_file), "-o", str(library)],
           what, "the headers of Python must be there, as in python3-dev")
 
 
 def _tool(folder, command, what, fix, kind="setup"):
-    """Runs a program in the folder; what it says is kept there, and its last lines are told if it fails."""
+    """Runs a program for this folder; what it says is kept there, and its last lines are told if it fails."""
     path = os.pathsep.join([str(folder / INSTALLED), *filter(None, [os.environ.get("PYTHONPATH")])])
     environ = {**os.environ, "TMPDIR": str(folder / TEMPORARY), "PYTHONPATH": path}
     with open(folder / _BUILD_LOG, "ab") as said:
-        code = subprocess.run(command, cwd=folder / TEMPORARY, env=environ, stdin=subprocess.DEVNULL, stdout=said,
-                              stderr=subprocess.STDOUT).returncode
-    if code:
-        raise CannotBuild(what, said_last(folder), fix, kind)
+        if subprocess.run(command, cwd=folder / TEMPORARY, env=environ, stdin=subprocess.DEVNULL, stdout=said,
+                          stderr=subprocess.STDOUT).returncode == 0:
+            return
+    raise CannotBuild(what, said_last(folder), fix, kind)
 
 
 def said_last(folder: str | os.PathLike) -> str:
     """The last lines of what the tools said that worked for this folder."""
-    try:
+    with suppress(FileNotFoundError):
         text = (Path(folder) / _BUILD_LOG).read_bytes()[-8192:].decode(errors="replace")
-    except OSError as error:
-        return f"nothing was said ({error.strerror})"
-    return "\n".join([line for line in text.splitlines() if line.strip()][-TOLD_LINES:])
+        return "\n".join([line for line in text.splitlines() if line.strip()][-TOLD_LINES:])
+    return "nothing was said"
 
 
 def compiled_twin(folder: Path, fullname: str) -> Path | None:
-    """The compiled module of this name below a folder, if it is not older than its source there."""
+    """The compiled module of this name below a folder, unless its source there is newer."""
     stem = folder.joinpath(*fullname.split("."))
-    for end in importlib.machinery.EXTENSION_SUFFIXES:
-        file, source = stem.with_name(stem.name + end), stem.with_name(f"{stem.name}.pyx")
-        if file.is_file() and not (source.is_file() and source.stat().st_mtime > file.stat().st_mtime):
-            return file
-    return None
+    source = stem.with_name(f"{stem.name}.pyx")
+    found = [file for end in EXTENSION_SUFFIXES if (file := stem.with_name(stem.name + end)).is_file()]
+    stale = found and source.is_file() and source.stat().st_mtime > found[0].stat().st_mtime
+    return found[0] if found and not stale else None
 
 
 def compile_here(bundle: Bundle, environment: components.Environment) -> Path | None:
@@ -3993,17 +3986,15 @@ def compile_here(bundle: Bundle, environment: components.Environment) -> Path | 
              and not compiled_twin(root, name.removesuffix(".pyx").replace("/", "."))]
     if not alone:
         return None
-    facts = {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if not name.endswith(".py")}
-    mark = hashlib.sha256(repr([sysconfig.get_config_var("EXT_SUFFIX"), alone, sorted(facts.items())]).encode())
-    folder = environment.create() / "apps"
-    target = folder / f"compiled-{mark.hexdigest()[:16]}"
+    facts = [EXTENSION_SUFFIXES[0], alone, sorted(one for one in files.items() if not one[0].endswith(".py"))]
+    target = environment.create() / "apps" / f"compiled-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
     if not target.is_dir():
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as new:
             with speaking_up(f"still waiting: {', '.join(alone)} is being compiled"):
                 build_parts(bundle.root, new, "this machine", sources=alone)
             shutil.copytree(new, target, dirs_exist_ok=True)
     os.utime(target)
-    for old in folder.glob("compiled-*"):
+    for old in target.parent.glob("compiled-*"):
         if target.stat().st_mtime - old.stat().st_mtime > COMPILED_KEPT:
             shutil.rmtree(old, ignore_errors=True)
     return target

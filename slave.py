@@ -271,7 +271,7 @@ class ProcessTaskManager(components.Component):
         failures = {"*": tasks.describe_failure(error, kind=kind)}
         self.node.report("result", envelope.lease, lo, envelope.hi, 0.0, failures)
 
-    def holds(self, digest: str) -> bool:
+    def uses(self, digest: str) -> bool:
         """Whether a lease of this bundle waits or runs here."""
         held = [*self.waiting, *(worker.envelope for worker in self.running)]
         return any(envelope.head["bundle"] == digest for envelope in held)
@@ -796,15 +796,15 @@ class SlaveNode(rpc.Node):
         self._reported = collections.OrderedDict()  # lease -> owner and number, of the last that were reported
         self.joined_at = 0.0
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
-        self.parts = tasks.Prerequisites(self)
+        self.parts = tasks.Prerequisites(self, self.parted)
         self.closing.callback(self.parts.close)
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
         self.shelf = rpc.Shelf(self.store, self.shared_limit * 1024 * 1024)
         self.manager = self.chosen  # for this life: to ask the configuration at each lease costs more than a lease
-        for digest in rpc.known_bundles(self.environment / "apps"):
-            if not any(rpc.wanted_parts(self.environment / "apps" / digest).values()):
-                self.bundles[digest] = self.environment / "apps" / digest
+        apps = self.environment / "apps"
+        known = {digest: apps / digest for digest in rpc.known_bundles(apps)}
+        self.bundles |= {digest: root for digest, root in known.items() if not any(rpc.wanted_parts(root).values())}
         self.manager.start()
         self.closing.callback(self.manager.stop)
 
@@ -933,7 +933,7 @@ class SlaveNode(rpc.Node):
 
     def uses(self, digest: str) -> bool:
         """Whether anything of an application is here."""
-        return self.manager.holds(digest)
+        return self.manager.uses(digest)
 
     def parted(self, digest: str) -> None:
         """What an application needs goes; when it comes again, its bundle is fetched again."""

@@ -2812,7 +2812,7 @@ def builder_main(sock: socket.socket, root: str) -> None:
     size, error = attempt(functools.partial(rpc.build_parts, root, **order))
     told = [getattr(error, name, "") for name in ("what", "why", "fix", "kind")] if error else []
     if error and not isinstance(error, rpc.CannotBuild):
-        told = [f"what the application needs cannot be made on {order['where']}", str(error), "make room there", "setup"]
+        told = [f"what it needs cannot be made on {order['where']}", str(error), "make room there", "setup"]
     wire.call("built", size, told)
     wire.next()
 
@@ -2828,12 +2828,12 @@ class Prerequisites:
     nothing of them was here for `node.keep_apps` seconds, or when the node ends.
 
     The node has `prepared(digest, error)`, called when that is there or cannot be (with a `rpc.CannotBuild`);
-    `preparing(digest, what)`, told what is being made, "" when that is over; `uses(digest)`, whether anything of the
-    bundle is here; `parted(digest)`, told before its parts are removed.
+    `preparing(digest, what)`, told what is being made, "" when that is over; and `uses(digest)`, whether anything of
+    the bundle is here. `parted(digest)` is called before its parts are removed.
     """
 
-    def __init__(self, node: Any):
-        self._node = node
+    def __init__(self, node: Any, parted: Callable[[str], None] = lambda digest: None):
+        self._node, self._parted = node, parted
         self._building: dict[str, tuple[rpc.Pipe, float]] = {}  # digest -> the builder, and since when
         self._failed: dict[str, tuple[float, rpc.CannotBuild]] = {}
         self._used: dict[str, float] = {}  # digest of what was built -> when something of it was last here
@@ -2917,7 +2917,7 @@ class Prerequisites:
                 self._used[digest] = now
             elif now - used >= self._node.keep_apps:
                 del self._used[digest]
-                self._node.parted(digest)
+                self._parted(digest)
                 log.info("application %s: what was made for it is removed", digest[:12])
                 self._remove(digest)
         if self._used:

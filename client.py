@@ -841,7 +841,8 @@ def describe_end(app: ApplicationNode) -> dict | None:
     if app.error is None:
         return None
     failure = getattr(app.error, "failure", None) or tasks.describe_failure(app.error, str(app._bundle.root))
-    return {key: app._shown(failure.get(key, "")) for key in ("type", "message", "where", "traceback", "hook", "output")}
+    keys = ("type", "message", "where", "traceback", "hook", "output")
+    return {key: app._shown(failure.get(key, "")) for key in keys}
 
 
 def group_failures(failures: list, shown: Callable[[str], str]) -> list[dict]:

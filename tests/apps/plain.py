@@ -504,7 +504,7 @@ class OwnNames(ApplicationNode):
     """Keeps things under names that a framework may be tempted to use."""
 
     def app_init(self):
-        for name in ("names", "ended", "systems", "owner", "progress", "waits", "started", "bundle", "finishing", "busy"):
+        for name in ("names", "ended", "systems", "owner", "progress", "waits", "started", "bundle", "busy"):
             setattr(self, name, "mine")
 
     def joined(self, text):

@@ -44,7 +44,7 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 1651,
+    "client.py": 1664,
     "components.py": 1454,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
@@ -54,7 +54,7 @@ LINES = {
     "slave.py": 1064,
     "tasks.py": 2961,
 }
-TOTAL_LINES = 16_991
+TOTAL_LINES = 17_004
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -1447,7 +1447,7 @@ def _main(argv: list[str]) -> int:
     cls = rpc.find_application(module, ApplicationNode, options.chosen)
     with contextlib.ExitStack() as stack:
         if options.local and options.workers != "0":
-            swarm = stack.enter_context(LocalSwarm(options.workers, _settings_of_nodes(options)))
+            swarm = stack.enter_context(LocalSwarm(options.workers, _settings_of_nodes(options, bundle)))
             options.access, options.env = swarm.access, os.path.join(swarm.folder, "client")
             options.master = swarm.address
         return _run(options, bundle, cls, stack)
@@ -1463,14 +1463,20 @@ def _explain(options: argparse.Namespace) -> int:
     return components.EXIT_FAILED if about["state"] == "unknown" else components.EXIT_OK
 
 
-def _settings_of_nodes(options: argparse.Namespace) -> dict[str, list[str]]:
-    """Takes the settings of the local master and slave out of the client's, and checks the others."""
+def _settings_of_nodes(options: argparse.Namespace, bundle: rpc.Bundle) -> dict[str, list[str]]:
+    """Takes the settings of the local master and slave out of the client's, and checks the others. What the application
+    asks for is allowed there: who runs it owns the machine."""
     sections = {"master": ("master.", "limits."), "slave": ("slave.",)}
     nodes = {role: [one for one in options.set if one.lower().startswith(sections[role])] for role in sections}
     options.set = [one for one in options.set if one not in nodes["master"] + nodes["slave"]]
     components.Config(arguments=options.set).check_unknown()
     shared = [one for one in options.set if one.lower().startswith(OF_ALL_NODES)]
-    return {role: settings + shared for role, settings in nodes.items()}
+    for role, settings in nodes.items():
+        asked = {name: value for name, value in bundle.manifest["needs"].items() if name in tasks.GRANTS}
+        settings[:0] = [f"{role}.allow_{name}={'true' if value is True else ','.join(value)}"
+                        for name, value in asked.items()]  # fmt: skip
+        settings += shared
+    return nodes
 
 
 def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: contextlib.ExitStack) -> int:

@@ -2758,6 +2758,11 @@ class MasterNode(rpc.BaseNode):
     slave_retries = components.IntItem("limits", "slave_retries", UNSAID["SlaveLost"],
                                        "attempts after the loss of a slave", minimum=0)
 
+    sandbox = components.ChoiceItem("master", "sandbox", "standard", tasks.LEVELS, "how far task systems are confined")
+    allow_network = components.ListItem("master", "allow_network", "", "HOST:PORT, each may be *, for apps that ask")
+    allow_read = components.ListItem("master", "allow_read", "", "paths, for apps that ask to read there")
+    allow_write = components.ListItem("master", "allow_write", "", "paths, for apps that ask to write there")
+    allow_subprocess = components.BoolItem("master", "allow_subprocess", False, "whether apps that ask start programs")
     process_limit = components.IntItem("limits", "process_limit", tasks.PROCESS_LIMIT,
                                        "processes at once of a task that says nothing; 0: any", minimum=0)
     hook_timeout = components.FloatItem("limits", "hook_timeout", 60.0,
@@ -2768,8 +2773,11 @@ class MasterNode(rpc.BaseNode):
         self._begin_empty()
         self.parts = tasks.Prerequisites(self)
         self.closing.callback(self.parts.close)
+        self.guard = tasks.Sandbox(self, sparing=True)
+        self.closing.callback(self.guard.close)
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
+        self.guard.start(self.zygote)
         self.store = self.open_store()
         self.spool = rpc.Store(rpc.own_folder(self.environment / "spool"))
         self.closing.callback(self.spool.close)
@@ -3580,7 +3588,8 @@ class MasterNode(rpc.BaseNode):
         """Makes the process that hosts it. Raises OSError."""
         zygote = self.zygote  # one that comes later may have another child of this token
         root = str(self.environment / "apps" / system.bundle)
-        token, sock, system.ear = tasks.fork_heard(zygote, "host", root, self.loop, tasks.OUTPUT_RATE * 1024)
+        confinement, rate = self.guard.confinement(rpc.manifest_of(root)["needs"]), tasks.OUTPUT_RATE * 1024
+        token, sock, system.ear = tasks.fork_heard(zygote, "host", root, confinement, self.loop, rate)
         system.ear.send = lambda pieces: self._send_output(system.name, system.deaths + 1, tasks.placed(pieces, 0, 0))
         system.token, system.pipe = token, rpc.Pipe(
             self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts),
@@ -3660,6 +3669,9 @@ class MasterNode(rpc.BaseNode):
             self._send(system.client, ["system_step", system.number, *params])
         elif method == "system_done":
             self.end_system(system, *params, parts)
+        elif method == "confined" and not self.guard.is_whole(params[0]):
+            log.error("the host of system %s is not used: of the sandbox it has applied %s", system.name, params[0])
+            self.zygote.kill(system.token)
 
     def _watch_hooks(self, seconds: float) -> None:
         """Ends systems of which a hook takes longer than it may; so many seconds have passed since the last look."""
@@ -3975,7 +3987,7 @@ class MasterNode(rpc.BaseNode):
             "scheduler": type(self.board.scheduler).__name__, "journal": bool(self.journal),
             "storage": self.storage or "ok", "addresses": self.addresses,
             "unplaced": self.board.unplaced(time.monotonic()), "counters": dict(self.board.counters),
-            "refused": dict(self.channel.counts),
+            "refused": dict(self.channel.counts), "sandbox": self.guard.status(),
         }
 
     def stop_soon(self) -> None:

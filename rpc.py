@@ -3885,11 +3885,11 @@ def wanted_parts(root: str | os.PathLike) -> dict[str, list]:
 
 
 def build_parts(root: str, into: str, where: str, requirements: Iterable[str] = (), sources: Iterable[str] = (),
-                install: bool = True, wheels: str = "", index: str = "") -> int:
+                install: bool = True, wheels: str = "", index: str = "", home: str = "") -> int:
     """Installs the requirements, of wheels only, and compiles the sources of the bundle in `root` into the folder
     `into`; returns the bytes that this takes. `wheels` is a folder to take them from, `index` an address; without
-    `install`, nothing may be missing. `where` is what errors call this machine. Takes its time: for a process of its
-    own. Raises CannotBuild, OSError."""
+    `install`, nothing may be missing. `where` is what errors call this machine, `home` the folder of the user whose
+    settings of pip count. Takes its time: for a process of its own. Raises CannotBuild, OSError."""
     folder = Path(into)
     for name in INSTALLED, COMPILED, TEMPORARY:
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -3897,7 +3897,7 @@ def build_parts(root: str, into: str, where: str, requirements: Iterable[str] = 
         what = f"{', '.join(missing)} cannot be installed on {where}"
         if not install:
             raise CannotBuild(what, "node.install is no there", "its owner sets that, or installs it for all")
-        _install(folder, requirements, what, wheels, index)
+        _install(folder, requirements, what, wheels, index, home)
     for name in sources:
         try:
             _compile(Path(root), name, folder, f"{name} cannot be compiled on {where}")
@@ -3922,12 +3922,20 @@ def _is_installed(requirement):
     return False
 
 
-def _install(folder, requirements, what, wheels, index):
+def pip_settings(home: str) -> list[str]:
+    """Where pip's settings may be, those of the user first."""
+    own = [os.path.join(home, name) for name in (".config/pip/pip.conf", ".pip/pip.conf")]
+    return [*own, "/etc/xdg/pip", "/etc/pip.conf"]
+
+
+def _install(folder, requirements, what, wheels, index, home):
+    own = [os.devnull] if wheels or index else list(filter(os.path.isfile, pip_settings(home)[:2]))
+    environ = {"PIP_CONFIG_FILE": own[0]} if own else {}  # /dev/null: no settings of pip's at all
     places = ["--no-index", "--find-links", wheels] if wheels else ["--index-url", index] if index else []
-    source = f"node.wheels, {wheels}" if wheels else f"node.index, {index}" if index else "where pip looks by itself"
+    source = f"node.wheels, {wheels}" if wheels else f"node.index, {index}" if index else "where pip's settings say"
     _tool(folder, [sys.executable, "-m", "pip", "install", "--only-binary", ":all:", "--no-cache-dir", "--no-input",
                    "--disable-pip-version-check", "--target", str(folder / INSTALLED), *places, *requirements],
-          what, f"wheels only, from {source}; the settings are node.wheels and node.index there")
+          what, f"wheels only, from {source}; node.wheels and node.index there say from where", environ=environ)
 
 
 def _compile(root, name, folder, what):
@@ -3950,10 +3958,10 @@ def _compile(root, name, folder, what):
           what, "the headers of Python must be there, as in python3-dev")
 
 
-def _tool(folder, command, what, fix, kind="setup"):
+def _tool(folder, command, what, fix, kind="setup", environ=()):
     """Runs a program for this folder; what it says is kept there, and its last lines are told if it fails."""
     path = os.pathsep.join([str(folder / INSTALLED), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environ = {**os.environ, "TMPDIR": str(folder / TEMPORARY), "PYTHONPATH": path}
+    environ = {**os.environ, **dict(environ), "TMPDIR": str(folder / TEMPORARY), "PYTHONPATH": path}
     with open(folder / _BUILD_LOG, "ab") as said:
         if subprocess.run(command, cwd=folder / TEMPORARY, env=environ, stdin=subprocess.DEVNULL, stdout=said,
                           stderr=subprocess.STDOUT).returncode == 0:
@@ -4555,7 +4563,7 @@ class BaseNode(components.ComponentManager):
         "node", "by_reference", True, "pass large payloads between nodes of one machine as files in memory")
     install = components.BoolItem("node", "install", True, "install what applications require")
     wheels = components.PathItem("node", "wheels", "", "a folder of wheels to install from, and from nowhere else")
-    index = components.ConfigItem("node", "index", "", "address of a package index; empty: where pip looks by itself")
+    index = components.ConfigItem("node", "index", "", "address of a package index; empty: where pip's settings say")
     build_timeout = components.FloatItem("node", "build_timeout", 600.0,
                                          "seconds to install and compile what an application needs", minimum=1)
     keep_apps = components.FloatItem("node", "keep_apps", 3600.0,

@@ -32,6 +32,7 @@ import errno
 import faulthandler
 import functools
 import gc
+import glob
 import io
 import itertools
 import json
@@ -50,7 +51,10 @@ import select
 import shutil
 import signal
 import socket
+import stat
+import struct
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -658,7 +662,10 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error") 
     where = f"{_shorten(frames[-1].filename, root)}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     failure = {"type": _type_name(error), "message": _text_of(error), "traceback": text, "where": where, "kind": kind}
     sealed = _seal_exception(error)
-    return {**failure, **_beside(error), **({"pickle": sealed} if sealed else {})}
+    told = {**failure, **_beside(error), **({"pickle": sealed} if sealed else {})}
+    if isinstance(error, PermissionError) and _confinement.level != "off":
+        told["notes"] = [*told.get("notes", []), CONFINED]
+    return told
 
 
 def _beside(error: BaseException, depth: int = 1) -> dict:
@@ -1660,6 +1667,484 @@ def _turn(slave):
     return slave.last
 
 
+# -- the sandbox ---------------------------------------------------------------------------------------------------
+
+LEVELS = ("standard", "strict", "off")
+CONFINED_FILES = 4096  # descriptors that a confined process may have open
+STRICT_LANDLOCK = 6  # the first that knows all that `strict` promises: files, TCP ports, signals
+PROBE_WITHIN = 10.0  # seconds
+# What is read without being asked for, beside Python itself: of the system nothing that is secret.
+SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
+SETTINGS = ("/etc/ld.so.cache", "/etc/localtime", "/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf",
+            "/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/ssl/certs", "/etc/ssl/openssl.cnf",
+            "/etc/pki/tls/certs", "/etc/pki/ca-trust/extracted", "/etc/alternatives")  # fmt: skip
+CONFINED = ("it runs in a sandbox: it may write in its temporary folder, and has what its application asks for by "
+            "network, read, write and subprocess, as far as the owner of the node allows it")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random")
+GPUS = ("/dev/nvidia*", "/dev/dri/*", "/dev/kfd")
+ANYWHERE = "*"  # a network that nobody can ask for
+GRANTS = ("network", "read", "write", "subprocess")
+
+# Of Landlock: rights to files by bit, how many of them each version knows, and kinds of rules.
+EXECUTE, READ, LIST, REFER, IOCTL_DEV = 1 << 0, 1 << 2, 1 << 3, 1 << 13, 1 << 15
+OF_FILES = EXECUTE | READ | 1 << 1 | 1 << 14 | IOCTL_DEV  # what a rule about something that is no folder may name
+WRITE = READ | LIST | sum(1 << bit for bit in (1, 4, 5, 7, 8, 9, 10, 12, 13, 14))  # all but devices and starting
+RIGHTS = {0: 0, 1: 13, 2: 14, 3: 15, 4: 15, 5: 16, 6: 16, 7: 16, 8: 16, 9: 17}
+BY_PATH, BY_PORT, CONNECT, BIND_AND_CONNECT, SCOPES = 1, 2, 2, 3, 3
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # on all processors
+
+# Of seccomp: per processor its name for the kernel, the number of `seccomp` and a column of the calls below. That of
+# aarch64 follows the kernel's headers and has not run yet.
+MACHINES = {"x86_64": (0xC000003E, 317, 0), "aarch64": (0xC00000B7, 277, 1)}
+NEVER = """ptrace 101 117 process_vm_readv 310 270 process_vm_writev 311 271 process_madvise 440 440 kcmp 312 272
+    process_mrelease 448 448 pidfd_getfd 438 438 io_uring_setup 425 425 io_uring_enter 426 426 io_uring_register 427 427
+    bpf 321 280 perf_event_open 298 241 userfaultfd 323 282 keyctl 250 219 add_key 248 217 request_key 249 218
+    mount 165 40 umount2 166 39 move_mount 429 429 open_tree 428 428 fsopen 430 430 fsconfig 431 431 fsmount 432 432
+    fspick 433 433 mount_setattr 442 442 open_tree_attr 467 467 pivot_root 155 41 chroot 161 51 unshare 272 97
+    setns 308 268 shmget 29 194 shmat 30 196 shmctl 31 195 semget 64 190 semop 65 193 semctl 66 191 semtimedop 220 192
+    msgget 68 186 msgsnd 69 189 msgrcv 70 188 msgctl 71 187 mq_open 240 180 mq_unlink 241 181 init_module 175 105
+    finit_module 313 273 delete_module 176 106 kexec_load 246 104 kexec_file_load 320 294 reboot 169 142 swapon 167 224
+    swapoff 168 225 syslog 103 116 quotactl 179 60 quotactl_fd 443 443 acct 163 89 settimeofday 164 170
+    clock_settime 227 112 sethostname 170 161 setdomainname 171 162 vhangup 153 58 fanotify_init 300 262
+    open_by_handle_at 304 265 name_to_handle_at 303 264 migrate_pages 256 238 move_pages 279 239 listen 50 201
+    iopl 172 - ioperm 173 - modify_ldt 154 -"""
+ALONE = """fork 57 - vfork 58 - execve 59 221 execveat 322 281 chmod 90 - fchmodat 268 53 fchmodat2 452 452 chown 92 -
+    lchown 94 - fchownat 260 54 setxattr 188 5 lsetxattr 189 6 setxattrat 463 463 removexattr 197 14 lremovexattr 198 15
+    removexattrat 466 466"""  # not without `subprocess`; chmod and its like reach files that Landlock does not guard
+DECIDED = """clone 56 220 clone3 435 435 socket 41 198 socketpair 53 199 prlimit64 302 261 setpriority 141 140
+    ioprio_set 251 30 sched_setaffinity 203 122 sched_setscheduler 144 119 sched_setparam 142 118 sched_setattr 314 274
+    sendto 44 206 sendmsg 46 211 sendmmsg 307 269"""
+NEW_SPACES, THREAD = 0x7E020000, 0x10000  # flags of clone
+FAST_OPEN = 0x20000000  # a flag of sendto: it connects past Landlock
+LOAD, AND, IF, FROM, RETURN = 0x20, 0x54, 0x15, 0x35, 0x06  # steps of a filter
+ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x50000
+
+
+class Confinement(NamedTuple):
+    """What one child may do beside computing. Travels as JSON in the order to fork it."""
+
+    level: str = "off"
+    folder: str = ""  # its own: where it may write, its HOME and TMPDIR
+    read: Iterable[str] = ()  # further files and folders
+    write: Iterable[str] = ()
+    network: Iterable[str] = ()  # HOST:PORT to which it may connect
+    subprocess: bool = False  # whether it may start programs
+    uid: int = 0  # of its slot; 0: that of its node
+
+
+UNCONFINED = Confinement()
+_confinement = UNCONFINED  # of this process
+
+
+def confine(wanted: Confinement, root: str = "") -> dict[str, Any]:
+    """Takes from this process, and from all that it starts, for good, what it is not to have; `root` is its bundle.
+    Returns what was applied. Raises OSError if something that this kernel has cannot be.
+
+    Call it before there is any thread and before anything of the user's is read.
+    """
+    global _confinement
+    if wanted.level == "off":
+        return {}
+    _confinement = wanted
+    answers = _resolve(wanted.network)
+    _move_in(wanted)
+    _limit_resources(wanted)
+    applied = {"landlock": 0, "seccomp": False, "uid": wanted.uid}
+    if sys.platform == "linux":
+        _drop_privileges(wanted.uid)
+        applied.update(landlock=_restrict_files(wanted, root), seccomp=_filter_calls(wanted))
+    _answer_from(answers)
+    if not wanted.subprocess:
+        os.chmod = _chmod
+    return applied
+
+
+def _move_in(wanted: Confinement) -> None:
+    """The folder of its own, also for those who have asked for a place before."""
+    os.makedirs(wanted.folder, 0o700, exist_ok=True)
+    if wanted.uid:
+        os.chown(wanted.folder, wanted.uid, wanted.uid)
+    os.environ.update(dict.fromkeys(("HOME", "TMPDIR", "TEMP", "TMP"), wanted.folder))
+    tempfile.tempdir = None
+    os.chdir(wanted.folder)
+
+
+def _limit_resources(wanted: Confinement) -> None:
+    if os.name != "posix":
+        return
+    import resource
+
+    limits = {"CORE": 0, "NOFILE": CONFINED_FILES, **({"NPROC": CONFINED_FILES} if wanted.uid else {})}
+    for name, value in limits.items():
+        number = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(number)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(number, (value, value))
+
+
+def _drop_privileges(uid: int) -> None:
+    """Another user if one was given; and no capabilities, now and later: without them root is a user like others."""
+    if uid:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it went with the user
+    _called("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        _called("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
+
+
+def _called(name: str, *arguments: Any) -> int:
+    """Calls a function of the C library. Raises OSError."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    wide = [one if isinstance(one, bytes) else ctypes.c_long(one) for one in arguments]
+    result = getattr(libc, name)(*wide)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+    return result
+
+
+def landlock_version() -> int:
+    """Which Landlock this kernel has; 0: none."""
+    if sys.platform != "linux":
+        return 0
+    try:
+        return _called("syscall", CREATE_RULESET, 0, 0, 1)
+    except OSError as error:
+        log.debug("no Landlock: %s", error)
+        return 0
+
+
+def has_seccomp() -> bool:
+    """Whether this kernel filters calls, and their numbers are known here."""
+    if sys.platform != "linux" or os.uname().machine not in MACHINES:
+        return False
+    try:
+        return _called("syscall", MACHINES[os.uname().machine][1], 2, 0, struct.pack("=I", ERROR)) == 0
+    except OSError as error:
+        log.debug("no seccomp: %s", error)
+        return False
+
+
+def _restrict_files(wanted: Confinement, root: str) -> int:
+    """Landlock: files, TCP ports, signals and abstract sockets, as far as this kernel's has them."""
+    version = landlock_version()
+    if not version:
+        return 0
+    handled = (1 << RIGHTS[min(version, max(RIGHTS))]) - 1
+    ports = version >= 4 and ANYWHERE not in wanted.network
+    about = struct.pack("=QQQ", handled, BIND_AND_CONNECT if ports else 0, SCOPES if version >= 6 else 0)
+    size = 8 if version < 4 else 16 if version < 6 else 24
+    ruleset = _called("syscall", CREATE_RULESET, about[:size], size, 0)
+    for path, rights in _rules(wanted, root):
+        _allow_path(ruleset, path, rights & handled)
+    for port in {int(one.rpartition(":")[2]) for one in wanted.network} if ports else ():
+        _called("syscall", ADD_RULE, ruleset, BY_PORT, struct.pack("=QQ", CONNECT, port), 0)
+    _called("syscall", RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
+    return version
+
+
+def _rules(wanted: Confinement, root: str) -> Iterator[tuple[str, int]]:
+    """Paths, and what is allowed there and below."""
+    start = EXECUTE if wanted.subprocess else 0
+    yield from ((path, WRITE | IOCTL_DEV | start) for path in (wanted.folder, *wanted.write))
+    yield from ((path, READ | LIST) for path in (root, *wanted.read, *SETTINGS))
+    yield from ((path, READ | LIST | start) for path in (*SYSTEM, *_of_python()) if not _holds(path, wanted.folder))
+    yield from ((path, READ | 1 << 1 | IOCTL_DEV) for path in DEVICES)
+    here = os.path.dirname(os.path.abspath(__file__))
+    yield here, LIST
+    yield from ((path, READ | LIST) for end in ("*.py", "*.so", "__pycache__") for path in glob.glob(f"{here}/{end}"))
+
+
+@functools.cache
+def _of_python() -> list[str]:
+    """Where Python and what was installed for it lies; what else is below a person's home is not read."""
+    home = os.path.realpath(os.path.expanduser("~"))
+    base = [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__)]
+    more = [path for path in map(os.path.realpath, filter(None, sys.path)) if os.path.exists(path)]
+    found = [path for path in more if home == "/" or not (_holds(home, path) or _holds(path, home))
+             or os.path.basename(path) in ("site-packages", "dist-packages")]  # fmt: skip
+    return list(dict.fromkeys([*map(os.path.realpath, base), *found]))
+
+
+def _holds(folder: str, path: str) -> bool:
+    """Whether a path is this folder or lies below it."""
+    return os.path.commonpath([folder, path]) == folder
+
+
+def _allow_path(ruleset: int, path: str, rights: int) -> None:
+    try:
+        file = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:  # what is not here need not be read
+        log.debug("%s is left out: %s", path, error)
+        return
+    try:
+        rights &= -1 if stat.S_ISDIR(os.fstat(file).st_mode) else OF_FILES
+        _called("syscall", ADD_RULE, ruleset, BY_PATH, struct.pack("=Qi", rights, file), 0)
+    finally:
+        os.close(file)
+
+
+def _filter_calls(wanted: Confinement) -> bool:
+    """seccomp: what Landlock does not know of."""
+    import ctypes
+
+    if not has_seccomp():
+        return False
+    program = _program(wanted, os.uname().machine)
+    filters = ctypes.create_string_buffer(program)
+    about = struct.pack("@HP", len(program) // 8, ctypes.addressof(filters))
+    return _called("syscall", MACHINES[os.uname().machine][1], 1, 1, about) == 0
+
+
+def _program(wanted: Confinement, machine: str) -> bytes:
+    """The filter: which calls fail, and which only for some arguments."""
+    arch, _, column = MACHINES[machine]
+    steps = [(LOAD, 4), (IF, arch, 1, 0), (RETURN, KILL), (LOAD, 0)]
+    if machine == "x86_64":  # a second set of numbers
+        steps += [(FROM, 0x40000000, 0, 1), (RETURN, ERROR | errno.ENOSYS)]
+    for number in _numbers(NEVER if wanted.subprocess else f"{NEVER} {ALONE}", column).values():
+        steps += [(IF, number, 0, 1), (RETURN, ERROR | errno.EPERM)]
+    numbers = _numbers(DECIDED, column)
+    for name, conditions in _conditions(wanted).items():
+        rest = [step for one in conditions for step in _required(*one)]
+        rest.append((RETURN, ALLOW if rest else ERROR | (errno.ENOSYS if name == "clone3" else errno.EPERM)))
+        steps += [(IF, numbers[name], 0, len(rest)), *rest]
+    steps.append((RETURN, ALLOW))
+    return b"".join(struct.pack("=HBBI", code, *(jumps or (0, 0)), k) for code, k, *jumps in steps)
+
+
+def _required(place: int, mask: int, values: list[int]) -> list[tuple]:
+    """Goes on only if an argument, masked, is one of these values."""
+    tests = [(IF, value, len(values) - i, 0) for i, value in enumerate(values)]
+    return [(LOAD, 16 + 8 * place), (AND, mask), *tests, (RETURN, ERROR | errno.EPERM)]
+
+
+def _numbers(table: str, column: int) -> dict[str, int]:
+    """The calls of a table that this processor has."""
+    words = table.split()
+    return {name: int(pair[column]) for name, *pair in zip(words[::3], words[1::3], words[2::3], strict=True)
+            if pair[column] != "-"}  # fmt: skip
+
+
+def _conditions(wanted: Confinement) -> dict[str, list[tuple[int, int, list[int]]]]:
+    """Calls that work only if each of these arguments, masked, is one of these values; without any, never."""
+    every, mine = 0xFFFFFFFF, [0, os.getpid()]
+    told = {name: [(0, every, mine)] for name in ("prlimit64", "sched_setaffinity", "sched_setscheduler",
+                                                  "sched_setparam", "sched_setattr")}  # fmt: skip
+    told["clone"] = [(0, NEW_SPACES, [0])] if wanted.subprocess else [(0, NEW_SPACES | THREAD, [THREAD])]
+    told["clone3"] = []  # its flags cannot be seen: libraries go on with clone
+    told["setpriority"], told["ioprio_set"] = [(0, every, [0]), (1, every, mine)], [(0, every, [1]), (1, every, mine)]
+    told["socketpair"] = [(0, every, [socket.AF_UNIX])]
+    told["socket"] = []
+    if ANYWHERE in wanted.network:
+        del told["socket"]
+    elif wanted.network:  # TCP alone: what else there is knows no ports, or other ones
+        families = [socket.AF_INET, socket.AF_INET6]
+        told["socket"] = [(0, every, families), (1, 0xF, [socket.SOCK_STREAM]), (2, every, [0, socket.IPPROTO_TCP])]
+        told.update({name: [(at, FAST_OPEN, [0])] for name, at in {"sendto": 3, "sendmsg": 2, "sendmmsg": 3}.items()})
+    return told
+
+
+def _resolve(network: Iterable[str]) -> dict[str, list]:
+    """The addresses of these hosts, found while they still can be."""
+    found: dict[str, list] = {}
+    for host, _, port in (one.rpartition(":") for one in network if one != ANYWHERE):
+        try:
+            found[host.strip("[]").lower()] = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        except OSError as error:
+            log.warning("%s cannot be found from here: %s", host, error)
+    return found
+
+
+def _answer_from(answers: dict[str, list]) -> None:
+    """Lets `socket.getaddrinfo` know these hosts: there is no asking for names inside."""
+    ask = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> list:
+        name = host.lower() if isinstance(host, str) else host
+        if name not in answers or not str(port).isdigit():
+            return ask(host, port, family, type, proto, flags)
+        return [(kind, *about, (place[0], int(port), *place[2:])) for kind, *about, place in answers[name]
+                if family in (0, kind)]  # fmt: skip
+
+    if answers:
+        socket.getaddrinfo = getaddrinfo
+
+
+def _chmod(path: Any, mode: int, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> None:
+    """`os.chmod` for files that this process may open: by its path it could be any file."""
+    if isinstance(path, int):
+        os.fchmod(path, mode)
+        return
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow_symlinks else os.O_NOFOLLOW), dir_fd=dir_fd)
+    try:
+        os.fchmod(file, mode)
+    finally:
+        os.close(file)
+
+
+def probe(keys: str) -> list[str]:
+    """What this process should not be able to do, and can. `keys` is the folder of its node's keys."""
+    import resource
+
+    attempts = {
+        "read the keys": lambda: os.listdir(keys),
+        "write anywhere": lambda: (os.mkdir(f"{keys}/probe"), os.rmdir(f"{keys}/probe")),
+        "limit other processes": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CORE),
+        "open sockets": lambda: socket.socket().close(),
+        "start processes": lambda: os.fork() or os._exit(0),
+    }
+    return [name for name, function in attempts.items() if not isinstance(attempt(function)[1], PermissionError)]
+
+
+class Sandbox:
+    """How a node confines its children, and what its owner lets them have besides.
+
+    The node has the items `sandbox`, `allow_network`, `allow_read`, `allow_write` and `allow_subprocess`. `sparing`:
+    what is asked for and not allowed is left out instead of refused.
+    """
+
+    def __init__(self, node: Any, sparing: bool = False):
+        self._node, self._sparing = node, sparing
+        self._home = os.path.join(node.environment.path, "run", "work")
+        self._numbers = itertools.count(1)
+        self.missing: list[str] = []
+        self.applied: dict[str, Any] = {}
+
+    def start(self, zygote: Any) -> None:
+        """Clears away what an earlier life has left, and lets a child try how far it is confined. Raises Error."""
+        self.close()
+        os.makedirs(self._home, 0o700)
+        if self._node.sandbox == "off":
+            log.warning("sandbox off: whatever runs here may do all that this node may do")
+            return
+        self.applied, holes = self._try(zygote)
+        self.missing = [*_lacking(self.applied), *(f"it was possible to {hole}" for hole in holes)]
+        if self._node.sandbox == "strict" and (holes or _lacking(self.applied)):
+            raise components.Error(
+                f"the sandbox cannot be strict here: {'; '.join(self.missing)}", "this system has too little for that",
+                f"use {self._node.role}.sandbox=standard, which takes what there is, or a newer kernel")
+        log.info("%s", self)
+
+    def __str__(self) -> str:
+        told = self.status()
+        if told["level"] == "off":
+            return "sandbox off"
+        parts = [f"Landlock {told['landlock']}" if told["landlock"] else "no Landlock",
+                 "seccomp" if told["seccomp"] else "no seccomp", *([f"uid {told['uid']}"] if told["uid"] else [])]
+        return f"sandbox {told['level']}: {', '.join(parts)}; missing: {', '.join(told['missing']) or 'nothing'}"
+
+    def status(self) -> dict[str, Any]:
+        """The level, what is active and what is missing."""
+        return {"level": self._node.sandbox, "landlock": 0, "seccomp": False, "uid": 0, **self.applied,
+                "missing": self.missing}
+
+    def is_whole(self, applied: dict[str, Any] | str) -> bool:
+        """Whether a child has applied all that the first one could."""
+        return applied == self.applied
+
+    def close(self) -> None:
+        """Removes the folders of all children."""
+        remove_tree(self._home)
+
+    def _try(self, zygote: Any) -> tuple[dict[str, Any], list[str]]:
+        """What a child applied, and what it could do all the same. Raises Error if it could not confine itself."""
+        wanted = Confinement(self._node.sandbox, os.path.join(self._home, "0"))
+        _, sock = zygote.fork("probe", str(self._node.environment / "keys"), confinement=wanted)
+        sock.settimeout(PROBE_WITHIN)
+        try:
+            with sock, sock.makefile("rb") as lines:
+                applied, holes = json.loads(lines.readline() or '["it ended", []]')
+        except OSError as error:
+            applied, holes = str(error), []
+        if type(applied) is not dict:
+            raise components.Error("no process can be confined here", applied,
+                                   f"{self._node.role}.sandbox=off does without, and protects from nothing")
+        return applied, holes
+
+    def confinement(self, needs: dict[str, Any]) -> Confinement:
+        """That of the next child, for an application that needs this. Raises Error if it is not allowed to have it."""
+        level = self._node.sandbox
+        if level == "off":
+            return UNCONFINED
+        asked = {name: needs.get(name, []) for name in GRANTS}
+        asked["subprocess"] = [True] if asked["subprocess"] else []
+        given = {name: [one for one in asked[name] if self._allows(name, one)] for name in GRANTS}
+        refused = {name: [one for one in asked[name] if one not in given[name]] for name in GRANTS}
+        if any(refused.values()) and not self._sparing:
+            raise self._refusal({name: values for name, values in refused.items() if values})
+        given["subprocess"] = bool(given["subprocess"])
+        if getattr(self._node, "resources", {}).get("gpu"):  # their drivers tell of themselves in /proc and /sys
+            given["read"] += ["/proc", "/sys"]
+            given["write"] += itertools.chain(*map(glob.glob, GPUS))
+        return Confinement(level, os.path.join(self._home, str(next(self._numbers))), **given)
+
+    def of_builder(self, read: list[str], write: list[str], network: bool) -> Confinement:
+        """That of a child that installs and compiles: it starts programs, and may have to reach any address."""
+        if self._node.sandbox == "off":
+            return UNCONFINED
+        folder = os.path.join(self._home, str(next(self._numbers)))
+        read = [*read, *self._allowed("read")]  # pip's settings may name folders of wheels
+        return Confinement(self._node.sandbox, folder, read, write, [ANYWHERE] if network else [], True)
+
+    def _allowed(self, name: str) -> list:
+        value = getattr(self._node, f"allow_{name}")
+        return [] if self._node.sandbox == "strict" else value if isinstance(value, list) else [value]
+
+    def _allows(self, name: str, asked: Any) -> bool:
+        """Whether the owner's word covers it. Never what holds this node's keys, or lies beside them."""
+        if name == "subprocess":
+            return self._allowed(name) == [True]
+        if name == "network":
+            return any(_covers(one, asked) for one in self._allowed(name))
+        path, own = os.path.realpath(asked), os.path.realpath(self._node.environment.path)
+        allowed = [*self._allowed(name), *(self._allowed("write") if name == "read" else ())]
+        safe = os.path.isabs(asked) and not (_holds(path, own) or _holds(own, path))
+        return safe and any(_holds(os.path.realpath(one), path) for one in allowed)
+
+    def _refusal(self, refused: dict[str, list]) -> components.Error:
+        node = self._node
+        asked = ", ".join(f"{name} = {', '.join(map(str, values))}" for name, values in refused.items())
+        allows = ", ".join(f"{name} = {', '.join(map(str, self._allowed(name))) or 'nothing'}" for name in refused)
+        settings = ", ".join(f"{node.role}.allow_{name}={','.join(map(str, refused[name]))}" for name in refused)
+        return components.Error(
+            f"the application asks for what {node.name} does not allow: {asked}",
+            "its sandbox is strict and allows nothing" if node.sandbox == "strict" else f"it allows {allows}",
+            f"let the owner of {node.name} set {settings} (never a folder with its own environment), or ask for less")
+
+
+def _covers(allowed: str, asked: str) -> bool:
+    """Whether a HOST:PORT of the owner's, each of which may be *, covers one that is asked for."""
+    host, _, port = asked.rpartition(":")
+    ours, _, door = allowed.rpartition(":")
+    return bool(host) and port.isdigit() and ours.lower() in ("*", host.lower()) and door in ("*", port)
+
+
+def _lacking(applied: dict[str, Any]) -> list[str]:
+    """What the sandbox leaves open for want of something in this system."""
+    version = applied["landlock"]
+    open_to = {1: "files (Landlock)", 3: "truncation of files (Landlock 3)", 4: "TCP by port (Landlock 4)",
+               STRICT_LANDLOCK: f"signals to others (Landlock {STRICT_LANDLOCK})"}  # fmt: skip
+    told = [text for least, text in open_to.items() if version < least]
+    told += [] if applied["seccomp"] else ["calls of the kernel (seccomp)"]
+    return told if sys.platform == "linux" else [*told, f"not verified on {sys.platform}"]
+
+
+def remove_tree(folder: str) -> None:
+    """Removes a folder with all in it, locked folders too, if it is there."""
+    for path, folders, _ in os.walk(folder):
+        for name in folders:
+            inner = os.path.join(path, name)
+            if not os.path.islink(inner):
+                os.chmod(inner, 0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 # -- the zygote ----------------------------------------------------------------------------------------------------
 
 # Variables that reach workers and hosts; everything else in a node's environment stays with the node.
@@ -1668,7 +2153,7 @@ KEPT_VARIABLES = frozenset(
      "LD_LIBRARY_PATH")
 )
 KEPT_PREFIXES = ("LC_", "PYTHON", "OMP_", "OPENBLAS_", "MKL_")
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 PULSE = 8  # bytes
 STACK_EVERY, STACK_LOOKS = 0.01, 25  # seconds between two looks whether a child has told where it is, and how many
 END_WITHIN = 2.0  # seconds that a zygote waits for the end of what it has killed
@@ -1715,14 +2200,15 @@ class Zygote:
         """For a poller: readable when a child was born or died."""
         return self.sock.fileno()
 
-    def fork(self, kind: str, root: str, output: int = 2) -> tuple[int, socket.socket]:
+    def fork(self, kind: str, root: str, output: int = 2,
+             confinement: Confinement = UNCONFINED) -> tuple[int, socket.socket]:  # fmt: skip
         """Makes a child, of one of the kinds in MAINS, for the bundle in `root`. Returns its token and a socket to it.
 
         `output` is the descriptor to which it writes what is printed; by default it shares this process's stderr.
         """
         ours, theirs = socket.socketpair()
         token = next(self._tokens)
-        message = json.dumps(["fork", token, kind, root]).encode()
+        message = json.dumps(["fork", token, kind, root, confinement]).encode()
         with theirs:
             socket.send_fds(self.sock, [message], [theirs.fileno(), output])
         ours.setblocking(False)
@@ -1801,18 +2287,21 @@ class Spawner:
         """For a poller: readable when a child has died."""
         return self.sock.fileno()
 
-    def fork(self, kind: str, root: str, output: int = 2) -> tuple[int, socket.socket]:
+    def fork(self, kind: str, root: str, output: int = 2,
+             confinement: Confinement = UNCONFINED) -> tuple[int, socket.socket]:  # fmt: skip
         """As `Zygote.fork`, in the time that it takes to start an interpreter."""
         ours, theirs = socket.socketpair()
         token = next(self._tokens)
         context = multiprocessing.get_context("spawn")
         with multiprocessing.connection.Connection(os.dup(output), readable=False) as told:
-            child = context.Process(target=spawned_main, args=(theirs, kind, root, told), name=kind, daemon=True)
+            about = theirs, kind, root, confinement, told
+            child = context.Process(target=spawned_main, args=about, name=kind, daemon=True)
             with _same_hashes():
                 child.start()
         theirs.close()
         self._children[token] = child
-        threading.Thread(target=self._wait_for, args=(token, child), name=f"{kind} {token}", daemon=True).start()
+        about = token, child, confinement.folder
+        threading.Thread(target=self._wait_for, args=about, name=f"{kind} {token}", daemon=True).start()
         ours.setblocking(False)
         return token, ours
 
@@ -1839,8 +2328,9 @@ class Spawner:
             child.join(5)
         self.sock.close()
 
-    def _wait_for(self, token: int, child: Any) -> None:
+    def _wait_for(self, token: int, child: Any, folder: str) -> None:
         child.join()
+        remove_tree(folder)
         try:
             self._tell.send(token.to_bytes(8, "little"))
         except OSError as error:
@@ -1900,7 +2390,7 @@ def start_zygote() -> Zygote | Spawner:
     return Zygote() if sys.platform == "linux" else Spawner()
 
 
-def spawned_main(sock: socket.socket, kind: str, root: str, output: Any) -> None:
+def spawned_main(sock: socket.socket, kind: str, root: str, confinement: Confinement, output: Any) -> None:
     """A child of `Spawner`."""
     _scrub_environment()
     _quiet_stdio()
@@ -1908,7 +2398,7 @@ def spawned_main(sock: socket.socket, kind: str, root: str, output: Any) -> None
     output.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        MAINS[kind](sock, root)
+        _run_child(sock, kind, root, confinement)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         log.debug("the node is gone, or wants this process gone")
 
@@ -1930,7 +2420,8 @@ def zygote_main(sock: socket.socket) -> None:
     if sys.platform == "linux":
         prctl(PR_SET_CHILD_SUBREAPER, 1)  # what outlives a child of ours comes to us
     gc.freeze()
-    children: dict[int, int] = {}  # pid -> token
+    _of_python()
+    children: dict[int, tuple] = {}  # pid -> token, own folder; token 0: it only removes that
     try:
         _serve_forks(sock, woken, children)
     except (BrokenPipeError, ConnectionResetError):
@@ -1940,7 +2431,7 @@ def zygote_main(sock: socket.socket) -> None:
         _end_all(children)
 
 
-def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, int]) -> None:
+def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, tuple]) -> None:
     while True:
         ready, _, _ = select.select([sock, woken], [], [])
         if woken in ready:
@@ -1954,11 +2445,11 @@ def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, 
             if order == "fork":
                 _fork_and_tell(sock, fds, token, rest, children)
             else:
-                for pid in [pid for pid, known in children.items() if known == token]:
+                for pid in [pid for pid, known in children.items() if known[0] == token]:
                     _kill_trees([pid]) if order == "kill" else os.kill(pid, signal.SIGUSR2)
 
 
-def _fork_and_tell(sock: socket.socket, fds: list, token: int, order: list, children: dict[int, int]) -> None:
+def _fork_and_tell(sock: socket.socket, fds: list, token: int, order: list, children: dict[int, tuple]) -> None:
     try:
         pid = _fork_child(*fds, *order)
     except OSError as error:  # no process or memory is left: the others live on
@@ -1966,11 +2457,11 @@ def _fork_and_tell(sock: socket.socket, fds: list, token: int, order: list, chil
             os.close(fd)
         _tell(sock, ["unborn", token, f"could not be forked ({error})"])
         return
-    children[pid] = token
+    children[pid] = token, order[-1][1]
     _tell(sock, ["born", token, pid])
 
 
-def _fork_child(fd: int, output: int, kind: str, root: str) -> int:
+def _fork_child(fd: int, output: int, kind: str, root: str, confinement: list) -> int:
     pid = os.fork()
     if pid:
         os.close(fd)
@@ -1980,7 +2471,7 @@ def _fork_child(fd: int, output: int, kind: str, root: str) -> int:
     try:
         _write_to(output)
         _become_child(fd)
-        MAINS[kind](socket.socket(fileno=fd), root)
+        _run_child(socket.socket(fileno=fd), kind, root, Confinement(*confinement))
         code = 0
     except (EOFError, BrokenPipeError, ConnectionResetError):
         code = 0  # the node is gone, or wants us gone
@@ -1990,11 +2481,22 @@ def _fork_child(fd: int, output: int, kind: str, root: str) -> int:
         os._exit(code)
 
 
+def _run_child(sock: socket.socket, kind: str, root: str, wanted: Confinement) -> None:
+    """The life of a child. It tells what it has applied; if that is not all, it does nothing else."""
+    applied, error = attempt(confine, wanted, "" if kind == "probe" else root)
+    told = applied if error is None else str(error)
+    if kind == "probe":
+        sock.sendall(json.dumps([told, [] if error else probe(root)]).encode() + b"\n")
+        return
+    if wanted.level != "off":
+        sock.sendall(b"".join(rpc.pack_stream(["confined", told], [])))
+    if error is None:
+        MAINS[kind](sock, root)
+
+
 def _become_child(fd: int) -> None:
     """A session of its own, no descriptor but 0-2 and the socket, and death with the zygote. What its children leave
     behind comes to it, and after its death to the zygote, which ends that: so nothing escapes, in whatever session.
-
-    Runs before any byte of the user's is read: the place where a child confines itself.
     """
     os.setsid()
     signal.set_wakeup_fd(-1)
@@ -2013,12 +2515,28 @@ def prctl(option: int, value: int) -> None:
     ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def _reap(sock: socket.socket, children: dict[int, int]) -> None:
+def _reap(sock: socket.socket, children: dict[int, tuple]) -> None:
     for pid, status in _ended_children():
-        token = children.pop(pid, None)
-        if token is not None:
+        token, folder = children.pop(pid, (0, ""))
+        if token:
             _tell(sock, ["died", token, describe_exit(os.waitstatus_to_exitcode(status))])
+            _discard(folder, children)
     _end_strays(children)
+
+
+def _discard(folder: str, children: dict[int, tuple]) -> None:
+    """Removes what a child leaves behind: at once if that is nothing, else in a process while others are served."""
+    try:
+        if folder:
+            os.rmdir(folder)
+    except FileNotFoundError as error:
+        log.debug("a child has not come so far: %s", error)
+    except OSError:
+        pid = os.fork()
+        if not pid:
+            remove_tree(folder)
+            os._exit(0)
+        children[pid] = 0, folder
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:
@@ -2033,20 +2551,23 @@ def _ended_children() -> Iterator[tuple[int, int]]:
         yield pid, status
 
 
-def _end_strays(children: dict[int, int]) -> None:
+def _end_strays(children: dict[int, tuple]) -> None:
     """Kills what a child has left behind: it has become a child of this process."""
     _kill_trees(pid for pid in children_of(os.getpid()) if pid not in children)
 
 
-def _end_all(children: dict[int, int]) -> None:
+def _end_all(children: dict[int, tuple]) -> None:
     """Kills everything below this process, and waits until it is gone."""
     until = time.monotonic() + END_WITHIN
+    folders = [folder for _, folder in children.values()]
     _kill_trees(children)
     while children_of(os.getpid()) and time.monotonic() < until:
         for pid, _ in _ended_children():
             children.pop(pid, None)
         _end_strays(children)
         time.sleep(0.002)
+    for folder in filter(None, folders):
+        remove_tree(folder)
 
 
 def children_of(pid: int) -> list[int]:
@@ -2412,11 +2933,12 @@ class Ear:
             self.send(pieces)
 
 
-def fork_heard(zygote: Any, kind: str, root: str, loop: rpc.Loop, rate: int) -> tuple[int, socket.socket, Ear]:
+def fork_heard(zygote: Any, kind: str, root: str, confinement: Confinement, loop: rpc.Loop,
+               rate: int) -> tuple[int, socket.socket, Ear]:  # fmt: skip
     """A new child's token and socket, and the ear for what it prints, `rate` bytes a second of it. Raises OSError."""
     ear = Ear(loop, rate)
     try:
-        return *zygote.fork(kind, root, ear.theirs), ear
+        return *zygote.fork(kind, root, ear.theirs, confinement), ear
     except OSError:
         ear.close()
         raise
@@ -2864,20 +3386,31 @@ class Prerequisites:
         node, root, what = self._node, self._root(digest), ", ".join(itertools.chain(*wanted.values()))
         place = f"{node.name} ({socket.gethostname()})" if node.role == "slave" else f"the {node.role}"
         order = {**wanted, "into": str(root / BUILDING), "where": place, "install": node.install,
-                 "wheels": str(node.wheels or ""), "index": node.index}
+                 "wheels": str(node.wheels or ""), "index": node.index, "home": os.path.expanduser("~")}
+        online = bool(wanted["requirements"]) and node.install and not node.wheels
+        read = [*rpc.pip_settings(order["home"]), *glob.glob("/etc/*release"), *glob.glob("/etc/*[-_]version"),
+                *filter(None, [order["wheels"]])]  # pip tells an index on which system it runs
+        confinement = node.guard.of_builder(read, [order["into"]], online)
         try:
-            token, sock = node.zygote.fork("builder", str(root))
+            (root / BUILDING).mkdir()
+            token, sock = node.zygote.fork("builder", str(root), confinement=confinement)
         except OSError as error:
             self._end(digest, rpc.CannotBuild(f"{what} cannot be made on {place}", str(error)))
             return
         zygote, seconds = node.zygote, node.build_timeout
-        pipe = rpc.Pipe(node.loop, sock, lambda pipe, call, parts: self._built(digest, *call[1:]),
+        pipe = rpc.Pipe(node.loop, sock, lambda pipe, call, parts: self._heard(digest, *call),
                         lambda pipe: self._cut_short(digest, f"{what} cannot be made on {place}", seconds))
         self._building[digest] = pipe, time.monotonic()
         node.loop.later(seconds, lambda: pipe.open and zygote.kill(token))
         pipe.call("build", order)
         log.info("application %s: making %s", digest[:12], what)
         node.preparing(digest, what)
+
+    def _heard(self, digest: str, method: str, *told: Any) -> None:
+        if method == "built":
+            self._built(digest, *told)
+        elif not self._node.guard.is_whole(told[0]):
+            self._end(digest, rpc.CannotBuild("what it needs cannot be made here", f"no sandbox: {told[0]}"))
 
     def _built(self, digest: str, size: int, told: list) -> None:
         if told:
@@ -3089,3 +3622,10 @@ def checks() -> Iterator[rpc.Check]:
         yield rpc.Check("ok", "workers", "are forked from a zygote")
     else:
         yield rpc.Check("warn", "workers", f"are started anew on {sys.platform}: half a second each", "run it on Linux")
+    active = {"landlock": landlock_version(), "seccomp": has_seccomp()}
+    missing = _lacking(active)
+    told = f"Landlock {active['landlock']}, seccomp {'works' if active['seccomp'] else 'is missing'}"
+    if missing:
+        yield rpc.Check("warn", "sandbox", f"{told}; missing: {', '.join(missing)}", "run it on Linux 6.12 or later")
+    else:
+        yield rpc.Check("ok", "sandbox", told)

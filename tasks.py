@@ -650,14 +650,13 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error") 
     if isinstance(error, components.Error) and not frames:  # ours, about something of the user's
         text, where = error.text(), ""
         return {"type": type(error).__name__, "message": error.what, "traceback": text, "where": where, "kind": kind}
+    if isinstance(error, PermissionError) and _confinement.level != "off":
+        attempt(setattr, error, "__notes__", [*getattr(error, "__notes__", ()), CONFINED])
     text = _format(error, root)[-TRACEBACK_LIMIT:]
     where = f"{_shorten(frames[-1].filename, root)}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     failure = {"type": _type_name(error), "message": _text_of(error), "traceback": text, "where": where, "kind": kind}
     sealed = _seal_exception(error)
-    told = {**failure, **_beside(error), **({"pickle": sealed} if sealed else {})}
-    if isinstance(error, PermissionError) and _confinement.level != "off":
-        told["notes"] = [*told.get("notes", []), CONFINED]
-    return told
+    return {**failure, **_beside(error), **({"pickle": sealed} if sealed else {})}
 
 
 def _beside(error: BaseException, depth: int = 1) -> dict:
@@ -1741,7 +1740,7 @@ def confine(wanted: Confinement, root: str) -> dict[str, Any]:
         applied.update(landlock=_restrict_files(wanted, root), seccomp=_filter_calls(wanted))
     if answers:
         socket.getaddrinfo = functools.partial(_getaddrinfo, socket.getaddrinfo, answers)
-    if not wanted.subprocess:
+    if applied["seccomp"] and not wanted.subprocess:
         os.chmod = _chmod
     return applied
 
@@ -1797,11 +1796,10 @@ def kernel_features() -> dict[str, Any]:
     """What this kernel has for a sandbox: the version of Landlock (0: none), and whether calls can be filtered."""
     told = {"landlock": 0, "seccomp": False}
     if sys.platform == "linux":
+        version, error = attempt(_call, "syscall", CREATE_RULESET, 0, 0, 1)
+        told["landlock"] = version if error is None else 0
         _, seccomp, _ = MACHINES.get(os.uname().machine, (0, 0, 0))
-        asked = {"landlock": (CREATE_RULESET, 0, 0, 1), "seccomp": (seccomp, 2, 0, struct.pack("=I", REFUSE & ~0xFFFF))}
-        for name, arguments in asked.items():
-            answer, error = attempt(_call, "syscall", *arguments)
-            told[name] = answer if name == "landlock" and error is None else error is None and bool(seccomp)
+        told["seccomp"] = bool(seccomp) and attempt(_call, "syscall", seccomp, 2, 0, struct.pack("=I", 0x50000))[0] == 0
     return told
 
 
@@ -1913,7 +1911,8 @@ def _conditions(wanted: Confinement) -> dict[str, list[tuple[int, int, list[int]
     told["clone"] = [(0, NEW_SPACES, [0])] if wanted.subprocess else [(0, NEW_SPACES | THREAD, [THREAD])]
     told["clone3"] = []  # its flags cannot be seen: libraries go on with clone
     told["setpriority"], told["ioprio_set"] = [(0, every, [0]), (1, every, mine)], [(0, every, [1]), (1, every, mine)]
-    told["socketpair"], told["socket"] = [(0, every, [socket.AF_UNIX])], []
+    told["socketpair"] = [(0, every, [socket.AF_UNIX]), (1, 0xF, [socket.SOCK_STREAM])]  # others can turn elsewhere
+    told["socket"] = []
     if wanted.network:  # TCP alone: what else there is knows no ports, or other ones
         families = [socket.AF_INET, socket.AF_INET6]
         told["socket"] = [(0, every, families), (1, 0xF, [socket.SOCK_STREAM]), (2, every, [0, socket.IPPROTO_TCP])]
@@ -1952,12 +1951,10 @@ def _chmod(path: Any, mode: int, *, dir_fd: int | None = None, follow_symlinks: 
 
 def probe(keys: str) -> list[str]:
     """What this process should not be able to do, and can. `keys` is the folder of its node's keys."""
-    import resource
-
     attempts = {
         "read the keys": lambda: os.listdir(keys),
         "write anywhere": lambda: (os.mkdir(f"{keys}/probe"), os.rmdir(f"{keys}/probe")),
-        "limit other processes": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CORE),
+        "limit other processes": lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 0),
         "open sockets": lambda: socket.socket().close(),
         "start processes": lambda: os.fork() or os._exit(0),
     }
@@ -1975,7 +1972,7 @@ class Sandbox:
         self._node, self._sparing = node, sparing
         self._home = os.path.join(node.environment.path, "work")
         self._numbers = itertools.count(1)
-        self._uid_base = 0
+        self._uid_base, self._level = 0, node.sandbox  # as it is at the start
         self.missing: list[str] = []
         self.applied: dict[str, Any] = {}
 
@@ -1983,14 +1980,14 @@ class Sandbox:
         """Clears away what an earlier life has left, and lets a child try how far it is confined. Raises Error."""
         self.close()
         node = self._node
-        if node.sandbox == "off":
+        if self._level == "off":
             log.warning("sandbox off: whatever runs here may do all that this node may do")
             return
         os.makedirs(self._home, 0o711)
         no_uid = "" if not hasattr(os, "geteuid") or os.geteuid() else self._try_uids(zygote)
         self.applied, holes = self._try(zygote)
         self.missing = [*lacking(self.applied), *(f"it is possible to {hole}" for hole in holes)]
-        if node.sandbox == "strict" and self.missing:
+        if self._level == "strict" and self.missing:
             raise components.Error(f"the sandbox cannot be strict here: missing are {', '.join(self.missing)}",
                                    "strict takes all or nothing", f"{node.role}.sandbox=standard takes what is here")
         self.missing += [f"a uid of its own ({no_uid})"] if no_uid else []
@@ -2002,7 +1999,7 @@ class Sandbox:
         self._uid_base = getattr(self._node, "uid_base", 0)
         if not self._uid_base:
             return "none is given"
-        for entry in filter(os.path.isdir, path.iterdir()):
+        for entry in (one for one in path.iterdir() if one.is_dir() and not one.is_symlink()):
             entry.chmod(0o711 if entry.name in ("apps", "work") else 0o700)
         path.chmod(0o711)
         try:
@@ -2030,7 +2027,7 @@ class Sandbox:
     def _next(self, **given: Any) -> Confinement:
         number = next(self._numbers)
         uid = self._uid_base and self._uid_base + number % SLOTS
-        return Confinement(self._node.sandbox, os.path.join(self._home, str(number)), uid=uid, **given)
+        return Confinement(self._level, os.path.join(self._home, str(number)), uid=uid, **given)
 
     def __str__(self) -> str:
         told = self.status()
@@ -2042,7 +2039,7 @@ class Sandbox:
     def status(self) -> dict[str, Any]:
         """The level, what is active and what is missing."""
         active = {"landlock": 0, "seccomp": False, **self.applied, "uid": self._uid_base}
-        return {"level": self._node.sandbox, **active, "missing": self.missing}
+        return {"level": self._level, **active, "missing": self.missing}
 
     def is_whole(self, applied: dict[str, Any] | str) -> bool:
         """Whether a child has applied all that the first one could."""
@@ -2054,7 +2051,7 @@ class Sandbox:
 
     def confinement(self, needs: dict[str, Any]) -> Confinement:
         """That of the next child, for an application that needs this. Raises Error if it is not allowed to have it."""
-        if self._node.sandbox == "off":
+        if self._level == "off":
             return UNCONFINED
         asked = {name: [True] if needs.get(name) is True else needs.get(name) or [] for name in GRANTS}
         given = {name: [one for one in asked[name] if self._allows(name, one)] for name in GRANTS}
@@ -2068,7 +2065,7 @@ class Sandbox:
 
     def _allowed(self, name: str) -> list:
         value = getattr(self._node, f"allow_{name}")
-        return [] if self._node.sandbox == "strict" else value if isinstance(value, list) else [value]
+        return [] if self._level == "strict" else value if isinstance(value, list) else [value]
 
     def _allows(self, name: str, asked: Any) -> bool:
         """Whether the owner's word covers it. Never what holds this node's keys, or lies beside them."""
@@ -2082,7 +2079,7 @@ class Sandbox:
         return safe and any(_holds(os.path.realpath(one), path) for one in allowed)
 
     def _refusal(self, refused: dict[str, list]) -> components.Error:
-        node, strict = self._node, self._node.sandbox == "strict"
+        node, strict = self._node, self._level == "strict"
         asked = ", ".join(f"{name} = {', '.join(map(str, values))}" for name, values in refused.items())
         allows = ", ".join(f"{name} = {', '.join(map(str, self._allowed(name))) or 'nothing'}" for name in refused)
         settings = [f"{node.role}.allow_{name}={','.join(map(str, refused[name]))}" for name in refused]
@@ -2500,16 +2497,16 @@ def _reap(sock: socket.socket, children: dict[int, tuple]) -> None:
 def _discard(folder: str, children: dict[int, tuple]) -> None:
     """Removes what a child leaves behind: at once if that is nothing, else in a process while others are served."""
     try:
-        if folder:
+        if os.path.isdir(folder) and os.listdir(folder):
+            pid = os.fork()
+            if not pid:
+                remove_tree(folder)
+                os._exit(0)
+            children[pid] = 0, folder
+        elif folder:
             os.rmdir(folder)
-    except FileNotFoundError as error:
-        log.debug("a child has not come so far: %s", error)
-    except OSError:
-        pid = os.fork()
-        if not pid:
-            remove_tree(folder)
-            os._exit(0)
-        children[pid] = 0, folder
+    except OSError as error:  # the node does it when it ends
+        log.debug("%s is not removed: %s", folder, error)
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:

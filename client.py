@@ -923,12 +923,13 @@ def _indent(text: str) -> str:
 class LocalSwarm:
     """A master and a slave on free loopback addresses, in a temporary folder, for as long as the `with` block."""
 
-    def __init__(self, workers: str | None, settings: dict[str, list[str]]):
+    def __init__(self, workers: str | None, settings: dict[str, list[str]], needs: dict | None = None):
         self._workers, self._settings = workers, settings
+        self._reached = [os.path.realpath(path) for name in ("read", "write") for path in (needs or {}).get(name, ())]
         self._children: list[tuple[subprocess.Popen, socket.socket]] = []
 
     def __enter__(self) -> "LocalSwarm":
-        self.folder = tempfile.mkdtemp(prefix="concurrent-")
+        self.folder = tempfile.mkdtemp(prefix="concurrent-", dir=self._place())
         try:
             self.address = self._start("master", "--port", "0", "--no-journal")["address"]
             self.access = os.path.join(self.folder, "master", "keys", "client.access")
@@ -939,6 +940,11 @@ class LocalSwarm:
             self.__exit__()
             raise
         return self
+
+    def _place(self) -> str | None:
+        """Where the folder lies: not where the application may reach its keys, if there is such a place."""
+        places = [os.path.realpath(path) for path in (tempfile.gettempdir(), "/var/tmp") if os.path.isdir(path)]
+        return next((p for p in places if not any(os.path.commonpath([p, one]) == one for one in self._reached)), None)
 
     def __exit__(self, *_: Any) -> None:
         for process, line in reversed(self._children):
@@ -1447,7 +1453,8 @@ def _main(argv: list[str]) -> int:
     cls = rpc.find_application(module, ApplicationNode, options.chosen)
     with contextlib.ExitStack() as stack:
         if options.local and options.workers != "0":
-            swarm = stack.enter_context(LocalSwarm(options.workers, _settings_of_nodes(options, bundle)))
+            swarm = stack.enter_context(
+                LocalSwarm(options.workers, _settings_of_nodes(options, bundle), bundle.manifest["needs"]))
             options.access, options.env = swarm.access, os.path.join(swarm.folder, "client")
             options.master = swarm.address
         return _run(options, bundle, cls, stack)

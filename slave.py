@@ -806,6 +806,8 @@ class SlaveNode(rpc.Node):
     allow_read = components.ListItem("slave", "allow_read", "", "paths, for apps that ask to read there")
     allow_write = components.ListItem("slave", "allow_write", "", "paths, for apps that ask to write there")
     allow_subprocess = components.BoolItem("slave", "allow_subprocess", False, "whether apps that ask start programs")
+    uid_base = components.IntItem("slave", "uid_base", 60800, "the first of 256 users for workers of a slave that is "
+                                  "root; 0: they are root without privileges", minimum=0)
     chosen = components.ExtensionPointItem("slave", "task_manager", "ProcessTaskManager",
                                            tasks.ITaskManager, "what runs leases")
 

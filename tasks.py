@@ -658,14 +658,13 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error") 
     if isinstance(error, components.Error) and not frames:  # ours, about something of the user's
         text, where = error.text(), ""
         return {"type": type(error).__name__, "message": error.what, "traceback": text, "where": where, "kind": kind}
+    if isinstance(error, PermissionError) and _confinement.level != "off":
+        attempt(setattr, error, "__notes__", [*getattr(error, "__notes__", ()), CONFINED])
     text = _format(error, root)[-TRACEBACK_LIMIT:]
     where = f"{_shorten(frames[-1].filename, root)}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     failure = {"type": _type_name(error), "message": _text_of(error), "traceback": text, "where": where, "kind": kind}
     sealed = _seal_exception(error)
-    told = {**failure, **_beside(error), **({"pickle": sealed} if sealed else {})}
-    if isinstance(error, PermissionError) and _confinement.level != "off":
-        told["notes"] = [*told.get("notes", []), CONFINED]
-    return told
+    return {**failure, **_beside(error), **({"pickle": sealed} if sealed else {})}
 
 
 def _beside(error: BaseException, depth: int = 1) -> dict:
@@ -1669,33 +1668,32 @@ def _turn(slave):
 
 # -- the sandbox ---------------------------------------------------------------------------------------------------
 
-LEVELS = ("standard", "strict", "off")
-CONFINED_FILES = 4096  # descriptors that a confined process may have open
+LEVELS, GRANTS = ("standard", "strict", "off"), ("network", "read", "write", "subprocess")
+CONFINED_FILES, CONFINED_PROCESSES = 4096, 1024  # that a confined process may have; processes: of a uid of its own
 STRICT_LANDLOCK = 6  # the first that knows all that `strict` promises: files, TCP ports, signals
 PROBE_WITHIN = 10.0  # seconds
+SLOTS = 256  # uids, from the first
+CONFINED = ("it runs in a sandbox: it may write in its temporary folder, and has what its application asks for by "
+            "network, read, write and subprocess, as far as the owner of the node allows it")
 # What is read without being asked for, beside Python itself: of the system nothing that is secret.
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
 SETTINGS = ("/etc/ld.so.cache", "/etc/localtime", "/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf",
             "/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/ssl/certs", "/etc/ssl/openssl.cnf",
             "/etc/pki/tls/certs", "/etc/pki/ca-trust/extracted", "/etc/alternatives")  # fmt: skip
-CONFINED = ("it runs in a sandbox: it may write in its temporary folder, and has what its application asks for by "
-            "network, read, write and subprocess, as far as the owner of the node allows it")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random")
 GPUS = ("/dev/nvidia*", "/dev/dri/*", "/dev/kfd")
 ANYWHERE = "*"  # a network that nobody can ask for
-GRANTS = ("network", "read", "write", "subprocess")
 
-# Of Landlock: rights to files by bit, how many of them each version knows, and kinds of rules.
-EXECUTE, READ, LIST, REFER, IOCTL_DEV = 1 << 0, 1 << 2, 1 << 3, 1 << 13, 1 << 15
-OF_FILES = EXECUTE | READ | 1 << 1 | 1 << 14 | IOCTL_DEV  # what a rule about something that is no folder may name
-WRITE = READ | LIST | sum(1 << bit for bit in (1, 4, 5, 7, 8, 9, 10, 12, 13, 14))  # all but devices and starting
-RIGHTS = {0: 0, 1: 13, 2: 14, 3: 15, 4: 15, 5: 16, 6: 16, 7: 16, 8: 16, 9: 17}
-BY_PATH, BY_PORT, CONNECT, BIND_AND_CONNECT, SCOPES = 1, 2, 2, 3, 3
-CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # on all processors
+# Of Landlock: rights to files by bit, how many of them each version knows, and its calls, alike on all processors.
+EXECUTE, WRITE_FILE, READ, IOCTL_DEV = 1 << 0, 1 << 1, 1 << 2 | 1 << 3, 1 << 15
+OF_FILES = EXECUTE | WRITE_FILE | 1 << 2 | 1 << 14 | IOCTL_DEV  # what a rule about something but a folder may name
+WRITE = READ | WRITE_FILE | IOCTL_DEV | sum(1 << bit for bit in (4, 5, 7, 8, 9, 10, 12, 13, 14))  # none makes devices
+RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16, 6: 16, 7: 16, 8: 16, 9: 17}
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 
-# Of seccomp: per processor its name for the kernel, the number of `seccomp` and a column of the calls below. That of
-# aarch64 follows the kernel's headers and has not run yet.
-MACHINES = {"x86_64": (0xC000003E, 317, 0), "aarch64": (0xC00000B7, 277, 1)}
+# Of seccomp: what the kernel calls a processor, the number of `seccomp` there and a column of the calls below. That of
+# aarch64 follows the kernel's headers and has not been tried.
+MACHINES = {"x86_64": (0xC000003E, 317, 1), "aarch64": (0xC00000B7, 277, 2)}
 NEVER = """ptrace 101 117 process_vm_readv 310 270 process_vm_writev 311 271 process_madvise 440 440 kcmp 312 272
     process_mrelease 448 448 pidfd_getfd 438 438 io_uring_setup 425 425 io_uring_enter 426 426 io_uring_register 427 427
     bpf 321 280 perf_event_open 298 241 userfaultfd 323 282 keyctl 250 219 add_key 248 217 request_key 249 218
@@ -1704,20 +1702,19 @@ NEVER = """ptrace 101 117 process_vm_readv 310 270 process_vm_writev 311 271 pro
     setns 308 268 shmget 29 194 shmat 30 196 shmctl 31 195 semget 64 190 semop 65 193 semctl 66 191 semtimedop 220 192
     msgget 68 186 msgsnd 69 189 msgrcv 70 188 msgctl 71 187 mq_open 240 180 mq_unlink 241 181 init_module 175 105
     finit_module 313 273 delete_module 176 106 kexec_load 246 104 kexec_file_load 320 294 reboot 169 142 swapon 167 224
-    swapoff 168 225 syslog 103 116 quotactl 179 60 quotactl_fd 443 443 acct 163 89 settimeofday 164 170
-    clock_settime 227 112 sethostname 170 161 setdomainname 171 162 vhangup 153 58 fanotify_init 300 262
+    swapoff 168 225 syslog 103 116 quotactl 179 60 quotactl_fd 443 443 acct 163 89 settimeofday 164 170 iopl 172 -
+    clock_settime 227 112 sethostname 170 161 setdomainname 171 162 vhangup 153 58 fanotify_init 300 262 ioperm 173 -
     open_by_handle_at 304 265 name_to_handle_at 303 264 migrate_pages 256 238 move_pages 279 239 listen 50 201
-    iopl 172 - ioperm 173 - modify_ldt 154 -"""
+    modify_ldt 154 -"""
 ALONE = """fork 57 - vfork 58 - execve 59 221 execveat 322 281 chmod 90 - fchmodat 268 53 fchmodat2 452 452 chown 92 -
     lchown 94 - fchownat 260 54 setxattr 188 5 lsetxattr 189 6 setxattrat 463 463 removexattr 197 14 lremovexattr 198 15
     removexattrat 466 466"""  # not without `subprocess`; chmod and its like reach files that Landlock does not guard
 DECIDED = """clone 56 220 clone3 435 435 socket 41 198 socketpair 53 199 prlimit64 302 261 setpriority 141 140
     ioprio_set 251 30 sched_setaffinity 203 122 sched_setscheduler 144 119 sched_setparam 142 118 sched_setattr 314 274
     sendto 44 206 sendmsg 46 211 sendmmsg 307 269"""
-NEW_SPACES, THREAD = 0x7E020000, 0x10000  # flags of clone
-FAST_OPEN = 0x20000000  # a flag of sendto: it connects past Landlock
+NEW_SPACES, THREAD, FAST_OPEN = 0x7E020000, 0x10000, 0x20000000  # flags of clone; of sendto: connects past Landlock
 LOAD, AND, IF, FROM, RETURN = 0x20, 0x54, 0x15, 0x35, 0x06  # steps of a filter
-ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x50000
+ALLOW, KILL, REFUSE, UNKNOWN = 0x7FFF0000, 0x80000000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
 
 
 class Confinement(NamedTuple):
@@ -1736,7 +1733,7 @@ UNCONFINED = Confinement()
 _confinement = UNCONFINED  # of this process
 
 
-def confine(wanted: Confinement, root: str = "") -> dict[str, Any]:
+def confine(wanted: Confinement, root: str) -> dict[str, Any]:
     """Takes from this process, and from all that it starts, for good, what it is not to have; `root` is its bundle.
     Returns what was applied. Raises OSError if something that this kernel has cannot be.
 
@@ -1745,105 +1742,94 @@ def confine(wanted: Confinement, root: str = "") -> dict[str, Any]:
     global _confinement
     if wanted.level == "off":
         return {}
-    _confinement = wanted
-    answers = _resolve(wanted.network)
-    _move_in(wanted)
-    _limit_resources(wanted)
-    applied = {"landlock": 0, "seccomp": False, "uid": wanted.uid}
+    _confinement, answers = wanted, _resolve(wanted.network)
+    _move_in(wanted, root)
+    if os.name == "posix":
+        _limit_resources(wanted.uid)
+    applied = {"landlock": 0, "seccomp": False, "uid": bool(wanted.uid)}
     if sys.platform == "linux":
-        _drop_privileges(wanted.uid)
+        _drop_privileges(wanted.uid, root)
         applied.update(landlock=_restrict_files(wanted, root), seccomp=_filter_calls(wanted))
-    _answer_from(answers)
-    if not wanted.subprocess:
+    if answers:
+        socket.getaddrinfo = functools.partial(_getaddrinfo, socket.getaddrinfo, answers)
+    if applied["seccomp"] and not wanted.subprocess:
         os.chmod = _chmod
     return applied
 
 
-def _move_in(wanted: Confinement) -> None:
+def _move_in(wanted: Confinement, root: str) -> None:
     """The folder of its own, also for those who have asked for a place before."""
     os.makedirs(wanted.folder, 0o700, exist_ok=True)
     if wanted.uid:
         os.chown(wanted.folder, wanted.uid, wanted.uid)
+        os.chmod(root, 0o755)
     os.environ.update(dict.fromkeys(("HOME", "TMPDIR", "TEMP", "TMP"), wanted.folder))
     tempfile.tempdir = None
     os.chdir(wanted.folder)
 
 
-def _limit_resources(wanted: Confinement) -> None:
-    if os.name != "posix":
-        return
+def _limit_resources(uid: int) -> None:
     import resource
 
-    limits = {"CORE": 0, "NOFILE": CONFINED_FILES, **({"NPROC": CONFINED_FILES} if wanted.uid else {})}
-    for name, value in limits.items():
+    for name, value in {"CORE": 0, "NOFILE": CONFINED_FILES, **({"NPROC": CONFINED_PROCESSES} if uid else {})}.items():
         number = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(number)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(number, (value, value))
 
 
-def _drop_privileges(uid: int) -> None:
+def _drop_privileges(uid: int, root: str) -> None:
     """Another user if one was given; and no capabilities, now and later: without them root is a user like others."""
     if uid:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it went with the user
-    _called("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        _called("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
+        for path in (os.__file__, __file__):  # does this user get there?
+            with open(path, "rb"):
+                os.listdir(root)
+    _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if os.geteuid() == 0:
+        _call("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
 
 
-def _called(name: str, *arguments: Any) -> int:
+def _call(name: str, *arguments: Any) -> int:
     """Calls a function of the C library. Raises OSError."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    wide = [one if isinstance(one, bytes) else ctypes.c_long(one) for one in arguments]
-    result = getattr(libc, name)(*wide)
+    result = getattr(libc, name)(*(one if type(one) is bytes else ctypes.c_long(one) for one in arguments))
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{name}: {os.strerror(number)}")
+        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
     return result
 
 
-def landlock_version() -> int:
-    """Which Landlock this kernel has; 0: none."""
-    if sys.platform != "linux":
-        return 0
-    try:
-        return _called("syscall", CREATE_RULESET, 0, 0, 1)
-    except OSError as error:
-        log.debug("no Landlock: %s", error)
-        return 0
-
-
-def has_seccomp() -> bool:
-    """Whether this kernel filters calls, and their numbers are known here."""
-    if sys.platform != "linux" or os.uname().machine not in MACHINES:
-        return False
-    try:
-        return _called("syscall", MACHINES[os.uname().machine][1], 2, 0, struct.pack("=I", ERROR)) == 0
-    except OSError as error:
-        log.debug("no seccomp: %s", error)
-        return False
+def kernel_features() -> dict[str, Any]:
+    """What this kernel has for a sandbox: the version of Landlock (0: none), and whether calls can be filtered."""
+    told = {"landlock": 0, "seccomp": False}
+    if sys.platform == "linux":
+        version, error = attempt(_call, "syscall", CREATE_RULESET, 0, 0, 1)
+        told["landlock"] = version if error is None else 0
+        _, seccomp, _ = MACHINES.get(os.uname().machine, (0, 0, 0))
+        told["seccomp"] = bool(seccomp) and attempt(_call, "syscall", seccomp, 2, 0, struct.pack("=I", 0x50000))[0] == 0
+    return told
 
 
 def _restrict_files(wanted: Confinement, root: str) -> int:
     """Landlock: files, TCP ports, signals and abstract sockets, as far as this kernel's has them."""
-    version = landlock_version()
+    version = int(kernel_features()["landlock"])
     if not version:
         return 0
     handled = (1 << RIGHTS[min(version, max(RIGHTS))]) - 1
     ports = version >= 4 and ANYWHERE not in wanted.network
-    about = struct.pack("=QQQ", handled, BIND_AND_CONNECT if ports else 0, SCOPES if version >= 6 else 0)
+    about = struct.pack("=QQQ", handled, 3 if ports else 0, 3 if version >= 6 else 0)  # bind, connect; scopes
     size = 8 if version < 4 else 16 if version < 6 else 24
-    ruleset = _called("syscall", CREATE_RULESET, about[:size], size, 0)
+    ruleset = _call("syscall", CREATE_RULESET, about[:size], size, 0)
     for path, rights in _rules(wanted, root):
         _allow_path(ruleset, path, rights & handled)
     for port in {int(one.rpartition(":")[2]) for one in wanted.network} if ports else ():
-        _called("syscall", ADD_RULE, ruleset, BY_PORT, struct.pack("=QQ", CONNECT, port), 0)
-    _called("syscall", RESTRICT_SELF, ruleset, 0)
+        _call("syscall", ADD_RULE, ruleset, 2, struct.pack("=QQ", 2, port), 0)  # to connect there
+    _call("syscall", RESTRICT_SELF, ruleset, 0)
     os.close(ruleset)
     return version
 
@@ -1851,24 +1837,25 @@ def _restrict_files(wanted: Confinement, root: str) -> int:
 def _rules(wanted: Confinement, root: str) -> Iterator[tuple[str, int]]:
     """Paths, and what is allowed there and below."""
     start = EXECUTE if wanted.subprocess else 0
-    yield from ((path, WRITE | IOCTL_DEV | start) for path in (wanted.folder, *wanted.write))
-    yield from ((path, READ | LIST) for path in (root, *wanted.read, *SETTINGS))
-    yield from ((path, READ | LIST | start) for path in (*SYSTEM, *_of_python()) if not _holds(path, wanted.folder))
-    yield from ((path, READ | 1 << 1 | IOCTL_DEV) for path in DEVICES)
-    here = os.path.dirname(os.path.abspath(__file__))
-    yield here, LIST
-    yield from ((path, READ | LIST) for end in ("*.py", "*.so", "__pycache__") for path in glob.glob(f"{here}/{end}"))
+    yield from ((path, WRITE | start) for path in (wanted.folder, *wanted.write))
+    yield from ((path, READ) for path in (root, *wanted.read, *SETTINGS))
+    yield from ((path, READ | start) for path in (*SYSTEM, *_of_python()) if not _holds(path, wanted.folder))
+    yield from ((path, READ | WRITE_FILE | IOCTL_DEV) for path in DEVICES)
+    yield os.path.dirname(__file__), 1 << 3  # a checkout has more in it: the rest can only be listed
 
 
 @functools.cache
 def _of_python() -> list[str]:
     """Where Python and what was installed for it lies; what else is below a person's home is not read."""
+    here = os.path.dirname(__file__)
+    found = [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__)]
+    found += (path for end in ("*.py", "*.so", "__pycache__") for path in glob.glob(os.path.join(here, end)))
     home = os.path.realpath(os.path.expanduser("~"))
-    base = [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__)]
-    more = [path for path in map(os.path.realpath, filter(None, sys.path)) if os.path.exists(path)]
-    found = [path for path in more if home == "/" or not (_holds(home, path) or _holds(path, home))
-             or os.path.basename(path) in ("site-packages", "dist-packages")]  # fmt: skip
-    return list(dict.fromkeys([*map(os.path.realpath, base), *found]))
+    for path in map(os.path.realpath, filter(os.path.exists, sys.path)):
+        at_home = home != "/" and (_holds(home, path) or _holds(path, home))
+        if not at_home or os.path.basename(path) in ("site-packages", "dist-packages"):
+            found.append(path)
+    return list(dict.fromkeys(map(os.path.realpath, found)))
 
 
 def _holds(folder: str, path: str) -> bool:
@@ -1882,37 +1869,35 @@ def _allow_path(ruleset: int, path: str, rights: int) -> None:
     except OSError as error:  # what is not here need not be read
         log.debug("%s is left out: %s", path, error)
         return
-    try:
-        rights &= -1 if stat.S_ISDIR(os.fstat(file).st_mode) else OF_FILES
-        _called("syscall", ADD_RULE, ruleset, BY_PATH, struct.pack("=Qi", rights, file), 0)
-    finally:
-        os.close(file)
+    rights &= -1 if stat.S_ISDIR(os.fstat(file).st_mode) else OF_FILES
+    _call("syscall", ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, file), 0)
+    os.close(file)
 
 
 def _filter_calls(wanted: Confinement) -> bool:
-    """seccomp: what Landlock does not know of."""
+    """seccomp: what Landlock does not know of, for all threads."""
     import ctypes
 
-    if not has_seccomp():
+    if not kernel_features()["seccomp"]:
         return False
     program = _program(wanted, os.uname().machine)
     filters = ctypes.create_string_buffer(program)
     about = struct.pack("@HP", len(program) // 8, ctypes.addressof(filters))
-    return _called("syscall", MACHINES[os.uname().machine][1], 1, 1, about) == 0
+    return _call("syscall", MACHINES[os.uname().machine][1], 1, 1, about) == 0
 
 
 def _program(wanted: Confinement, machine: str) -> bytes:
     """The filter: which calls fail, and which only for some arguments."""
-    arch, _, column = MACHINES[machine]
-    steps = [(LOAD, 4), (IF, arch, 1, 0), (RETURN, KILL), (LOAD, 0)]
-    if machine == "x86_64":  # a second set of numbers
-        steps += [(FROM, 0x40000000, 0, 1), (RETURN, ERROR | errno.ENOSYS)]
+    architecture, _, column = MACHINES[machine]
+    steps = [(LOAD, 4), (IF, architecture, 1, 0), (RETURN, KILL), (LOAD, 0)]
+    if machine == "x86_64":  # has a second set of numbers
+        steps += [(FROM, 0x40000000, 0, 1), (RETURN, UNKNOWN)]
     for number in _numbers(NEVER if wanted.subprocess else f"{NEVER} {ALONE}", column).values():
-        steps += [(IF, number, 0, 1), (RETURN, ERROR | errno.EPERM)]
+        steps += [(IF, number, 0, 1), (RETURN, REFUSE)]
     numbers = _numbers(DECIDED, column)
     for name, conditions in _conditions(wanted).items():
         rest = [step for one in conditions for step in _required(*one)]
-        rest.append((RETURN, ALLOW if rest else ERROR | (errno.ENOSYS if name == "clone3" else errno.EPERM)))
+        rest.append((RETURN, ALLOW if rest else UNKNOWN if name == "clone3" else REFUSE))
         steps += [(IF, numbers[name], 0, len(rest)), *rest]
     steps.append((RETURN, ALLOW))
     return b"".join(struct.pack("=HBBI", code, *(jumps or (0, 0)), k) for code, k, *jumps in steps)
@@ -1921,14 +1906,14 @@ def _program(wanted: Confinement, machine: str) -> bytes:
 def _required(place: int, mask: int, values: list[int]) -> list[tuple]:
     """Goes on only if an argument, masked, is one of these values."""
     tests = [(IF, value, len(values) - i, 0) for i, value in enumerate(values)]
-    return [(LOAD, 16 + 8 * place), (AND, mask), *tests, (RETURN, ERROR | errno.EPERM)]
+    return [(LOAD, 16 + 8 * place), (AND, mask), *tests, (RETURN, REFUSE)]
 
 
 def _numbers(table: str, column: int) -> dict[str, int]:
     """The calls of a table that this processor has."""
     words = table.split()
-    return {name: int(pair[column]) for name, *pair in zip(words[::3], words[1::3], words[2::3], strict=True)
-            if pair[column] != "-"}  # fmt: skip
+    rows = zip(words[::3], words[1::3], words[2::3], strict=True)
+    return {row[0]: int(row[column]) for row in rows if row[column] != "-"}
 
 
 def _conditions(wanted: Confinement) -> dict[str, list[tuple[int, int, list[int]]]]:
@@ -1939,7 +1924,7 @@ def _conditions(wanted: Confinement) -> dict[str, list[tuple[int, int, list[int]
     told["clone"] = [(0, NEW_SPACES, [0])] if wanted.subprocess else [(0, NEW_SPACES | THREAD, [THREAD])]
     told["clone3"] = []  # its flags cannot be seen: libraries go on with clone
     told["setpriority"], told["ioprio_set"] = [(0, every, [0]), (1, every, mine)], [(0, every, [1]), (1, every, mine)]
-    told["socketpair"] = [(0, every, [socket.AF_UNIX])]
+    told["socketpair"] = [(0, every, [socket.AF_UNIX]), (1, 0xF, [socket.SOCK_STREAM])]  # others can turn elsewhere
     told["socket"] = []
     if ANYWHERE in wanted.network:
         del told["socket"]
@@ -1954,48 +1939,37 @@ def _resolve(network: Iterable[str]) -> dict[str, list]:
     """The addresses of these hosts, found while they still can be."""
     found: dict[str, list] = {}
     for host, _, port in (one.rpartition(":") for one in network if one != ANYWHERE):
-        try:
-            found[host.strip("[]").lower()] = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-        except OSError as error:
+        host = host.strip("[]").lower()
+        answer, error = attempt(functools.partial(socket.getaddrinfo, host, int(port), type=socket.SOCK_STREAM))
+        found[host] = answer or []
+        if error is not None:
             log.warning("%s cannot be found from here: %s", host, error)
     return found
 
 
-def _answer_from(answers: dict[str, list]) -> None:
-    """Lets `socket.getaddrinfo` know these hosts: there is no asking for names inside."""
-    ask = socket.getaddrinfo
-
-    def getaddrinfo(host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> list:
-        name = host.lower() if isinstance(host, str) else host
-        if name not in answers or not str(port).isdigit():
-            return ask(host, port, family, type, proto, flags)
-        return [(kind, *about, (place[0], int(port), *place[2:])) for kind, *about, place in answers[name]
-                if family in (0, kind)]  # fmt: skip
-
-    if answers:
-        socket.getaddrinfo = getaddrinfo
+def _getaddrinfo(ask: Callable, answers: dict[str, list], host: Any, port: Any, family: int = 0, type: int = 0,
+                 proto: int = 0, flags: int = 0) -> list:  # fmt: skip
+    """`socket.getaddrinfo` for hosts that were found before: names cannot be asked for inside."""
+    rows = answers.get(host.lower()) if isinstance(host, str) and str(port).isdigit() else None
+    if not rows:
+        return ask(host, port, family, type, proto, flags)
+    return [(kind, *about, (place[0], int(port), *place[2:])) for kind, *about, place in rows if family in (0, kind)]
 
 
 def _chmod(path: Any, mode: int, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> None:
     """`os.chmod` for files that this process may open: by its path it could be any file."""
-    if isinstance(path, int):
-        os.fchmod(path, mode)
-        return
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow_symlinks else os.O_NOFOLLOW), dir_fd=dir_fd)
-    try:
-        os.fchmod(file, mode)
-    finally:
+    file = path if isinstance(path, int) else os.open(path, os.O_RDONLY | os.O_NONBLOCK, dir_fd=dir_fd)
+    os.fchmod(file, mode)
+    if file is not path:
         os.close(file)
 
 
 def probe(keys: str) -> list[str]:
     """What this process should not be able to do, and can. `keys` is the folder of its node's keys."""
-    import resource
-
     attempts = {
         "read the keys": lambda: os.listdir(keys),
         "write anywhere": lambda: (os.mkdir(f"{keys}/probe"), os.rmdir(f"{keys}/probe")),
-        "limit other processes": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CORE),
+        "limit other processes": lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 0),
         "open sockets": lambda: socket.socket().close(),
         "start processes": lambda: os.fork() or os._exit(0),
     }
@@ -2005,57 +1979,55 @@ def probe(keys: str) -> list[str]:
 class Sandbox:
     """How a node confines its children, and what its owner lets them have besides.
 
-    The node has the items `sandbox`, `allow_network`, `allow_read`, `allow_write` and `allow_subprocess`. `sparing`:
-    what is asked for and not allowed is left out instead of refused.
+    The node has the items `sandbox`, `allow_network`, `allow_read`, `allow_write` and `allow_subprocess`; one with
+    `uid_base` gives each child a user of its own. `sparing`: what is not allowed is left out instead of refused.
     """
 
     def __init__(self, node: Any, sparing: bool = False):
         self._node, self._sparing = node, sparing
-        self._home = os.path.join(node.environment.path, "run", "work")
+        self._home = os.path.join(node.environment.path, "work")
         self._numbers = itertools.count(1)
+        self._uid_base, self._level = 0, node.sandbox  # as it is at the start
         self.missing: list[str] = []
         self.applied: dict[str, Any] = {}
 
     def start(self, zygote: Any) -> None:
         """Clears away what an earlier life has left, and lets a child try how far it is confined. Raises Error."""
         self.close()
-        os.makedirs(self._home, 0o700)
-        if self._node.sandbox == "off":
+        node = self._node
+        if self._level == "off":
             log.warning("sandbox off: whatever runs here may do all that this node may do")
             return
+        os.makedirs(self._home, 0o711)
+        no_uid = "" if not hasattr(os, "geteuid") or os.geteuid() else self._try_uids(zygote)
         self.applied, holes = self._try(zygote)
-        self.missing = [*_lacking(self.applied), *(f"it was possible to {hole}" for hole in holes)]
-        if self._node.sandbox == "strict" and (holes or _lacking(self.applied)):
-            raise components.Error(
-                f"the sandbox cannot be strict here: {'; '.join(self.missing)}", "this system has too little for that",
-                f"use {self._node.role}.sandbox=standard, which takes what there is, or a newer kernel")
+        self.missing = [*lacking(self.applied), *(f"it is possible to {hole}" for hole in holes)]
+        if self._level == "strict" and self.missing:
+            raise components.Error(f"the sandbox cannot be strict here: missing are {', '.join(self.missing)}",
+                                   "strict takes all or nothing", f"{node.role}.sandbox=standard takes what is here")
+        self.missing += [f"a uid of its own ({no_uid})"] if no_uid else []
         log.info("%s", self)
 
-    def __str__(self) -> str:
-        told = self.status()
-        if told["level"] == "off":
-            return "sandbox off"
-        parts = [f"Landlock {told['landlock']}" if told["landlock"] else "no Landlock",
-                 "seccomp" if told["seccomp"] else "no seccomp", *([f"uid {told['uid']}"] if told["uid"] else [])]
-        return f"sandbox {told['level']}: {', '.join(parts)}; missing: {', '.join(told['missing']) or 'nothing'}"
-
-    def status(self) -> dict[str, Any]:
-        """The level, what is active and what is missing."""
-        return {"level": self._node.sandbox, "landlock": 0, "seccomp": False, "uid": 0, **self.applied,
-                "missing": self.missing}
-
-    def is_whole(self, applied: dict[str, Any] | str) -> bool:
-        """Whether a child has applied all that the first one could."""
-        return applied == self.applied
-
-    def close(self) -> None:
-        """Removes the folders of all children."""
-        remove_tree(self._home)
+    def _try_uids(self, zygote: Any) -> str:
+        """Opens the way to the applications, and to nothing else here, to other users. Returns why that fails."""
+        path = self._node.environment.path
+        self._uid_base = getattr(self._node, "uid_base", 0)
+        if not self._uid_base:
+            return "none is given"
+        for entry in (one for one in path.iterdir() if one.is_dir() and not one.is_symlink()):
+            entry.chmod(0o711 if entry.name in ("apps", "work") else 0o700)
+        path.chmod(0o711)
+        try:
+            self._try(zygote)
+        except components.Error as error:
+            self._uid_base = 0
+            path.chmod(0o700)
+            return error.why
+        return ""
 
     def _try(self, zygote: Any) -> tuple[dict[str, Any], list[str]]:
         """What a child applied, and what it could do all the same. Raises Error if it could not confine itself."""
-        wanted = Confinement(self._node.sandbox, os.path.join(self._home, "0"))
-        _, sock = zygote.fork("probe", str(self._node.environment / "keys"), confinement=wanted)
+        _, sock = zygote.fork("probe", str(self._node.environment.path), confinement=self._next())
         sock.settimeout(PROBE_WITHIN)
         try:
             with sock, sock.makefile("rb") as lines:
@@ -2067,79 +2039,100 @@ class Sandbox:
                                    f"{self._node.role}.sandbox=off does without, and protects from nothing")
         return applied, holes
 
+    def _next(self, **given: Any) -> Confinement:
+        number = next(self._numbers)
+        uid = self._uid_base and self._uid_base + number % SLOTS
+        return Confinement(self._level, os.path.join(self._home, str(number)), uid=uid, **given)
+
+    def __str__(self) -> str:
+        told = self.status()
+        texts = {"landlock": f"Landlock {told['landlock']}", "seccomp": "seccomp", "uid": f"uids from {told['uid']}"}
+        active = [text for name, text in texts.items() if told[name]]
+        named = (", ".join(names) or "nothing" for names in (active, told["missing"]))
+        return "sandbox {}: active: {}; missing: {}".format(told["level"], *named)
+
+    def status(self) -> dict[str, Any]:
+        """The level, what is active and what is missing."""
+        active = {"landlock": 0, "seccomp": False, **self.applied, "uid": self._uid_base}
+        return {"level": self._level, **active, "missing": self.missing}
+
+    def is_whole(self, applied: dict[str, Any] | str) -> bool:
+        """Whether a child has applied all that the first one could."""
+        return applied == self.applied
+
+    def close(self) -> None:
+        """Removes the folders of all children."""
+        remove_tree(self._home)
+
     def confinement(self, needs: dict[str, Any]) -> Confinement:
         """That of the next child, for an application that needs this. Raises Error if it is not allowed to have it."""
-        level = self._node.sandbox
-        if level == "off":
+        if self._level == "off":
             return UNCONFINED
-        asked = {name: needs.get(name, []) for name in GRANTS}
-        asked["subprocess"] = [True] if asked["subprocess"] else []
+        asked = {name: [True] if needs.get(name) is True else needs.get(name) or [] for name in GRANTS}
         given = {name: [one for one in asked[name] if self._allows(name, one)] for name in GRANTS}
-        refused = {name: [one for one in asked[name] if one not in given[name]] for name in GRANTS}
-        if any(refused.values()) and not self._sparing:
-            raise self._refusal({name: values for name, values in refused.items() if values})
-        given["subprocess"] = bool(given["subprocess"])
+        refused = {name: asked[name] for name in GRANTS if asked[name] != given[name]}
+        if refused and not self._sparing:
+            raise self._refusal(refused)
         if getattr(self._node, "resources", {}).get("gpu"):  # their drivers tell of themselves in /proc and /sys
             given["read"] += ["/proc", "/sys"]
             given["write"] += itertools.chain(*map(glob.glob, GPUS))
-        return Confinement(level, os.path.join(self._home, str(next(self._numbers))), **given)
+        return self._next(**{**given, "subprocess": bool(given["subprocess"])})
 
     def of_builder(self, read: list[str], write: list[str], network: bool) -> Confinement:
         """That of a child that installs and compiles: it starts programs, and may have to reach any address."""
-        if self._node.sandbox == "off":
+        if self._level == "off":
             return UNCONFINED
-        folder = os.path.join(self._home, str(next(self._numbers)))
         read = [*read, *self._allowed("read")]  # pip's settings may name folders of wheels
-        return Confinement(self._node.sandbox, folder, read, write, [ANYWHERE] if network else [], True)
+        made = self._next(read=read, write=write, network=[ANYWHERE] if network else [], subprocess=True)
+        return made._replace(uid=0)  # what it makes belongs to the node
 
     def _allowed(self, name: str) -> list:
         value = getattr(self._node, f"allow_{name}")
-        return [] if self._node.sandbox == "strict" else value if isinstance(value, list) else [value]
+        return [] if self._level == "strict" else value if isinstance(value, list) else [value]
 
     def _allows(self, name: str, asked: Any) -> bool:
         """Whether the owner's word covers it. Never what holds this node's keys, or lies beside them."""
-        if name == "subprocess":
-            return self._allowed(name) == [True]
-        if name == "network":
-            return any(_covers(one, asked) for one in self._allowed(name))
-        path, own = os.path.realpath(asked), os.path.realpath(self._node.environment.path)
         allowed = [*self._allowed(name), *(self._allowed("write") if name == "read" else ())]
+        if name == "subprocess":
+            return allowed == [True]
+        if name == "network":
+            return any(_covers(one, asked) for one in allowed)
+        path, own = os.path.realpath(asked), os.path.realpath(self._node.environment.path)
         safe = os.path.isabs(asked) and not (_holds(path, own) or _holds(own, path))
         return safe and any(_holds(os.path.realpath(one), path) for one in allowed)
 
     def _refusal(self, refused: dict[str, list]) -> components.Error:
-        node = self._node
+        node, strict = self._node, self._level == "strict"
         asked = ", ".join(f"{name} = {', '.join(map(str, values))}" for name, values in refused.items())
         allows = ", ".join(f"{name} = {', '.join(map(str, self._allowed(name))) or 'nothing'}" for name in refused)
-        settings = ", ".join(f"{node.role}.allow_{name}={','.join(map(str, refused[name]))}" for name in refused)
+        settings = [f"{node.role}.allow_{name}={','.join(map(str, refused[name]))}" for name in refused]
+        settings += [f"{node.role}.sandbox=standard"] if strict else []
         return components.Error(
             f"the application asks for what {node.name} does not allow: {asked}",
-            "its sandbox is strict and allows nothing" if node.sandbox == "strict" else f"it allows {allows}",
-            f"let the owner of {node.name} set {settings} (never a folder with its own environment), or ask for less")
+            "its sandbox is strict and allows nothing" if strict else f"it allows {allows}; never its own environment",
+            f"its owner can set {' '.join(settings)}; or ask for less, by full paths and HOST:PORT")
 
 
 def _covers(allowed: str, asked: str) -> bool:
     """Whether a HOST:PORT of the owner's, each of which may be *, covers one that is asked for."""
-    host, _, port = asked.rpartition(":")
-    ours, _, door = allowed.rpartition(":")
-    return bool(host) and port.isdigit() and ours.lower() in ("*", host.lower()) and door in ("*", port)
+    (ours, _, door), (host, _, port) = allowed.rpartition(":"), asked.rpartition(":")
+    known = bool(host) and port.isdigit() and 0 < int(port) < 65536
+    return known and ours.lower() in ("*", host.lower()) and door in ("*", port)
 
 
-def _lacking(applied: dict[str, Any]) -> list[str]:
-    """What the sandbox leaves open for want of something in this system."""
-    version = applied["landlock"]
-    open_to = {1: "files (Landlock)", 3: "truncation of files (Landlock 3)", 4: "TCP by port (Landlock 4)",
-               STRICT_LANDLOCK: f"signals to others (Landlock {STRICT_LANDLOCK})"}  # fmt: skip
-    told = [text for least, text in open_to.items() if version < least]
-    told += [] if applied["seccomp"] else ["calls of the kernel (seccomp)"]
+def lacking(active: dict[str, Any]) -> list[str]:
+    """What a sandbox leaves open for want of something in this system."""
+    version, seccomp = active["landlock"], active["seccomp"]
+    by_version = {1: "files (Landlock)", 3: "truncation of files (Landlock 3)", 4: "TCP by port (Landlock 4)",
+                  STRICT_LANDLOCK: f"signals (Landlock {STRICT_LANDLOCK})"}  # fmt: skip
+    told = [text for least, text in by_version.items() if version < least] + ([] if seccomp else ["calls (seccomp)"])
     return told if sys.platform == "linux" else [*told, f"not verified on {sys.platform}"]
 
 
 def remove_tree(folder: str) -> None:
     """Removes a folder with all in it, locked folders too, if it is there."""
     for path, folders, _ in os.walk(folder):
-        for name in folders:
-            inner = os.path.join(path, name)
+        for inner in (os.path.join(path, name) for name in folders):
             if not os.path.islink(inner):
                 os.chmod(inner, 0o700)
     shutil.rmtree(folder, ignore_errors=True)
@@ -2483,10 +2476,10 @@ def _fork_child(fd: int, output: int, kind: str, root: str, confinement: list) -
 
 def _run_child(sock: socket.socket, kind: str, root: str, wanted: Confinement) -> None:
     """The life of a child. It tells what it has applied; if that is not all, it does nothing else."""
-    applied, error = attempt(confine, wanted, "" if kind == "probe" else root)
+    applied, error = attempt(confine, wanted, os.path.join(root, "apps") if kind == "probe" else root)
     told = applied if error is None else str(error)
     if kind == "probe":
-        sock.sendall(json.dumps([told, [] if error else probe(root)]).encode() + b"\n")
+        sock.sendall(json.dumps([told, [] if error else probe(os.path.join(root, "keys"))]).encode() + b"\n")
         return
     if wanted.level != "off":
         sock.sendall(b"".join(rpc.pack_stream(["confined", told], [])))
@@ -2527,16 +2520,16 @@ def _reap(sock: socket.socket, children: dict[int, tuple]) -> None:
 def _discard(folder: str, children: dict[int, tuple]) -> None:
     """Removes what a child leaves behind: at once if that is nothing, else in a process while others are served."""
     try:
-        if folder:
+        if os.path.isdir(folder) and os.listdir(folder):
+            pid = os.fork()
+            if not pid:
+                remove_tree(folder)
+                os._exit(0)
+            children[pid] = 0, folder
+        elif folder:
             os.rmdir(folder)
-    except FileNotFoundError as error:
-        log.debug("a child has not come so far: %s", error)
-    except OSError:
-        pid = os.fork()
-        if not pid:
-            remove_tree(folder)
-            os._exit(0)
-        children[pid] = 0, folder
+    except OSError as error:  # the node does it when it ends
+        log.debug("%s is not removed: %s", folder, error)
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:
@@ -3407,9 +3400,10 @@ class Prerequisites:
         node.preparing(digest, what)
 
     def _heard(self, digest: str, method: str, *told: Any) -> None:
+        guard = self._node.guard  # a builder has the node's user
         if method == "built":
             self._built(digest, *told)
-        elif not self._node.guard.is_whole(told[0]):
+        elif type(told[0]) is not dict or not guard.is_whole({**told[0], "uid": guard.applied["uid"]}):
             self._end(digest, rpc.CannotBuild("what it needs cannot be made here", f"no sandbox: {told[0]}"))
 
     def _built(self, digest: str, size: int, told: list) -> None:
@@ -3622,8 +3616,8 @@ def checks() -> Iterator[rpc.Check]:
         yield rpc.Check("ok", "workers", "are forked from a zygote")
     else:
         yield rpc.Check("warn", "workers", f"are started anew on {sys.platform}: half a second each", "run it on Linux")
-    active = {"landlock": landlock_version(), "seccomp": has_seccomp()}
-    missing = _lacking(active)
+    active = kernel_features()
+    missing = lacking(active)
     told = f"Landlock {active['landlock']}, seccomp {'works' if active['seccomp'] else 'is missing'}"
     if missing:
         yield rpc.Check("warn", "sandbox", f"{told}; missing: {', '.join(missing)}", "run it on Linux 6.12 or later")

@@ -3635,7 +3635,8 @@ def _with_requirements(needs, root, entry):
             why = "options, other files, paths and addresses mean something else, or nothing, on another machine"
             raise UsageError(f"{where}{one!r} is no requirement that can travel", why,
                              "a name with versions, as numpy>=1.26; what lies in a file goes into node.wheels of nodes")
-    requirements = list(dict.fromkeys(one for _, one in found))
+    ours = re.compile(r"concurrent[-_.]swarm\b", re.IGNORECASE)  # a file's header may well name it; every node has it
+    requirements = list(dict.fromkeys(one for _, one in found if not ours.match(one)))
     return {**needs, **({"requirements": requirements} if requirements else {})}
 
 

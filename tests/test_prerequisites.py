@@ -98,7 +98,15 @@ def told(run):
 
 # -- what is declared ----------------------------------------------------------------------------------------------
 
-HEADER = '# /// script\n# requires-python = ">=3.10"\n# dependencies = [\n#   "attrs[x]>=1",\n#   "six",\n# ]\n# ///\n'
+HEADER = """# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#   "attrs[x]>=1",
+#   "concurrent-swarm",
+#   "six",
+# ]
+# ///
+"""
 
 
 def test_requirements_of_class_file_and_header_are_put_together(source):
@@ -232,6 +240,7 @@ def test_a_task_system_whose_application_cannot_have_what_it_requires_ends_with_
     assert "No matching distribution found for tinydep==8" in run.about["error"]["traceback"]
 
 
+@pytest.mark.slow
 def test_a_task_system_goes_on_when_a_new_master_has_installed_what_it_requires(swarm, source, wheels, tmp_path):
     where, gate = ("--set", f"node.wheels={wheels}"), tmp_path / "gate"
     here = swarm(journal=True, master=where, slave=where)
@@ -296,6 +305,7 @@ def test_what_was_installed_goes_when_nothing_of_the_application_is_there(swarm,
         wait_until(lambda: not here.workers_of(slave), "its worker has ended")
 
 
+@pytest.mark.slow
 def test_what_was_installed_goes_with_the_slave_or_what_a_killed_one_left_with_the_next(swarm, source, wheels):
     here = swarm(slaves=0)
     folder = source({"app.py": app("import tinydep; return 1", 'requirements = ["tinydep"]')})
@@ -366,3 +376,20 @@ def test_a_client_compiles_the_same_source_once_and_tells_what_is_wrong_in_it(so
         rpc.compile_here(rpc.make_bundle(folder / "pkg"), environment)
     assert error.value.kind == "load"
     assert [path for path in (environment / "apps").iterdir() if path != first] == []
+
+
+@COMPILES
+@pytest.mark.slow
+def test_what_is_compiled_reaches_no_file_of_the_node(swarm, source):
+    here = swarm(slaves=0)
+    files = {}
+    for level in "standard", "off":
+        slave = here.start_slave("--set", f"slave.sandbox={level}")
+        secret = slave.folder / "keys" / "secret.pxi"
+        secret.write_text("secret = 1\n")
+        folder = source({"app.py": app(TOTAL, before="import fast\n"), "fast.py": PURE,
+                         "fast.pyx": f"include '{secret}'\n{CYTHON}"}, level)  # fmt: skip
+        files[level] = here.run_client(str(folder / "app.py")).about["result"][1]
+        slave.ends()
+        assert ("the pure twin of fast.pyx is used" in slave.err) == (level == "standard")
+    assert files["standard"].endswith("fast.py") and files["off"].endswith(".so")

@@ -2470,6 +2470,7 @@ def _run_child(sock: socket.socket, kind: str, root: str, wanted: Confinement) -
         return
     if wanted.level != "off":
         sock.sendall(b"".join(rpc.pack_stream(["confined", told], [])))
+    multiprocessing.current_process()._config["daemon"] = False  # as such it could not start processes of its own
     if error is None:
         (worker_main if kind == "worker" else host_main)(sock, root)
 

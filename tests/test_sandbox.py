@@ -123,7 +123,7 @@ def test_a_node_tells_in_its_status_and_at_its_start_what_is_active_and_what_is_
 
 def test_doctor_says_what_this_system_has_for_a_sandbox():
     (told,) = (check for check in tasks.checks() if check.name == "sandbox")
-    assert told.state == ("warn" if tasks.lacking(tasks.kernel_features()) else "ok") and "Landlock" in told.text
+    assert told.level == ("warn" if tasks.lacking(tasks.kernel_features()) else "ok") and "Landlock" in told.text
 
 
 # -- what a task has without asking --------------------------------------------------------------------------------

@@ -2483,6 +2483,7 @@ def _run_child(sock: socket.socket, kind: str, root: str, wanted: Confinement) -
         return
     if wanted.level != "off":
         sock.sendall(b"".join(rpc.pack_stream(["confined", told], [])))
+    multiprocessing.current_process()._config["daemon"] = False  # as such it could not start processes of its own
     if error is None:
         MAINS[kind](sock, root)
 

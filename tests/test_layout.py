@@ -44,17 +44,17 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 1656,
+    "client.py": 1682,
     "components.py": 1454,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4057,
-    "rpc.py": 4983,
+    "master.py": 4114,
+    "rpc.py": 5227,
     "setup.py": 64,
-    "slave.py": 1091,
-    "tasks.py": 3464,
+    "slave.py": 1125,
+    "tasks.py": 3626,
 }
-TOTAL_LINES = 17_532
+TOTAL_LINES = 18_055
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

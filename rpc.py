@@ -49,12 +49,13 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      forget_shared([keys]) · no_bundle(digest)
     slave → master   result(id, lo, hi, seconds, failures) {groups…} · given_back(id, lo, hi) · fetch(digest)
                      output(id, [[lo, hi, text, dropped]…]) · worker_lost(id, lo, hi, reason, output)
-                     resources(amounts, workers) · leaving()
+                     resources(amounts, workers) · leaving() · preparing(digest, what), "" when that is over
                      publish_for(owner, key, at, total) {, bytes} · fetch_shared(key)
     slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
                      shared(key) {bytes} · no_shared(key, reason) · spare() and stack(), with a descriptor each
     worker → slave   result(id, lo, hi, seconds, failures, last) {groups…} · publish(key, at, total) {, bytes}
                      fetch_shared(key) · begun(id), if its tasks have limits
+    node → builder   build({what of, into which folder, from where}); it says built(size, [what, why, fix, kind] or [])
 
 Beside its socketpair a child has a pipe for what it prints. What Python prints in a lease of several tasks stands
 between marks of its task; the lo..hi of an `output` are ordinals of the owner, 0..0 for it as a whole, such as the
@@ -3972,10 +3973,15 @@ def _tool(folder, command, what, fix, kind="setup", environ=()):
 
 def said_last(folder: str | os.PathLike) -> str:
     """The last lines of what the tools said that worked for this folder."""
-    with suppress(FileNotFoundError):
-        text = (Path(folder) / _BUILD_LOG).read_bytes()[-8192:].decode(errors="replace")
+    with suppress(OSError), open(Path(folder) / _BUILD_LOG, "rb", opener=_open_itself) as said:
+        text = said.read()[-8192:].decode(errors="replace")
         return "\n".join([line for line in text.splitlines() if line.strip()][-TOLD_LINES:])
     return "nothing was said"
+
+
+def _open_itself(path, flags):
+    """No link: a node reads what a child of its own could have put there."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
 def compiled_twin(folder: Path, fullname: str) -> Path | None:

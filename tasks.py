@@ -12,7 +12,8 @@ resources, classes), an index that names the class of each task (empty if there 
 the pickle of up to 64 task states. Nobody between the owner and the worker opens a group. A *lease* is a range of a
 batch; the worker opens the groups that the range touches and runs its part.
 
-What a child prints goes into a pipe, its descriptors 1 and 2; its node has the other end, see the room "output".
+What a child prints goes into a pipe, its descriptors 1 and 2; its node has the other end, see the room "output". What
+an application requires is there before its first child: a child too makes it, see "what applications need".
 
 A *task system* is an owner that lives on the master: its host process is forked like a worker, holds an `Owner` and
 drives `ITaskSystem`. User code runs in workers, hosts and clients; never in a master or a slave.
@@ -3322,7 +3323,7 @@ def _host_step(run: SystemRun, params: list, parts: list) -> None:
 # -- what applications need ----------------------------------------------------------------------------------------
 
 def builder_main(sock: socket.socket, root: str) -> None:
-    """The life of a builder: makes what one bundle needs, says how that ended, and waits for its end."""
+    """The life of a builder: makes what one bundle needs, says how that ended, and waits to be killed."""
     wire = Wire(sock)
     (_, order), _ = wire.next()
     size, error = attempt(functools.partial(rpc.build_parts, root, **order))
@@ -3350,7 +3351,7 @@ class Prerequisites:
 
     def __init__(self, node: Any, parted: Callable[[str], None] = lambda digest: None):
         self._node, self._parted = node, parted
-        self._building: dict[str, tuple[rpc.Pipe, float]] = {}  # digest -> the builder, and since when
+        self._building: dict[str, tuple[rpc.Pipe, float, Callable]] = {}  # the builder, since when, and what kills it
         self._failed: dict[str, tuple[float, rpc.CannotBuild]] = {}
         self._used: dict[str, float] = {}  # digest of what was built -> when something of it was last here
 
@@ -3394,8 +3395,9 @@ class Prerequisites:
         zygote, seconds = node.zygote, node.build_timeout
         pipe = rpc.Pipe(node.loop, sock, lambda pipe, call, parts: self._heard(digest, *call),
                         lambda pipe: self._cut_short(digest, f"{what} cannot be made on {place}", seconds))
-        self._building[digest] = pipe, time.monotonic()
-        node.loop.later(seconds, lambda: pipe.open and zygote.kill(token))
+        kill = functools.partial(zygote.kill, token)
+        self._building[digest] = pipe, time.monotonic(), kill
+        node.loop.later(seconds, lambda: pipe.open and kill())
         pipe.call("build", order)
         log.info("application %s: making %s", digest[:12], what)
         node.preparing(digest, what)
@@ -3428,9 +3430,10 @@ class Prerequisites:
             self._end(digest, rpc.CannotBuild(what, f"{why}; the last lines:\n{said}", "node.build_timeout there"))
 
     def _end(self, digest: str, error: rpc.CannotBuild | None) -> None:
-        pipe, _ = self._building.pop(digest, (None, 0.0))
+        pipe, _, kill = self._building.pop(digest, (None, 0.0, None))
         if pipe:
             pipe.close()
+            kill()
             self._node.preparing(digest, "")
         if error:
             log.error("application %s: %s", digest[:12], error)

@@ -3,13 +3,14 @@ how all of it is gone afterwards. Wheels are made here and lie in a folder: no t
 
 import importlib.util
 import io
+import os
 import shutil
 import signal
 import socket
 import zipfile
 
 import pytest
-from conftest import running, wait_until
+from conftest import children_of, running, wait_until
 
 from concurrent_swarm import components, rpc
 
@@ -290,6 +291,16 @@ def test_a_slave_that_installs_too_long_gives_up_and_works_on_meanwhile(swarm, s
     assert "still waiting: s1 prepares tinydep" in run.err, run.err
     assert "it was not ready within 5 s" in run.err and silent_index in run.err and "node.build_timeout" in run.err
     assert "making tinydep" in here.slaves[0].err
+
+
+def test_a_builder_that_is_killed_is_told_and_nothing_is_left_of_it(swarm, source, silent_index):
+    here = swarm(slave=("--set", f"node.index={silent_index}"))
+    run = here.start_client(str(source({"app.py": app(needs='requirements = ["tinydep"]')}) / "app.py"), "--json")
+    builder = wait_until(lambda: here.workers_of(here.slaves[0]), "a child is at it")[0]
+    wait_until(lambda: children_of(builder), "the installer runs")
+    os.kill(builder, signal.SIGKILL)
+    assert "something killed the process that made it" in told(run.wait())["traceback"]
+    wait_until(lambda: not parts_in(here.slaves[0]), "nothing is left of it")
 
 
 # -- gone ----------------------------------------------------------------------------------------------------------

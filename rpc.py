@@ -3887,11 +3887,11 @@ def wanted_parts(root: str | os.PathLike) -> dict[str, list]:
 
 
 def build_parts(root: str, into: str, where: str, requirements: Iterable[str] = (), sources: Iterable[str] = (),
-                install: bool = True, wheels: str = "", index: str = "", home: str = "") -> int:
+                install: bool = True, wheels: str = "", index: str = "", settings: str = "") -> int:
     """Installs the requirements, of wheels only, and compiles the sources of the bundle in `root` into the folder
     `into`; returns the bytes that this takes. `wheels` is a folder to take them from, `index` an address; without
-    `install`, nothing may be missing. `where` is what errors call this machine, `home` the folder of the user whose
-    settings of pip count. Takes its time: for a process of its own. Raises CannotBuild, OSError."""
+    either, pip's settings count, and those in the file `settings`. Without `install`, nothing may be missing. `where`
+    is what errors call this machine. Takes its time: for a process of its own. Raises CannotBuild, OSError."""
     folder = Path(into)
     for name in INSTALLED, COMPILED, TEMPORARY:
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -3899,7 +3899,7 @@ def build_parts(root: str, into: str, where: str, requirements: Iterable[str] = 
         what = f"{', '.join(missing)} cannot be installed on {where}"
         if not install:
             raise CannotBuild(what, "node.install is no there", "its owner sets that, or installs it for all")
-        _install(folder, requirements, what, wheels, index, home)
+        _install(folder, requirements, what, wheels, index, settings)
     for name in sources:
         try:
             _compile(Path(root), name, folder, f"{name} cannot be compiled on {where}")
@@ -3924,15 +3924,8 @@ def _is_installed(requirement):
     return False
 
 
-def pip_settings(home: str) -> list[str]:
-    """Where pip's settings may be, those of the user first."""
-    own = [os.path.join(home, name) for name in (".config/pip/pip.conf", ".pip/pip.conf")]
-    return [*own, "/etc/xdg/pip", "/etc/pip.conf"]
-
-
-def _install(folder, requirements, what, wheels, index, home):
-    own = [os.devnull] if wheels or index else list(filter(os.path.isfile, pip_settings(home)[:2]))
-    environ = {"PIP_CONFIG_FILE": own[0]} if own else {}  # /dev/null: no settings of pip's at all
+def _install(folder, requirements, what, wheels, index, settings):
+    environ = {"PIP_CONFIG_FILE": os.devnull if wheels or index else settings}  # that: no settings of pip's at all
     places = ["--no-index", "--find-links", wheels] if wheels else ["--index-url", index] if index else []
     source = f"node.wheels, {wheels}" if wheels else f"node.index, {index}" if index else "where pip's settings say"
     _tool(folder, [sys.executable, "-m", "pip", "install", "--only-binary", ":all:", "--no-cache-dir", "--no-input",

@@ -3335,6 +3335,8 @@ def builder_main(sock: socket.socket, root: str) -> None:
 
 
 MAINS = {"worker": worker_main, "host": host_main, "builder": builder_main}
+PIP_READS = ("~/.config/pip/pip.conf", "~/.pip/pip.conf", "/etc/pip.conf", "/etc/xdg/pip",
+             "/etc/*release", "/etc/*[-_]version")  # it tells an index on which system it runs
 BUILDING = f"{rpc.PARTS}-new"  # its folder in the bundle's
 FAILED_FOR = 30.0  # seconds in which what could not be built is not tried again
 USE_EVERY = 1.0  # seconds between two looks whether anything uses what was built
@@ -3381,11 +3383,11 @@ class Prerequisites:
         node, root, what = self._node, self._root(digest), ", ".join(itertools.chain(*wanted.values()))
         place = f"{node.name} ({socket.gethostname()})" if node.role == "slave" else f"the {node.role}"
         order = {**wanted, "into": str(root / BUILDING), "where": place, "install": node.install,
-                 "wheels": str(node.wheels or ""), "index": node.index, "home": os.path.expanduser("~")}
+                 "wheels": str(node.wheels or ""), "index": node.index}
+        read = [path for one in PIP_READS for path in glob.glob(os.path.expanduser(one))]
+        order["settings"] = next((path for path in read if path.endswith("pip.conf")), "")
         online = bool(wanted["requirements"]) and node.install and not node.wheels
-        read = [*rpc.pip_settings(order["home"]), *glob.glob("/etc/*release"), *glob.glob("/etc/*[-_]version"),
-                *filter(None, [order["wheels"]])]  # pip tells an index on which system it runs
-        confinement = node.guard.of_builder(read, [order["into"]], online)
+        confinement = node.guard.of_builder([*read, *filter(None, [order["wheels"]])], [order["into"]], online)
         try:
             (root / BUILDING).mkdir()
             token, sock = node.zygote.fork("builder", str(root), confinement=confinement)

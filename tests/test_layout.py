@@ -49,12 +49,12 @@ LINES = {
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
     "master.py": 4114,
-    "rpc.py": 5227,
+    "rpc.py": 5226,
     "setup.py": 64,
     "slave.py": 1125,
-    "tasks.py": 3626,
+    "tasks.py": 3631,
 }
-TOTAL_LINES = 18_055
+TOTAL_LINES = 18_059
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -1791,17 +1791,25 @@ def _drop_privileges(uid: int, root: str) -> None:
         _call("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
 
 
+@functools.cache
+def _libc() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _call(name: str, *arguments: Any) -> int:
     """Calls a function of the C library. Raises OSError."""
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = getattr(libc, name)(*(one if type(one) is bytes else ctypes.c_long(one) for one in arguments))
+    function = getattr(_libc(), name)
+    result = function(*(one if type(one) is bytes else ctypes.c_long(one) for one in arguments))
     if result < 0:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
     return result
 
 
+@functools.cache
 def kernel_features() -> dict[str, Any]:
     """What this kernel has for a sandbox: the version of Landlock (0: none), and whether calls can be filtered."""
     told = {"landlock": 0, "seccomp": False}
@@ -2400,7 +2408,7 @@ def zygote_main(sock: socket.socket) -> None:
     if sys.platform == "linux":
         prctl(PR_SET_CHILD_SUBREAPER, 1)  # what outlives a child of ours comes to us
     gc.freeze()
-    _of_python()
+    _of_python(), kernel_features()  # once for all
     children: dict[int, tuple] = {}  # pid -> token, own folder; token 0: it only removes that
     try:
         _serve_forks(sock, woken, children)
@@ -2491,9 +2499,7 @@ def _become_child(fd: int) -> None:
 
 def prctl(option: int, value: int) -> None:
     """Tells the kernel something about this process."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    _call("prctl", option, value, 0, 0, 0)
 
 
 def _reap(sock: socket.socket, children: dict[int, tuple]) -> None:

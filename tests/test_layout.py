@@ -52,9 +52,9 @@ LINES = {
     "rpc.py": 4983,
     "setup.py": 64,
     "slave.py": 1091,
-    "tasks.py": 3471,
+    "tasks.py": 3478,
 }
-TOTAL_LINES = 17_565
+TOTAL_LINES = 17_572
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

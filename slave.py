@@ -357,7 +357,7 @@ class ProcessTaskManager(components.Component):
         zygote = self.node.zygote  # one that comes later may have another child of this token
         try:
             root, rate = str(self.node.bundles[digest]), self.node.output_rate * 1024
-            confinement = self.node.guard.confinement(rpc.manifest_of(root)["needs"])
+            confinement = self.node.guard.confinement(self.node.needs[digest])
             token, sock, ear = tasks.fork_heard(zygote, "worker", root, confinement, self.node.loop, rate)
         except OSError as error:
             log.warning("no worker can be forked now (%s)", error)
@@ -816,8 +816,9 @@ class SlaveNode(rpc.Node):
         self.guard.start(self.zygote)
         self.shelf = rpc.Shelf(self.store, self.shared_limit * 1024 * 1024)
         self.manager = self.chosen  # for this life: to ask the configuration at each lease costs more than a lease
-        for digest in rpc.known_bundles(self.environment / "apps"):
-            self.bundles[digest] = self.environment / "apps" / digest
+        self.needs: dict[str, dict] = {}  # digest -> what the application asks for
+        for digest, manifest in rpc.known_bundles(self.environment / "apps").items():
+            self.bundles[digest], self.needs[digest] = self.environment / "apps" / digest, manifest["needs"]
         self.manager.start()
         self.closing.callback(self.manager.stop)
 
@@ -929,7 +930,7 @@ class SlaveNode(rpc.Node):
             log.error("application %s cannot be unpacked: %s", digest[:12], error)
             self.manager.bundle_failed(digest, error)
             return
-        self.bundles[digest] = Path(root)
+        self.bundles[digest], self.needs[digest] = Path(root), manifest["needs"]
         self.manager.bundle_here(digest)
 
     def set_workers(self, count: int) -> None:

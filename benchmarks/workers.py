@@ -61,7 +61,8 @@ def main(count):
                 wanted = tasks.Confinement(level, os.path.join(folder, f"{level}{number}"))
                 taken[level].append(one(zygote, str(root), module, wanted))
         zygote.stop()
-    middle = {level: [1000 * statistics.median(column) for column in zip(*rows, strict=True)] for level, rows in taken.items()}
+    middle = {level: [1000 * statistics.median(column) for column in zip(*rows, strict=True)]
+              for level, rows in taken.items()}  # fmt: skip
     for level, (wall, cpu) in middle.items():
         print(f"{level:9} {wall:6.2f} ms  {cpu:6.2f} ms of CPU")
     print("sandbox   {:6.2f} ms  {:6.2f} ms of CPU".format(*(b - a for a, b in zip(*middle.values(), strict=True))))

@@ -51,10 +51,10 @@ LINES = {
     "master.py": 4063,
     "rpc.py": 4983,
     "setup.py": 64,
-    "slave.py": 1091,
+    "slave.py": 1092,
     "tasks.py": 3478,
 }
-TOTAL_LINES = 17_572
+TOTAL_LINES = 17_573
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

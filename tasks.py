@@ -1675,7 +1675,7 @@ SLOTS = 256  # uids, from the first
 CONFINED = ("it runs in a sandbox: it may write in its temporary folder, and has what its application asks for by "
             "network, read, write and subprocess, as far as the owner of the node allows it")
 # What is read without being asked for, beside Python itself: of the system nothing that is secret.
-SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
+SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store")
 SETTINGS = ("/etc/ld.so.cache", "/etc/localtime", "/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf",
             "/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/ssl/certs", "/etc/ssl/openssl.cnf",
             "/etc/pki/tls/certs", "/etc/pki/ca-trust/extracted", "/etc/alternatives")  # fmt: skip
@@ -1856,7 +1856,8 @@ def _of_python() -> list[str]:
     found = [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__)]
     found += (path for end in ("*.py", "*.so", "__pycache__") for path in glob.glob(os.path.join(here, end)))
     home = os.path.realpath(os.path.expanduser("~"))
-    for path in map(os.path.realpath, filter(os.path.exists, sys.path)):
+    libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    for path in map(os.path.realpath, filter(os.path.exists, [*sys.path, *libraries])):
         at_home = home != "/" and (_holds(home, path) or _holds(path, home))
         if not at_home or os.path.basename(path) in ("site-packages", "dist-packages"):
             found.append(path)
@@ -1865,7 +1866,7 @@ def _of_python() -> list[str]:
 
 def _holds(folder: str, path: str) -> bool:
     """Whether a path is this folder or lies below it."""
-    return os.path.commonpath([folder, path]) == folder
+    return f"{path}{os.sep}".startswith(f"{folder.rstrip(os.sep)}{os.sep}")
 
 
 def _allow_path(ruleset: int, path: str, rights: int) -> None:
@@ -1988,7 +1989,7 @@ class Sandbox:
 
     def __init__(self, node: Any, sparing: bool = False):
         self._node, self._sparing = node, sparing
-        self._home = os.path.join(node.environment.path, "work")
+        self._home = os.path.join(os.path.realpath(node.environment.path), "work")
         self._numbers = itertools.count(1)
         self._uid_base, self._level = 0, node.sandbox  # as it is at the start
         self.missing: list[str] = []
@@ -2076,6 +2077,7 @@ class Sandbox:
         refused = {name: asked[name] for name in GRANTS if asked[name] != given[name]}
         if refused and not self._sparing:
             raise self._refusal(refused)
+        given.update({name: list(map(os.path.realpath, given[name])) for name in ("read", "write")})
         if getattr(self._node, "resources", {}).get("gpu"):  # their drivers tell of themselves in /proc and /sys
             given["read"] += ["/proc", "/sys"]
             given["write"] += itertools.chain(*map(glob.glob, GPUS))

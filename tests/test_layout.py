@@ -52,9 +52,9 @@ LINES = {
     "rpc.py": 4983,
     "setup.py": 64,
     "slave.py": 1092,
-    "tasks.py": 3478,
+    "tasks.py": 3480,
 }
-TOTAL_LINES = 17_573
+TOTAL_LINES = 17_575
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

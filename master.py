@@ -3588,7 +3588,7 @@ class MasterNode(rpc.BaseNode):
         """Makes the process that hosts it. Raises OSError."""
         zygote = self.zygote  # one that comes later may have another child of this token
         root = str(self.environment / "apps" / system.bundle)
-        confinement, rate = self.guard.confinement(rpc.manifest_of(root)["needs"]), tasks.OUTPUT_RATE * 1024
+        confinement, rate = self.guard.confinement(self.bundles[system.bundle]["needs"]), tasks.OUTPUT_RATE * 1024
         token, sock, system.ear = tasks.fork_heard(zygote, "host", root, confinement, self.loop, rate)
         system.ear.send = lambda pieces: self._send_output(system.name, system.deaths + 1, tasks.placed(pieces, 0, 0))
         system.token, system.pipe = token, rpc.Pipe(

@@ -367,7 +367,7 @@ class ProcessTaskManager(components.Component):
         zygote = self.node.zygote  # one that comes later may have another child of this token
         try:
             root, rate = str(self.node.bundles[digest]), self.node.output_rate * 1024
-            confinement = self.node.guard.confinement(rpc.manifest_of(root)["needs"])
+            confinement = self.node.guard.confinement(self.node.needs[digest])
             token, sock, ear = tasks.fork_heard(zygote, "worker", root, confinement, self.node.loop, rate)
         except OSError as error:
             log.warning("no worker can be forked now (%s)", error)
@@ -828,9 +828,11 @@ class SlaveNode(rpc.Node):
         self.guard.start(self.zygote)
         self.shelf = rpc.Shelf(self.store, self.shared_limit * 1024 * 1024)
         self.manager = self.chosen  # for this life: to ask the configuration at each lease costs more than a lease
+        self.needs: dict[str, dict] = {}  # digest -> what the application asks for
         apps = self.environment / "apps"
-        known = {digest: apps / digest for digest in rpc.known_bundles(apps)}
-        self.bundles |= {digest: root for digest, root in known.items() if not any(rpc.wanted_parts(root).values())}
+        for digest, manifest in rpc.known_bundles(apps).items():
+            if not any(rpc.wanted_parts(apps / digest).values()):
+                self.bundles[digest], self.needs[digest] = apps / digest, manifest["needs"]
         self.manager.start()
         self.closing.callback(self.manager.stop)
 
@@ -942,6 +944,7 @@ class SlaveNode(rpc.Node):
             log.error("application %s cannot be unpacked: %s", digest[:12], error)
             self.manager.bundle_failed(digest, error)
             return
+        self.needs[digest] = manifest["needs"]
         if self.parts.here(digest):
             self.prepared(digest, None)
 

@@ -1677,7 +1677,7 @@ SLOTS = 256  # uids, from the first
 CONFINED = ("it runs in a sandbox: it may write in its temporary folder, and has what its application asks for by "
             "network, read, write and subprocess, as far as the owner of the node allows it")
 # What is read without being asked for, beside Python itself: of the system nothing that is secret.
-SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
+SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store")
 SETTINGS = ("/etc/ld.so.cache", "/etc/localtime", "/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf",
             "/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/ssl/certs", "/etc/ssl/openssl.cnf",
             "/etc/pki/tls/certs", "/etc/pki/ca-trust/extracted", "/etc/alternatives")  # fmt: skip
@@ -1794,17 +1794,25 @@ def _drop_privileges(uid: int, root: str) -> None:
         _call("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
 
 
+@functools.cache
+def _libc() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _call(name: str, *arguments: Any) -> int:
     """Calls a function of the C library. Raises OSError."""
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = getattr(libc, name)(*(one if type(one) is bytes else ctypes.c_long(one) for one in arguments))
+    function = getattr(_libc(), name)
+    result = function(*(one if type(one) is bytes else ctypes.c_long(one) for one in arguments))
     if result < 0:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
     return result
 
 
+@functools.cache
 def kernel_features() -> dict[str, Any]:
     """What this kernel has for a sandbox: the version of Landlock (0: none), and whether calls can be filtered."""
     told = {"landlock": 0, "seccomp": False}
@@ -1852,7 +1860,8 @@ def _of_python() -> list[str]:
     found = [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__)]
     found += (path for end in ("*.py", "*.so", "__pycache__") for path in glob.glob(os.path.join(here, end)))
     home = os.path.realpath(os.path.expanduser("~"))
-    for path in map(os.path.realpath, filter(os.path.exists, sys.path)):
+    libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    for path in map(os.path.realpath, filter(os.path.exists, [*sys.path, *libraries])):
         at_home = home != "/" and (_holds(home, path) or _holds(path, home))
         if not at_home or os.path.basename(path) in ("site-packages", "dist-packages"):
             found.append(path)
@@ -1861,7 +1870,7 @@ def _of_python() -> list[str]:
 
 def _holds(folder: str, path: str) -> bool:
     """Whether a path is this folder or lies below it."""
-    return os.path.commonpath([folder, path]) == folder
+    return f"{path}{os.sep}".startswith(f"{folder.rstrip(os.sep)}{os.sep}")
 
 
 def _allow_path(ruleset: int, path: str, rights: int) -> None:
@@ -1986,7 +1995,7 @@ class Sandbox:
 
     def __init__(self, node: Any, sparing: bool = False):
         self._node, self._sparing = node, sparing
-        self._home = os.path.join(node.environment.path, "work")
+        self._home = os.path.join(os.path.realpath(node.environment.path), "work")
         self._numbers = itertools.count(1)
         self._uid_base, self._level = 0, node.sandbox  # as it is at the start
         self.missing: list[str] = []
@@ -2074,6 +2083,7 @@ class Sandbox:
         refused = {name: asked[name] for name in GRANTS if asked[name] != given[name]}
         if refused and not self._sparing:
             raise self._refusal(refused)
+        given.update({name: list(map(os.path.realpath, given[name])) for name in ("read", "write")})
         if getattr(self._node, "resources", {}).get("gpu"):  # their drivers tell of themselves in /proc and /sys
             given["read"] += ["/proc", "/sys"]
             given["write"] += itertools.chain(*map(glob.glob, GPUS))
@@ -2414,7 +2424,7 @@ def zygote_main(sock: socket.socket) -> None:
     if sys.platform == "linux":
         prctl(PR_SET_CHILD_SUBREAPER, 1)  # what outlives a child of ours comes to us
     gc.freeze()
-    _of_python()
+    _of_python(), kernel_features()  # once for all
     children: dict[int, tuple] = {}  # pid -> token, own folder; token 0: it only removes that
     try:
         _serve_forks(sock, woken, children)
@@ -2505,9 +2515,7 @@ def _become_child(fd: int) -> None:
 
 def prctl(option: int, value: int) -> None:
     """Tells the kernel something about this process."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    _call("prctl", option, value, 0, 0, 0)
 
 
 def _reap(sock: socket.socket, children: dict[int, tuple]) -> None:

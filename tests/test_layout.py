@@ -51,10 +51,10 @@ LINES = {
     "master.py": 4114,
     "rpc.py": 5226,
     "setup.py": 64,
-    "slave.py": 1125,
-    "tasks.py": 3631,
+    "slave.py": 1128,
+    "tasks.py": 3639,
 }
-TOTAL_LINES = 18_059
+TOTAL_LINES = 18_070
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

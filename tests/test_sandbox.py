@@ -2,15 +2,17 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
+import struct
 import sys
 import textwrap
 import threading
 from pathlib import Path
 
 import pytest
-from conftest import Swarm, wait_until
+from conftest import Swarm, text_of, wait_until
 
 from concurrent_swarm import rpc, tasks
 
@@ -335,6 +337,30 @@ def test_a_word_of_the_owner_covers_hosts_and_ports(allowed, asked, covered):
     assert tasks._covers(allowed, asked) is covered
 
 
+HEADERS = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
+
+
+@pytest.mark.parametrize("machine", HEADERS)
+def test_the_numbers_of_calls_are_those_of_the_kernel_s_headers(machine):
+    text = text_of(HEADERS[machine])
+    known = {name: int(number) for name, number in re.findall(r"#define __NR_(?:3264_)?(\w+)\s+(\d+)\b", text)}
+    if not known:
+        pytest.skip("the headers are not installed")
+    told = tasks._numbers(f"{tasks.NEVER} {tasks.ALONE} {tasks.DECIDED}", tasks.MACHINES[machine][2])
+    assert {name: known[name] for name in told if name in known} == {n: told[n] for n in told if n in known}
+    assert set(told) - set(known) <= {"open_tree_attr", "fchmodat2", "setxattrat", "removexattrat"}, "newer than these"
+
+
+def test_a_filter_for_each_processor_fits_the_kernel_and_jumps_only_forward_within_it():
+    for machine in tasks.MACHINES:
+        for wanted in (tasks.Confinement("standard"), tasks.Confinement("standard", network=["h:1"], subprocess=True)):
+            program = tasks._program(wanted, machine)
+            steps = list(struct.iter_unpack("=HBBI", program))
+            assert len(steps) < 4096 and steps[-1] == (tasks.RETURN, 0, 0, tasks.ALLOW)
+            jumps = [(place, max(yes, no)) for place, (code, yes, no, _) in enumerate(steps) if code != tasks.RETURN]
+            assert all(place + 1 + most < len(steps) for place, most in jumps)
+
+
 # -- levels --------------------------------------------------------------------------------------------------------
 
 
@@ -368,7 +394,7 @@ def older(tmp_path):
     if os.uname().machine != "x86_64" or not tasks.kernel_features()["seccomp"]:
         pytest.skip("the call cannot be taken away here")
     (tmp_path / "sitecustomize.py").write_text(LACKING)
-    return {"PYTHONPATH": str(tmp_path), "LACKING": "yes"}
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "LACKING": "yes"}
 
 
 def test_strict_does_not_start_where_something_is_missing_and_says_what(swarm, older):
@@ -399,7 +425,7 @@ def test_a_worker_that_cannot_confine_itself_is_not_used(swarm, attempt, tmp_pat
     flag = tmp_path / "unfit"
     (tmp_path / "sitecustomize.py").write_text(UNFIT.format(flag=str(flag)))
     here = swarm(slaves=0)
-    here.start_slave(workers=1, PYTHONPATH=str(tmp_path))
+    here.start_slave(workers=1, PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
     flag.touch()
     told = attempt("return 1", "pass", "App", here)
     assert told["kind"] == "setup" and "could not confine itself: [Errno 5] it cannot move in" in told["error"]

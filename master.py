@@ -2519,7 +2519,7 @@ class Audit(threading.Thread):
         while (entry := self._queue.get()) is not None:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             try:
-                self._write(json.dumps({"time": stamp, **_short(entry)}).encode() + b"\n")
+                self._write(json.dumps({"time": stamp, **_short(entry)}) + "\n")
                 self.counts["written"] += 1
                 self._works = True
             except OSError as error:
@@ -2528,14 +2528,9 @@ class Audit(threading.Thread):
                     self._works = False
                     log.error("the audit log cannot be written (%s): what it misses is counted in the status", error)
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, line: str) -> None:
         """At the end, whoever else writes there; a file that is large enough makes room for the next."""
-        with open(self._path, "ab", 0, opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            size = os.fstat(file.fileno()).st_size
-            if file.write(line) != len(line):
-                file.truncate(size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if size > components.LOG_BYTES:
+        if rpc.append_private(str(self._path), line) > components.LOG_BYTES:
             names = [self._path, *(Path(f"{self._path}.{n}") for n in range(1, components.LOG_FILES + 1))]
             for old, new in [*itertools.pairwise(names)][::-1]:
                 with suppress(FileNotFoundError):

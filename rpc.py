@@ -925,10 +925,8 @@ class _Remote:
         return self._call(self._name, kwargs or list(args))
 
 
-class OtherCertificate(components.Error):
+class OtherCertificate(Unreachable):
     """Somebody answers in the master's place, or it has a new certificate."""
-
-    exit_code = components.EXIT_UNREACHABLE
 
 
 class _Pinned(http.client.HTTPSConnection):
@@ -1032,6 +1030,9 @@ class Proxy(_Remote):
             what = f"{place} closed the connection without an answer"
             why = "it is stopping, or not a master, or one of the two speaks TLS and the other does not"
             fix = f"look at its log; test with `curl http://{place}/health`"
+        elif isinstance(error, ssl.SSLError):
+            what, why = f"{place} speaks no TLS", f"the access file says that the master there does ({error.reason})"
+            fix = "copy the master's access file again and pass --access FILE"
         elif isinstance(error, http.client.HTTPException):
             return self._stranger(str(error))
         else:
@@ -2367,6 +2368,14 @@ def _check_private(path, mode, status=None):
                     "who reads a key file can act as this node", f"chmod {mode:o} {path}")
 
 
+def check_keys(folder: str) -> None:
+    """Raise Error unless a folder and all files in it are this user's own."""
+    _check_private(folder, 0o700)
+    for name in sorted(os.listdir(folder)):
+        with suppress(FileNotFoundError):  # one that was being written
+            _check_private(os.path.join(folder, name), 0o600)
+
+
 def _private_folder(folder):
     os.makedirs(folder, mode=0o700, exist_ok=True)
     _check_private(folder, 0o700)
@@ -2383,18 +2392,19 @@ def _read_private(path):
 def _write_private(path, text):
     """Write a private file in one step: readers see the old or the new text. No fsync: many may enrol at once."""
     fresh = f"{path}.{secrets.token_hex(4)}"
-    with open(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
+    append_private(fresh, text, os.O_EXCL)
     os.replace(fresh, path)
 
 
-def _append_private(path, text, flags=0):
-    """Add to a private file in one step, whoever else does."""
-    file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | flags, 0o600)
-    try:
-        os.write(file, text.encode())
-    finally:
-        os.close(file)
+def append_private(path: str, text: str, flags: int = 0) -> int:
+    """Add all of a text to a private file in one step, whoever else does, or raise OSError; returns its size before."""
+    data = text.encode()
+    with open(path, "ab", 0, opener=lambda path, given: os.open(path, given | flags, 0o600)) as file:
+        before = os.fstat(file.fileno()).st_size
+        if file.write(data) != len(data):
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return before
 
 
 def _load_or_make(path, make):
@@ -2459,7 +2469,7 @@ class Keyring:
 
     def __init__(self, folder: str, clock: Callable[[], float] = time.time) -> None:
         self.folder = _private_folder(folder)
-        self.check()
+        check_keys(self.folder)
         self._clock = clock
         self._lock = threading.RLock()  # guards the tables below and the files they mirror
         own = _load_or_make(self._path("master.json"), _key_pair)
@@ -2477,13 +2487,6 @@ class Keyring:
 
     def _path(self, name):
         return os.path.join(self.folder, name)
-
-    def check(self) -> None:
-        """Raise Error unless the folder and all files in it are this user's own."""
-        _check_private(self.folder, 0o700)
-        for name in os.listdir(self.folder):
-            with suppress(FileNotFoundError):  # one that was being written
-                _check_private(self._path(name), 0o600)
 
     def _lines(self, name):
         with suppress(FileNotFoundError):
@@ -2527,12 +2530,10 @@ class Keyring:
     def admit(self, mechanism: bytes, secret: list) -> str | None:
         """The public key of a node whose handshake is right, else None: the answer to ZeroMQ's question."""
         key = claimed_key(mechanism, secret)
-        if not self.entry(key):
-            return None
         with self._lock:
-            node = self._nodes[key]
-            by = self._invitations.get(node.by, self._standing[node.role])
-        right = mechanism == b"CURVE" or hmac.compare_digest(secret[1], _ipc_password(by.secret, key))
+            node = self._nodes[key] if self.entry(key) else None
+            by = node and self._invitations.get(node.by, self._standing[node.role])
+        right = by and (mechanism == b"CURVE" or hmac.compare_digest(secret[1], _ipc_password(by.secret, key)))
         return key if right else None
 
     def token(self) -> str:
@@ -2557,7 +2558,7 @@ class Keyring:
         path = os.path.abspath(path or f"{role}-{made.name}.access")
         content = {**_access_content(self._path(f"{role}.access")), "secret": made.secret}
         try:
-            _append_private(path, json.dumps(content, indent=1), os.O_EXCL)
+            append_private(path, json.dumps(content, indent=1), os.O_EXCL)
         except OSError as error:
             raise Error(f"{path} cannot be written", str(error), "name another: --out FILE") from None
         self._add_invitations([made])
@@ -2565,7 +2566,7 @@ class Keyring:
 
     def _add_invitations(self, made):
         lines = [f"{one.name} {one.role} {one.secret} {one.until} {'once' if one.once else 'many'}\n" for one in made]
-        _append_private(self._path("invitations"), "".join(lines))
+        append_private(self._path("invitations"), "".join(lines))
         with self._lock:
             self._reload()
 
@@ -2686,7 +2687,7 @@ class Keyring:
 
     def revoke(self, public_key: str) -> None:
         """Take a key out for good: its session ends, and it may not enrol again. Or end an invitation, by its name."""
-        _append_private(self._path("revoked"), f"{public_key}\n")
+        append_private(self._path("revoked"), f"{public_key}\n")
         with self._lock:
             self._reload()
 
@@ -2730,6 +2731,8 @@ def _told_as(kind, cause):
     """An error of the one kind is raised as one of the other, in the same words."""
     try:
         yield
+    except OtherCertificate:  # waiting does not help
+        raise
     except cause as error:
         raise kind(error.what, error.why, error.fix) from None
 
@@ -2825,7 +2828,7 @@ def require_keys(host: str, keyring: Keyring) -> None:
     if is_loopback(host):
         return
     try:
-        keyring.check()
+        check_keys(keyring.folder)
     except components.Error as error:
         raise Error(f"the master does not listen on {host}: its keys are not in order ({error.what})",
                     error.why, error.fix) from error
@@ -5000,9 +5003,7 @@ class Doctor:
         folder = str(self.environment / "keys")
         if not os.path.exists(folder):
             return Check("ok", name, f"none yet in {folder}; they are made at the first start")
-        _check_private(folder, 0o700)
-        for file in sorted(os.listdir(folder)):
-            _check_private(os.path.join(folder, file), 0o600)
+        check_keys(folder)
         return Check("ok", name, f"{folder} is this user's alone")
 
     def _own_name(self, name):

@@ -38,7 +38,7 @@ def test_everything_in_the_folder_is_private(keyring, tmp_path):
     enrol(keyring, tmp_path)
     assert os.stat(keyring.folder).st_mode & 0o777 == 0o700
     assert {os.stat(entry.path).st_mode & 0o777 for entry in os.scandir(keyring.folder)} == {0o600}
-    keyring.check()
+    rpc.check_keys(keyring.folder)
 
 
 def test_keys_are_made_once(keyring, tmp_path):

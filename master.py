@@ -4136,23 +4136,29 @@ def _show_journal(argv: list[str]) -> int:
     return components.EXIT_OK
 
 
+KEYS_USAGE = """master.py keys list                                  who is let in, and the invitations
+       master.py keys invite ROLE [--hours N] [--once] [--out FILE]   an access file that ends
+       master.py keys revoke NAME|KEY|NUMBER [--all]        a node, or an invitation
+       master.py keys rotate [--own]                        new access files, who is in stays"""
+
+
+def keys_parser() -> components.ArgumentParser:
+    """The options of `master.py keys`."""
+    made = components.ArgumentParser(prog="master.py keys", usage=KEYS_USAGE)
+    made.add_argument("what", choices=KEEPERS, help=argparse.SUPPRESS)
+    made.add_argument("who", nargs="?", default="", help=argparse.SUPPRESS)
+    made.add_argument("--env", metavar="DIR", help="the master's folder")
+    made.add_argument("--hours", type=float, default=24.0, help="how long an invitation lets nodes in (24)")
+    made.add_argument("--once", action="store_true", help="it lets in one node")
+    made.add_argument("--out", metavar="FILE", default="", help="where it goes (ROLE-NUMBER.access)")
+    made.add_argument("--all", action="store_true", help="revoke all nodes of that name")
+    made.add_argument("--own", action="store_true", help="also a new key for the master, from its next start")
+    return made
+
+
 def _keep_keys(argv: list[str]) -> int:
     """`keys`: acts on the folder of a master that runs, or will run."""
-    made = components.ArgumentParser(prog="master.py keys")
-    made.add_argument("--env", metavar="DIR", help="the master's folder")
-    what = made.add_subparsers(dest="what", required=True, parser_class=components.ArgumentParser)
-    what.add_parser("list", help="the nodes that are let in, and the invitations")
-    invite = what.add_parser("invite", help="write an access file that ends")
-    invite.add_argument("role", choices=rpc.ROLES)
-    invite.add_argument("--hours", type=float, default=24.0, help="how long it lets nodes in (24)")
-    invite.add_argument("--once", action="store_true", help="only one node")
-    invite.add_argument("--out", metavar="FILE", default="", help="where to (ROLE-NUMBER.access)")
-    revoke = what.add_parser("revoke", help="let a node, or an invitation, in no more")
-    revoke.add_argument("who", help="name, key or number, as `keys list` shows it")
-    revoke.add_argument("--all", action="store_true", help="all nodes of that name")
-    rotate = what.add_parser("rotate", help="make new access files; who is in stays")
-    rotate.add_argument("--own", action="store_true", help="and a new key for the master, from its next start")
-    options = made.parse_args(argv)
+    options = keys_parser().parse_args(argv)
     folder = Path(options.env or components.state_root() / "master").absolute()
     if not (folder / "keys").is_dir():
         raise components.UsageError(f"there are no keys in {folder}", "no master has run there", "name it: --env DIR")
@@ -4177,9 +4183,12 @@ def _list_keys(keyring: rpc.Keyring, options: Any, audit: Audit) -> Iterable[str
 
 
 def _invite(keyring: rpc.Keyring, options: Any, audit: Audit) -> Iterable[str]:
+    if options.who not in rpc.ROLES:
+        raise components.UsageError(f"keys invite {options.who}", f"a role is {', '.join(rpc.ROLES)}",
+                                    "python master.py keys invite slave")
     if not 0 < options.hours < 1e6:
         raise components.UsageError(f"--hours {options.hours:g}", "an invitation ends, after 0 to a million hours")
-    made, path = keyring.invite(options.role, options.hours * 3600, options.once, options.out)
+    made, path = keyring.invite(options.who, options.hours * 3600, options.once, options.out)
     audit.put("invite", "", {"invitation": made.name, "role": made.role, "once": made.once, "hours": options.hours})
     yield path
 

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 1453,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4256,
+    "master.py": 4260,
     "rpc.py": 5278,
     "setup.py": 64,
     "slave.py": 1064,
     "tasks.py": 2951,
 }
-TOTAL_LINES = 17_474
+TOTAL_LINES = 17_478
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

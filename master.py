@@ -2484,7 +2484,7 @@ def summary_of(folder: str | None) -> str:
 AUDIT_LINES = 30  # of one event from one source in AUDIT_WINDOW seconds; what is more is counted
 AUDIT_WINDOW = 60.0
 AUDIT_SOURCES = 1000  # beyond, those that are new count as one
-AUDIT_TEXT = 200  # characters of a value, and number of values
+AUDIT_TEXT = 2000  # characters of what is known of an event; of more the beginning is kept
 
 
 class Audit(threading.Thread):
@@ -2524,9 +2524,11 @@ class Audit(threading.Thread):
     def run(self) -> None:
         """What the thread does."""
         while (entry := self._queue.get()) is not None:
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **entry}
+            if len(text := json.dumps(entry, default=str)) > AUDIT_TEXT:
+                text = json.dumps({"time": entry["time"], "event": entry["event"], "begins": text[:AUDIT_TEXT]})
             try:
-                self._write(json.dumps({"time": stamp, **_short(entry)}) + "\n")
+                self._write(text.replace("\x7f", r"\u007f") + "\n")  # the one control character that JSON lets through
                 self.counts["written"] += 1
                 self._works = True
             except OSError as error:
@@ -2548,15 +2550,6 @@ class Audit(threading.Thread):
         self.next_window()
         self._queue.put(None)
         self.join(5)
-
-
-def _short(value: Any) -> Any:
-    """A fact, cut to what a person reads."""
-    if isinstance(value, dict):
-        return {str(key)[:AUDIT_TEXT]: _short(one) for key, one in itertools.islice(value.items(), AUDIT_TEXT)}
-    if isinstance(value, (list, tuple)):
-        return [_short(one) for one in value[:AUDIT_TEXT]]
-    return value if value is None or isinstance(value, (bool, int, float)) else str(value)[:AUDIT_TEXT]
 
 
 # -- the master ----------------------------------------------------------------------------------------------------
@@ -4173,6 +4166,8 @@ def _keep_keys(argv: list[str]) -> int:
     try:
         for line in KEEPERS[options.what](rpc.Keyring(str(folder / "keys")), options, audit):
             print(line)
+    except OSError as error:
+        raise Error(f"the keys in {folder} cannot be changed", str(error), "make room on that disk") from None
     finally:
         audit.close()
     return components.EXIT_OK
@@ -4189,11 +4184,10 @@ def _list_keys(keyring: rpc.Keyring, options: Any, audit: Audit) -> Iterable[str
 
 
 def _invite(keyring: rpc.Keyring, options: Any, audit: Audit) -> Iterable[str]:
-    if options.who not in rpc.ROLES:
-        raise components.UsageError(f"keys invite {options.who}", f"a role is {', '.join(rpc.ROLES)}",
-                                    "python master.py keys invite slave")
-    if not 0 < options.hours < 1e6:
-        raise components.UsageError(f"--hours {options.hours:g}", "an invitation ends, after 0 to a million hours")
+    if options.who not in rpc.ROLES or not 0 < options.hours < 1e6:
+        why = f"an invitation is for a {', '.join(rpc.ROLES)}, and for up to a million hours"
+        fix = "python master.py keys invite slave --hours 8"
+        raise components.UsageError(f"invite {options.who} --hours {options.hours:g}: no invitation", why, fix)
     made, path = keyring.invite(options.who, options.hours * 3600, options.once, options.out)
     audit.put("invite", "", {"invitation": made.name, "role": made.role, "once": made.once, "hours": options.hours})
     yield path

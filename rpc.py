@@ -2522,11 +2522,6 @@ class Keyring:
             node = self._nodes.get(public_key)
             return node and node[:2]
 
-    def role_of(self, public_key: str) -> str | None:
-        """The role of an authorized key, None for any other."""
-        node = self.entry(public_key)
-        return node and node[0]
-
     def admit(self, mechanism: bytes, secret: list) -> str | None:
         """The public key of a node whose handshake is right, else None: the answer to ZeroMQ's question."""
         key = claimed_key(mechanism, secret)

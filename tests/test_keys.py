@@ -74,7 +74,7 @@ def test_enrolment_gives_a_role_a_name_and_the_addresses(keyring, tmp_path):
     keys, addresses = enrol(keyring, tmp_path, "client")
     assert addresses == ADDRESSES
     assert keyring.entry(keys.public_key) == ("client", "n1")
-    assert keyring.role_of("x" * 40) is None
+    assert keyring.entry("x" * 40) is None
 
 
 def test_enrolling_twice_leaves_one_line(keyring, tmp_path):
@@ -86,7 +86,7 @@ def test_enrolling_twice_leaves_one_line(keyring, tmp_path):
 def test_another_keyring_over_the_same_folder_sees_the_change(keyring, tmp_path):
     other = rpc.Keyring(keyring.folder)
     keys, _ = enrol(keyring, tmp_path)
-    assert other.role_of(keys.public_key) == "slave"
+    assert other.entry(keys.public_key)[0] == "slave"
 
 
 @pytest.mark.parametrize("field", ["role", "public_key", "name", "nonce", "time", "mac"])
@@ -112,7 +112,7 @@ def test_an_odd_name_is_refused(keyring, tmp_path, name):
 def test_a_revoked_key_may_not_enrol_again(keyring, tmp_path):
     keys, _ = enrol(keyring, tmp_path)
     keyring.revoke(keys.public_key)
-    assert keyring.role_of(keys.public_key) is None
+    assert keyring.entry(keys.public_key) is None
     with pytest.raises(components.Error, match="was revoked"):
         enrol(rpc.Keyring(keyring.folder), tmp_path)
 
@@ -135,7 +135,7 @@ def test_a_broken_line_is_left_out_and_said(keyring, tmp_path, caplog):
     keys, _ = enrol(keyring, tmp_path)
     with open(os.path.join(keyring.folder, "authorized"), "a") as file:
         file.write("nonsense\n")
-    assert rpc.Keyring(keyring.folder).role_of(keys.public_key) == "slave"
+    assert rpc.Keyring(keyring.folder).entry(keys.public_key)[0] == "slave"
     assert "authorized line 2" in caplog.text
 
 
@@ -444,7 +444,8 @@ def test_one_node_comes_by_an_invitation_for_one(swarm):
     assert other.code == 3 and "it was for one node" in other.out + other.err
     assert "once, until" in keep(here, "list") and "is used" in keep(here, "list")
     assert "cannot be written" in keep(here, "invite", "slave", "--out", path, code=1)
-    assert "an invitation ends" in keep(here, "invite", "slave", "--hours", "0", code=2)
+    for words in (["slave", "--hours", "0"], ["slave", "--hours", "nan"], ["king"], []):
+        assert "an invitation is for" in keep(here, "invite", *words, code=2)
 
 
 def copied(here, role, *without):

@@ -149,6 +149,13 @@ def test_who_joined_and_who_submitted_what_is_written_with_its_key(here):
     assert (here.master.folder / "apps" / submitted["application"]).is_dir()
 
 
+def test_a_cancelled_system_is_written_with_who_did_it(here):
+    assert here.run_client("systems.py", "--app", "Cancelling", "--set", "systems.count=100000").code == 0
+    line = heard(here, "cancel")
+    begun = heard(here, "system", system=line["system"])
+    assert line["role"] == "client" and (line["key"], line["who"]) == (begun["key"], begun["who"])
+
+
 def test_the_calls_of_administrators_are_written_with_their_parameters(here):
     here.proxy.config.set("limits", "hook_timeout", "61")
     line = heard(here, "admin", method="config.set", params=["limits", "hook_timeout", "61"])

@@ -498,7 +498,7 @@ def test_a_wrong_password_on_the_socket_file_gets_a_sentence(swarm):
     assert "does not know this node's key" in refusal(swarm, swarm.link(credentials))
 
 
-@pytest.mark.parametrize(("role", "wanted"), itertools.permutations(rpc.ROLES, 2))
+@pytest.mark.parametrize(("role", "wanted"), list(itertools.permutations(rpc.ROLES, 2)))
 def test_a_key_of_one_role_is_refused_in_every_other_with_a_sentence(swarm, role, wanted):
     credentials = swarm.enrolled(role)
     credentials.role = wanted

@@ -4209,11 +4209,10 @@ def _revoke(keyring: rpc.Keyring, options: Any, audit: Audit) -> Iterable[str]:
 
 
 def _rotate(keyring: rpc.Keyring, options: Any, audit: Audit) -> Iterable[str]:
-    keyring.rotate()
+    keyring.rotate(options.own)
     audit.put("rotate", "", {"own": options.own})
     yield f"new secrets are in the access files of {keyring.folder}; invitations have ended, nodes that are in stay"
     if options.own:
-        keyring.renew()
         yield "from its next start the master has a new key: then copy its access files to the other machines again"
 
 

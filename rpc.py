@@ -2526,10 +2526,15 @@ class Keyring:
         """The public key of a node whose handshake is right, else None: the answer to ZeroMQ's question."""
         key = claimed_key(mechanism, secret)
         with self._lock:
-            node = self._nodes[key] if self.entry(key) else None
-            by = node and self._invitations.get(node.by, self._standing[node.role])
-        right = by and (mechanism == b"CURVE" or hmac.compare_digest(secret[1], _ipc_password(by.secret, key)))
+            node = self._nodes[key] if self.entry(key) else Enrolled("", "")
+            known = [one.secret for one in self._invitations.values() if self._counts(one, node)]
+        right = node.role if mechanism == b"CURVE" else any(
+            hmac.compare_digest(secret[1], _ipc_password(one, key)) for one in known)
         return key if right else None
+
+    def _counts(self, invitation, node):
+        """Whether a node may show that it knows this secret: it came by it, or anybody of its role could."""
+        return invitation.role == node.role and (invitation.name == node.by or not self._ended(invitation))
 
     def token(self) -> str:
         """What lets a person administer the master over HTTP; kept in `folder`/token.json."""
@@ -2565,20 +2570,17 @@ class Keyring:
         with self._lock:
             self._reload()
 
-    def rotate(self) -> None:
+    def rotate(self, own: bool = False) -> None:
         """Make new join secrets and put them into the access files; what invited until now lets nobody in any more.
-        Nodes that are enrolled stay."""
+        Nodes that are enrolled stay. `own`: also a new key pair for the master, which counts from its next start."""
+        if own:
+            _write_private(self._path("master.json"), json.dumps(_key_pair(), indent=1))
         self._add_invitations([Invitation(secrets.token_hex(4), role, secrets.token_urlsafe(32)) for role in ROLES])
         for role in ROLES:
             path = self._path(f"{role}.access")
             if os.path.exists(path):
                 content = {**_access_content(path), "secret": self._standing[role].secret}
                 _write_private(path, json.dumps(content, indent=1))
-
-    def renew(self) -> None:
-        """Make a new key pair for the master, which counts from its next start: nodes of other machines need the access
-        files that it writes then."""
-        _write_private(self._path("master.json"), json.dumps(_key_pair(), indent=1))
 
     def nodes(self) -> dict[str, Enrolled]:
         """The nodes that are authorized, by public key."""
@@ -2616,8 +2618,10 @@ class Keyring:
             known = self._may_join(key, by.role, name)
             self._reported.add(key)
             node = known or Enrolled(by.role, self._own_name(name, by), _date(self._clock()))
-            if node.by != by.name:
-                self._rewrite("authorized", [" ".join([key, *node[:3], by.name])], without=key)
+            if not known:
+                lines = [*map(" ".join, self._lines("authorized")), " ".join([key, *node[:3], by.name])]
+                _write_private(self._path("authorized"), "".join(f"{line}\n" for line in lines))
+                self._reload()
         about = {"name": node.name, "public_key": self.public_key, "addresses": addresses or {}}
         return {**about, "mac": _sign(by.secret, "enrolled", nonce, about)}
 
@@ -2634,10 +2638,10 @@ class Keyring:
         file = self._path(f"{role if role in ROLES else ROLES[0]}.access")
         with self._lock:
             self.entry("")  # reads again
-            known, asked = self._nodes.get(str(key), Enrolled("", "")), (verb, role, key, name, nonce, at)
+            node, asked = self._nodes.get(str(key), Enrolled(str(role), "")), (verb, role, key, name, nonce, at)
             mine = [one for one in self._invitations.values() if one.role == role]
             by = next((one for one in mine if _signed(request.get("mac"), one.secret, *asked)), None)
-            ended = self._ended(by) if by and by.name != known.by else ""
+            ended = self._ended(by) if by and by.name != node.by else ""
         if by is None:
             raise Error(f"the master refused {role if role in ROLES else 'node'} {str(name)[:64]!r}: wrong key",
                         "the access file there differs from the master's",
@@ -2674,11 +2678,6 @@ class Keyring:
         taken = {node.name for node in self._nodes.values() if (node.role == "slave") == slaves and not (
             node.by == by.name or (standing and self._invitations.get(node.by, by).until == math.inf))}
         return next(one for one in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if one not in taken)
-
-    def _rewrite(self, name, more, without=""):
-        kept = [" ".join(line) for line in self._lines(name) if line[0] != without]
-        _write_private(self._path(name), "".join(f"{line}\n" for line in [*kept, *more]))
-        self._reload()
 
     def revoke(self, public_key: str) -> None:
         """Take a key out for good: its session ends, and it may not enrol again. Or end an invitation, by its name."""

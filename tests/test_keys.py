@@ -269,15 +269,26 @@ def test_after_a_rotation_only_the_new_files_let_in_and_who_is_in_stays(keyring,
     join(running, tmp_path, access(keyring), node="n2")
 
 
-def test_a_node_that_comes_back_with_a_newer_file_is_known_by_that(keyring, tmp_path):
+def test_a_node_comes_back_with_its_own_file_or_one_that_counts_and_with_no_other(keyring, tmp_path):
+    _, passing = invited(keyring, tmp_path)
     keys, _ = enrol(keyring, tmp_path)
     old = access(keyring)
     keyring.rotate()
     new = access(keyring)
-    assert not gets_in(keyring, keys, new)
-    join(keyring, tmp_path, new)
-    assert gets_in(keyring, keys, new) and not gets_in(keyring, keys, old)
+    for ticket in (old, new, old):
+        join(keyring, tmp_path, ticket)
+        assert gets_in(keyring, keys, ticket)
+    assert not gets_in(keyring, keys, passing) and not gets_in(keyring, keys, access(keyring, "client"))
     assert len(keyring.nodes()) == 1
+
+
+def test_nobody_can_take_the_file_of_another_node_out_of_force(keyring, tmp_path):
+    _, ours = invited(keyring, tmp_path, once=True)
+    keys, _ = join(keyring, tmp_path, ours)
+    _, theirs = invited(keyring, tmp_path, file="theirs.access")
+    join(keyring, tmp_path, theirs)  # with our public key, which is no secret
+    join(keyring, tmp_path, ours)
+    assert gets_in(keyring, keys, ours)
 
 
 def test_two_processes_see_the_same_secrets_from_the_first_start(keyring, tmp_path):

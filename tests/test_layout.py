@@ -48,13 +48,13 @@ LINES = {
     "components.py": 1453,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4265,
-    "rpc.py": 5273,
+    "master.py": 4264,
+    "rpc.py": 5272,
     "setup.py": 64,
     "slave.py": 1064,
     "tasks.py": 2961,
 }
-TOTAL_LINES = 17_508
+TOTAL_LINES = 17_506
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

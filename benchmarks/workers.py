@@ -36,6 +36,7 @@ def one(zygote, root, module, confinement):
     """Seconds until the result of a fresh worker, and of CPU that it took."""
     head = json.dumps({"classes": [[module, "Look", False]]}).encode()
     parts = [head, b"", rpc.dumps([{"name": "look", "system_id": None, "client_id": None}])]
+    zygote.receive()  # births and deaths so far
     began = time.perf_counter()
     _, sock = zygote.fork("worker", root, confinement=confinement)
     with sock:

@@ -363,32 +363,37 @@ class Line:
 
 
 class Quotas(NamedTuple):
-    """What a user may have here at once; 0: any. `retention` is in seconds."""
+    """What a user may have here at once. `running` counts leases, `retention` is in seconds."""
 
-    queued: int = 0
-    bytes: int = 0
-    running: int = 0
-    systems: int = 0
-    retention: float = 0.0
+    queued: float = math.inf
+    bytes: float = math.inf
+    running: float = math.inf
+    systems: float = math.inf
+    retention: float = math.inf
 
     def passed(self, user: str, name: str, value: int, more: int) -> str:
         """Why so much more of something is too much; "" if it is not."""
         most = getattr(self, name)
-        if not most or value + more <= most:
+        if value + more <= most:
             return ""
         return f"user {user} has {value:,} {name}; with {more:,} more it passes {most:,} (quotas.{name} of the master)"
 
 
 class User:
     """For whom owners work: its tasks that wait, bytes of payloads, leases in the hands of slaves. `spent`: the seconds
-    of slots that it had, to compare with those of others that have work."""
+    of slots that it had, to compare with those of others that have work; `expected`: what its leases will take."""
 
-    __slots__ = ("bytes", "name", "queued", "running", "spent")
+    __slots__ = ("bytes", "expected", "name", "queued", "running", "spent")
 
     def __init__(self, name: str):
         self.name = name
         self.queued = self.bytes = self.running = 0
-        self.spent = 0.0
+        self.spent = self.expected = 0.0
+
+    @property
+    def level(self) -> float:
+        """Seconds of slots that it had, or will have had in a moment."""
+        return self.spent + self.expected
 
 
 class Owner:
@@ -459,12 +464,19 @@ class Batch:
 
     def take(self, lease: Lease):
         """A part of it is in the hands of a slave."""
+        user = self.owner.user
+        user.running += 1
+        user.expected += lease.expected * self.demand.width
         if not self.leases:
             self.leases = {}
         self.leases[lease.id] = lease
 
     def drop(self, lease: Lease):
         """A lease is reported."""
+        user, width = self.owner.user, self.demand.width
+        user.running -= 1
+        user.expected -= lease.expected * width
+        user.spent += (lease.seconds - lease.counted) * width
         del self.leases[lease.id]
         if not self.leases:
             self.leases = NONE
@@ -479,31 +491,33 @@ class Batch:
         """How often its tasks run again after such a failure."""
         return self.limits.get("retries", NONE).get(name, UNSAID[name])
 
-    def end(self, outcome: tuple, tasks: int):
+    def end(self, outcome: tuple, tasks: int, weigh: Callable[[Any], int]):
         """So many tasks of it have their outcome, for good."""
         if not self.outcomes:
             self.outcomes = []
         self.outcomes.append(outcome)
+        self.owner.user.bytes += weigh(outcome[4])
         self.remaining -= tasks
         if not self.remaining:
+            self.owner.user.bytes -= weigh(self.payload)
             self.payload = None
 
 
 class Lease:
     """The tasks lo..hi of a batch in the hands of one slave. `open`: the ranges it has not reported yet; `ended`: those
-    that have their outcome all the same (all of them if it is revoked). `charged`: the seconds that count against its
-    user until it ends, `seconds`: those that it took so far."""
+    that have their outcome all the same (all of them if it is revoked). `seconds`: measured so far; its user has been
+    charged for `counted` of them, and will be for those `expected`."""
 
-    __slots__ = ("asked", "batch", "charged", "ended", "estimate", "hi", "id", "killed", "lo", "open", "past",
-                 "revoked", "seconds", "since", "slave", "tasks")
+    __slots__ = ("asked", "batch", "counted", "ended", "estimate", "expected", "hi", "id", "killed", "lo", "open",
+                 "past", "revoked", "seconds", "since", "slave", "tasks")
 
     def __init__(self, number: int, batch: Batch, lo: int, hi: int, past: Past, now: float):
         self.id, self.batch, self.lo, self.hi, self.past = number, batch, lo, hi, past
         self.open = [(lo, hi)]
         self.ended = ()
         self.tasks = hi - lo  # open ones
-        self.estimate = self.charged = batch.kind.estimate(hi - lo)
-        self.seconds = 0.0
+        self.estimate = self.expected = batch.kind.estimate(hi - lo)
+        self.seconds = self.counted = 0.0
         self.since = now
         self.slave = None
         self.asked = self.revoked = self.killed = False
@@ -698,7 +712,7 @@ class Board:
     max_lease -- tasks that a lease may hold.
     unplaceable_wait -- seconds until tasks fail that none of the slaves here can ever take; 0: never. While no
         slave is here nothing fails.
-    weigh -- bytes of a payload.
+    weigh -- bytes of a payload, or of None.
 
     `quotas`: what a user may have; may be replaced while running. `deadline`: when to call `tick` next (None: not
     before the next event). `counters`: what happened, by name. `scheduler_error`: the last exception of the scheduler,
@@ -883,8 +897,8 @@ class Board:
 
     def over_quota(self, user: User, count: int, size: int) -> str:
         """Why a user may not have so many tasks and bytes more, "" if it may."""
-        passed = functools.partial(self.quotas.passed, user.name)
-        return passed("queued", user.queued, count) or passed("bytes", user.bytes, size)
+        name, quotas = user.name, self.quotas
+        return quotas.passed(name, "queued", user.queued, count) or quotas.passed(name, "bytes", user.bytes, size)
 
     def _add_batch(self, owner, number, count, group, options, payload, now):
         batch = Batch(owner, number, count, group, options, payload)
@@ -943,17 +957,12 @@ class Board:
     def _end(self, batch, lo, hi, seconds, failures, payload, slave, effects, tasks=None):
         """Give tasks their outcome, for good. `tasks`: how many, if some have theirs."""
         tasks = hi - lo if tasks is None else tasks
-        self._keep(batch, (lo, hi, seconds, failures, payload, slave), tasks)
+        batch.end((lo, hi, seconds, failures, payload, slave), tasks, self.weigh)
         self.counters["ended"] += tasks
         owner = batch.owner
         effects.records.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload))
         if owner.attached:
             effects.messages.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload, slave))
-
-    def _keep(self, batch, outcome, tasks):
-        tasked = batch.payload
-        batch.end(outcome, tasks)
-        batch.owner.user.bytes += self.weigh(outcome[4]) - (0 if batch.remaining else self.weigh(tasked))
 
     def _forget(self, batch, effects, kill=False):
         self._drop_batch(batch, effects, kill)
@@ -1070,10 +1079,9 @@ class Board:
             return
         batch.queue = tuple(outside)
         lease = Lease(number, batch, lo, hi, max((past for _, _, past in inside), key=lambda past: past[:4]), now)
-        self._charge(lease, lease.charged, 1)
+        batch.take(lease)
         self._shorten(batch, hi - lo)
         slave.take(lease)
-        batch.take(lease)
         self.leases[number] = lease
         self.counters["adopted"] += 1
         self._tell("task_pushed", slave, hi - lo)
@@ -1210,7 +1218,9 @@ class Board:
             slave.drop(lease)
             lease.batch.drop(lease)
             del self.leases[lease.id]
-            self._charge(lease, lease.seconds - lease.charged, -1)
+            user = lease.batch.owner.user
+            if not (user.running or user.queued):
+                self._sleep(user)
             while slave.missing:
                 slave.missing.pop().offer(slave)
         return parts
@@ -1392,16 +1402,7 @@ class Board:
     # -- users -----------------------------------------------------------------------------------------------
     #
     # The one that had the least time of slots, of those that have work, is served until it is half a turn ahead of the
-    # others. Time counts as expected when a lease is made, as it passes while that takes longer, and as it was in the
-    # end.
-
-    def _charge(self, lease, seconds, leases):
-        """The user of a lease had so much more of a slot, and has so many leases more."""
-        user = lease.batch.owner.user
-        user.spent += seconds * lease.batch.demand.width
-        user.running += leases
-        if not (user.queued or user.running):
-            self._sleep(user)
+    # others. Time counts as expected from when a lease is made, as it passes while it runs, and as measured in the end.
 
     def _wake(self, user):
         """It has work again. If nobody else has, what was before counts no more."""
@@ -1409,48 +1410,51 @@ class Board:
             self._woken[user] = None
             self._turn = None
         else:
-            user.spent, self._turn, self._until = max(user.spent, self._top), user, math.inf
+            user.spent = max(user.spent, self._top)
         self.busy[user] = None
 
     def _sleep(self, user):
         del self.busy[user]
+        user.expected = 0.0  # rounding errors do not add up
         self._top = max(self._top, user.spent)
 
     def _level(self, now):
-        """Count what runs longer than was expected; who has come back is half a turn ahead of the others, no more."""
+        """Count the time of what runs; who has come back is half a turn ahead of the others, and no more."""
         if now >= self._level_at:
             self._level_at = now + self._pause
             for slave in self.slaves.values():
                 for lease in itertools.islice(slave.leases.values(), slave.workers):
-                    more = max(0.0, now - lease.since - lease.charged)
-                    lease.charged += more
-                    self._charge(lease, more, 0)
+                    user, width = lease.batch.owner.user, lease.batch.demand.width
+                    more = now - lease.since - lease.counted
+                    less = 0.0 if lease.batch.kind.seconds is None else min(more, lease.expected)
+                    lease.counted += more
+                    user.spent += more * width
+                    lease.expected -= less
+                    user.expected -= less * width
         least = min([user.spent for user in self.busy if user not in self._woken], default=0.0)
         for user in self._woken:
-            user.spent = max(user.spent, least - self._half_turn)
+            user.spent = max(user.spent, least - TURN / 2 * self.slots)
         self._woken.clear()
-
-    @property
-    def _half_turn(self):
-        return TURN / 2 * self.slots
 
     def _full(self, user):
         """Whether it has as many leases as it may."""
-        return 0 < self.quotas.running <= user.running
+        return user.running >= self.quotas.running
 
     def _next_user(self, ready):
         """Whose turn it is of those that wait for one of these demands; None if all are held back."""
         user = self._turn
-        going_on = user is not None and user.spent < self._until and not self._full(user)
-        if going_on and (user in ready[0].rings or any(user in demand.rings for demand in ready)):
+        if user is not None and user.spent + user.expected < self._until and user.running < self.quotas.running and (
+            user in ready[0].rings or any(user in demand.rings for demand in ready)
+        ):
             return user
         able = dict.fromkeys(user for demand in ready for user in demand.rings if not self._full(user))
-        self._turn = user = min(able, key=lambda user: user.spent, default=None)
+        self._turn = user = min(able, key=lambda user: user.level, default=None)
         if user is not None:
             others = [other for other in self.busy if other is not user]
             for other in others:  # one that could take nothing
                 other.spent = max(other.spent, user.spent - OWED * self.slots)
-            self._until = min([other.spent for other in others], default=math.inf) + self._half_turn
+            half = TURN / 2 * self.slots
+            self._until = min([user.level + half, *(other.level for other in others)]) + half if others else math.inf
         return user
 
     # -- assigning -------------------------------------------------------------------------------------------
@@ -1492,17 +1496,21 @@ class Board:
             self._look_at(self.resting_until)
             return
         ready = [demand for demand in self.demands.values() if demand.rings and demand.free]
-        if ready and len(self.users) > 1:
+        shared = len(self.busy) > 1 or self.quotas.running < math.inf
+        if ready and shared:
             self._level(now)
-        while ready and (user := self._next_user(ready)) is not None:
-            demand = ready[0] if len(ready) == 1 else min(ready, key=lambda demand: self._order(demand, user))
+        while ready:
+            user = self._next_user(ready) if shared else next(iter(ready[0].rings))
+            if user is None:
+                return
+            demand = ready[0] if len(ready) == 1 else min(ready, key=functools.partial(self._order, user))
             if not self._lease(demand, user, effects, now) or not (demand.rings and demand.free):
                 ready.remove(demand)
             elif len(ready) > 1:
                 ready = [demand for demand in ready if demand.rings]
 
     @staticmethod
-    def _order(demand, user):
+    def _order(user, demand):
         if user not in demand.rings:
             return math.inf, 0
         owner, line = next(iter(demand.rings[user].items()))
@@ -1522,12 +1530,13 @@ class Board:
         if slave is None:
             self._look_at(now + STEAL_AGE)  # ask again then
             return False
+        if batch.kind.seconds is None:
+            lease.expected = TURN * self.slots  # or it might be on all slots before one knows that it takes long
         self._pass_turn(lease)
-        self._charge(lease, lease.charged, 1)
+        batch.take(lease)
         self._dequeue(batch, place, tasks)
         slave.take(lease)
         demand.served(slave, lease.estimate)
-        batch.take(lease)
         self.leases[lease.id] = lease
         self.counters["leases"] += 1
         self._tell("task_pushed", slave, tasks)
@@ -1538,7 +1547,7 @@ class Board:
         """The next owner of the user follows; if it has another application, when this one had its turn."""
         owner = lease.batch.owner
         owner.served = lease.id
-        owner.turn += lease.charged
+        owner.turn += lease.estimate
         ring = lease.batch.demand.rings[owner.user]
         if len(ring) > 1 and owner.turn < TURN * self.slots:
             line = next(itertools.islice(ring.values(), 1, None))
@@ -1794,7 +1803,7 @@ class Board:
 
     def _in_turn(self, demand):
         """Owners and lines of a demand, the next one first."""
-        users = sorted(demand.rings, key=lambda user: (self._full(user), user is not self._turn, user.spent))
+        users = sorted(demand.rings, key=lambda user: (self._full(user), user is not self._turn, user.level))
         return [pair for user in users for pair in demand.rings[user].items()]
 
     def behind(self, user: User) -> str:
@@ -1802,12 +1811,9 @@ class Board:
         if self._full(user):
             has = f"user {user.name} has {user.running:,} leases of {self.quotas.running:,}"
             return f"{has} (quotas.running of the master)"
-        others = [other for other in self.busy if other.queued and other is not user]
-        first = min(others, key=lambda other: other.spent, default=user)
-        if user.spent <= first.spent:
-            return ""
-        more = user.spent - first.spent
-        return f"it is the turn of user {first.name}: user {user.name} had {more:.2f} s more of the slots"
+        able = [one for one in self.busy if one.queued and not self._full(one)]
+        first = self._turn if self._turn in able else min(able, key=lambda one: one.level, default=user)
+        return "" if first is user else f"it is the turn of user {first.name}; users share the slots equally"
 
     # -- after a restart -------------------------------------------------------------------------------------
 
@@ -1878,7 +1884,7 @@ class Board:
                     inside, waiting[batch] = split(waiting[batch], lo, hi)
                     still += inside
                 for lo, hi, *_ in waiting[batch]:
-                    self._keep(batch, (lo, hi, 0.0, {}, None, ""), hi - lo)
+                    batch.end((lo, hi, 0.0, {}, None, ""), hi - lo, self.weigh)
                 self.counters["ended"] += total(waiting[batch])
                 waiting[batch] = still
 
@@ -3045,7 +3051,8 @@ class MasterNode(rpc.BaseNode):
 
     def read_quotas(self) -> Quotas:
         """What a user may have here, as it is configured now."""
-        return Quotas(self.queued, self.held, self.running, self.most_systems, self.kept_for)
+        said = self.queued, self.held, self.running, self.most_systems, self.kept_for
+        return Quotas(*(most or math.inf for most in said))
 
     def open_journal(self) -> None:
         """Reads what an earlier life accepted and has not delivered, and goes on from there."""
@@ -3689,11 +3696,11 @@ class MasterNode(rpc.BaseNode):
     def _over_quota(self, client: str) -> str:
         """Why the user of a client may not have one more task system, "" if it may."""
         user = self.board.owners[client].user
-        why = self.board.quotas.passed(user.name, "systems", self._systems_of(user), 1)
-        return why or self.board.over_quota(user, 1, 1)
+        systems = self.board.quotas.passed(user.name, "systems", self._systems_of(user), 1)
+        return systems or self.board.over_quota(user, 1, 1)
 
     def _systems_of(self, user: User) -> int:
-        return sum(self.board.owners[system.name].user is user for system in self.systems.values())
+        return sum(system.user == user.name for system in self.systems.values())
 
     def collect(self, peer: rpc.Peer, number: int, name: str) -> None:
         """Lets a client wait for a system, running or finished, whose own client is not here."""
@@ -3973,7 +3980,7 @@ class MasterNode(rpc.BaseNode):
         for name, since in list(self._gone_at.items()):
             if name in self._detached and any(system.client == name for system in self.systems.values()):
                 self._gone_at[name] = now  # retention begins with the end of what it left here
-            elif now - since > (kept := min(self.retention, self.board.quotas.retention or math.inf)):
+            elif now - since > (kept := min(self.retention, self.board.quotas.retention)):
                 log.info("client %s did not come back in %.0f s: its work is dropped", name, kept)
                 self.forget_client(name)
         if self.board.scheduler_error:
@@ -4157,7 +4164,8 @@ class MasterNode(rpc.BaseNode):
             "systems": len(self.systems), "done": self._counts["tasks"], "failed": self._counts["failed"],
             "scheduler": type(self.board.scheduler).__name__, "journal": bool(self.journal),
             "storage": self.storage or "ok", "addresses": self.addresses,
-            "users": self.describe_users(), "quotas": self.board.quotas._asdict(),
+            "users": self.describe_users(),
+            "quotas": {name: most for name, most in self.board.quotas._asdict().items() if most < math.inf},
             "unplaced": self.board.unplaced(time.monotonic()), "counters": dict(self.board.counters),
             "refused": dict(self.channel.counts),
         }

@@ -376,7 +376,8 @@ class Quotas(NamedTuple):
         most = getattr(self, name)
         if value + more <= most:
             return ""
-        return f"user {user} has {value:,} {name}; with {more:,} more it passes {most:,} (quotas.{name} of the master)"
+        what = {"queued": "queued tasks", "systems": "task systems"}.get(name, name)
+        return f"user {user} has {value:,} {what}; with {more:,} more it passes {most:,} (quotas.{name} of the master)"
 
 
 class User:
@@ -4009,6 +4010,7 @@ class MasterNode(rpc.BaseNode):
         if running.isdisjoint(owners):
             others = ", ".join(sorted(running)[:SHOWN])
             why = f"the slaves run tasks of {others}" if running else "no slave takes them yet"
+            why = (known and self.board.behind(known[0].user)) or why
             waits += [["behind", line.tasks, why, line.head] for demand, line in lines if not demand.wanting]
             failed = self.board.delayed(owners)
             pieces = [(when, batch, lo, hi) for batch in failed for lo, hi, _, when in batch.delayed]

@@ -8,11 +8,17 @@ import collections
 import heapq
 import itertools
 import random
+import re
+import signal
 import time
+from pathlib import Path
 
 import pytest
 from concurrent_swarm.client import explained
 from concurrent_swarm.master import TURN, Board, Quotas
+from conftest import wait_until
+
+from concurrent_swarm import components, rpc
 
 CHECK_EVERY = 16  # events of a schedule
 QUEUED = 40  # tasks of an owner, at least
@@ -78,8 +84,6 @@ class Shop:
                 self("tick")
                 continue
             self.end(*heapq.heappop(self.running))
-        for user in {one[-1].batch.owner.user.name for one in self.running}:
-            self.had[user] += 0.0
         self.now = until
         return self
 
@@ -128,7 +132,6 @@ def test_two_users_get_the_same_time_whatever_the_length_of_their_tasks(seed):
         means.append(10 ** rng.uniform(-3, 0))
         shop.join(f"c{user}", user, around(means[-1], rng.uniform(0.1, 0.9), rng), count=rng.choice((1, 64, 500)))
     shop.run(max(3.0, 200 * max(means) / slots / slaves))
-    print(shop.time_of("a"), shop.time_of("b"), slots*slaves, means, [c[1] for c in shop.owners.values()])
     assert about_equal(shop.time_of("a"), shop.time_of("b"))
 
 
@@ -245,7 +248,7 @@ def test_a_thousand_owners_of_a_user_cost_as_much_per_lease_as_ten():
 @pytest.mark.parametrize(
     ("quota", "count", "why"),
     [
-        ({"queued": 10}, 6, "user a has 6 queued; with 6 more it passes 10 (quotas.queued of the master)"),
+        ({"queued": 10}, 6, "user a has 6 queued tasks; with 6 more it passes 10 (quotas.queued of the master)"),
         ({"bytes": 12}, 1, "user a has 10 bytes; with 5 more it passes 12 (quotas.bytes of the master)"),
     ],
 )
@@ -314,3 +317,71 @@ def test_what_users_have_is_counted_anew_after_a_restart():
     old = Board()
     old.restore([("owner", "c1", "client", "key", "")], 0.0)
     assert old.owners["c1"].user.name == "", "as journals of before have it"
+
+
+# -- in a swarm ------------------------------------------------------------------------------------------------------
+
+
+def as_user(here, user, name):
+    """The arguments by which a client has a key of its own that is enrolled under the name of this user."""
+    folder = components.Environment(Path(here.folder, name), "client").create().path
+    keyring = rpc.Keyring(str(here.master.folder / "keys"))
+    ticket = rpc.Access.load(str(here.master.folder / "keys" / "client.access"))
+    keyring.enrol(rpc.NodeKeys(str(folder / "keys")).enrolment(ticket, user))
+    return "--env", folder
+
+
+def queued(here, user):
+    return here.proxy.status()["users"].get(user, {}).get("queued", 0)
+
+
+def test_a_client_over_its_quota_is_told_value_and_limit_and_its_other_work_goes_on(swarm):
+    here = swarm(slaves=1, workers=1, master=("--set", "quotas.queued=50"))
+    run = here.run_client("users.py", "--app", "Again", "--set", "users.count=200", *as_user(here, "alice", "c"))
+    sentence = r"user alice has (\d+) queued tasks; with (\d+) more it passes 50 \(quotas.queued of the master\)"
+    told = [re.fullmatch(sentence, why) for why in run.about["result"]["refusals"]]
+    assert told and all(told) and all(int(one[1]) + int(one[2]) > 50 for one in told)
+    assert run.about["result"]["refused"] == 0 and run.about["result"]["done"] >= 10 + 16, "what was taken was done"
+    assert run.about["failed"] == sum(int(one[2]) for one in told), "a batch was refused in part"
+
+
+def test_a_user_has_as_many_task_systems_at_once_as_it_may(swarm):
+    here = swarm(slaves=1, workers=2, master=("--set", "quotas.systems=2"))
+    run = here.run_client("users.py", "--app", "Systems", "--set", "users.count=3", "--set", "users.seconds=0.3",
+                          *as_user(here, "alice", "c"))
+    about = run.about["result"]
+    assert (about["done"], about["refused"]) == (2, 1)
+    why = "user alice has 2 task systems; with 1 more it passes 2 (quotas.systems of the master)"
+    assert about["refusals"] == [why]
+
+
+def test_what_a_user_may_have_follows_the_configuration_of_a_running_master(swarm):
+    here = swarm(slaves=1, workers=2, master=("--set", "quotas.retention=1"))
+    file = here.master.folder / "configs" / "env.ini"
+    file.write_text("[quotas]\nrunning = 1\n")
+    wait_until(lambda: here.proxy.status()["quotas"].get("running") == 1, "the quota counts")
+    run = here.start_client("users.py", "--app", "Plain", "--set", "users.seconds=0.2", *as_user(here, "alice", "c"))
+    wait_until(lambda: queued(here, "alice"), "tasks wait")
+    for _ in range(20):
+        status = here.proxy.status()
+        assert status["busy"] <= 1 and status["users"]["alice"]["running"] <= 1
+    assert status["users"]["alice"]["bytes"] > 0 and status["users"]["alice"]["systems"] == 0
+    file.write_text("[quotas]\nrunning = 0\n")
+    wait_until(lambda: here.proxy.status()["busy"] == 2, "both slots are used")
+    run.send(signal.SIGKILL)
+    wait_until(lambda: "did not come back in 1 s: its work is dropped" in here.master.err, "it is forgotten", 60)
+
+
+def test_two_users_share_a_slave_equally_however_many_clients_each_has(swarm):
+    here = swarm(slaves=1, workers=1)
+    many = ("users.py", "--app", "Plain", "--set", "users.count=3000")
+    for number in range(3):
+        here.start_client(*many, *as_user(here, "alice", f"a{number}"))
+    wait_until(lambda: queued(here, "alice") > 6000, "all of them are here")
+    few = ("users.py", "--app", "Plain", "--json", "--set", "users.count=300")
+    one = here.start_client(*few, *as_user(here, "bob", "b"))
+    wait_until(lambda: queued(here, "bob"), "so is the other user")
+    before = here.proxy.status()["done"]
+    assert one.wait().about["result"]["done"] == 300
+    others = here.proxy.status()["done"] - before - 300
+    assert 150 < others < 600, f"while a user had 300 tasks done the other one had {others}"

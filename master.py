@@ -382,7 +382,7 @@ class Quotas(NamedTuple):
 
 class User:
     """For whom owners work: its tasks that wait, bytes of payloads, leases in the hands of slaves. `spent`: the seconds
-    of slots that it had, to compare with those of others that have work; `expected`: what its leases will take."""
+    of slots that it had, to compare with those of others that have work, `expected` ones of its leases among them."""
 
     __slots__ = ("bytes", "expected", "name", "queued", "running", "spent")
 
@@ -391,10 +391,6 @@ class User:
         self.queued = self.bytes = self.running = 0
         self.spent = self.expected = 0.0
 
-    @property
-    def level(self) -> float:
-        """Seconds of slots that it had, or will have had in a moment."""
-        return self.spent + self.expected
 
 
 class Owner:
@@ -454,20 +450,16 @@ class Batch:
         """The ordinal of its first task among all of its owner."""
         return self.options.get("first", 0)
 
-    @property
-    def app(self) -> str | None:
-        """The application that its workers have loaded."""
-        return self.options.get("bundle")
-
     def task_id(self, number: int) -> str:
         """The id under which its owner knows task `number` of it."""
         return f"{self.owner.id}.{self.first + number}"
 
     def take(self, lease: Lease):
         """A part of it is in the hands of a slave."""
-        user = self.owner.user
+        user, expected = self.owner.user, lease.expected * self.demand.width
         user.running += 1
-        user.expected += lease.expected * self.demand.width
+        user.spent += expected
+        user.expected += expected
         if not self.leases:
             self.leases = {}
         self.leases[lease.id] = lease
@@ -476,8 +468,8 @@ class Batch:
         """A lease is reported."""
         user, width = self.owner.user, self.demand.width
         user.running -= 1
+        user.spent += (lease.seconds - lease.counted - lease.expected) * width
         user.expected -= lease.expected * width
-        user.spent += (lease.seconds - lease.counted) * width
         del self.leases[lease.id]
         if not self.leases:
             self.leases = NONE
@@ -506,8 +498,8 @@ class Batch:
 
 class Lease:
     """The tasks lo..hi of a batch in the hands of one slave. `open`: the ranges it has not reported yet; `ended`: those
-    that have their outcome all the same (all of them if it is revoked). `seconds`: measured so far; its user has been
-    charged for `counted` of them, and will be for those `expected`."""
+    that have their outcome all the same (all of them if it is revoked). `seconds`: measured so far; its user is charged
+    for those `counted` as they passed and for those `expected` still."""
 
     __slots__ = ("asked", "batch", "counted", "ended", "estimate", "expected", "hi", "id", "killed", "lo", "open",
                  "past", "revoked", "seconds", "since", "slave", "tasks")
@@ -1429,10 +1421,10 @@ class Board:
                     more = now - lease.since - lease.counted
                     less = 0.0 if lease.batch.kind.seconds is None else min(more, lease.expected)
                     lease.counted += more
-                    user.spent += more * width
                     lease.expected -= less
+                    user.spent += (more - less) * width
                     user.expected -= less * width
-        least = min([user.spent for user in self.busy if user not in self._woken], default=0.0)
+        least = min([user.spent - user.expected for user in self.busy if user not in self._woken], default=0.0)
         for user in self._woken:
             user.spent = max(user.spent, least - TURN / 2 * self.slots)
         self._woken.clear()
@@ -1444,18 +1436,15 @@ class Board:
     def _next_user(self, ready):
         """Whose turn it is of those that wait for one of these demands; None if all are held back."""
         user = self._turn
-        if user is not None and user.spent + user.expected < self._until and user.running < self.quotas.running and (
-            user in ready[0].rings or any(user in demand.rings for demand in ready)
-        ):
+        if any(user in demand.rings for demand in ready) and user.spent < self._until and not self._full(user):
             return user
         able = dict.fromkeys(user for demand in ready for user in demand.rings if not self._full(user))
-        self._turn = user = min(able, key=lambda user: user.level, default=None)
+        self._turn = user = min(able, key=lambda user: user.spent, default=None)
         if user is not None:
-            others = [other for other in self.busy if other is not user]
-            for other in others:  # one that could take nothing
+            for other in self.busy:  # one that could take nothing
                 other.spent = max(other.spent, user.spent - OWED * self.slots)
             half = TURN / 2 * self.slots
-            self._until = min([user.level + half, *(other.level for other in others)]) + half if others else math.inf
+            self._until = half + min(other.spent + half * (other is user) for other in self.busy)
         return user
 
     # -- assigning -------------------------------------------------------------------------------------------
@@ -1551,8 +1540,8 @@ class Board:
         owner.turn += lease.estimate
         ring = lease.batch.demand.rings[owner.user]
         if len(ring) > 1 and owner.turn < TURN * self.slots:
-            line = next(itertools.islice(ring.values(), 1, None))
-            if next(iter(line.batches)).app != lease.batch.app:
+            other = next(iter(next(itertools.islice(ring.values(), 1, None)).batches))
+            if other.options.get("bundle") != lease.batch.options.get("bundle"):
                 return
         owner.turn = 0.0
         for demand in owner.lines:
@@ -1796,24 +1785,22 @@ class Board:
         if line.stuck is not None and self.unplaceable_wait:
             fails_in = max(0.0, max(line.stuck, batch.since) + self.unplaceable_wait - now)
         return {
-            "ahead": ahead, "turns": [{"owner": one.id, "tasks": other.tasks} for one, other in self._in_turn(demand)],
+            "ahead": ahead, "turns": [{"owner": one.id, "tasks": other.tasks} for user in self._in_turn(demand.rings)
+                                      for one, other in demand.rings[user].items()],
             "user": batch.owner.user.name, "behind": self.behind(batch.owner.user),
             "slaves": {one.id: one.obstacle(demand, estimate) for one in self.slaves.values()},
             "unplaceable": demand.wanting, "fails_in": fails_in,
         }
 
-    def _in_turn(self, demand):
-        """Owners and lines of a demand, the next one first."""
-        users = sorted(demand.rings, key=lambda user: (self._full(user), user is not self._turn, user.level))
-        return [pair for user in users for pair in demand.rings[user].items()]
+    def _in_turn(self, users):
+        return sorted(users, key=lambda user: (self._full(user), user is not self._turn, user.spent))
 
     def behind(self, user: User) -> str:
         """Why other users come before this one now, "" if none does."""
         if self._full(user):
             has = f"user {user.name} has {user.running:,} leases of {self.quotas.running:,}"
             return f"{has} (quotas.running of the master)"
-        able = [one for one in self.busy if one.queued and not self._full(one)]
-        first = self._turn if self._turn in able else min(able, key=lambda one: one.level, default=user)
+        first = next(iter(self._in_turn(one for one in self.busy if one.queued)), user)
         return "" if first is user else f"it is the turn of user {first.name}; users share the slots equally"
 
     # -- after a restart -------------------------------------------------------------------------------------
@@ -4150,12 +4137,10 @@ class MasterNode(rpc.BaseNode):
 
     def describe_users(self) -> dict[str, dict]:
         """What the users have of that for which there are quotas, by their names."""
-        here = dict.fromkeys(owner.user for owner in self.board.owners.values())
-        return {
-            user.name: {"queued": user.queued, "bytes": user.bytes, "running": user.running,
-                        "systems": self._systems_of(user)}
-            for user in here
-        }
+        users = dict.fromkeys(owner.user for owner in self.board.owners.values())
+        counted = ("queued", "bytes", "running")
+        return {user.name: {**{name: getattr(user, name) for name in counted}, "systems": self._systems_of(user)}
+                for user in users}
 
     def status(self) -> dict:
         slaves, workers, busy = self.swarm_size()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from concurrent_swarm.client import explained
-from concurrent_swarm.master import TURN, Board, Quotas
+from concurrent_swarm.master import TURN, Board, Quotas, User
 from conftest import wait_until
 
 from concurrent_swarm import components, rpc
@@ -72,8 +72,9 @@ class Shop:
             lease = self.waiting[slave].popleft()
             self.free[slave] -= 1
             seconds = sum(self.owners[lease.batch.owner.id][2]() for _ in range(lease.tasks))
-            self.changes += self.last.get(slave) != lease.batch.app
-            self.last[slave] = lease.batch.app
+            app = lease.batch.options["bundle"]
+            self.changes += self.last.get(slave) != app
+            self.last[slave] = app
             heapq.heappush(self.running, (self.now + seconds, lease.id, seconds, slave, lease))
 
     def run(self, until):
@@ -303,6 +304,7 @@ def test_a_waiting_task_is_told_whose_turn_it_is():
     assert told[first]["behind"] == ""
     assert told[behind]["behind"].startswith(f"it is the turn of user {first}; ")
     assert [turn["owner"] for turn in told[behind]["turns"]] == [f"c{first}", f"c{behind}"]
+    assert Shop().board.behind(User("c")) == ""
 
 
 def test_what_users_have_is_counted_anew_after_a_restart():
@@ -356,11 +358,11 @@ def test_a_user_has_as_many_task_systems_at_once_as_it_may(swarm):
 
 
 def test_what_a_user_may_have_follows_the_configuration_of_a_running_master(swarm):
-    here = swarm(slaves=1, workers=2, master=("--set", "quotas.retention=1"))
+    here = swarm(slaves=1, workers=2)
     file = here.master.folder / "configs" / "env.ini"
     file.write_text("[quotas]\nrunning = 1\n")
     wait_until(lambda: here.proxy.status()["quotas"].get("running") == 1, "the quota counts")
-    run = here.start_client("users.py", "--app", "Plain", "--set", "users.seconds=0.2", *as_user(here, "alice", "c"))
+    here.start_client("users.py", "--app", "Plain", "--set", "users.seconds=0.2", *as_user(here, "alice", "c"))
     wait_until(lambda: queued(here, "alice"), "tasks wait")
     for _ in range(20):
         status = here.proxy.status()
@@ -368,6 +370,13 @@ def test_what_a_user_may_have_follows_the_configuration_of_a_running_master(swar
     assert status["users"]["alice"]["bytes"] > 0 and status["users"]["alice"]["systems"] == 0
     file.write_text("[quotas]\nrunning = 0\n")
     wait_until(lambda: here.proxy.status()["busy"] == 2, "both slots are used")
+
+
+@pytest.mark.slow
+def test_the_work_of_a_client_that_vanished_is_kept_as_long_as_its_user_may_have_it(swarm):
+    here = swarm(slaves=1, workers=1, master=("--set", "quotas.retention=1"))
+    run = here.start_client("users.py", "--app", "Plain", *as_user(here, "alice", "c"))
+    wait_until(lambda: queued(here, "alice"), "tasks wait")
     run.send(signal.SIGKILL)
     wait_until(lambda: "did not come back in 1 s: its work is dropped" in here.master.err, "it is forgotten", 60)
 

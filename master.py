@@ -400,14 +400,11 @@ class User:
         self.spent = self.expected = 0.0
 
 
-
 class Owner:
     """Whoever submits: a client or the host of a task system. `attached`: its connection is there."""
 
-    __slots__ = (
-        *("attached", "batches", "forgotten", "id", "key", "kind", "kinds", "lines", "name", "served", "tasks", "turn"),
-        "user",
-    )
+    __slots__ = ("attached", "batches", "forgotten", "id", "key", "kind", "kinds", "lines", "name", "served", "tasks",
+                 "turn", "user")
 
     def __init__(self, owner: str, kind: str, key: str, name: str, user: User):
         self.id, self.kind, self.key, self.name, self.user = owner, kind, key, name, user
@@ -1559,8 +1556,7 @@ class Board:
         """The first of what waits that a slave may take: (batch, place in its queue, tasks, slaves). None if there is
         none. A slave on which a task has just failed is passed over for it, if there are others."""
         batch = next(iter(next(iter(demand.rings[user].values())).batches))
-        healthy = batch.queue[0][2].shun is None  # that path is short
-        front = ((batch, 0),) if healthy else self._front(demand, user)
+        front = ((batch, 0),) if batch.queue[0][2].shun is None else self._front(demand, user)  # the first is short
         for batch, place in front:
             tasks, shun = self._size(batch, batch.queue[place], batch.owner.lines[demand]), batch.queue[place][2].shun
             slaves = self._candidates(demand, batch.kind.estimate(tasks))
@@ -1806,8 +1802,7 @@ class Board:
     def behind(self, user: User) -> str:
         """Why other users come before this one now, "" if none does."""
         if self._full(user):
-            has = f"user {user.name} has {user.running:,} leases of {self.quotas.running:,}"
-            return f"{has} (quotas.running of the master)"
+            return f"user {user.name} has {user.running:,} leases, as many as it may (quotas.running of the master)"
         first = next(iter(self._in_turn(one for one in self.busy if one.queued)), user)
         return "" if first is user else f"it is the turn of user {first.name}; users share the slots equally"
 
@@ -1917,17 +1912,13 @@ class Board:
 
     def _check_users(self):
         """What is counted for a user is what its owners have."""
-        queued, held, running = Counter(), Counter(), Counter()
-        for owner in self.owners.values():
-            assert self.users[owner.user.name] is owner.user
-            queued[owner.user] += sum(line.tasks for line in owner.lines.values())
-            payloads = [payload for batch in owner.batches.values()
-                        for payload in (batch.payload, *(outcome[4] for outcome in batch.outcomes))]
-            held[owner.user] += sum(map(self.weigh, payloads))
-        for lease in self.leases.values():
-            running[lease.batch.owner.user] += 1
         for user in self.users.values():
-            assert (user.queued, user.bytes, user.running) == (queued[user], held[user], running[user]), "miscounted"
+            owners = [owner for owner in self.owners.values() if owner.user is user]
+            batches = [batch for owner in owners for batch in owner.batches.values()]
+            payloads = [part for batch in batches for part in (batch.payload, *(one[4] for one in batch.outcomes))]
+            leases = [lease for lease in self.leases.values() if lease.batch.owner.user is user]
+            found = sum(batch.queued for batch in batches), sum(map(self.weigh, payloads)), len(leases)
+            assert (user.queued, user.bytes, user.running) == found, "miscounted"
             assert (user in self.busy) == bool(user.queued or user.running), "not served, or waited for in vain"
 
     def _check_timers(self):
@@ -2938,14 +2929,11 @@ class MasterNode(rpc.BaseNode):
     )
     retention = components.FloatItem("master", "retention", 3600.0,
                                      "seconds to keep the work of a client that went away without a word", minimum=0)
-    queued = components.IntItem("quotas", "queued", 1_000_000, "tasks of a user that wait; 0: any", minimum=0)
-    held = components.IntItem("quotas", "bytes", 10_000_000_000,
-                              "bytes of tasks and results of a user in memory and journal; 0: any", minimum=0)
-    running = components.IntItem("quotas", "running", 0,
-                                 "leases of a user at once, further ones wait; 0: any", minimum=0)
-    most_systems = components.IntItem("quotas", "systems", 100, "task systems of a user at once; 0: any", minimum=0)
-    kept_for = components.FloatItem("quotas", "retention", 0.0,
-                                    "seconds that may be at most in master.retention; 0: any", minimum=0)
+    queued = components.IntItem("quotas", "queued", 1_000_000, "tasks of a user that wait; 0: any", 0)
+    held = components.IntItem("quotas", "bytes", 10_000_000_000, "bytes of a user's tasks and results here; 0: any", 0)
+    running = components.IntItem("quotas", "running", 0, "leases of a user at once, further ones wait; 0: any", 0)
+    most_systems = components.IntItem("quotas", "systems", 100, "task systems of a user at once; 0: any", 0)
+    kept_for = components.FloatItem("quotas", "retention", 0.0, "seconds that cap master.retention; 0: any", 0)
     timeout = components.FloatItem("limits", "timeout", 0.0,
                                    "seconds that an attempt may run of a task that says nothing; 0: any", minimum=0)
     deadline = components.FloatItem("limits", "deadline", 0.0,
@@ -2980,7 +2968,7 @@ class MasterNode(rpc.BaseNode):
         self.read_limits()
         self.shelf = rpc.Shelf(self.store or self.spool)
         self.board = Board(max_lease=self.max_lease, unplaceable_wait=self.unplaceable_wait, weigh=weight_of)
-        self.board.quotas = self.read_quotas()
+        self.read_quotas()
         self.set_scheduler()
         self.keyring = rpc.Keyring(str(self.environment / "keys"))
         apps = self.environment / "apps"  # one without its zip is asked for again
@@ -3043,10 +3031,10 @@ class MasterNode(rpc.BaseNode):
         said = {name: value for name, value in limits.items() if value != UNSAID.get(name, 0.0) and value != {}}
         self.limits = json.dumps(said) if said else ""
 
-    def read_quotas(self) -> Quotas:
-        """What a user may have here, as it is configured now."""
+    def read_quotas(self) -> None:
+        """Takes over what is configured for users."""
         said = self.queued, self.held, self.running, self.most_systems, self.kept_for
-        return Quotas(*(most or math.inf for most in said))
+        self.board.quotas = Quotas(*(most or math.inf for most in said))
 
     def open_journal(self) -> None:
         """Reads what an earlier life accepted and has not delivered, and goes on from there."""
@@ -4023,7 +4011,7 @@ class MasterNode(rpc.BaseNode):
         if any(section == "limits" for section, _ in changes):
             self.read_limits()
         if any(section == "quotas" for section, _ in changes):
-            self.board.quotas = self.read_quotas()
+            self.read_quotas()
             self.apply(self.board.tick(time.monotonic()))  # some may wait no more
 
     def open_control_channel(self) -> None:
@@ -4141,23 +4129,18 @@ class MasterNode(rpc.BaseNode):
             for s in self.systems.values()
         ]
 
-    def describe_users(self) -> dict[str, dict]:
-        """What the users have of that for which there are quotas, by their names."""
-        users = dict.fromkeys(owner.user for owner in self.board.owners.values())
-        counted = ("queued", "bytes", "running")
-        return {user.name: {**{name: getattr(user, name) for name in counted}, "systems": self._systems_of(user)}
-                for user in users}
-
     def status(self) -> dict:
         slaves, workers, busy = self.swarm_size()
-        queued = sum(line.tasks for owner in self.board.owners.values() for line in owner.lines.values())
+        users = dict.fromkeys(owner.user for owner in self.board.owners.values())
         return {
-            **super().status(), "slaves": slaves, "workers": workers, "busy": busy, "queued": queued,
+            **super().status(), "slaves": slaves, "workers": workers, "busy": busy,
+            "queued": sum(one.queued for one in users),
             "clients": sorted(name for name, peer in self._peers.items() if peer.role != "slave"),
             "systems": len(self.systems), "done": self._counts["tasks"], "failed": self._counts["failed"],
             "scheduler": type(self.board.scheduler).__name__, "journal": bool(self.journal),
             "storage": self.storage or "ok", "addresses": self.addresses,
-            "users": self.describe_users(),
+            "users": {one.name: {"queued": one.queued, "bytes": one.bytes, "running": one.running,
+                                 "systems": self._systems_of(one)} for one in users},
             "quotas": {name: most for name, most in self.board.quotas._asdict().items() if most < math.inf},
             "unplaced": self.board.unplaced(time.monotonic()), "counters": dict(self.board.counters),
             "refused": dict(self.channel.counts),

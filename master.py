@@ -895,8 +895,11 @@ class Board:
 
     def over_quota(self, user: User, count: int, size: int) -> str:
         """Why a user may not have so many tasks and bytes more, "" if it may."""
-        name, quotas = user.name, self.quotas
-        return quotas.passed(name, "queued", user.queued, count) or quotas.passed(name, "bytes", user.bytes, size)
+        quotas = self.quotas
+        if user.queued + count <= quotas.queued and user.bytes + size <= quotas.bytes:
+            return ""
+        passed = functools.partial(quotas.passed, user.name)
+        return passed("queued", user.queued, count) or passed("bytes", user.bytes, size)
 
     def _add_batch(self, owner, number, count, group, options, payload, now):
         batch = Batch(owner, number, count, group, options, payload)
@@ -1162,7 +1165,8 @@ class Board:
             else:
                 held.slave.succeeded(now)
             if live:
-                self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects, total(live))
+                tasks = None if live is parts else total(live)
+                self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects, tasks)
         else:  # the payload cannot be cut here: what a confused slave left open runs again
             self.counters["repeated result"] += 1
             self._take_back(held, live, effects, now)
@@ -1527,7 +1531,10 @@ class Board:
             return False
         if batch.kind.seconds is None:
             lease.expected = TURN * self.slots  # or it might be on all slots before one knows that it takes long
-        self._pass_turn(lease)
+        owner = batch.owner
+        owner.served = lease.id
+        if len(owner.lines) > 1 or len(demand.rings[owner.user]) > 1:
+            self._pass_turn(lease, owner)
         batch.take(lease)
         self._dequeue(batch, place, tasks)
         slave.take(lease)
@@ -1538,10 +1545,8 @@ class Board:
         effects.messages.append(("lease", slave.id, lease))
         return True
 
-    def _pass_turn(self, lease):
+    def _pass_turn(self, lease, owner):
         """The next owner of the user follows; if it has another application, when this one had its turn."""
-        owner = lease.batch.owner
-        owner.served = lease.id
         owner.turn += lease.estimate
         ring = lease.batch.demand.rings[owner.user]
         if len(ring) > 1 and owner.turn < TURN * self.slots:
@@ -1594,7 +1599,8 @@ class Board:
     @staticmethod
     def _candidates(demand, estimate):
         """Up to WIDTH slaves that may take such a lease now: those with a free slot, else those with credit."""
-        return demand.with_room(demand.idle, None, WIDTH) or demand.with_room(demand.free, estimate, WIDTH)
+        idle = demand.idle and demand.with_room(demand.idle, None, WIDTH)
+        return idle or demand.with_room(demand.free, estimate, WIDTH)
 
     def _place(self, slaves, lease):
         if self.scheduler is None:

@@ -810,7 +810,8 @@ def _explained_wait(head: str, about: dict) -> list[str]:
         lines.append(f"  {about['unplaceable']}: {end}")
     lines.append(f"  ahead    {about['ahead']:,} tasks of the same owner")
     turns = [f"{turn['owner']} ({turn['tasks']:,} tasks)" for turn in about["turns"]]
-    lines.append(f"  turns    {', '.join(turns)}; one lease each in turn")
+    lines.append(f"  turns    {', '.join(turns)}")
+    lines += [f"  user     {about['behind']}"] if about["behind"] else []
     lines += [f"  {name:8} {obstacle or 'has room'}" for name, obstacle in about["slaves"].items()]
     return lines if about["slaves"] else [*lines, "  no slave is here"]
 

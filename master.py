@@ -2794,9 +2794,11 @@ def read_options(parts: list) -> dict:
 
 
 @functools.lru_cache(maxsize=1024)
-def with_limits(head: bytes, limits: str) -> bytes:
-    """The head of a batch, with the limits of this master (as JSON) for what its tasks do not say."""
-    return json.dumps({**tasks.read_head(head), "default_limits": json.loads(limits)}).encode()
+def completed(head: bytes, user: str, limits: str) -> bytes:
+    """The head of a batch, with the user whose tasks they are, for workers serve one alone, and the limits of this
+    master (as JSON, or empty) for what they do not say."""
+    more = {"default_limits": json.loads(limits)} if limits else {}
+    return json.dumps({**tasks.read_head(head), **more, "user": user}).encode()
 
 
 def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
@@ -3604,10 +3606,9 @@ class MasterNode(rpc.BaseNode):
         check_whole(number, count, group, first)
         if parts and type(parts[0]) is rpc.Reference:
             parts[0] = parts[0].read()
-        head = read_options(parts)
-        if self.limits:
-            parts[0] = with_limits(bytes(parts[0]), self.limits)
-            head = read_options(parts)
+        if read_options(parts) and owner in self.board.owners:
+            parts[0] = completed(bytes(parts[0]), self.board.owners[owner].user.name, self.limits)
+        head = tasks.read_head(bytes(parts[0]))
         if head.get("bundle") not in self.bundles:
             self._send_refused(owner, number, self._unstored or NEVER_SENT)
         elif self.storage and owner not in self.systems and not self.board.knows(owner, number):

@@ -1,14 +1,15 @@
 """A slave: offers this machine's processors to a master.
 
                        lease, revoke, steal, bundle                    run, drop
-    master  ------------------------------------------>  SlaveNode  --------------->  worker (one bundle, one lease)
+    master  ------------------------------------------>  SlaveNode  --------------->  worker (one user and bundle)
             <------------------------------------------             <---------------
               result, given_back, worker_lost, fetch, output           result, ended, what it prints
 
 The slave opens nothing of what it passes on. `ProcessTaskManager` grants each lease its resources when it starts, runs
-it in a warm worker of the lease's bundle or forks one, and replaces workers that die. Leases beyond the free slots wait
-here so that a worker never idles for the length of a round trip; the master may take them back. A worker that was quick
-with its last lease is handed more of that kind ahead: each message less is a process less that must be woken up.
+it in a warm worker of the lease's user and bundle or forks one, and replaces workers that die. Leases beyond the free
+slots wait here so that a worker never idles for the length of a round trip; the master may take them back. A worker
+that was quick with its last lease is handed more of that kind ahead: each message less is a process less that must be
+woken up.
 """
 
 if __name__ == "__main__":  # hand over to the one copy of this module, under its real name
@@ -46,9 +47,9 @@ RESPAWN_PAUSE = 1.0  # seconds that new workers wait after too many have died
 class Worker:
     """One worker process as its slave sees it."""
 
-    def __init__(self, token: int, digest: str, now: float):
+    def __init__(self, token: int, digest: str, user: str, now: float):
         self.token = token
-        self.digest = digest
+        self.digest, self.user = digest, user  # it serves these alone
         self.pipe: rpc.Pipe | None = None
         self.pid = 0
         self.envelope: tasks.Envelope | None = None  # what it runs
@@ -297,7 +298,7 @@ class ProcessTaskManager(components.Component):
     def _start(self, envelope: tasks.Envelope) -> bool:
         limits = _limits_in(bytes(envelope.parts[0]))
         try:
-            worker = self._worker_for(envelope.head["bundle"], limits)
+            worker = self._worker_for(envelope.head["bundle"], envelope.head.get("user", ""), limits)
         except components.Error as error:  # its application asks for what is not allowed here
             self._fail(envelope, envelope.lo, error)
             return True
@@ -340,26 +341,26 @@ class ProcessTaskManager(components.Component):
         worker.envelope, worker.grant, worker.used = None, {}, time.monotonic()
         worker.limits = {}
 
-    def _worker_for(self, digest: str, limits: dict[str, float]) -> Worker | None:
+    def _worker_for(self, digest: str, user: str, limits: dict[str, float]) -> Worker | None:
         """A worker; one that takes much memory since it ran others is not held against a task with a limit."""
-        worker = self._idle_worker(digest)
+        worker = self._idle_worker(digest, user)
         if worker and "memory_limit" in limits and memory_of(worker.pid) > limits["memory_limit"] * 2**19:
             self._end(worker)
-            return self._fork(digest)
+            return self._fork(digest, user)
         return worker
 
-    def _idle_worker(self, digest: str) -> Worker | None:
+    def _idle_worker(self, digest: str, user: str) -> Worker | None:
         idle = []
         for worker in self.workers.values():
             if worker.envelope is None and worker.pipe.open and not worker.doomed:
-                if worker.digest == digest:
+                if (worker.digest, worker.user) == (digest, user):
                     return worker
                 idle.append(worker)
         if len(self.workers) >= self.get_num_workers() + IDLE_KEPT and idle:
             self._end(min(idle, key=lambda worker: worker.used))
-        return self._fork(digest)
+        return self._fork(digest, user)
 
-    def _fork(self, digest: str) -> Worker | None:
+    def _fork(self, digest: str, user: str) -> Worker | None:
         now = time.monotonic()
         if self._deaths.crowded and now - self._deaths[-1] < RESPAWN_PAUSE:
             self.node.loop.later(RESPAWN_PAUSE, self.schedule)
@@ -373,7 +374,7 @@ class ProcessTaskManager(components.Component):
             log.warning("no worker can be forked now (%s)", error)
             self.node.loop.later(1.0, self.schedule)
             return None
-        worker = self.workers[token] = Worker(token, digest, now)
+        worker = self.workers[token] = Worker(token, digest, user, now)
         worker.ear, worker.confined = ear, confinement.level == "off"
         ear.send = lambda pieces: self._send_output(worker, pieces)
         worker.pipe = rpc.Pipe(

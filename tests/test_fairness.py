@@ -347,6 +347,13 @@ def test_a_client_over_its_quota_is_told_value_and_limit_and_its_other_work_goes
     assert run.about["failed"] == sum(int(one[2]) for one in told), "a batch was refused in part"
 
 
+def test_a_worker_serves_one_user_alone(swarm):
+    here = swarm(slaves=1, workers=1)
+    words = [as_user(here, user, f"{user}{number}") for number in (1, 2) for user in ("alice", "bob")]
+    pids = [here.run_client("users.py", "--app", "Worker", *word).about["result"] for word in words]
+    assert pids[:2] == pids[2:] and pids[0] != pids[1]
+
+
 def test_a_user_has_as_many_task_systems_at_once_as_it_may(swarm):
     here = swarm(slaves=1, workers=2, master=("--set", "quotas.systems=2"))
     run = here.run_client("users.py", "--app", "Systems", "--set", "users.count=3", "--set", "users.seconds=0.3",

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 1453,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4553,
+    "master.py": 4554,
     "rpc.py": 5515,
     "setup.py": 64,
-    "slave.py": 1128,
+    "slave.py": 1129,
     "tasks.py": 3639,
 }
-TOTAL_LINES = 18_799
+TOTAL_LINES = 18_801
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

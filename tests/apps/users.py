@@ -1,5 +1,6 @@
 """Applications of several users; each test picks one with `--app`."""
 
+import os
 import time
 
 from concurrent_swarm.client import ApplicationNode
@@ -10,6 +11,18 @@ from concurrent_swarm.tasks import ITaskSystem, Task
 class Nap(Task):
     def __call__(self):
         time.sleep(self.seconds)
+
+
+class Who(Task):
+    def __call__(self):
+        return os.getpid()
+
+
+class Worker(ApplicationNode):
+    """The result is the process that ran its task."""
+
+    def start_processing(self):
+        self.push_task(Who("who"))
 
 
 class Naps(ApplicationNode):

@@ -1723,9 +1723,9 @@ class Confinement(NamedTuple):
 
     level: str = "off"
     folder: str = ""  # its own: where it may write, its HOME and TMPDIR
-    read: Iterable[str] = ()  # further files and folders
-    write: Iterable[str] = ()
-    network: Iterable[str] = ()  # HOST:PORT to which it may connect
+    read: tuple[str, ...] = ()  # further files and folders
+    write: tuple[str, ...] = ()
+    network: tuple[str, ...] = ()  # HOST:PORT to which it may connect
     subprocess: bool = False  # whether it may start programs
     uid: int = 0  # of its slot; 0: that of its node
 

@@ -748,13 +748,13 @@ def cancelled_failure() -> dict:
     return {"type": "Cancelled", "message": "it was cancelled", "traceback": "", "where": "", "kind": "cancelled"}
 
 
-def open_failure(failure: dict) -> BaseException:
-    """The exception to hand to callbacks: the original one where it can be made, else a `TaskError`.
+def open_failure(failure: dict, load: Callable = pickle.loads) -> BaseException:
+    """The exception to hand to callbacks: the original one where `load` can make it, else a `TaskError`.
 
     Its `__cause__` shows the remote traceback; `failure` holds the description.
     """
     sealed = base64.b64decode(failure.get("pickle", ""))
-    error, _ = attempt(pickle.loads, sealed) if sealed else (None, None)
+    error, _ = attempt(load, sealed) if sealed else (None, None)
     if not isinstance(error, BaseException) or attempt(_dress, error, failure)[1] is not None:
         error = TaskError(failure)  # its class does not exist here, or takes no attributes
         _dress(error, failure)
@@ -810,7 +810,7 @@ class Owner:
 
     `call(method, *params, parts=())` sends to the master. `callback(task, result, error)` gets every outcome, after
     `task.finished`; with `handles` it gets a `Handle` of the task. `options` go with every batch (the bundle's digest).
-    All methods belong to one thread.
+    `load` opens the pickles that come from slaves. All methods belong to one thread.
     """
 
     @staticmethod
@@ -818,9 +818,11 @@ class Owner:
         """The parts of a batch, copied where the user's code may change them."""
         return list(map(rpc.frozen, parts))
 
-    def __init__(self, call: Callable, callback: Callable, options: dict, name: str = "", handles: bool = False):
+    def __init__(self, call: Callable, callback: Callable, options: dict, name: str = "", handles: bool = False,
+                 load: Callable = pickle.loads):
         rpc.speak_wire()
         self.call = call
+        self.load = load
         self.callback = callback
         self.handles = handles
         self.name = name
@@ -1167,14 +1169,13 @@ class Owner:
             flight.source.unaccepted -= 1
             flight.source.settle()
 
-    @staticmethod
-    def _open(lo: int, hi: int, parts: list, failures: dict) -> tuple[list, dict]:
+    def _open(self, lo: int, hi: int, parts: list, failures: dict) -> tuple[list, dict]:
         """The results of lo..hi-1; one that cannot be opened here is a failure more."""
         if not parts:
             return [None] * (hi - lo), failures
         results: list = []
         for part in parts:
-            some, error = attempt(rpc.open_sealed, part)
+            some, error = attempt(rpc.open_sealed, part, self.load)
             if isinstance(error, rpc.PayloadGone):  # how many were in it?
                 return [None] * (hi - lo), {**failures, "*": describe_failure(error, kind="result")}
             if error is not None:  # only single results can fail, groups are plain
@@ -1191,7 +1192,7 @@ class Owner:
             self.failures.append((task.task_id or task.name, failure))
         if len(self.records) < FAILED_KEPT and failure.get("kind") not in NOT_RUN and task.task_id:
             self._keep_record(task)
-        error = open_failure(failure)
+        error = open_failure(failure, self.load)
         if type(task).finished is not Task.finished:
             task.finished(None, error)
         self.callback(Handle.of(task) if self.handles else task, None, error)

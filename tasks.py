@@ -636,10 +636,11 @@ def publish(obj: Any) -> rpc.Shared:
 OUR_FILES = ("tasks.py", "rpc.py", "client.py", "slave.py", "master.py", "components.py")
 
 
-def describe_failure(error: BaseException, root: str = "", kind: str = "error") -> dict:
+def describe_failure(error: BaseException, root: str = "", kind: str = "error", itself: bool = True) -> dict:
     """An exception as a JSON object that every node can read.
 
     `root` is cut from file names, so that they read as in the user's own folder; frames of this package are left out.
+    `itself`: with the pickle of the exception, which this process then opens to see whether it can be.
     """
     frames = _frames(error)
     if isinstance(error, components.Error) and not frames:  # ours, about something of the user's
@@ -648,7 +649,7 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error") 
     text = _format(error, root)[-TRACEBACK_LIMIT:]
     where = f"{_shorten(frames[-1].filename, root)}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     failure = {"type": _type_name(error), "message": _text_of(error), "traceback": text, "where": where, "kind": kind}
-    sealed = _seal_exception(error)
+    sealed = _seal_exception(error) if itself else ""
     return {**failure, **_beside(error), **({"pickle": sealed} if sealed else {})}
 
 

@@ -54,7 +54,8 @@ def data():
         None, True, 2**100, 1.5, 2j, "text", b"bytes", bytearray(b"more"), (1, (2,)), {1: [2]}, {3}, frozenset({4}),
         range(5), datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.timezone.utc), datetime.date(2026, 1, 2),
         datetime.time(3), datetime.timedelta(4), decimal.Decimal("0.1"), uuid.UUID(int=5),
-        pathlib.PurePosixPath("/a/b"), pathlib.Path("c"), collections.Counter("aab"), collections.OrderedDict(a=1), collections.deque([1, 2], 3),
+        pathlib.PurePosixPath("/a/b"), pathlib.Path("c"), collections.Counter("aab"),
+        collections.OrderedDict(a=1), collections.deque([1, 2], 3),
         collections.defaultdict(list, a=[1]),
     ]  # fmt: skip
 

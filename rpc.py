@@ -165,7 +165,7 @@ def _unique_keys(pairs):
     table = dict(pairs)
     if len(table) < len(pairs):
         (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise _error(INVALID_REQUEST, f"the key {key!r} is there twice", "which one counts is a guess")
+        raise _error(INVALID_REQUEST, f"the key {key!r} is there twice", "which one counts is a guess", "send it once")
     return table
 
 
@@ -184,14 +184,14 @@ def parse(body: bytes) -> object:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _error(PARSE_ERROR, f"the body must be UTF-8 (byte {error.start} is not)") from None
+        raise _error(PARSE_ERROR, f"the body must be UTF-8 (byte {error.start} is not)", fix="encode it so") from None
     outline = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
     if max(itertools.accumulate(map(_STEPS.__getitem__, outline)), default=0) > MAX_DEPTH:
-        raise _error(PARSE_ERROR, f"the body is nested deeper than {MAX_DEPTH}")
+        raise _error(PARSE_ERROR, f"the body is nested deeper than {MAX_DEPTH}", fix="send flatter values")
     try:
         return json.loads(text, object_pairs_hook=_unique_keys, **_NUMBERS)
     except ValueError as error:
-        raise _error(PARSE_ERROR, f"the body is not JSON: {error}", "it is cut off or wrong there") from None
+        raise _error(PARSE_ERROR, f"the body is not JSON: {error}", "it is cut off or wrong there", "mend it") from None
 
 
 def _flaws(value) -> Iterator[tuple[str, str]]:
@@ -213,18 +213,21 @@ def _identity(item):
     return identity if usable and not any(_flaws(identity)) else None
 
 
+_SHAPE = 'it looks like {"jsonrpc": "2.0", "method": "status", "params": [], "id": 1}'
+
+
 def _check_shape(item):
     """Raises RpcError -32600 unless item is a JSON-RPC 2.0 request."""
     if not isinstance(item, dict):
-        raise _error(INVALID_REQUEST, "a request is an object", fix='{"jsonrpc": "2.0", "method": …}')
+        raise _error(INVALID_REQUEST, "a request is an object", fix=_SHAPE)
     if item.get("jsonrpc") != "2.0":
-        raise _error(INVALID_REQUEST, 'the request lacks "jsonrpc": "2.0"')
+        raise _error(INVALID_REQUEST, 'the request lacks "jsonrpc": "2.0"', fix=_SHAPE)
     if not isinstance(item.get("method"), str) or any(_flaws(item["method"])):
-        raise _error(INVALID_REQUEST, '"method" must be a text')
+        raise _error(INVALID_REQUEST, '"method" must be a text', fix=_SHAPE)
     if not isinstance(item.get("params", []), (list, dict)):
-        raise _error(INVALID_REQUEST, '"params" must be an array or an object')
+        raise _error(INVALID_REQUEST, '"params" must be an array or an object', fix=_SHAPE)
     if item.get("id") is not None and _identity(item) is None:
-        raise _error(INVALID_REQUEST, '"id" must be a text, a number or null')
+        raise _error(INVALID_REQUEST, '"id" must be a text, a number or null', fix=_SHAPE)
 
 
 # -- JSON-RPC: methods, pure ---------------------------------------------------------------------------------
@@ -254,7 +257,7 @@ class Method:
     def call(self, request: HttpRequest, params: list | dict) -> object:
         """Calls the function. Raises RpcError -32602 that names the parameter if it cannot be called so."""
         for path, why in _flaws(params):
-            raise _error(INVALID_PARAMS, f"params{path} {why}")
+            raise _error(INVALID_PARAMS, f"params{path} {why}", f"it is called as {self.usage}", "correct that value")
         try:
             args, kwargs = ((), params) if isinstance(params, dict) else (params, {})
             bound = self.signature.bind(request, *args, **kwargs)
@@ -306,7 +309,7 @@ class Service:
         try:
             message = parse(body)
             if message == []:
-                raise _error(INVALID_REQUEST, "the batch is empty")
+                raise _error(INVALID_REQUEST, "the batch is empty", fix="send one request at least")
             if isinstance(message, list) and len(message) > MAX_BATCH:
                 raise _error(TOO_LARGE, f"{len(message)} requests, at most {MAX_BATCH} per batch", fix="send several")
         except RpcError as error:
@@ -602,7 +605,7 @@ class _Exchange(BaseHTTPRequestHandler):
         if len(lengths) > 1 or not re.fullmatch("[0-9]+", lengths[0].strip()):
             raise _Refused(400, f"{lengths[0][:40]!r} is no Content-Length")
         if len(lengths[0].strip()) > 18 or int(lengths[0]) > self.server.BODY_LIMIT:
-            raise _Refused(413, f"{lengths[0][:40]} bytes, at most {self.server.BODY_LIMIT} are read")
+            raise _Refused(413, f"{lengths[0][:40]} bytes, at most {self.server.BODY_LIMIT} are read", fix="send less")
         if self.command == "POST" and self.headers.get_content_type() != "application/json":
             raise _Refused(415, f"{self.headers.get_content_type()} is not read", fix="send application/json")
         return int(lengths[0])

@@ -206,7 +206,10 @@ SEEDS = {
         b'{"jsonrpc":"2.0","method":"every","params":["x",1,2.5,{"a":[null,true]}],"id":1}',
         b'[{"jsonrpc":"2.0","method":"every","params":{"text":"\\u00e9"},"id":"a"},{"jsonrpc":"2.0","method":"nothing"}]',
     ],
-    "configuration": [b"[master]\nport = 8080\n# a remark\nhost = 127.0.0.1\n", b"[components]\nmaster.* = off\n[limits]\nretries = 3\n"],
+    "configuration": [
+        b"[master]\nport = 8080\n# a remark\nhost = 127.0.0.1\n",
+        b"[components]\nmaster.* = off\n[limits]\nretries = 3\n",
+    ],
     "bundle": [archived(app__py="x = 1\n"), archived(app__py="import other\n", other__py="")],
     "results": [pickle.dumps(value, 5) for value in (
         [1, 2.5, "text", b"bytes", None, True], {"a": {1, 2}, (1, 2): frozenset({3})}, bytearray(b"x"))],

@@ -77,13 +77,13 @@ class ApplicationNode(components.Component):
     result: Any = None
     error: BaseException | None = None
     exit_code = 0
-    welcomed = finishing = by_hand = detaches = detached = False
-    collects = ""  # the name of a system that another client has left with the master
-    slaves = workers = busy = 0
-    started = 0.0
     output_dropped = 0  # bytes that tasks have printed and that did not come home
-    progress: dict = {}  # number of a system -> [step, tasks done, tasks known]
-    waits: list = []  # what nothing can be seen of: [kind, tasks, why, first task]
+    _welcomed = _finishing = _by_hand = _detaches = _detached = False
+    _collects = ""  # the name of a system that another client has left with the master
+    _size = 0, 0, 0  # of the swarm: slaves, workers, and busy ones
+    _started = 0.0
+    _progress: dict = {}  # number of a system -> [step, tasks done, tasks known]
+    _waits: list = []  # what nothing can be seen of: [kind, tasks, why, first task]
     components.implements(tasks.IApp)
 
     def __init_subclass__(cls, **options: Any):
@@ -100,12 +100,12 @@ class ApplicationNode(components.Component):
     def app_main(self) -> int:
         """Connects, starts the work, runs the main loop. Returns the exit code: 0 if nothing failed."""
         self.connect()
-        system = None if self.collects else self.get_task_system()
-        if self.collects:
-            self.collect_tasksystem(self.collects)
+        system = None if self._collects else self.get_task_system()
+        if self._collects:
+            self.collect_tasksystem(self._collects)
         elif system is not None:
             self.push_tasksystem(system)
-        elif self.detaches:
+        elif self._detaches:
             raise components.UsageError("--detach is for task systems", "callbacks of plain tasks happen in the client",
                                         "return a system from get_task_system, or leave --detach away")
         else:
@@ -180,11 +180,11 @@ class ApplicationNode(components.Component):
         """Sends one task; tasks pushed in a row travel together. From any thread."""
         if not task.client_id:
             task.client_id = self.node_id_str
-        self.swarm.on_loop(lambda: self.owner.push(task, self._task_pushed, self.push_task_failed))
+        self.swarm.on_loop(lambda: self._owner.push(task, self._task_pushed, self.push_task_failed))
 
     def push_tasks(self, tasks: Iterable[tasks.Task]) -> None:
         """Sends the tasks of any iterable, which is drawn as the swarm has room. From any thread."""
-        self.swarm.on_loop(lambda: self.owner.draw(tasks, self.push_tasks_response, self.push_tasks_failed))
+        self.swarm.on_loop(lambda: self._owner.draw(tasks, self.push_tasks_response, self.push_tasks_failed))
 
     def push_tasksystem(self, system: tasks.ITaskSystem) -> None:
         """Sends a task system to the master, where it runs. Several may run at once."""
@@ -207,20 +207,20 @@ class ApplicationNode(components.Component):
     def cancel_task(self, task: tasks.Task | str, kill: bool = False) -> None:
         """Ends a plain task, given by itself, its handle or its id: unless it has its outcome by then, it fails with
         "Cancelled". What runs of it goes on unheard, or is ended too with `kill`. From any thread."""
-        self.swarm.on_loop(lambda: self.owner.cancel(task, kill))
+        self.swarm.on_loop(lambda: self._owner.cancel(task, kill))
 
     def cancel_tasks(self, kill: bool = False) -> None:
         """Ends all plain tasks in the same way, and draws no more of what was pushed. From any thread."""
-        self.swarm.on_loop(lambda: self.owner.cancel_all(kill))
+        self.swarm.on_loop(lambda: self._owner.cancel_all(kill))
 
     def cancel_tasksystem(self, system: tasks.ITaskSystem, kill: bool = False) -> None:
         """Ends a task system: what is queued never runs, what runs goes on unheard, or is ended too with `kill`."""
-        number = next(number for number, known in self.systems.items() if known is system)
+        number = next(number for number, known in self._systems.items() if known is system)
         self.swarm.on_loop(lambda: self.swarm.call("cancel_tasksystem", number, kill))
 
     def shutdown_main_loop(self) -> None:
         """Lets `main_loop` return once the current callback has. From any thread."""
-        self.finishing = True
+        self._finishing = True
         self.swarm.on_loop(lambda: None)
 
     def fail(self, error: BaseException) -> None:
@@ -231,11 +231,11 @@ class ApplicationNode(components.Component):
 
     # inside: connection and messages
 
-    def prepare(self) -> None:
+    def _prepare(self) -> None:
         """What must be there before anything of the application's runs, or a person interrupts it."""
-        self.systems: dict[int, tasks.ITaskSystem] = {}
-        self.names: dict[int, str] = {}  # number of a system -> its name at the master
-        self.ended: dict[int, dict] = {}  # number of a system -> its stats
+        self._systems: dict[int, tasks.ITaskSystem] = {}
+        self._names: dict[int, str] = {}  # number of a system -> its name at the master
+        self._ended: dict[int, dict] = {}  # number of a system -> its stats
         self._sealed: dict[int, tuple] = {}
         self._collecting: dict[int, str] = {}
         self._published: dict[str, Any] = {}  # what was published, for a master that must be told again
@@ -243,67 +243,78 @@ class ApplicationNode(components.Component):
         rpc.Exchange(self._publish, self.swarm.fetch, load=self._load)
         unheard = type(self).task_finished is ApplicationNode.task_finished
         callback = self._unheard if unheard else self.task_finished
-        self.owner = tasks.Owner(self.swarm.call, callback, {"bundle": self.bundle.digest}, handles=True,
-                                 load=self._load)
-        self.owner.keep = self.swarm.keep
+        self._owner = tasks.Owner(self.swarm.call, callback, {"bundle": self._bundle.digest}, handles=True,
+                                  load=self._load)
+        self._owner.keep = self.swarm.keep
 
     @classmethod
     def _reader(cls) -> Callable:
-        if cls.results not in rpc.READERS:  # of the class: its instances may call what they gather by the same name
-            raise components.UsageError(f"{cls.__name__} has results = {cls.results!r}",
-                                        "it says what a result may hold", f"one of {', '.join(rpc.READERS)}")
-        return rpc.READERS[cls.results]
+        kind = cls.results if isinstance(cls.results, str) else "any"  # what is no text is the application's own
+        if kind not in rpc.READERS:
+            raise components.UsageError(f"{cls.__name__} has results = {kind!r}", "it says what a result may hold",
+                                        f"one of {', '.join(rpc.READERS)}")
+        return rpc.READERS[kind]
 
     def connect(self) -> None:
         """Joins the swarm. Raises Unreachable."""
-        self.started = time.monotonic()
+        self._started = time.monotonic()
         self.swarm.join(self)
 
     def main_loop(self) -> None:
         """Runs callbacks until `shutdown_main_loop`."""
-        while not self.finishing:
+        while not self._finishing:
             self.swarm.step()
 
-    def hear(self, method: str, params: list, parts: list) -> None:
+    def _hear(self, method: str, params: list, parts: list) -> None:
         """A call from the master."""
         self.HEARD[method](self, parts, *params)
 
-    def joined(self, welcome: dict, fresh: bool) -> None:
+    def _joined(self, welcome: dict, fresh: bool) -> None:
         """The master has let us in; `fresh` if it does not know what was sent before."""
-        self.owner.name = welcome["name"]
-        self.slaves, self.workers = welcome["slaves"], welcome["workers"]
-        self.welcomed = True
+        self._owner.name = welcome["name"]
+        self._size = welcome["slaves"], welcome["workers"], 0
+        self._welcomed = True
         if welcome["missing"]:
-            self.swarm.call("bundle", self.bundle.digest, self.bundle.manifest, parts=[self.bundle.zip])
+            self.swarm.call("bundle", self._bundle.digest, self._bundle.manifest, parts=[self._bundle.zip])
         if fresh:
             for key in self._published:
                 self._send_published(key)
-            self.owner.resubmit(welcome.get("known", True))
+            self._owner.resubmit(welcome.get("known", True))
             for number, (sealed, options) in list(self._sealed.items()):
-                self.swarm.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
+                self.swarm.call("push_tasksystem", number, self._bundle.digest, options, parts=[sealed])
             for number, name in self._collecting.items():
                 self.swarm.call("collect", number, name)
 
     @property
+    def slaves(self) -> int:
+        """How many slaves the swarm has."""
+        return self._size[0]
+
+    @property
+    def workers(self) -> int:
+        """How many leases the swarm runs at once."""
+        return self._size[1]
+
+    @property
     def pending(self) -> bool:
         """True while tasks or systems are out."""
-        return not self.owner.idle or len(self.ended) < len(self.systems)
+        return not self._owner.idle or len(self._ended) < len(self._systems)
 
-    def tally(self) -> tuple[int, int, int, int]:
+    def _tally(self) -> tuple[int, int, int, int]:
         """Step, tasks with an outcome, all tasks known, failed ones; of plain tasks and running systems together."""
-        plain = self.owner.done + self.owner.failed
-        rows = list(self.progress.values())
-        done, known = plain + sum(row[1] for row in rows), plain + self.owner.outstanding + sum(row[2] for row in rows)
-        return max([row[0] for row in rows], default=0), done, known, self.owner.failed
+        plain = self._owner.done + self._owner.failed
+        rows = list(self._progress.values())
+        done, known = plain + sum(row[1] for row in rows), plain + self._owner.outstanding + sum(row[2] for row in rows)
+        return max([row[0] for row in rows], default=0), done, known, self._owner.failed
 
-    def shown(self, text: str) -> str:
+    def _shown(self, text: str) -> str:
         """Text in which the application's files have the names by which the user knows them."""
-        return rpc.with_local_names(text, self.bundle)
+        return rpc.with_local_names(text, self._bundle)
 
-    def cancel_everything(self) -> None:
+    def _cancel_everything(self) -> None:
         """Ends all task systems and plain tasks of this client."""
         self.swarm.call("cancel", None, True)
-        for number in self.systems.keys() - self.ended.keys():
+        for number in self._systems.keys() - self._ended.keys():
             self.swarm.call("cancel_tasksystem", number)
         if not self.pending:
             self.shutdown_main_loop()
@@ -311,7 +322,7 @@ class ApplicationNode(components.Component):
     def _publish(self, key: str, pieces: list) -> None:
         kept = self.swarm.store and self.swarm.store.write([pieces])
         self._published[key] = kept[0].held(self.swarm.store) if kept else b"".join(pieces)  # as it is now
-        if self.welcomed:
+        if self._welcomed:
             self._send_published(key)
 
     def _send_published(self, key: str) -> None:
@@ -329,22 +340,22 @@ class ApplicationNode(components.Component):
         except components.Error as error:
             self.push_tasksystem_failed({"c": -32602, "m": str(error), "t": "", "e": error})
             return
-        number = len(self.systems) + 1
-        options = {"name": type(system).__name__, "client_id": self.node_id_str, "by_hand": self.by_hand,
+        number = len(self._systems) + 1
+        options = {"name": type(system).__name__, "client_id": self.node_id_str, "by_hand": self._by_hand,
                    "system_id": str(system.system_id), "hook_timeout": limit}
-        self.systems[number] = system
+        self._systems[number] = system
         self._sealed[number] = (sealed, options)  # kept until the system has ended: a new master needs it again
-        self.swarm.call("push_tasksystem", number, self.bundle.digest, options, parts=[sealed])
+        self.swarm.call("push_tasksystem", number, self._bundle.digest, options, parts=[sealed])
 
     def _collect(self, name: str) -> None:
-        number = len(self.systems) + 1
-        self.systems[number] = tasks.ITaskSystem()
+        number = len(self._systems) + 1
+        self._systems[number] = tasks.ITaskSystem()
         self._collecting[number] = name
         self.swarm.call("collect", number, name)
 
     def _unheard(self, task: tasks.Handle, result: Any, error: BaseException | None) -> None:
         """Stands in for `task_finished` in an application without one."""
-        if self.owner.idle:
+        if self._owner.idle:
             self.result = self.result if self.result is not None else result
             self.shutdown_main_loop()
 
@@ -354,12 +365,12 @@ class ApplicationNode(components.Component):
                 self.push_task_response(True)
 
     def _hear_system_taken(self, parts: list, number: int, name: str) -> None:
-        if number in self.names:
+        if number in self._names:
             return
-        self.names[number] = name
+        self._names[number] = name
         self.push_tasksystem_response(name)
-        if self.detaches and len(self.names) == len(self.systems) and self.owner.idle:  # nobody waits for them here
-            self.detached = True
+        if self._detaches and len(self._names) == len(self._systems) and self._owner.idle:  # nobody waits for them here
+            self._detached = True
             self.swarm.call("detach")
             self.shutdown_main_loop()
 
@@ -369,20 +380,20 @@ class ApplicationNode(components.Component):
         self.push_tasksystem_failed(failure)
 
     def _hear_output(self, parts: list, owner: str, attempt: int, pieces: list) -> None:
-        whole = owner if owner == self.owner.name else f"system {owner}"
+        whole = owner if owner == self._owner.name else f"system {owner}"
         for lo, hi, text, dropped in pieces:
             name = f"{owner}.{lo}-{hi - 1}" if hi - lo > 1 else f"{owner}.{lo}" if hi > lo else whole
             self.output_dropped += dropped
             self.task_output(name, attempt, f"… {dropped:,} bytes dropped\n{text}" if dropped else text)
 
     def _hear_swarm(self, parts: list, *params: Any) -> None:
-        self.slaves, self.workers, self.busy, self.progress, self.waits = params
+        *self._size, self._progress, self._waits = params
 
     def _hear_work_finished(self, parts: list, number: int, failure: dict | None, stats: dict) -> None:
-        system = self.systems.get(number)
-        if system is None or number in self.ended:
+        system = self._systems.get(number)
+        if system is None or number in self._ended:
             return
-        self.ended[number] = stats
+        self._ended[number] = stats
         self._sealed.pop(number, None)
         self._collecting.pop(number, None)
         result, error = self._open_outcome(failure, parts)
@@ -405,17 +416,24 @@ class ApplicationNode(components.Component):
             return
         self.log.warning("task_system_finsihed is now task_system_finished")
         old(result, error, stats)
-        if len(self.ended) == len(self.systems):
+        if len(self._ended) == len(self._systems):
             self.shutdown_main_loop()
 
     HEARD = {
-        "accepted": lambda self, parts, *params: self.owner.accepted(*params),
-        "outcome": lambda self, parts, *params: self.owner.outcome(*params, parts),
-        "refused": lambda self, parts, *params: self.owner.refused(*params),
+        "accepted": lambda self, parts, *params: self._owner.accepted(*params),
+        "submit_failed": lambda self, parts, failure: self.fail(not_taken(failure)),
+        "outcome": lambda self, parts, *params: self._owner.outcome(*params, parts),
+        "refused": lambda self, parts, *params: self._owner.refused(*params),
         "system_step": lambda self, parts, number, step, waits: self.step_reached(number, step) if waits else None,
         "push_tasksystem_response": _hear_system_taken, "push_tasksystem_failed": _hear_system_refused,
         "work_finished": _hear_work_finished, "output": _hear_output, "swarm": _hear_swarm,
     }
+
+
+def not_taken(failure: dict) -> components.Error:
+    """The error of a client whose tasks the master did not even refuse."""
+    return components.Error(f"the master could not take tasks ({failure['m']})",
+                            "the two do not understand each other", "its log may say more")
 
 
 # -- ways to a swarm -----------------------------------------------------------------------------------------------
@@ -439,7 +457,7 @@ class ClientNode(rpc.Node):
         self.wait, self.terminal = 0.0, components.Terminal()  # how long for a master that is away, and who is told
 
     def info(self) -> dict:
-        return {**super().info(), "bundle": self.app.bundle.digest, "on_disconnect": self.on_disconnect}
+        return {**super().info(), "bundle": self.app._bundle.digest, "on_disconnect": self.on_disconnect}
 
     def join(self, app: ApplicationNode) -> None:
         """Enrols and connects; what is sent before the welcome waits for it. Raises Unreachable, GaveUp."""
@@ -449,7 +467,7 @@ class ClientNode(rpc.Node):
         self.serve()
         self.open_link(self.expose)
         limit = time.monotonic() + WELCOME_WITHIN
-        while not (app.welcomed or app.finishing or self.loop.stopped):
+        while not (app._welcomed or app._finishing or self.loop.stopped):
             self.loop.step(1.0)
             self._hear()
             if time.monotonic() > limit:
@@ -475,7 +493,7 @@ class ClientNode(rpc.Node):
             self._missing[key] = reason
 
     def _take(self, method: str, handler: rpc.Link, request: rpc.Request, *params: Any) -> None:
-        self._todo.append((self.app.hear, method, params, list(map(self._kept, request.parts))))
+        self._todo.append((self.app._hear, method, params, list(map(self._kept, request.parts))))
 
     def _kept(self, part: Any) -> Any:
         """A part that stays until the application has heard of it, whatever becomes of the master. Raises OSError if a
@@ -488,7 +506,7 @@ class ClientNode(rpc.Node):
             return part  # the file alone is missing: whoever opens it says so
 
     def welcomed(self, info: dict, fresh: bool) -> None:
-        self._todo.append((self.app.joined, info, fresh))
+        self._todo.append((self.app._joined, info, fresh))
 
     def lost(self, reason: str) -> None:
         log.warning("lost the master at %s (%s); looking for it", self.address, reason)
@@ -531,7 +549,7 @@ class ClientNode(rpc.Node):
 
     def step(self) -> None:
         """Waits for something and lets the application hear it. Its exceptions pass through."""
-        self.app.owner.pump()
+        self.app._owner.pump()
         self.loop.step()
         if self.refusal:
             raise self.refusal
@@ -539,7 +557,7 @@ class ClientNode(rpc.Node):
 
     def _hear(self) -> None:
         """Lets the application hear what came, outside the link: its exceptions end the application, not a session."""
-        while self._todo and not self.app.finishing:
+        while self._todo and not self.app._finishing:
             function, *details = self._todo.popleft()
             function(*details)
 
@@ -547,16 +565,16 @@ class ClientNode(rpc.Node):
         deadline = super().tick(now)
         if self.watch:
             deadline = min(deadline, self.watch.tick(now))
-        return min(deadline, self.app.owner.deadline or math.inf)
+        return min(deadline, self.app._owner.deadline or math.inf)
 
     def close(self) -> None:
         """Tells the master that nobody waits here any more, and leaves."""
         if self.link and self.link.state == "ready":
-            if not self.app.detached:
+            if not self.app._detached:
                 self.call("goodbye")
             self.link.tick(time.monotonic())
             limit = time.monotonic() + HEARD_WITHIN
-            while self.app.detached and self.link.master.unheard and time.monotonic() < limit:
+            while self.app._detached and self.link.master.unheard and time.monotonic() < limit:
                 self.loop.step(0.1)
         super().close()
 
@@ -582,7 +600,7 @@ class Inline(components.ComponentManager):
     def join(self, node: ApplicationNode) -> None:
         """Welcomes the node."""
         self._node = node
-        node.joined({"name": "c1", "slaves": 1, "workers": 1, "missing": False}, True)
+        node._joined({"name": "c1", "slaves": 1, "workers": 1, "missing": False}, True)
 
     def on_loop(self, function) -> None:
         """Runs it."""
@@ -594,13 +612,13 @@ class Inline(components.ComponentManager):
             key, at, _total = params
             self._objects[key] = self._objects.get(key, b"") + parts[0] if at else bytes(parts[0])
             return
-        self._todo.append((self._node.owner, self._node.hear, method, params, list(parts)))
+        self._todo.append((self._node._owner, self._node._hear, method, params, list(parts)))
         if method in ("cancel", "cancel_task"):
             self._todo.rotate()  # before the batches that wait
 
     def step(self) -> None:
         """Does one thing that is to be done. Raises Error if nothing ever will be."""
-        self._node.owner.pump()
+        self._node._owner.pump()
         if not self._todo:
             raise components.Error(
                 "the application waits for ever", "no task is out and shutdown_main_loop was not called",
@@ -649,7 +667,7 @@ class Inline(components.ComponentManager):
             hear("outcome", [envelope.number, lo, hi, seconds, failures, "here"], results)
 
         os.environ["CONCURRENT_SWARM_ATTEMPT"] = str(envelope.attempt)
-        tasks.LeaseRunner(report, lambda: owner.closed, str(self._node.bundle.root), self._on_error).run(envelope)
+        tasks.LeaseRunner(report, lambda: owner.closed, str(self._node._bundle.root), self._on_error).run(envelope)
         return again
 
     @staticmethod
@@ -668,9 +686,9 @@ class Inline(components.ComponentManager):
                 self._todo.append((run.owner, hear, method, details, tasks.Owner.keep(parts)))
                 self._todo.rotate(method != "submit")  # before the batches that wait
             elif method == "system_step" and details[1]:
-                self._node.hear("system_step", [number, *details], [])
+                self._node._hear("system_step", [number, *details], [])
             elif method == "system_done":
-                self._node.hear("work_finished", [number, *details], list(parts))
+                self._node._hear("work_finished", [number, *details], list(parts))
 
         def hear(method: str, details: list, parts: list) -> None:
             if method == "outcome" and not run.done:
@@ -679,10 +697,10 @@ class Inline(components.ComponentManager):
                 run.owner.accepted(*details)
 
         system = rpc.open_sealed(parts[0])
-        options = {**options, "bundle": self._node.bundle.digest}
-        run = tasks.SystemRun(system, call, options, str(number), str(self._node.bundle.root))
+        options = {**options, "bundle": self._node._bundle.digest}
+        run = tasks.SystemRun(system, call, options, str(number), str(self._node._bundle.root))
         self._runs[number] = run
-        self._node.hear("push_tasksystem_response", [number, str(number)], [])
+        self._node._hear("push_tasksystem_response", [number, str(number)], [])
         run.start()
 
 
@@ -700,12 +718,13 @@ class Watch:
         """Draws if it is time. Raises GaveUp if no worker came within the wait."""
         if now >= self._next:
             self._next = now + PROGRESS_EVERY
-            if self._app.workers or not self._app.welcomed:
+            _, workers, _ = self._app._size
+            if workers or not self._app._welcomed:
                 self._idle_since = now
-            if self._app.workers:
+            if workers:
                 self._look(now)
                 self._draw(now)
-            elif self._app.welcomed and self._app.pending:
+            elif self._app._welcomed and self._app.pending:
                 self._still_waiting(now - self._idle_since)
         return self._next if self._app.pending else now + 1.0
 
@@ -715,7 +734,7 @@ class Watch:
 
     def _look(self, now: float) -> None:
         """Notes since when it waits for the same; says so in a line, once, where no line is rewritten."""
-        state = self._app.waits[0][0] if self._app.waits else "" if self._app.pending else "nothing"
+        state = self._app._waits[0][0] if self._app._waits else "" if self._app.pending else "nothing"
         if state != self._state:
             self._state, self._state_since, self._said = state, now, False
         fields = self._waiting(now)
@@ -731,7 +750,7 @@ class Watch:
             return []
         if self._state == "nothing":
             return ["no task is out", "the application ends when it calls shutdown_main_loop()"]
-        _, tasks, why, task = self._app.waits[0]
+        _, tasks, why, task = self._app._waits[0]
         return [f"{tasks:,} task{' waits' if tasks == 1 else 's wait'}: {why}", f"see --explain {task}"]
 
     def show_output(self, task_id: str, attempt: int, text: str) -> None:
@@ -744,8 +763,8 @@ class Watch:
 
     def _draw(self, now: float) -> None:
         app = self._app
-        step, done, known, failed = app.tally()
-        elapsed = now - app.started
+        step, done, known, failed = app._tally()
+        elapsed = now - app._started
         if not self._show or not known or (elapsed < 0.5 and not self._terminal.live):
             return
         rate = done / elapsed if elapsed else 0.0
@@ -753,7 +772,8 @@ class Watch:
         fields += [f"step {step}"] if step > 1 else []
         fields += [self._terminal.bar(done / known), f"{done:,}/{known:,}"]
         fields += [f"{failed:,} failed"] if failed else []
-        fields += [f"{app.busy}/{app.workers} busy", f"{rate:,.0f}/s"]
+        _, workers, busy = app._size
+        fields += [f"{busy}/{workers} busy", f"{rate:,.0f}/s"]
         if done > 20 or done > known * 0.05:
             fields.append(f"ETA {(known - done) / rate:,.0f} s")
         self._terminal.status(fields)
@@ -761,7 +781,7 @@ class Watch:
     def _still_waiting(self, waited: float) -> None:
         if waited >= self._wait:
             raise components.GaveUp(
-                f"no worker within {self._wait:.0f} s; {self._app.tally()[2]} tasks are queued",
+                f"no worker within {self._wait:.0f} s; {self._app._tally()[2]} tasks are queued",
                 "no slave is connected to the master",
                 f"in another terminal: python slave.py --master {self._app.swarm.address}",
             )
@@ -810,24 +830,24 @@ def _explained_wait(head: str, about: dict) -> list[str]:
 
 def summary(app: ApplicationNode, code: int) -> dict:
     """How a run ended, as the object that `--json` prints."""
-    elapsed = time.monotonic() - app.started if app.started else 0.0
-    counts = Counter(done=app.owner.done, failed=app.owner.failed)
-    failures, seconds, steps = list(app.owner.failures), app.owner.seconds, 0
-    for stats in app.ended.values():
+    elapsed = time.monotonic() - app._started if app._started else 0.0
+    counts = Counter(done=app._owner.done, failed=app._owner.failed)
+    failures, seconds, steps = list(app._owner.failures), app._owner.seconds, 0
+    for stats in app._ended.values():
         counts += Counter(done=stats.get("done", 0), failed=stats.get("failed", 0))
         failures += stats.get("failures", [])
         seconds += stats.get("seconds", 0.0)
         steps += stats.get("steps", 0)
     tasks_done = counts["done"] + counts["failed"]
     return {
-        "ok": code == 0, "exit": code, "app": type(app).__name__, "systems": list(app.names.values()),
-        "detached": app.detached,
+        "ok": code == 0, "exit": code, "app": type(app).__name__, "systems": list(app._names.values()),
+        "detached": app._detached,
         "tasks": tasks_done, "done": counts["done"], "failed": counts["failed"], "steps": steps,
         "elapsed_s": round(elapsed, 3), "rate": round(tasks_done / elapsed, 1) if elapsed else 0.0,
         "workers": app.workers, "slaves": app.slaves,
         "speedup": {"value": round(seconds / elapsed, 2) if elapsed else 0.0, "kind": "task_time"},
         "task_seconds": round(seconds, 3), "result": app.result,
-        "errors": group_failures(failures, app.shown), "output_dropped": app.output_dropped,
+        "errors": group_failures(failures, app._shown), "output_dropped": app.output_dropped,
         "error": describe_end(app),
     }
 
@@ -836,8 +856,9 @@ def describe_end(app: ApplicationNode) -> dict | None:
     """The error that ended the application, if one did."""
     if app.error is None:
         return None
-    failure = getattr(app.error, "failure", None) or tasks.describe_failure(app.error, str(app.bundle.root))
-    return {key: app.shown(failure.get(key, "")) for key in ("type", "message", "where", "traceback", "hook", "output")}
+    failure = getattr(app.error, "failure", None) or tasks.describe_failure(app.error, str(app._bundle.root))
+    keys = ("type", "message", "where", "traceback", "hook", "output")
+    return {key: app._shown(failure.get(key, "")) for key in keys}
 
 
 def group_failures(failures: list, shown: Callable[[str], str]) -> list[dict]:
@@ -890,7 +911,7 @@ def print_end(about: dict, terminal: components.Terminal, app_file: str, full: b
 def _print_group(group: dict, full: bool, say: Callable) -> None:
     message = components.printable(group["message"].splitlines()[0][:200]) if group["message"] else ""
     say(f"\n{group['count']} x {group['type']}: {message}    {group['where']}".rstrip())
-    say(f"    tasks {', '.join(group['tasks'][:5])}{' …' if len(group['tasks']) > 5 else ''}")
+    say(f"    tasks {', '.join(task[:60] for task in group['tasks'][:5])}{' …' if len(group['tasks']) > 5 else ''}")
     lines = group["traceback"].rstrip().splitlines()
     if group["type"] == "ModuleNotFoundError":
         say("    fix: install it for the Python of the slave, or ship it beside the application")
@@ -1477,8 +1498,8 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
     stack.callback(swarm.close)
     swarm.wait, swarm.terminal = options.wait, terminal
     app = swarm[cls]
-    app.swarm, app.bundle, app.by_hand = swarm, bundle, options.step
-    app.detaches, app.collects = options.detach, options.collect or ""
+    app.swarm, app._bundle, app._by_hand = swarm, bundle, options.step
+    app._detaches, app._collects = options.detach, options.collect or ""
     swarm.watch = Watch(app, terminal, options.wait, not options.quiet and not options.json, options.quiet)
     config.check_unknown()
     code = _perform(app, options, terminal)
@@ -1496,7 +1517,7 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
     out, err = (_Beside(stream, terminal) if terminal.live else stream for stream in streams)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            app.prepare()
+            app._prepare()
             app.app_init()
             code = app.app_main() or 0
     except (components.Unreachable, components.GaveUp, components.UsageError):
@@ -1548,7 +1569,7 @@ class Interrupts:
             signal.setitimer(signal.ITIMER_REAL, options.timeout)
 
     def _signal(self, number: int) -> None:
-        _, done, known, _ = self._app.tally()
+        _, done, known, _ = self._app._tally()
         again = "; Ctrl-C again to leave at once" if number == signal.SIGINT else ""
         self._end(128 + number, f"stopping: cancelling {known - done:,} tasks{again}")
 
@@ -1561,7 +1582,7 @@ class Interrupts:
         signal.setitimer(signal.ITIMER_REAL, GIVE_UP_CANCELLING)  # the master may be away
         self._app.swarm.watch.end()
         print(why, file=sys.stderr)
-        self._app.swarm.on_signal(self._app.cancel_everything)
+        self._app.swarm.on_signal(self._app._cancel_everything)
 
 
 class Replays:
@@ -1572,11 +1593,11 @@ class Replays:
 
     def keep(self, app: ApplicationNode) -> list[str]:
         """Writes the first failed tasks of a run; returns their ids, of those that can be run again."""
-        records = dict(app.owner.records)
-        for stats in app.ended.values():
+        records = dict(app._owner.records)
+        for stats in app._ended.values():
             for task_id, parts in stats.get("records", {}).items():
                 records.setdefault(task_id, [base64.b64decode(part) for part in parts])
-        stats = [{"failures": app.owner.failures}, *app.ended.values()]
+        stats = [{"failures": app._owner.failures}, *app._ended.values()]
         failures = dict(failure for one in stats for failure in one.get("failures", ()))
         kept = list(records.items())[: tasks.FAILED_KEPT]
         try:
@@ -1609,7 +1630,7 @@ class Replays:
         return call[1], parts
 
     def _write(self, app: ApplicationNode, task_id: str, failure: dict, parts: list) -> None:
-        about = {"bundle": app.bundle.digest, "module": app.bundle.manifest["module"],
+        about = {"bundle": app._bundle.digest, "module": app._bundle.manifest["module"],
                  "attempt": failure.get("attempt", 1), "message": failure.get("message", "")}
         with components.replacing(self.folder / f"{task_id}.task", 0o600) as file:
             file.writelines(rpc.pack_stream(["failed", about], parts))

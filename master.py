@@ -149,6 +149,14 @@ def split(ranges: list, lo: int, hi: int) -> tuple[list, list]:
     return inside, outside
 
 
+def take(ranges: list, lo: int, hi: int) -> list:
+    """Remove from sorted ranges what lies inside lo..hi, and return it."""
+    first, last = bisect.bisect(ranges, (lo, math.inf)), bisect.bisect_left(ranges, (hi,))
+    first -= first > 0 and ranges[first - 1][1] > lo
+    inside, ranges[first:last] = split(ranges[first:last], lo, hi)
+    return inside
+
+
 def total(ranges: list) -> int:
     """How many tasks the ranges hold."""
     tasks = 0
@@ -1647,7 +1655,7 @@ class Board:
                             "move the journal aside and start again; what it held is not run") from error
         for batch, pieces in waiting.items():
             if pieces:
-                self._enqueue(batch, tuple(sorted(pieces)))
+                self._enqueue(batch, tuple(pieces))
         self.life = life + 1
         self._lease_ids = itertools.count((self.life << 32) + 1)
         return Effects([("life", self.life)], [], [])
@@ -1675,16 +1683,16 @@ class Board:
                 self._forget(batch, effects)
                 return
             lo, hi, *rest = rest[1:]
-            inside, outside = split(waiting[batch], lo, hi)
+            inside = take(waiting[batch], lo, hi)
             if event not in ("retry", "outcome") or not inside or (event == "retry" and total(inside) != hi - lo):
                 raise ValueError("not open")
             if event == "retry":
-                outside.append((lo, hi, Past(*rest)))
+                still = [(lo, hi, Past(*rest))]
             else:
-                again = retried(rest[1])
-                outside += itertools.chain.from_iterable(split(inside, task, task + 1)[0] for task in again)
-                self._end(batch, lo, hi, *rest, "", effects, total(without(inside, again)))
-            waiting[batch] = outside
+                still = [piece for task in sorted(retried(rest[1])) for piece in take(inside, task, task + 1)]
+                self._end(batch, lo, hi, *rest, "", effects, total(inside))
+            at = bisect.bisect(waiting[batch], (lo,))
+            waiting[batch][at:at] = still
 
     def _replay_snapshot(self, owner, batches, out, waiting):
         """Of the batches that were sent before it, only those tasks are open that it says are out: the outcomes of the
@@ -1693,8 +1701,7 @@ class Board:
             if number < batches:
                 still = []
                 for lo, hi in out[number]:
-                    inside, waiting[batch] = split(waiting[batch], lo, hi)
-                    still += inside
+                    still += take(waiting[batch], lo, hi)
                 for lo, hi, *_ in waiting[batch]:
                     batch.end((lo, hi, 0.0, {}, None, ""), hi - lo)
                 self.counters["ended"] += total(waiting[batch])
@@ -2477,7 +2484,6 @@ def summary_of(folder: str | None) -> str:
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
 ACCEPT_EVERY = 0.01  # seconds that the news of accepted batches may wait for more of its kind
 MOST_WORKERS = 10_000  # of one slave
-MOST_HEAD = 64 * 1024  # bytes of what the tasks of a batch have in common
 GRACE = 10.0  # seconds that a stopping master lets tasks run on
 REGATHER = 5.0  # seconds that a master which was started again waits for the slaves that it had
 WANTED_FOR = 10.0  # seconds that a published object which is not here may still come
@@ -2518,8 +2524,8 @@ def check_whole(*numbers: Any) -> None:
 def read_options(parts: list) -> dict:
     """The head of a batch that somebody submits. Raises UsageError if it has none."""
     try:
-        if not parts or len(parts[0]) > MOST_HEAD:
-            raise ValueError(f"{len(parts)} parts, the first of at most {MOST_HEAD:,} bytes")
+        if not parts or len(parts[0]) > tasks.MOST_HEAD:
+            raise ValueError(f"{len(parts)} parts, the first of at most {tasks.MOST_HEAD:,} bytes")
         return tasks.read_head(bytes(parts[0]))
     except ValueError as error:
         raise components.UsageError("the batch has no head that can be read", str(error)) from None

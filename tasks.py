@@ -72,6 +72,7 @@ WINDOW = 64 * 1024  # tasks an owner has out without an outcome; more are drawn 
 WINDOW_BYTES = 64 * 1024 * 1024
 MOST_BYTES = 16 * 1024 * 1024  # of the records of a batch that has more than one task
 MOST_HEADS = 256  # kept by an owner
+MOST_HEAD = 64 * 1024  # bytes of what the tasks of a batch have in common
 FAILED_KEPT = 20  # failed tasks that an owner keeps, for somebody to run them again
 SETTLE_MANY, SETTLE_EVERY = 64, 0.1  # finished batches, seconds: when the master hears that they may be forgotten
 REPORT_EVERY = 0.05  # seconds after which a worker reports what it has finished of a longer lease
@@ -418,6 +419,12 @@ class Envelope(NamedTuple):
 def fits(size: int) -> bool:
     """Whether payloads of so many bytes go into one message, beside its call and head."""
     return size <= rpc.MAX_MESSAGE - rpc.INLINE * 2
+
+
+def too_much(name: str) -> components.UsageError:
+    """The error for a task that asks for more than the head of a batch holds."""
+    return components.UsageError(f"what task {name[:80]} asks for, with the name of its class, exceeds {MOST_HEAD:,} "
+                                 "bytes", "every node reads that", "shorten its resources, tags and limits")
 
 
 def too_large(what: str, size: int) -> components.UsageError:
@@ -1132,14 +1139,17 @@ class Owner:
                     raise
                 self._unsendable_task(tasks.pop(error.index), error, source)
             else:
-                fitting = fits(batch.size)
+                short = len(batch.parts[0]) <= MOST_HEAD
+                fitting = short and fits(batch.size)
                 if len(tasks) > 1 and (batch.size > MOST_BYTES or not fitting):
                     self._wait(tasks[len(tasks) // 2 :], source, first=True)
                     self._submit_alike(tasks[: len(tasks) // 2], source, asked)
                 elif fitting:
                     self._send(batch, tasks, source)
                 else:
-                    self._unsendable_task(tasks[0], too_large(f"task {tasks[0].name}", batch.size), source)
+                    name = tasks[0].name
+                    error = too_large(f"task {name}", batch.size) if short else too_much(name)
+                    self._unsendable_task(tasks[0], error, source)
                 return
 
     def _unsendable_task(self, task: Task, error: components.Error, source: Source) -> None:

@@ -80,9 +80,9 @@ class Concurrent(common.Peer):
         config = components.Config(environment.config_path, folder=environment.path)
         swarm = client.ClientNode(environment, config, "", access)
         app = swarm[self.module.Work]
-        app.swarm, app.bundle = swarm, bundle
+        app.swarm, app._bundle = swarm, bundle
         self.deadline = swarm.watch = Deadline()
-        app.prepare()
+        app._prepare()
         app.app_init()
         app.connect()
         return app

@@ -13,6 +13,7 @@ import functools
 import heapq
 import os
 import random
+import time
 
 import pytest
 from concurrent_swarm.components import Error
@@ -614,6 +615,23 @@ def test_a_crash_after_any_record_loses_no_accepted_task(seed):
             leases += [message[2] for message in effects.messages]
         board.check()
         assert all(not batch.remaining for owner in board.owners.values() for batch in owner.batches.values())
+
+
+def test_a_journal_in_which_every_second_task_failed_is_read_in_seconds():
+    count, why = 60_000, (1, 0, 0, 0)
+    failed = range(0, count, 2)
+    told = {str(task): {"kind": "error", "retried": True} for task in failed}
+    board, began = Board(limit=count), time.monotonic()
+    board.restore([
+        ("owner", "c1", "client", "", ""),
+        ("batch", "c1", 1, count, 1, {}, None),
+        *(("retry", "c1", 1, task, task + 1, *why) for task in failed),
+        ("outcome", "c1", 1, 0, count, 0.1, told, None),
+    ], 0.0)  # fmt: skip
+    assert time.monotonic() - began < 10
+    board.check()
+    (batch,) = board.owners["c1"].batches.values()
+    assert [piece[:2] for piece in batch.queue] == [(task, task + 1) for task in failed]
 
 
 def test_a_damaged_journal_is_refused_with_the_record_that_does_not_fit():

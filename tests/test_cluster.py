@@ -159,6 +159,10 @@ def test_a_handle_is_the_id_and_carries_the_task(swarm_of_module):
     assert text.partition(".")[0].startswith("c") and text.endswith(".0")
 
 
+def test_an_application_may_give_its_attributes_and_methods_any_names(swarm_of_module):
+    assert result_of(plain(swarm_of_module, "OwnNames")) == ["mine"] * 5 + ["yours", 8]
+
+
 # -- what cannot be sent
 
 

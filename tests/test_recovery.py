@@ -539,3 +539,21 @@ def test_a_damaged_journal_is_named(swarm, tmp_path):
         here.master = None
     finally:
         here.close()
+
+
+BROKEN = """
+from concurrent_swarm.master import MasterNode
+
+def submit(self, *batch):
+    raise ZeroDivisionError("a fault of the master")
+
+MasterNode.submit = submit
+"""
+
+
+def test_a_client_whose_tasks_meet_a_fault_of_the_master_ends_and_says_so(swarm):
+    here = swarm(slaves=0)
+    (here.master.folder / "plugins" / "broken.py").write_text(BROKEN)
+    wait_until(lambda: "broken" in here.master.err, "the plug-in is loaded")
+    run = here.run_client(PLAIN, "--app", "Many")
+    assert run.code == 1 and "the master could not take tasks (ZeroDivisionError: a fault of the master)" in run.err

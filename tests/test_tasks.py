@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import pickle
+import sys
 import threading
 
 import pytest
@@ -626,6 +627,27 @@ def test_tasks_with_different_resources_never_share_a_batch(owner, master):
         for task in opened(tasks.Batch(count, group, parts, 0)):
             found[task.name] = tasks.read_head(parts[0]).get("resources")
     assert found == {task.name: getattr(task, "resources", None) for task in made}
+
+
+def test_a_task_that_asks_for_too_much_fails_alone_with_the_limit(owner, master):
+    made = squares(3)
+    made[1].resources = {"tags": ["x" * tasks.MOST_HEAD]}
+    owner.draw(made)
+    finish(owner, master)
+    (error,) = [error for name, _, error in owner.heard if name == "t1"]
+    assert "what task t1 asks for" in str(error) and "65,536 bytes" in str(error)
+    assert sorted(result for _, result, error in owner.heard if not error) == [0, 4]
+
+
+def test_tasks_of_very_many_classes_go_in_several_batches(owner, master):
+    kinds = [type(f"Square{n}", (Square,), {"__module__": __name__}) for n in range(3000)]
+    for kind in kinds:
+        setattr(sys.modules[__name__], kind.__name__, kind)
+    owner.draw(kind(kind.__name__, number=2) for kind in kinds)
+    finish(owner, master)
+    assert owner.heard == [(kind.__name__, 4, None) for kind in kinds]
+    assert len(master.submitted) > 1
+    assert max(len(parts[0]) for *_, parts in master.submitted.values()) <= tasks.MOST_HEAD
 
 
 def test_no_more_is_drawn_than_the_window_holds(owner, master):

@@ -197,7 +197,7 @@ class ReusesTasks(Base):
         self.array, self.pushed = numpy.zeros(int(self.sizes), "u1"), 0
         self.more()
         self.swarm.on_loop(self.more)
-        self.swarm.app.owner.pump()
+        self.swarm.app._owner.pump()
         self.more()
 
     def more(self):
@@ -205,7 +205,7 @@ class ReusesTasks(Base):
             self.pushed += 1
             self.array[:] = self.pushed
             self.push_task(Digest(str(self.pushed), number=self.pushed, size=len(self.array), value=self.array))
-            self.owner.pump()
+            self._owner.pump()
 
     def is_right(self, task, result):
         return result == digest(bytes([task.number]) * task.size)

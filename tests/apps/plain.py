@@ -498,3 +498,23 @@ class OneByOneThenWait(Waiting):
         for number in range(self.count):
             last = number == self.count - 1
             self.push_task(LastWaits(f"t{number}", number=number, last=last, folder=self.folder))
+
+
+class OwnNames(ApplicationNode):
+    """Keeps things under names that a framework may be tempted to use."""
+
+    def app_init(self):
+        for name in ("names", "ended", "systems", "owner", "progress", "waits", "started", "bundle", "busy"):
+            setattr(self, name, "mine")
+
+    def joined(self, text):
+        return text
+
+    hear = tally = shown = prepare = joined
+
+    def start_processing(self):
+        self.push_task(Double("double", number=4))
+
+    def task_finished(self, task, result, error):
+        self.result = [self.names, self.ended, self.owner, self.progress, self.bundle, self.tally("yours"), result]
+        self.shutdown_main_loop()

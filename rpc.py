@@ -2765,7 +2765,7 @@ def open_sealed(part: Any, load: Callable = pickle.loads) -> Any:
 
 _COPIED = 16  # elements and characters that a pickle of data may copy, for each of its bytes
 _NESTED = 1000  # tuples within tuples: C computes their hash by a recursion that knows no limit
-_ELEMENT = re.compile(r"[biufc]\d{1,2}|[SU]\d{1,9}")  # of an array; others hold objects, fields or a unit
+_ELEMENT = re.compile(r"[<>|=](?:[biufc]\d{1,2}|[SU]\d{1,9})")  # of an array; others hold objects, fields or a unit
 
 
 class _Stand(NamedTuple):
@@ -2791,7 +2791,7 @@ class _DataReader(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> _Stand:
         """What stands for it. Raises Error if it is no data."""
         if name in _DATA.get(module, "").split():
-            return _Stand(getattr(importlib.import_module(module), name))
+            return _Stand(functools.partial(_made, getattr(importlib.import_module(module), name)))
         if (stand := self._stands.get(f"{module}.{name}")) is None:
             raise _no_data(f"{module}.{name}")
         return stand
@@ -2839,9 +2839,15 @@ def _no_data(name):
         "return containers, numbers, texts, bytes, dates, paths, or set results = \"any\" if you trust all slaves")
 
 
+def _made(cls, *args):
+    if any(arg and isinstance(arg, (tuple, list, os.PathLike)) for arg in args):
+        raise TypeError(f"{cls.__name__} copies more than it is told")  # what no pickler writes, and nobody counts
+    return cls(*args)
+
+
 def _element(code, *_):
     def make(state):
-        if not _ELEMENT.fullmatch(code) or any(one is not None for one in state[2:5]):
+        if not _ELEMENT.fullmatch(f"{state[1]}{code}") or any(one is not None for one in state[2:5]):
             raise _no_data(f"numpy.dtype {code}")
         return importlib.import_module("numpy").dtype(state[1] + code)
 
@@ -2886,7 +2892,8 @@ def _load_data(stands, data, *, buffers=()):
 
 READERS: dict[str, Callable] = {  # what an application may say in `results` -> how pickles from slaves are opened
     "any": pickle.loads, "data": functools.partial(_load_data, _STANDS),
-    "data,numpy": functools.partial(_load_data, _STANDS | _NUMPY)}
+    "data,numpy": functools.partial(_load_data, _STANDS | _NUMPY),
+}
 
 
 # -- payloads in files ---------------------------------------------------------------------------------------------

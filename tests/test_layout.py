@@ -44,17 +44,17 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 1664,
+    "client.py": 1680,
     "components.py": 1454,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
     "master.py": 4051,
-    "rpc.py": 4983,
+    "rpc.py": 5124,
     "setup.py": 64,
     "slave.py": 1064,
-    "tasks.py": 2961,
+    "tasks.py": 2963,
 }
-TOTAL_LINES = 17_004
+TOTAL_LINES = 17_163
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -126,6 +126,13 @@ def objects():
     return [numpy.array([{}]), numpy.zeros(2, [("a", "O")]), numpy.zeros(2, "V8"), numpy.zeros(2, "M8[s]")]
 
 
+def test_a_byte_order_cannot_say_what_an_element_is():
+    pytest.importorskip("numpy")
+    data = pickle.dumps(arrays()[0], 5).replace(b"\x8c\x01<", b"\x8c\x02O,")
+    with pytest.raises(components.Error, match=r"numpy\.dtype"):
+        NUMPY(data[:2] + data[11:])  # without the frame, whose length is another now
+
+
 def test_arrays_of_objects_and_of_fields_are_refused():
     for value in objects():
         with pytest.raises(components.Error, match=r"a result holds numpy\.dtype"):
@@ -165,9 +172,13 @@ GREEDY = {
     "a range without end": b"ccollections\ndeque\n(cbuiltins\nrange\n(I0\nI" + b"9" * 100 + b"\ntRtR.",
     "copies of copies": b"\x80\x05](\x8c\x0bcollections\x8c\x05deque\x93\x94]\x94("
                         + b"K\x00" * 1000 + b"e\x94" + b"h\x00h\x02\x85R" * 5000 + b"e.",
+    "a long number, many times": b"\x80\x05](K\x00(" + b"K\x01" * 1000 + b"tK\x00t\x94cdecimal\nDecimal\n\x94"
+                                 + b"h\x01h\x00\x85R" * 5000 + b"e.",
+    "a long path, many times": b"\x80\x05](cpathlib\nPosixPath\n\x94\x8d" + (4000).to_bytes(8, "little") + b"a/" * 2000
+                               + b"\x85R\x94" + b"h\x00h\x01\x85R" * 5000 + b"e.",
     "tuples that cannot be hashed": nested(1_000_000),
     "a million digits": b"I" + b"9" * 1_000_000 + b"\n.",
-    "texts of a list of lists": b"cbuiltins\nstr\n(](tR.",
+    "texts of a list of lists": b"cbuiltins\nstr\n(]tR.",
     "a frame of 8 GB": b"\x80\x05\x95" + (8 * 10**9).to_bytes(8, "little") + b"N.",
 }  # fmt: skip
 

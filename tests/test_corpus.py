@@ -440,14 +440,17 @@ def test_D13_garbage_on_the_compute_channel_is_nobody_s_concern(here, channel, k
                 line.sendall(client.GARBAGE[kind](client.random.Random(seed)))
 
 
-def test_D13_300_silent_connections_keep_nobody_out(here, tmp_path):
+def test_D13_300_silent_connections_keep_nobody_out_and_are_closed(here, tmp_path):
     where = rpc.parse_address(here.proxy.status()["addresses"]["tcp"])
     with contextlib.ExitStack() as stack:
-        for _ in range(300):
-            stack.enter_context(contextlib.closing(socket.create_connection(where, 5)))
+        silent = [stack.enter_context(socket.create_connection(where, 10)) for _ in range(300)]
         with Knocking(here, "client", tmp_path) as knocking:
             knocking.until(lambda: knocking.state, "it is let in")
             assert knocking.state == "welcome"
+        for line in silent:
+            assert line.recv(1000)  # its half of a greeting
+            with contextlib.suppress(ConnectionResetError):
+                assert line.recv(1000) == b""  # within the 10 s of `create_connection`
 
 
 def stranger(here, tmp_path):

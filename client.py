@@ -1468,7 +1468,8 @@ def _main(argv: list[str]) -> int:
 def _explain(options: argparse.Namespace) -> int:
     """Asks the master about a task and prints the answer. Returns the exit code."""
     given = rpc.configuration("client", options).get(ClientNode.master_address)
-    proxy = rpc.Proxy(rpc.address_of_master(options.master or given, options.access))
+    address = rpc.address_of_master(options.master or given, options.access)
+    proxy = rpc.Proxy(address, certificate=rpc.certificate_of("client", address, options.access))
     with contextlib.closing(proxy):
         about = proxy.task.explain(options.explain)
     print(json.dumps(about) if options.json else "\n".join(explained(about)), flush=True)

@@ -928,12 +928,13 @@ class PluginFolder:
 
     def load(self) -> list[str]:
         """Load what is new or was edited and return its names. If an edit is broken, the old version stays. Raises
-        UsageError if everyone on this machine could write a plug-in here."""
+        UsageError if others on this machine could write a plug-in here."""
         if not self.path.is_dir():
             return []
-        if os.name != "nt" and self.path.stat().st_mode & 0o002:
-            raise UsageError(f"plug-in folder {self.path} can be written by everyone",
-                             "a plug-in runs with your rights", f"chmod o-w {self.path}")
+        status = self.path.stat()
+        if os.name != "nt" and (status.st_mode & 0o022 or status.st_uid not in (os.getuid(), 0)):
+            raise UsageError(f"plug-in folder {self.path} can be written by others",
+                             "a plug-in runs with your rights", f"chmod go-w {self.path}")
         loaded, before = [], {*sys.modules}
         for path, stamp in self._candidates():
             if self._stamps.get(path.name) != stamp:
@@ -977,7 +978,7 @@ class PluginFolder:
 
 
 def load_plugins(path: str | os.PathLike) -> PluginFolder:
-    """Load the plug-ins of a folder, each for itself. Raises UsageError if everyone may write there."""
+    """Load the plug-ins of a folder, each for itself. Raises UsageError if others may write there."""
     folder = PluginFolder(path)
     folder.load()
     return folder
@@ -1057,9 +1058,7 @@ class Environment:
                 why = f"this version of the framework reads format {FORMAT}"
                 raise UsageError(f"{self.path} has format {found[:20]}", why, "name a new folder: --env DIR")
             for name in self.FOLDERS:
-                (self.path / name).mkdir(exist_ok=True)
-            for name in self.PRIVATE:
-                (self.path / name).chmod(0o700)
+                (self.path / name).mkdir(mode=0o700 if name in self.PRIVATE else 0o755, exist_ok=True)
             if not self.config_path.exists():
                 Config.write_default(self.config_path)
         except OSError as error:

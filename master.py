@@ -2479,6 +2479,79 @@ def summary_of(folder: str | None) -> str:
         )
 
 
+# -- audit log -----------------------------------------------------------------------------------------------------
+
+AUDIT_LINES = 30  # of one event from one source in AUDIT_WINDOW seconds; what is more is counted
+AUDIT_WINDOW = 60.0
+AUDIT_SOURCES = 1000  # beyond, those that are new count as one
+AUDIT_TEXT = 2000  # characters of what is known of an event; of more the beginning is kept
+
+
+class Audit(threading.Thread):
+    """Who did what, in a file of this user's own: a JSON line per event, that no value in it can break. What one source
+    does too often is counted instead, and so are lines that cannot be written; neither stops anybody. Any thread may
+    `put`; a thread of its own writes. `counts`: lines written, suppressed, lost."""
+
+    def __init__(self, path: Path):
+        super().__init__(name="audit", daemon=True)
+        self.counts: Counter[str] = Counter()
+        self._path = path
+        self._queue: queue.SimpleQueue = queue.SimpleQueue()
+        self._lock = threading.Lock()  # guards the next
+        self._lines: Counter[tuple[str, str]] = Counter()  # event, source
+        self._works = True
+
+    def put(self, event: str, source: str, facts: dict) -> None:
+        """Takes note of an event; `source`, a key or an address, is whose lines are counted."""
+        with self._lock:
+            known = (event, source) in self._lines or len(self._lines) < AUDIT_SOURCES
+            place = event, source if known else "others"
+            self._lines[place] += 1
+            if self._lines[place] > AUDIT_LINES:
+                self.counts["suppressed"] += 1
+                return
+        self._queue.put({"event": event, **facts})
+
+    def next_window(self) -> None:
+        """Says what was suppressed, and counts anew."""
+        with self._lock:
+            lines, self._lines = self._lines, Counter()
+        for (event, source), count in lines.items():
+            if count > AUDIT_LINES:
+                told = {"event": "suppressed", "of": event, "from": source, "lines": count - AUDIT_LINES}
+                self._queue.put(told)
+
+    def run(self) -> None:
+        """What the thread does."""
+        while (entry := self._queue.get()) is not None:
+            entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **entry}
+            if len(text := json.dumps(entry, default=str)) > AUDIT_TEXT:
+                text = json.dumps({"time": entry["time"], "event": entry["event"], "begins": text[:AUDIT_TEXT]})
+            try:
+                self._write(text.replace("\x7f", r"\u007f") + "\n")  # the one control character that JSON lets through
+                self.counts["written"] += 1
+                self._works = True
+            except OSError as error:
+                self.counts["lost"] += 1
+                if self._works:
+                    self._works = False
+                    log.error("the audit log cannot be written (%s): what it misses is counted in the status", error)
+
+    def _write(self, line: str) -> None:
+        """At the end, whoever else writes there; a file that is large enough makes room for the next."""
+        if rpc.append_private(str(self._path), line) > components.LOG_BYTES:
+            names = [self._path, *(Path(f"{self._path}.{n}") for n in range(1, components.LOG_FILES + 1))]
+            for old, new in [*itertools.pairwise(names)][::-1]:
+                with suppress(FileNotFoundError):
+                    os.replace(old, new)
+
+    def close(self) -> None:
+        """Writes what is left, and ends."""
+        self.next_window()
+        self._queue.put(None)
+        self.join(5)
+
+
 # -- the master ----------------------------------------------------------------------------------------------------
 
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
@@ -2722,6 +2795,9 @@ class MasterNode(rpc.BaseNode):
     role = "master"
     host = components.ConfigItem("master", "host", "127.0.0.1", "address to listen on; beyond loopback with keys")
     port = components.IntItem("master", "port", 8080, "port of the control channel; 0 is any", minimum=0, maximum=65535)
+    certificate = components.PathItem("master", "certificate", "",
+                                      "PEM file: the control channel speaks TLS with it, and nothing else")
+    certificate_key = components.PathItem("master", "certificate_key", "", "PEM file of the certificate's key")
     names_here = components.ListItem("master", "allowed_hosts", "",
                                      "further names of this machine by which nodes and people may call it")
     compute_port = components.IntItem("master", "compute_port", 0,
@@ -2766,6 +2842,9 @@ class MasterNode(rpc.BaseNode):
     def setup(self) -> None:
         """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
         self._begin_empty()
+        self.audit_log = Audit(self.environment / "logs" / "audit.jsonl")
+        self.audit_log.start()
+        self.closing.callback(self.audit_log.close)
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
         self.store = self.open_store()
@@ -2803,7 +2882,7 @@ class MasterNode(rpc.BaseNode):
         self._counts: collections.Counter = collections.Counter()
         self._failures: set[str] = set()  # kinds that were logged
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
-        self._slow_at = self._sweep_at = self._tell_at = self._accept_at = 0.0
+        self._slow_at = self._sweep_at = self._tell_at = self._accept_at = self._audit_at = 0.0
         self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
         self._zygotes = tasks.Recent()
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
@@ -3000,6 +3079,7 @@ class MasterNode(rpc.BaseNode):
             log.warning("%s %s: %s", task, text, key, extra=about)
 
     def _note_quarantined(self, slave: str, seconds: float) -> None:
+        self.audit("quarantine", self._peers.get(slave, ""), slave=slave, seconds=seconds)
         why = f"{STRIKES} leases in a row failed there that others could do"
         log.warning("%s gets nothing for %.0f s: %s", slave, seconds, why)
 
@@ -3072,6 +3152,8 @@ class MasterNode(rpc.BaseNode):
         self.closing.callback(rpc.forget_socket, self.socket_file)
         self.channel.bind_ipc(self.socket_file)
         self.tcp_port = self.channel.bind_tcp(self.host, self.compute_port)
+        self.channel.check_doors()
+        self.channel.audit = self.audit
         self.loop.add(self.channel.socket, self.channel.receive)
         self.channel.loop = self.loop
         self._expose_to_owners(self.channel)
@@ -3098,6 +3180,7 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=owners)
         def cancel(handler, request, number, kill=False):
             check_whole(*([] if number is None else [number]))
+            self.audit("cancel", request.peer, batch=number)
             self.apply(self.board.cancel(request.peer.label, number, time.monotonic(), bool(kill)))
 
         @rpc.tcpremote(channel, roles=owners)
@@ -3114,7 +3197,10 @@ class MasterNode(rpc.BaseNode):
 
         @rpc.tcpremote(channel, roles=("slave",))
         def publish_for(handler, request, owner, key, at, total):
-            self.publish(owner, key, at, total, request.parts[0], lasting=True)
+            if self.works_for(request.peer.label, owner):
+                self.publish(owner, key, at, total, request.parts[0], lasting=True)
+            else:
+                self.audit("refuse", request.peer, why="it published for an owner of whom it has no lease", owner=owner)
 
         @rpc.tcpremote(channel, roles=(*owners, "slave"))
         def fetch_shared(handler, request, key):
@@ -3132,6 +3218,7 @@ class MasterNode(rpc.BaseNode):
         def cancel_tasksystem(handler, request, number, kill=False):
             system = self._system_of(request.peer.label, number)
             if system:
+                self.audit("cancel", request.peer, system=system.name)
                 self.end_system(system, tasks.cancelled_failure(), {}, (), bool(kill))
 
         @rpc.tcpremote(channel, roles=owners)
@@ -3221,6 +3308,7 @@ class MasterNode(rpc.BaseNode):
         kept = [row[0] for row in holds if row[0] in self.board.slaves[name].leases]
         host, python = info.get("host", "?"), info.get("python")
         log.info("slave %s joined from %s: %s workers, Python %s", name, host, workers, python)
+        self.audit("join", peer, slave=name, workers=workers)
         self._came_back(name, kept, now)
         return {"name": name, "page": self.server.address, "kept": kept}
 
@@ -3240,6 +3328,7 @@ class MasterNode(rpc.BaseNode):
         self._peers[name] = peer
         self._gone_at.pop(name, None)
         known = name in self.board.owners
+        self.audit("submit", peer, client=name, application=info.get("bundle"))
         self.apply(self.board.owner_joined(name, "client", now, key=identity))
         self._told.pop(name, None)
         slaves, workers, _ = self.swarm_size()
@@ -3387,6 +3476,11 @@ class MasterNode(rpc.BaseNode):
 
     # -- published objects
 
+    def works_for(self, slave: str, owner: str) -> bool:
+        """Whether a slave has a lease of an owner, so that it may speak for one of its tasks."""
+        known = self.board.slaves.get(slave)
+        return known is not None and any(lease.batch.owner.id == owner for lease in known.leases.values())
+
     def publish(self, owner: str, key: str, at: int, total: int, part: Any, lasting: bool = False) -> None:
         """Takes a slice of an object that somebody publishes; it stays until the client ends to which it belongs.
         `lasting`: nobody could publish it again, if this master dies."""
@@ -3527,6 +3621,7 @@ class MasterNode(rpc.BaseNode):
         self._record("system", name, client, number, app, digest, options, list(parts))
         self._begin(system, parts)
         log.info("system %s %s: from client %s", name, app, client)
+        self.audit("system", self._peers.get(client, ""), system=name, client=client, name=app, application=digest)
         return system
 
     def _fork(self, system: System) -> None:
@@ -3734,6 +3829,9 @@ class MasterNode(rpc.BaseNode):
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_EVERY
             self._sweep(now)
+        if now >= self._audit_at:
+            self._audit_at = now + AUDIT_WINDOW
+            self.audit_log.next_window()
         self._slow_at = min(look_at, self._sweep_at, self._tell_at if self._busy() else math.inf)
 
     def _unheard(self) -> bool:
@@ -3791,6 +3889,7 @@ class MasterNode(rpc.BaseNode):
 
     def config_changed(self, changes: set) -> None:
         super().config_changed(changes)
+        self.audit("config", "", changed=sorted(f"{section}.{key}" for section, key in changes))
         if ("master", "unplaceable_wait") in changes:
             self.board.unplaceable_wait = self.unplaceable_wait
             self.apply(self.board.tick(time.monotonic()))
@@ -3804,11 +3903,15 @@ class MasterNode(rpc.BaseNode):
         self.token = self.keyring.token()
         self._expose_to_people()
         self._expose_explanations()
-        self.serve(self.host, self.port, self.token, self.names_here)
+        self.service.audit = self.audit
+        tls, pin = None, {}
+        if self.certificate or self.certificate_key:
+            tls, pin["certificate"] = rpc.server_tls(str(self.certificate or ""), str(self.certificate_key or ""))
+        self.serve(self.host, self.port, self.token, self.names_here, tls)
         host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host  # what others can call
         self.addresses = {
             "http": rpc.format_address(host, self.server.port), "tcp": rpc.format_address(host, self.tcp_port),
-            "ipc": self.socket_file,
+            "ipc": self.socket_file, **pin,
         }
         self.keyring.write_access(self.addresses)
         self._note = rpc.masters_folder() / str(self.server.port)
@@ -3827,7 +3930,7 @@ class MasterNode(rpc.BaseNode):
         def enrol(request, role: str, public_key: str, name: str, nonce: str, time: float, mac: str):
             """Lets a node's key in, if the request is signed with the join secret of its role."""
             asked = {"role": role, "public_key": public_key, "name": name, "nonce": nonce, "time": time, "mac": mac}
-            return self.loop.ask(lambda: self.enrol(asked))
+            return self.loop.ask(lambda: self.enrol(asked, request))
 
         @rpc.jsonremote(service)
         def slaves(request):
@@ -3871,15 +3974,36 @@ class MasterNode(rpc.BaseNode):
             owner, ordinal = parse_task_id(task)
             return self.loop.ask(lambda: self.board.explain(owner, ordinal, time.monotonic()))
 
-    def enrol(self, asked: dict) -> dict:
+    def audit(self, event: str, peer_or_key: rpc.Peer | rpc.HttpRequest | str, **facts: Any) -> None:
+        """Writes into the audit log what happened, and who it was: a peer, a caller by HTTP, a public key or an
+        address; empty for this node itself. Any thread may call it."""
+        who = peer_or_key
+        if isinstance(who, rpc.Peer):
+            about = {"who": who.name, "role": who.role, "key": rpc.fingerprint(who.key)}
+        elif isinstance(who, rpc.HttpRequest):
+            about = {"from": who.address, "role": who.role}
+        elif known := self.keyring.entry(who):
+            about = {"who": known[1], "role": known[0], "key": rpc.fingerprint(who)}
+        else:
+            about = {"from": who} if who else {}
+        self.audit_log.put(event, about.get("key") or about.get("from", ""), {**about, **facts})
+
+    def enrol(self, asked: dict, request: rpc.HttpRequest) -> dict:
         """Lets a node's key in. Raises Error if it may not be, or cannot be stored."""
+        new = not self.keyring.entry(asked["public_key"])
         try:
-            return self.keyring.enrol(asked, self.addresses)
+            answer = self.keyring.enrol(asked, self.addresses)
+            if new:
+                self.audit("enrol", asked["public_key"], address=request.address)
+            return answer
         except OSError as error:
             raise components.Error(
                 f"the key of this node cannot be stored by the master ({error})",
                 "its disk is full, or cannot be written", "make room there, and try again",
             ) from None
+        except Error as error:
+            self.audit("refuse", request, why=error.what)
+            raise
 
     def order_slave(self, slave: str, call: list) -> bool:
         """Passes an order on. Raises Error for a slave that is not here."""
@@ -3901,6 +4025,7 @@ class MasterNode(rpc.BaseNode):
         return [
             {"name": s.id, "workers": s.workers, "leases": s.open_leases, "tasks": s.open_tasks, "done": s.done_tasks,
              "seconds": round(s.seconds, 3), "resources": s.resources, "tags": sorted(s.tags), "draining": s.draining,
+             "key": rpc.fingerprint(self._peers[s.id].key) if s.id in self._peers else "",
              "quarantine": round(max(0.0, s.released - now), 1) if s.released else 0}
             for s in self.board.slaves.values()
         ]
@@ -3924,7 +4049,7 @@ class MasterNode(rpc.BaseNode):
             "scheduler": type(self.board.scheduler).__name__, "journal": bool(self.journal),
             "storage": self.storage or "ok", "addresses": self.addresses,
             "unplaced": self.board.unplaced(time.monotonic()), "counters": dict(self.board.counters),
-            "refused": dict(self.channel.counts),
+            "refused": dict(self.channel.counts), "audit": dict(self.audit_log.counts),
         }
 
     def stop_soon(self) -> None:
@@ -3949,6 +4074,8 @@ EXAMPLES = """examples:
   master.py config show --origin   what is configured, and where
   master.py doctor                 what is missing here, and what to do
   master.py journal check          what is accepted and not done, is it whole
+  master.py keys invite slave      a file that lets slaves in for a day
+  master.py keys list              who is let in; keys revoke NAME, keys rotate
 
 exit: 0 stopped, 1 failed, 2 usage or port taken, 130/143 signals
 """
@@ -3979,6 +4106,8 @@ def _main(argv: list[str]) -> int:
     code = rpc.administer("master", argv, tasks.checks)
     if code is None and argv[:1] == ["journal"]:
         code = _show_journal(argv[1:])
+    if code is None and argv[:1] == ["keys"]:
+        code = _keep_keys(argv[1:])
     if code is not None:
         return code
     options = parser().parse_args(argv)
@@ -4004,6 +4133,90 @@ def _show_journal(argv: list[str]) -> int:
     else:
         print(summary_of(options.env))
     return components.EXIT_OK
+
+
+KEYS_USAGE = """master.py keys list                                  who is let in, and the invitations
+       master.py keys invite ROLE [--hours N] [--once] [--out FILE]   an access file that ends
+       master.py keys revoke NAME|KEY|NUMBER [--all]        a node, or an invitation
+       master.py keys rotate [--own]                        new access files, who is in stays"""
+
+
+def keys_parser() -> components.ArgumentParser:
+    """The options of `master.py keys`."""
+    made = components.ArgumentParser(prog="master.py keys", usage=KEYS_USAGE)
+    made.add_argument("what", choices=KEEPERS, help=argparse.SUPPRESS)
+    made.add_argument("who", nargs="?", default="", help=argparse.SUPPRESS)
+    made.add_argument("--env", metavar="DIR", help="the master's folder")
+    made.add_argument("--hours", type=float, default=24.0, help="how long an invitation lets nodes in (24)")
+    made.add_argument("--once", action="store_true", help="it lets in one node")
+    made.add_argument("--out", metavar="FILE", default="", help="where it goes (ROLE-NUMBER.access)")
+    made.add_argument("--all", action="store_true", help="revoke all nodes of that name")
+    made.add_argument("--own", action="store_true", help="also a new key for the master, from its next start")
+    return made
+
+
+def _keep_keys(argv: list[str]) -> int:
+    """`keys`: acts on the folder of a master that runs, or will run."""
+    options = keys_parser().parse_args(argv)
+    folder = Path(options.env or components.state_root() / "master").absolute()
+    if not (folder / "keys").is_dir():
+        raise components.UsageError(f"there are no keys in {folder}", "no master has run there", "name it: --env DIR")
+    audit = Audit(folder / "logs" / "audit.jsonl")
+    audit.start()
+    try:
+        for line in KEEPERS[options.what](rpc.Keyring(str(folder / "keys")), options, audit):
+            print(line)
+    except OSError as error:
+        raise Error(f"the keys in {folder} cannot be changed", str(error), "make room on that disk") from None
+    finally:
+        audit.close()
+    return components.EXIT_OK
+
+
+def _list_keys(keyring: rpc.Keyring, options: Any, audit: Audit) -> Iterable[str]:
+    ends = {one.name: ended for one, ended in keyring.invitations().items()}
+    for key, node in sorted(keyring.nodes().items(), key=lambda pair: (pair[1].role, pair[1].name)):
+        by = f"by {node.by}" if node.by in ends else f"by {node.role}.access"
+        yield f"{node.role:7}{rpc.fingerprint(key)}  {node.name}  since {node.since}, {by}"
+    for one, ended in keyring.invitations().items():
+        until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(one.until))
+        yield f"invites {one.name}      a {one.role}{', once' * one.once}, until {until}{ended and f': ended, {ended}'}"
+
+
+def _invite(keyring: rpc.Keyring, options: Any, audit: Audit) -> Iterable[str]:
+    if options.who not in rpc.ROLES or not 0 < options.hours < 1e6:
+        why = f"an invitation is for a {', '.join(rpc.ROLES)}, and for up to a million hours"
+        fix = "python master.py keys invite slave --hours 8"
+        raise components.UsageError(f"invite {options.who} --hours {options.hours:g}: no invitation", why, fix)
+    made, path = keyring.invite(options.who, options.hours * 3600, options.once, options.out)
+    audit.put("invite", "", {"invitation": made.name, "role": made.role, "once": made.once, "hours": options.hours})
+    yield path
+
+
+def _revoke(keyring: rpc.Keyring, options: Any, audit: Audit) -> Iterable[str]:
+    found, nodes = keyring.find(options.who), keyring.nodes()
+    if not found:
+        raise components.UsageError(f"nobody here is {options.who}", "it was not let in, or is revoked already",
+                                    "`master.py keys list` shows who is")
+    if len(found) > 1 and not options.all:
+        each = ", ".join(f"{rpc.fingerprint(key)} ({nodes[key].role})" for key in found)
+        raise components.UsageError(f"{len(found)} nodes are called {options.who}", each, "name one key, or add --all")
+    for key in found:
+        keyring.revoke(key)
+        role, name = nodes[key][:2] if key in nodes else ("invitation", key)
+        audit.put("revoke", "", {"key": rpc.fingerprint(key), "role": role, "name": name})
+        yield f"{role} {name} is revoked"
+
+
+def _rotate(keyring: rpc.Keyring, options: Any, audit: Audit) -> Iterable[str]:
+    keyring.rotate(options.own)
+    audit.put("rotate", "", {"own": options.own})
+    yield f"new secrets are in the access files of {keyring.folder}; invitations have ended, nodes that are in stay"
+    if options.own:
+        yield "from its next start the master has a new key: then copy its access files to the other machines again"
+
+
+KEEPERS = {"list": _list_keys, "invite": _invite, "revoke": _revoke, "rotate": _rotate}
 
 
 def _run(node: MasterNode, options: Any) -> int:

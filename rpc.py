@@ -69,6 +69,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import base64
 import concurrent.futures
 import email.utils
 import errno
@@ -98,6 +99,7 @@ import selectors
 import shutil
 import signal
 import socket
+import ssl
 import stat
 import struct
 import sys
@@ -298,6 +300,7 @@ class Service:
 
     def __init__(self) -> None:
         self.methods: dict[str, Method] = {}
+        self.audit: Callable[..., None] = lambda event, who, **facts: None  # hears of administrators and wrong tokens
         self._add("rpc.discover", self._discover, "The methods of this node.", None)
 
     def dispatch(self, body: bytes, request: HttpRequest) -> bytes | None:
@@ -347,7 +350,10 @@ class Service:
             who = " or ".join(sorted(method.roles))
             code = NOT_AUTHENTICATED if request.role == "guest" else NOT_ALLOWED
             fix = "send the token of this node: Authorization: Bearer TOKEN"
+            self.audit("refuse", request, why=f"a {request.role} may not call {name}")
             raise _error(code, f"{name} needs the role {who}", f"the caller's is {request.role}", fix)
+        if method.roles is not None:
+            self.audit("admin", request, method=name, params=params)
         return json.dumps(method.call(request, params), allow_nan=False)
 
     def _add(self, name, function, doc, roles):
@@ -426,7 +432,10 @@ _API = ("/", "/api/1", "/api/1/")
 _VERBS = {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"}
 _CODES = {401: NOT_AUTHENTICATED, 403: NOT_ALLOWED, 413: TOO_LARGE, 414: TOO_LARGE, 421: NOT_ALLOWED, 429: TOO_MANY,
           431: TOO_LARGE, 500: INTERNAL_ERROR, 503: TOO_MANY}
-_SECURITY = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
+_SECURITY = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
+             "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+             "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin"}
+_FOR_ALL = ("/health", "/ping")  # pages without anything that is worth a look
 _FULL = b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _FIRST_LINE = re.compile(rb"[A-Za-z]{1,32} [!-~]+ HTTP/1\.[01]\r\n")
 _HEAD = re.compile(_FIRST_LINE.pattern + rb"(?:[!#-'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*\r\n")
@@ -447,6 +456,19 @@ def _split(address):
         raise _Refused(400, f"{address[:100]!r} is no address", str(error)) from None
 
 
+@functools.lru_cache(maxsize=8)
+def content_policy(page: bytes) -> str:
+    """The Content-Security-Policy of a page: the scripts and styles between its tags and nothing else, calls to its own
+    node, pictures that it made itself. An attribute such as onclick or style does nothing."""
+    inline = {}
+    for tag in ("script", "style"):
+        texts = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}\s*>".encode(), page, re.DOTALL | re.IGNORECASE)
+        sums = (base64.b64encode(hashlib.sha256(text).digest()).decode() for text in texts)
+        inline[tag] = " ".join(f"'sha256-{one}'" for one in sums) or "'none'"
+    return (f"default-src 'none'; script-src {inline['script']}; style-src {inline['style']}; connect-src 'self'; "
+            "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+
+
 class _Exchange(BaseHTTPRequestHandler):
     """One connection. The library parses a head only when it is whole, in time, small and well formed."""
 
@@ -462,6 +484,16 @@ class _Exchange(BaseHTTPRequestHandler):
         self._begun = self._refused = False
         self.command = self.path = ""
         self._patience = self.server.REQUEST_TIME  # of a connection that has said nothing
+
+    def handle(self):
+        try:
+            if self.server.tls:  # in this thread, for a peer that says nothing holds up nobody else
+                self.connection.settimeout(self.server.REQUEST_TIME)
+                self.connection.do_handshake()
+        except OSError as error:
+            self.server.complain(self.client_address[0], f"no TLS: {error}", "")
+        else:
+            super().handle()
 
     def finish(self):
         """Reads on for a moment after a refusal: closing on unread bytes would take it from the peer."""
@@ -512,7 +544,8 @@ class _Exchange(BaseHTTPRequestHandler):
         if length > self.server.HEAD_LIMIT:
             raise _Refused(431 if whole_line else 414, f"the head is over {self.server.HEAD_LIMIT} bytes")
         if not (_FIRST_LINE.match(self._buffer) if whole_line else self._buffer[:1].isalpha()):
-            raise _Refused(400, "this is not HTTP/1.1", "the port speaks plain HTTP", "use http://, not https://")
+            raise _Refused(400, "this is not HTTP/1.1",
+                           f"the port speaks HTTP{' under TLS' if self.server.tls else ', without TLS'}")
 
     def _receive(self, deadline):
         """Waits for more bytes. Raises OSError when none come, `_Refused` when a request is overdue."""
@@ -545,6 +578,7 @@ class _Exchange(BaseHTTPRequestHandler):
     def _answer(self):
         """Checks the request in the order of cost, lets the service or a page answer, and sends that."""
         path = self._check_address()
+        self._check_secrecy(path)
         role = self.server.role_of(self.headers, self.client_address[0])
         body = self._read_body()
         if not self.server.keep(self.connection, math.inf):
@@ -586,6 +620,16 @@ class _Exchange(BaseHTTPRequestHandler):
             raise _Refused(401, "a token has no place in an address", "addresses end up in logs", fix)
         return target.path
 
+    def _check_secrecy(self, path):
+        """A token travels beyond this machine under TLS only, and so do the pages that ask for one."""
+        here, there = _plain(self.connection.getsockname()[0]), _plain(self.client_address[0])
+        if self.server.tls or there == here or is_loopback(there):
+            return
+        what = "tokens are not taken" if "Authorization" in self.headers else "pages are not shown"
+        if "Authorization" in self.headers or (self.command == "GET" and path not in _FOR_ALL):
+            fix = "give the node a certificate: --set master.certificate=FILE --set master.certificate_key=FILE"
+            raise _Refused(403, f"{what} beyond this machine without TLS", "anybody between could read them", fix)
+
     def _read_body(self):
         length = self._check_length()
         if "100-continue" in self.headers.get("Expect", "").lower() and len(self._buffer) < length:
@@ -626,6 +670,8 @@ class _Exchange(BaseHTTPRequestHandler):
         fields = {"Date": self.date_time_string(), **_SECURITY, **(headers or {})}
         if body is not None:
             fields |= {"Content-Type": kind, "Content-Length": len(body)}
+            if kind.startswith("text/html"):
+                fields["Content-Security-Policy"] = content_policy(body)
         if self.close_connection:
             fields["Connection"] = "close"
         lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items()]
@@ -638,8 +684,8 @@ class ControlServer(ThreadingHTTPServer):
     """The door of a node for people: JSON-RPC by POST to /api/1, `pages` and /health by GET. `host` and `port` say
     where it listens (port 0: any free one); `pages` maps a path to (content type, function that returns the bytes);
     `token` makes a caller "admin" (None: nobody can be); `allowed_hosts` are names of this machine beside its
-    addresses. Methods and pages run in threads of the server. It listens from the start, at `port` of `address`
-    (HOST:PORT), and answers after `start`. Raises UsageError if it cannot listen there.
+    addresses; with `tls` it speaks nothing else. Methods and pages run in threads of the server. It listens from the
+    start, at `port` of `address` (HOST:PORT), and answers after `start`. Raises UsageError if it cannot listen there.
 
     A connection gets a thread of its own, so that slow ones hold up nobody. When there are CONNECTIONS, a newcomer
     takes the place of the one that has idled longest, or has not sent its whole request within PATIENCE."""
@@ -660,9 +706,9 @@ class ControlServer(ThreadingHTTPServer):
 
     def __init__(self, service: Service, host: str = "127.0.0.1", port: int = 0, token: str | None = None,
                  pages: Mapping[str, tuple[str, Callable[[], bytes]]] | None = None,
-                 allowed_hosts: Iterable[str] = ()):
+                 allowed_hosts: Iterable[str] = (), tls: ssl.SSLContext | None = None):
         health = ("application/json", lambda: b'{"ok": true}')
-        self.service = service
+        self.service, self.tls = service, tls
         self.pages = {"/health": health, "/ping": health, **(pages or {})}
         names = {"localhost", "127.0.0.1", "::1", host, *allowed_hosts} - {"0.0.0.0", "::"}
         self._hosts = {name.lower() for name in names}
@@ -711,6 +757,13 @@ class ControlServer(ThreadingHTTPServer):
         log.exception("the connection of %s failed", client_address[0])
 
     # .. connections ..
+
+    def get_request(self):
+        """The next connection, under TLS of which nothing is said yet."""
+        connection, address = super().get_request()
+        if self.tls:
+            connection = self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
 
     def process_request(self, request, client_address):
         if self._admit(request):
@@ -773,7 +826,7 @@ class ControlServer(ThreadingHTTPServer):
         got its own name to resolve to this machine is stopped here."""
         parts = re.fullmatch(r"(?:\[([^\]]*)\]|([^:]*))(?::[0-9]*)?", name)
         host = (parts[1] or parts[2] or "").lower().rstrip(".") if parts else ""
-        return host in self._hosts or host == local.removeprefix("::ffff:")
+        return host in self._hosts or host == _plain(local)
 
     def role_of(self, headers: Mapping[str, str], address: str) -> str:
         """Who calls: "admin" by the right token, "guest" by none. A wrong one is refused with 401, many with 429. The
@@ -785,6 +838,7 @@ class ControlServer(ThreadingHTTPServer):
         right = hmac.compare_digest(_token_digest(token.strip(), "latin-1"), self._digest)
         if right and scheme.lower() == "bearer":
             return "admin"
+        self.service.audit("refuse", address, why="wrong token")
         if wait := self._count_wrong_token(address):
             raise _Refused(429, "too many wrong tokens", f"wait {wait} s", Retry_After=wait)
         fix = "use the address that the node prints at its start"
@@ -810,6 +864,27 @@ class ControlServer(ThreadingHTTPServer):
                 return
             count, self._complaints, self._next_complaint = self._complaints, 0, now + self.COMPLAINT_TIME
         log.warning("%d bad requests, the last from %s: %r [%s]", count, address, what, mark)
+
+
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n", re.DOTALL)
+
+
+def server_tls(certificate: str, key: str) -> tuple[ssl.SSLContext, str]:
+    """What makes a `ControlServer` speak TLS, from PEM files, and the certificate's fingerprint. Raises UsageError, and
+    Error for a key that everybody can read."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.num_tickets = 0  # nothing comes that nobody asked for: a kept connection that has bytes has ended
+    try:
+        if os.name == "posix" and os.stat(key).st_mode & 0o007:
+            raise Error(f"{key} can be read by everybody", "who has it can pass for this node", f"chmod 600 {key}")
+        context.load_cert_chain(certificate, key, password="")
+        found = _CERTIFICATE.search(Path(certificate).read_text())
+        return context, hashlib.sha256(ssl.PEM_cert_to_DER_cert(found[0])).hexdigest()
+    except (OSError, ValueError, TypeError) as error:
+        what = f"the certificate {certificate} with the key {key} cannot be used"
+        fix = "set master.certificate and master.certificate_key to PEM files that belong together"
+        raise UsageError(what, str(error), fix) from None
 
 
 def _token_digest(token, encoding="utf-8"):
@@ -853,14 +928,39 @@ class _Remote:
         return self._call(self._name, kwargs or list(args))
 
 
+class OtherCertificate(Unreachable):
+    """Somebody answers in the master's place, or it has a new certificate."""
+
+
+class _Pinned(http.client.HTTPSConnection):
+    """Under TLS with whoever has this certificate, whatever name is in it, and nobody else."""
+
+    def __init__(self, host, port, timeout, pin):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the fingerprint says more
+        super().__init__(host, port, timeout=timeout, context=context)
+        self._pin = pin
+
+    def connect(self):
+        super().connect()
+        shown = hashlib.sha256(self.sock.getpeercert(binary_form=True)).hexdigest()
+        if not hmac.compare_digest(shown, self._pin):
+            self.close()
+            place = format_address(self.host, self.port)
+            raise OtherCertificate(f"{place} has another certificate than the access file says",
+                                   "the master has a new one, or somebody answers in its place",
+                                   "copy the master's access file again and pass --access FILE")
+
+
 class Proxy(_Remote):
     """The methods of a node, as if they were here: `proxy.status()`, `proxy.slave.drain("s1")`. `url` is HOST:PORT,
     with or without http://. `timeout` (seconds) is for connecting and for each wait. A call blocks, returns the result
-    or raises `RpcError`, or `Unreachable` when there is no node or no answer. `proxy.notify.status()` asks for no
+    or raises `RpcError`, or `Unreachable` when there is no node or no answer. With the fingerprint of its `certificate`
+    (SHA-256, hex) it is spoken to under TLS; another one raises `OtherCertificate`. `proxy.notify.status()` asks for no
     result. Threads may share a proxy; its calls go one after the other on one connection. A call without an answer is
     not repeated: nobody knows whether the node has carried it out."""
 
-    def __init__(self, url: str, token: str | None = None, timeout: float = 5.0):
+    def __init__(self, url: str, token: str | None = None, timeout: float = 5.0, certificate: str = ""):
         super().__init__(self._request)
         self._host, port = parse_address(url.removeprefix("http://").rstrip("/"))
         self._place, self._timeout = format_address(self._host, port), timeout
@@ -868,7 +968,8 @@ class Proxy(_Remote):
         if token is not None:
             self._headers["Authorization"] = b"Bearer " + token.strip().encode()
         self._lock = threading.Lock()  # guards the connection from sending to the end of the answer
-        self._connection = http.client.HTTPConnection(self._host, port, timeout=timeout)
+        plain = functools.partial(http.client.HTTPConnection, self._host, port, timeout=timeout)
+        self._connection = _Pinned(self._host, port, timeout, certificate) if certificate else plain()
         self._numbers = itertools.count(1)
         self.notify = _Remote(self._notify)
 
@@ -929,15 +1030,19 @@ class Proxy(_Remote):
             why = "nothing listens there; the master is not started or has another port"
             fix = "`python master.py`, or without a cluster: `python client.py samples/md5.py --local`"
         elif isinstance(error, (ConnectionError, http.client.IncompleteRead)):
-            what, why = f"{place} closed the connection without an answer", "it is stopping, or not a master"
+            what = f"{place} closed the connection without an answer"
+            why = "it is stopping, or not a master, or one of the two speaks TLS and the other does not"
             fix = f"look at its log; test with `curl http://{place}/health`"
+        elif isinstance(error, ssl.SSLError):
+            what, why = f"{place} speaks no TLS", f"the access file says that the master there does ({error.reason})"
+            fix = "copy the master's access file again and pass --access FILE"
         elif isinstance(error, http.client.HTTPException):
             return self._stranger(str(error))
         else:
             how = f"within {self._timeout:g} s" if isinstance(error, TimeoutError) else f"({error.strerror})"
             what = f"{place} did not answer {how}"
             why = "wrong address, a firewall, or a master that listens on its own machine only (the default)"
-            fix = f"on the master `python master.py --host 0.0.0.0 --key-file FILE`; test with `curl http://{place}/health`"
+            fix = f"on the master `python master.py --host 0.0.0.0`; test with `curl http://{place}/health`"
         return components.Unreachable(what, why, fix)
 
     def _stranger(self, sent):
@@ -1392,6 +1497,7 @@ class Session:
 # -- endpoints -----------------------------------------------------------------------------------------------
 
 NOBLOCK, SNDMORE, EVENTS, READABLE = 1, 2, 15, 1  # ZeroMQ's numbers: pyzmq's enums cost a tenth of a busy loop
+HANDSHAKE_FAILED = 0x0800 | 0x2000 | 0x4000  # without a word, by the protocol, by the key
 HIGH_WATER = 1000  # messages in a ZeroMQ queue: credits keep far below, this stops what credits did not foresee
 MAX_SESSIONS = 16  # of one key at the same time
 GATHERED = 32  # calls that wait for the end of a turn at most
@@ -1498,6 +1604,7 @@ class Endpoint:
         self._get = self._receive = self._send = None  # of the socket, past what pyzmq does for people
         self._wake = self._turned = clock()
         self.loop: Loop | None = None  # of the owner, if `gather` is to gather
+        self.audit: Callable[..., None] = lambda event, who, **facts: None  # hears of what was refused, in any thread
         self._complained: dict[str, tuple[float, int]] = {}
 
     def proxy(self, peer: Peer | None = None) -> Any:
@@ -1541,6 +1648,7 @@ class Endpoint:
         if method is None:
             self._answer_failed(peer, name, METHOD_NOT_FOUND, f"there is no method {name[:80]!r}")
         elif method.roles is not None and peer.role not in method.roles:
+            self.audit("refuse", peer, why=f"a {peer.role} may not call {name}")
             self._answer_failed(peer, name, NOT_ALLOWED, f"a {peer.role} may not call {name!r}")
         elif not method.few <= len(params) <= method.many:
             text = f"{name!r} takes {method.few} to {method.many} parameters, not {len(params)}"
@@ -1688,6 +1796,8 @@ class Channel(Endpoint):
         self.peers: dict[bytes, Peer] = {}
         self.on_hello: Callable[[Peer, dict], dict] = lambda peer, info: {}
         self.on_lost: Callable[[Peer, str], None] = lambda peer, reason: None
+        self._doors: list[str] = []  # that are open
+        self._knocked: set[str] = set()  # keys of our own, which nobody knows
         door = self._context.socket(self._zmq.REP)
         door.bind("inproc://zeromq.zap.01")  # before any other bind: without it nobody is refused
         threading.Thread(target=self._keep_door, args=(door,), name="zap", daemon=True).start()
@@ -1701,8 +1811,9 @@ class Channel(Endpoint):
                 try:
                     version, request, _domain, address, _identity, mechanism, *secret = door.recv_multipart()
                     key, _ = self._attempt(self.keyring.admit, mechanism, secret)
-                    if key is None:
+                    if key is None and claimed_key(mechanism, secret) not in self._knocked:
                         self._complain("unknown keys", "an unknown key from %r was turned away", address)
+                        self.audit("refuse", _plain(address.decode("ascii", "replace")), why="unknown or revoked key")
                     user = b"%s %s" % (key.encode(), mechanism) if key else b""
                     verdict = [b"200", b"", user] if key else [b"400", b"unknown key", b""]
                     door.send_multipart([version, request, *verdict, b""])
@@ -1731,6 +1842,27 @@ class Channel(Endpoint):
             raise Error(f"cannot listen on {address} ({error})",
                         "another program has it, it is not an address of this machine, or the path is too long",
                         "stop that program, or choose another address") from error
+        self._doors.append(self.socket.last_endpoint.decode())
+
+    def check_doors(self, patience: float = 5.0) -> None:
+        """Knocks at each address with a key that nobody knows. Raises Error if it gets in: then anybody would."""
+        zmq = self._zmq
+        for address in self._doors:
+            pair = _key_pair()
+            self._knocked.add(pair["public_key"])
+            stranger = Credentials("slave", pair, Access({}, self.keyring.public_key, "slave", pair["secret_key"]))
+            with self._context.socket(zmq.DEALER) as knocking:
+                knocking.linger, knocking.ipv6 = 0, 1
+                stranger.dress(knocking, address)
+                with knocking.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | HANDSHAKE_FAILED) as told:
+                    knocking.connect(address)
+                    event = struct.unpack_from("=H", told.recv())[0] if told.poll(1000 * patience) else None
+                    knocking.disable_monitor()
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                raise Error(f"{address} lets in keys that nobody knows", "nothing would keep strangers out",
+                            "install pyzmq with a libzmq that has CURVE and ZAP: python -m pip install pyzmq")
+            if event is None:
+                log.warning("%s has not answered the knock of a stranger within %.0f s", address, patience)
 
     def receive(self, limit: int = 256) -> int:
         """Read and dispatch up to `limit` messages without waiting; returns how many there were."""
@@ -1753,6 +1885,7 @@ class Channel(Endpoint):
                 self._refuse(route, message.session, "unknown session")
             elif user != peer.key:
                 self._complain("forged", "%.40r used the session of %r", user, peer)
+                self.audit("refuse", user, why=f"it used the session of {peer.name}")
                 self._refuse(route, message.session, "session of another node")
             elif message.kind == REFUSE:
                 self.drop(peer, LEFT)
@@ -1785,9 +1918,11 @@ class Channel(Endpoint):
             _, error = self._attempt(self._admit, peer)
             if error is not None:
                 self._complain("refused", "%r was refused: %s", peer, error)
+                self.audit("refuse", peer, why=error.what)
                 return self._refuse(route, message.session, "not admitted", error)
         elif peer.key != key:
             self._complain("forged", "%.40r said hello with the session of %r", key, peer)
+            self.audit("refuse", key, why=f"it said hello with the session of {peer.name}")
             return self._refuse(route, message.session, "session of another node")
         if message.number <= peer.attempt:
             return None  # from a connection before this one
@@ -1855,6 +1990,11 @@ class Channel(Endpoint):
         return wake
 
 
+def _plain(address):
+    """An address as people write it, of IPv4 also where a socket for both says it."""
+    return address.removeprefix("::ffff:")
+
+
 def _user_of(frame):
     """The key of whoever sent this frame, and how its connection is secured, as the doorkeeper said."""
     key, _, mechanism = frame.get("User-Id").partition(" ")
@@ -1867,10 +2007,10 @@ _REMOVED_KEY = ("the master does not know this node's key",
                 "ask the master's owner for access, then start this node again with the master's access file")
 _OTHER_MECHANISM = ("the master and this node do not secure the connection in the same way",
                     "one of them has no key, or something else than a master listens there",
-                    "start this node with the access file that the master wrote (--key-file FILE)")
+                    "start this node with the access file that the master wrote (--access FILE)")
 _OTHER_KEY = ("the master has another key than this node expects",
               "the key file here belongs to another master, or the master made new keys",
-              "copy the master's access file again and pass --key-file FILE")
+              "copy the master's access file again and pass --access FILE")
 
 
 class Link(Endpoint):
@@ -1922,8 +2062,7 @@ class Link(Endpoint):
         self._open_socket(zmq.DEALER, IMMEDIATE=1, RECONNECT_IVL=100, RECONNECT_IVL_MAX=2000)
         self.credentials.dress(self.socket, address)
         self.monitor = self.socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | HANDSHAKE_FAILED)
         self.socket.connect(address)
         self._greeted, self._hello_at, self._open_at = False, math.inf, math.inf
         self.session.heard_at = self._wake = now
@@ -2208,6 +2347,7 @@ CLOCK_SKEW = 300.0  # seconds that the clocks of two machines may differ at an e
 
 _KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")  # a CURVE key in Z85
 _NAME = re.compile(r"[\w.\-]{1,64}")
+_INVITATION = re.compile(rf"\w+ ({'|'.join(ROLES)}) [\w\-]+ ([0-9.]+|inf) (once|many)")
 
 
 def _sign(secret, *fields):
@@ -2231,6 +2371,14 @@ def _check_private(path, mode, status=None):
                     "who reads a key file can act as this node", f"chmod {mode:o} {path}")
 
 
+def check_keys(folder: str) -> None:
+    """Raise Error unless a folder and all files in it are this user's own."""
+    _check_private(folder, 0o700)
+    for name in sorted(os.listdir(folder)):
+        with suppress(FileNotFoundError):  # one that was being written
+            _check_private(os.path.join(folder, name), 0o600)
+
+
 def _private_folder(folder):
     os.makedirs(folder, mode=0o700, exist_ok=True)
     _check_private(folder, 0o700)
@@ -2247,9 +2395,19 @@ def _read_private(path):
 def _write_private(path, text):
     """Write a private file in one step: readers see the old or the new text. No fsync: many may enrol at once."""
     fresh = f"{path}.{secrets.token_hex(4)}"
-    with open(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
+    append_private(fresh, text, os.O_EXCL)
     os.replace(fresh, path)
+
+
+def append_private(path: str, text: str, flags: int = 0) -> int:
+    """Add all of a text to a private file in one step, whoever else does, or raise OSError; returns its size before."""
+    data = text.encode()
+    with open(path, "ab", 0, opener=lambda path, given: os.open(path, given | flags, 0o600)) as file:
+        before = os.fstat(file.fileno()).st_size
+        if file.write(data) != len(data):
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return before
 
 
 def _load_or_make(path, make):
@@ -2278,38 +2436,60 @@ def _key_pair():
     return {"public_key": public.decode(), "secret_key": secret.decode()}
 
 
-class Keyring:
-    """The master's keys: its own pair, one join secret per role, and the nodes that are authorized.
+class Enrolled(NamedTuple):
+    """A node that is let in: `since` (a date), `by` the name of the invitation that it came by."""
 
-    `folder`/master.json   its key pair and the join secrets
-    `folder`/authorized    a line per node: public key, role, name, since; read again when it changes
-    `folder`/revoked       a public key per line: these may not enrol again
+    role: str
+    name: str
+    since: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """What lets nodes join in a role: its secret, `until` (seconds since 1970; infinite: the access file of the role,
+    until the next is made), and whether only `once`."""
+
+    name: str
+    role: str
+    secret: str = field(repr=False)
+    until: float = math.inf
+    once: bool = False
+
+
+class Keyring:
+    """The master's keys: its own pair, what lets others join, and the nodes that are authorized.
+
+    `folder`/master.json   its key pair
+    `folder`/invitations   a line each: name, role, secret, until, once or many; only ever grows
+    `folder`/authorized    a line per node: public key, role, name, since, invitation; read again when it changes
+    `folder`/revoked       a public key, or an invitation's name, per line; only ever grows
     `folder`/ROLE.access   what a node of this role needs, see `Access`
 
-    A deleted line of `authorized` ends that node's session; `revoke` also keeps it from enrolling again. Safe to use
-    from several threads. Raises Error when the folder or a file in it can be reached by others, or is damaged."""
+    A deleted line of `authorized` ends that node's session; `revoke` also keeps it from enrolling again. A node that is
+    enrolled stays so when its invitation ends. Safe to use from several threads; and from several processes, of which
+    one, the master, enrols. Raises Error when the folder or a file in it can be reached by others, or is damaged."""
 
     def __init__(self, folder: str, clock: Callable[[], float] = time.time) -> None:
         self.folder = _private_folder(folder)
+        check_keys(self.folder)
         self._clock = clock
         self._lock = threading.RLock()  # guards the tables below and the files they mirror
-        join = {role: secrets.token_urlsafe(32) for role in ROLES}
-        own = _load_or_make(self._path("master.json"), lambda: {**_key_pair(), "join": join})
-        self.public_key, self.secret_key, self._join = own["public_key"], own["secret_key"], own["join"]
-        self._nodes: dict[str, tuple[str, str]] = {}
+        own = _load_or_make(self._path("master.json"), _key_pair)
+        self.public_key, self.secret_key = own["public_key"], own["secret_key"]
+        self._nodes: dict[str, Enrolled] = {}
+        self._used: set[str] = set()  # invitations by which somebody came
+        self._invitations: dict[str, Invitation] = {}
+        self._standing: dict[str, Invitation] = {}  # role: that of its access file
         self._revoked: set[str] = set()
         self._read_at = None
         self._reload()
+        if len(self._standing) < len(ROLES):
+            self.rotate()
         self._reported = set(self._nodes)
 
     def _path(self, name):
         return os.path.join(self.folder, name)
-
-    def check(self) -> None:
-        """Raise Error unless the folder and all files in it are this user's own."""
-        _check_private(self.folder, 0o700)
-        for name in os.listdir(self.folder):
-            _check_private(self._path(name), 0o600)
 
     def _lines(self, name):
         with suppress(FileNotFoundError):
@@ -2317,8 +2497,8 @@ class Keyring:
         return []
 
     def _reload(self):
-        """Read `authorized` and `revoked` if they changed. Called with the lock held, or before there are threads."""
-        stamp = [_stamp(self._path(name)) for name in ("authorized", "revoked")]
+        """Read the tables if they changed. Called with the lock held, or before there are threads."""
+        stamp = [_stamp(self._path(name)) for name in ("authorized", "revoked", "invitations")]
         if stamp == self._read_at:
             return
         self._read_at = stamp
@@ -2327,9 +2507,13 @@ class Keyring:
             if len(line) < 3 or not _KEY.fullmatch(line[0]) or line[1] not in ROLES:
                 log.error("%s line %d is no 'key role name since', left out", self._path("authorized"), number)
             else:
-                nodes[line[0]] = (line[1], line[2])
+                nodes[line[0]] = Enrolled(*line[1:5])
         self._revoked = {line[0] for line in self._lines("revoked")}
+        self._used = {node.by for node in nodes.values()}
         self._nodes = {key: node for key, node in nodes.items() if key not in self._revoked}
+        lines = [line for line in self._lines("invitations") if _INVITATION.fullmatch(" ".join(line))]
+        self._invitations = {line[0]: Invitation(*line[:3], float(line[3]), line[4] == "once") for line in lines}
+        self._standing = {one.role: one for one in self._invitations.values() if one.until == math.inf}
 
     def entry(self, public_key: str) -> tuple[str, str] | None:
         """Role and name of an authorized node, None if it is not authorized."""
@@ -2338,23 +2522,22 @@ class Keyring:
                 self._reload()
             except components.Error as error:  # it was fine at the start: keep what we have, say so once per change
                 log.error("the authorized nodes were not read again: %s", error)
-            return self._nodes.get(public_key)
-
-    def role_of(self, public_key: str) -> str | None:
-        """The role of an authorized key, None for any other."""
-        node = self.entry(public_key)
-        return node and node[0]
+            node = self._nodes.get(public_key)
+            return node and node[:2]
 
     def admit(self, mechanism: bytes, secret: list) -> str | None:
         """The public key of a node whose handshake is right, else None: the answer to ZeroMQ's question."""
-        from zmq.utils import z85
+        key = claimed_key(mechanism, secret)
+        with self._lock:
+            node = self._nodes[key] if self.entry(key) else Enrolled("", "")
+            known = [one.secret for one in self._invitations.values() if self._counts(one, node)]
+        right = node.role if mechanism == b"CURVE" else any(
+            hmac.compare_digest(secret[1], _ipc_password(one, key)) for one in known)
+        return key if right else None
 
-        if mechanism == b"CURVE":
-            key = z85.encode(secret[0]).decode()
-            return key if self.entry(key) else None
-        key, password = secret[0].decode("ascii", "replace"), secret[1]
-        role = self.role_of(key)
-        return key if role and hmac.compare_digest(password, _ipc_password(self._join[role], key)) else None
+    def _counts(self, invitation, node):
+        """Whether a node may show that it knows this secret: it came by it, or anybody of its role could."""
+        return invitation.role == node.role and (invitation.name == node.by or not self._ended(invitation))
 
     def token(self) -> str:
         """What lets a person administer the master over HTTP; kept in `folder`/token.json."""
@@ -2363,37 +2546,106 @@ class Keyring:
     def access(self, role: str, addresses: dict) -> dict:
         """The content of an access file."""
         return {"version": ACCESS_VERSION, "addresses": addresses, "public_key": self.public_key, "role": role,
-                "secret": self._join[role]}
+                "secret": self._standing[role].secret}
 
     def write_access(self, addresses: dict) -> None:
-        """Write the access file of each role. `addresses`: {"http": "HOST:PORT", "tcp": "HOST:PORT", "ipc": path}."""
+        """Write the access file of each role. `addresses`: {"http": "HOST:PORT", "tcp": "HOST:PORT", "ipc": path}, and
+        "certificate", its fingerprint, if HTTP is under TLS."""
         for role in ROLES:
             _write_private(self._path(f"{role}.access"), json.dumps(self.access(role, addresses), indent=1))
+
+    def invite(self, role: str, seconds: float, once: bool, path: str = "") -> tuple[Invitation, str]:
+        """Write an access file with a secret of its own, that lets nodes in for so many seconds, or only one; returns
+        where it lies. Raises Error if no master has run here, or there is such a file already."""
+        made = Invitation(secrets.token_hex(4), role, secrets.token_urlsafe(32), self._clock() + seconds, once)
+        path = os.path.abspath(path or f"{role}-{made.name}.access")
+        content = {**_access_content(self._path(f"{role}.access")), "secret": made.secret}
+        try:
+            append_private(path, json.dumps(content, indent=1), os.O_EXCL)
+        except OSError as error:
+            raise Error(f"{path} cannot be written", str(error), "name another: --out FILE") from None
+        self._add_invitations([made])
+        return made, path
+
+    def _add_invitations(self, made):
+        lines = [f"{one.name} {one.role} {one.secret} {one.until} {'once' if one.once else 'many'}\n" for one in made]
+        append_private(self._path("invitations"), "".join(lines))
+        with self._lock:
+            self._reload()
+
+    def rotate(self, own: bool = False) -> None:
+        """Make new join secrets and put them into the access files; what invited until now lets nobody in any more.
+        Nodes that are enrolled stay. `own`: also a new key pair for the master, which counts from its next start."""
+        if own:
+            _write_private(self._path("master.json"), json.dumps(_key_pair(), indent=1))
+        self._add_invitations([Invitation(secrets.token_hex(4), role, secrets.token_urlsafe(32)) for role in ROLES])
+        for role in ROLES:
+            path = self._path(f"{role}.access")
+            if os.path.exists(path):
+                content = {**_access_content(path), "secret": self._standing[role].secret}
+                _write_private(path, json.dumps(content, indent=1))
+
+    def nodes(self) -> dict[str, Enrolled]:
+        """The nodes that are authorized, by public key."""
+        with self._lock:
+            self._reload()
+            return dict(self._nodes)
+
+    def invitations(self) -> dict[Invitation, str]:
+        """All but those of the access files, with why they let nobody in any more, empty for those that do."""
+        with self._lock:
+            self._reload()
+            return {one: self._ended(one) for one in self._invitations.values() if one.until < math.inf}
+
+    def _ended(self, invitation):
+        """Why it lets nobody in any more; empty if it does."""
+        order = list(self._invitations)
+        if invitation.name in self._revoked:
+            return "it was revoked"
+        if order.index(invitation.name) < order.index(self._standing[invitation.role].name):
+            return "the master's owner has made new secrets since"
+        if invitation.once and invitation.name in self._used:
+            return "it was for one node, and is used"
+        return "" if self._clock() < invitation.until else f"its time was over at {_date(invitation.until)}"
+
+    def find(self, who: str) -> list[str]:
+        """The keys, or the invitation, that are meant by a public key, its fingerprint, or a name."""
+        keys = [key for key, node in self.nodes().items() if who in (key, fingerprint(key), node.name)]
+        return keys or [one.name for one in self.invitations() if one.name == who]
 
     def enrol(self, request: dict, addresses: dict | None = None) -> dict:
         """Authorize the key in a node's request and answer it, both signed with the join secret of its role. Asking
         again gives the same answer. Raises Error with what is wrong."""
-        role, key, name, nonce = self._verified(request, "enrol")
-        with self._lock:
-            known = self._may_join(key, role, name)
+        with self._lock:  # of two that come by an invitation for one, the second comes late
+            by, key, name, nonce = self._verified(request, "enrol")
+            known = self._may_join(key, by.role, name)
             self._reported.add(key)
+            node = known or Enrolled(by.role, self._own_name(name, by), _date(self._clock()))
             if not known:
-                self._rewrite("authorized", [f"{key} {role} {name} {_date(self._clock())}"])
-        about = {"name": name, "public_key": self.public_key, "addresses": addresses or {}}
-        return {**about, "mac": _sign(self._join[role], "enrolled", nonce, about)}
+                lines = [*map(" ".join, self._lines("authorized")), " ".join([key, *node[:3], by.name])]
+                _write_private(self._path("authorized"), "".join(f"{line}\n" for line in lines))
+                self._reload()
+        about = {"name": node.name, "public_key": self.public_key, "addresses": addresses or {}}
+        return {**about, "mac": _sign(by.secret, "enrolled", nonce, about)}
 
     def check_enrolment(self, request: dict) -> dict:
         """What `enrol` would do, doing nothing: `known`: the key is authorized already. Raises Error as it does."""
-        role, key, name, nonce = self._verified(request, "check")
-        about = {"public_key": self.public_key, "known": self._may_join(key, role, name) is not None}
-        return {**about, "mac": _sign(self._join[role], "checked", nonce, about)}
+        by, key, name, nonce = self._verified(request, "check")
+        about = {"public_key": self.public_key, "known": self._may_join(key, by.role, name) is not None}
+        return {**about, "mac": _sign(by.secret, "checked", nonce, about)}
 
     def _verified(self, request, verb):
-        """Role, key, name and nonce of a request that is signed with the join secret of its role, just now."""
+        """Invitation, key, name and nonce of a request that is signed with a join secret of its role, just now."""
         request = request if isinstance(request, dict) else {}
         role, key, name, nonce, at = (request.get(k) for k in ("role", "public_key", "name", "nonce", "time"))
         file = self._path(f"{role if role in ROLES else ROLES[0]}.access")
-        if role not in ROLES or not _signed(request.get("mac"), self._join[role], verb, role, key, name, nonce, at):
+        with self._lock:
+            self.entry("")  # reads again
+            node, asked = self._nodes.get(str(key), Enrolled(str(role), "")), (verb, role, key, name, nonce, at)
+            mine = [one for one in self._invitations.values() if one.role == role]
+            by = next((one for one in mine if _signed(request.get("mac"), one.secret, *asked)), None)
+            ended = self._ended(by) if by and by.name != node.by else ""
+        if by is None:
             raise Error(f"the master refused {role if role in ROLES else 'node'} {str(name)[:64]!r}: wrong key",
                         "the access file there differs from the master's",
                         f"copy the master's file {file} to that machine")
@@ -2402,14 +2654,17 @@ class Keyring:
             raise Error(f"the clock of {str(name)[:64]!r} is wrong: the master's says {_date(now)}",
                         f"the two may differ by {CLOCK_SKEW:.0f} s",
                         "set the clock there, for example with an NTP service")
-        return role, key, name, nonce
+        if ended:
+            raise Error(f"the access file of {role} {str(name)[:64]!r} lets nobody in any more", ended,
+                        f"ask the master's owner for another: python master.py keys invite {role}")
+        return by, key, name, nonce
 
     def _may_join(self, key, role, name):
         """Raise Error unless this key may have this role; returns its entry, None if it is new."""
         if not isinstance(key, str) or not _KEY.fullmatch(key) or not _NAME.fullmatch(str(name)):
             raise components.Error(f"{str(key)[:50]!r} is no key, or {str(name)[:64]!r} is no name for a node")
         with self._lock:
-            known = self.entry(key)
+            known = self._nodes.get(key) if self.entry(key) else None
             if key in self._revoked:
                 raise Error(f"the key of {name!r} was revoked on the master",
                             "its owner removed this node",
@@ -2420,16 +2675,18 @@ class Keyring:
                             f"start it with the access file of a {known[0]}, or with another --env DIR")
             return known
 
-    def _rewrite(self, name, more, without=""):
-        kept = [" ".join(line) for line in self._lines(name) if line[0] != without]
-        _write_private(self._path(name), "".join(f"{line}\n" for line in [*kept, *more]))
-        self._reload()
+    def _own_name(self, name, by):
+        """`name`, or name-2 and so on, if a node has it that came by another invitation: work is a name's."""
+        slaves, standing = by.role == "slave", by.until == math.inf
+        taken = {node.name for node in self._nodes.values() if (node.role == "slave") == slaves and not (
+            node.by == by.name or (standing and self._invitations.get(node.by, by).until == math.inf))}
+        return next(one for one in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if one not in taken)
 
     def revoke(self, public_key: str) -> None:
-        """Take a key out for good: its session ends, and it may not enrol again."""
+        """Take a key out for good: its session ends, and it may not enrol again. Or end an invitation, by its name."""
+        append_private(self._path("revoked"), f"{public_key}\n")
         with self._lock:
-            self._rewrite("revoked", [public_key], without=public_key)
-            self._rewrite("authorized", [], without=public_key)
+            self._reload()
 
     def drop_removed(self) -> set[str]:
         """The keys whose line went away since the last call."""
@@ -2437,6 +2694,18 @@ class Keyring:
             self.entry("")
             gone, self._reported = self._reported - self._nodes.keys(), set(self._nodes)
             return gone
+
+
+def claimed_key(mechanism: bytes, secret: list) -> str:
+    """The public key that a handshake shows."""
+    from zmq.utils import z85
+
+    return z85.encode(secret[0]).decode() if mechanism == b"CURVE" else secret[0].decode("ascii", "replace")
+
+
+def fingerprint(key: str) -> str:
+    """What people call a public key by."""
+    return hashlib.sha256(key.encode()).hexdigest()[:12]
 
 
 def _stamp(path):
@@ -2459,8 +2728,19 @@ def _told_as(kind, cause):
     """An error of the one kind is raised as one of the other, in the same words."""
     try:
         yield
+    except OtherCertificate:  # waiting does not help
+        raise
     except cause as error:
         raise kind(error.what, error.why, error.fix) from None
+
+
+def _access_content(path):
+    try:
+        return _json_object(_read_private(path), path)
+    except FileNotFoundError as error:
+        raise Error(f"there is no access file {path}",
+                    "the master writes it at its start: no master has run here, or the file was not copied",
+                    "start a master (python master.py), or copy its keys/<role>.access: --access FILE") from error
 
 
 class Access:
@@ -2468,18 +2748,13 @@ class Access:
 
     def __init__(self, addresses: dict, public_key: str, role: str, secret: str) -> None:
         self.addresses, self.public_key, self.role, self.secret = addresses, public_key, role, secret
+        self.certificate = str(addresses.get("certificate", ""))  # its fingerprint, if the master speaks TLS
 
     @classmethod
     @_told_as(Unreachable, Error)
     def load(cls, path: str) -> Access:
         """Read an access file. Raises Unreachable: it is missing, damaged, readable by others or of another version."""
-        try:
-            content = _json_object(_read_private(path), path)
-        except FileNotFoundError as error:
-            raise Error(
-                f"there is no access file {path}",
-                "the master writes it at its start: no master has run here, or the file was not copied",
-                "start a master (python master.py), or copy its keys/<role>.access and pass --key-file FILE") from error
+        content = _access_content(path)
         if content.get("version") != ACCESS_VERSION:
             raise Error(f"{path} has version {content.get('version')!r}, this node reads version {ACCESS_VERSION}",
                         "another version of concurrent_swarm wrote it",
@@ -2537,7 +2812,7 @@ class NodeKeys:
         if not right or about.get("public_key") != access.public_key:
             raise Unreachable("the answer to the enrolment is not signed by this master",
                               "another master answered, or somebody between changed it",
-                              "copy the master's access file again and pass --key-file FILE")
+                              "copy the master's access file again and pass --access FILE")
         return about
 
     def credentials(self, access: Access) -> Credentials:
@@ -2550,7 +2825,7 @@ def require_keys(host: str, keyring: Keyring) -> None:
     if is_loopback(host):
         return
     try:
-        keyring.check()
+        check_keys(keyring.folder)
     except components.Error as error:
         raise Error(f"the master does not listen on {host}: its keys are not in order ({error.what})",
                     error.why, error.fix) from error
@@ -4485,9 +4760,10 @@ class BaseNode(components.ComponentManager):
         self._expose()
 
     def serve(self, host: str = "127.0.0.1", port: int = 0, token: str | None = None,
-              names: Iterable[str] = ()) -> None:
+              names: Iterable[str] = (), tls: ssl.SSLContext | None = None) -> None:
         """Opens the control channel. `names` are those by which others may call this machine, beside its own."""
-        self.server = ControlServer(self.service, host, port, token, allowed_hosts=[socket.gethostname(), *names])
+        names = [socket.gethostname(), *names]
+        self.server = ControlServer(self.service, host, port, token, allowed_hosts=names, tls=tls)
         self.server.start()
         self.closing.callback(self.server.stop)
 
@@ -4601,7 +4877,9 @@ class Node(BaseNode):
         given = self.master or os.environ.get("CONCURRENT_SWARM_MASTER", "")
         access = find_access(self.role, "", self._access_file) if self._access_file and not given else None
         host, port = parse_address(given or (access.addresses["http"] if access else DEFAULT_MASTER))
-        with _told_as(Unreachable, RpcError), closing(Proxy(format_address(host, port))) as proxy:
+        pin = access.certificate if access else certificate_of(self.role, self.master, self._access_file)
+        with (_told_as(Unreachable, RpcError),
+              closing(Proxy(format_address(host, port), certificate=pin)) as proxy):
             with _told_as(MasterAway, Unreachable):
                 proxy.ping()
             access = access or find_access(self.role, self.master, self._access_file)
@@ -4678,13 +4956,13 @@ class Node(BaseNode):
             self._looking.start()
 
     def _look(self) -> None:
-        before = self._addresses
+        before = self._addresses, vars(self._credentials)
         try:
             self.enrol()
         except components.Error as error:
             log.debug("the master is still away: %s", error)
             return
-        if self._addresses != before:
+        if (self._addresses, vars(self._credentials)) != before:  # it moved, or has new keys
             self.loop.post(self._move)
 
     def _move(self) -> None:
@@ -4750,6 +5028,13 @@ def find_access(role: str, master: str = "", path: str = "") -> Access:
     return access
 
 
+def certificate_of(role: str, master: str = "", path: str = "") -> str:
+    """The fingerprint of the certificate that the access file says the master has, empty for none or no file."""
+    with suppress(Unreachable):
+        return find_access(role, master, path).certificate
+    return ""
+
+
 def address_of_master(given: str = "", access: str = "") -> str:
     """HOST:PORT of a node's master: as given, else by its access file, else here. Raises Unreachable, UsageError."""
     given = given or os.environ.get("CONCURRENT_SWARM_MASTER", "")
@@ -4794,7 +5079,7 @@ class Doctor:
     def __init__(self, role: str, config: components.Config, environment: components.Environment, options: Any):
         self.role, self.config, self.environment, self.access_file = role, config, environment, options.access
         self.given = "" if role == "master" else options.master or config.get(_item(role, "master"))
-        self.address = self.host = ""  # of the master
+        self.address = self.host = self.pin = ""  # of the master
         self.port = 0
         self.about: dict | None = None  # the master's status
         self.access: Access | None = None
@@ -4853,9 +5138,7 @@ class Doctor:
         folder = str(self.environment / "keys")
         if not os.path.exists(folder):
             return Check("ok", name, f"none yet in {folder}; they are made at the first start")
-        _check_private(folder, 0o700)
-        for file in sorted(os.listdir(folder)):
-            _check_private(os.path.join(folder, file), 0o600)
+        check_keys(folder)
         return Check("ok", name, f"{folder} is this user's alone")
 
     def _own_name(self, name):
@@ -4872,7 +5155,9 @@ class Doctor:
         """A master that runs in this folder has left its address there."""
         host, port = self.config.get(_item("master", "host")), self.config.get(_item("master", "port"))
         with suppress(Error, OSError, KeyError):
-            self._find(Access.load(str(self.environment / "keys" / "client.access")).addresses["http"])
+            own = Access.load(str(self.environment / "keys" / "client.access"))
+            self.pin = own.certificate
+            self._find(own.addresses["http"])
             return Check("ok", name, f"the master of this folder answers at {self.address}")
         here = format_address("127.0.0.1" if host in ("0.0.0.0", "::") else host, port)
         with suppress(components.Unreachable, UsageError):  # port 0 is no address to ask at
@@ -4889,7 +5174,7 @@ class Doctor:
         """Asks the master at an address what it is. Raises Unreachable."""
         self.address = address
         self.host, self.port = parse_address(address)
-        with _told_as(Unreachable, RpcError), closing(Proxy(address, timeout=PATIENCE)) as proxy:
+        with _told_as(Unreachable, RpcError), closing(Proxy(address, None, PATIENCE, self.pin)) as proxy:
             about = proxy.status()
         role = about.get("role") if isinstance(about, dict) else "stranger"
         if role != "master":
@@ -4899,6 +5184,7 @@ class Doctor:
 
     def _master_name(self, name):
         host, port = parse_address(address_of_master(self.given, self.access_file))
+        self.pin = certificate_of(self.role, format_address(host, port), self.access_file)
         found = _resolved(host)
         self.host, self.port = host, port
         return Check("ok", name, f"{host} is {found}")
@@ -4916,7 +5202,8 @@ class Doctor:
         return Check("ok", name, f"the access file lets in a {self.access.role}")
 
     def _join(self, name):
-        with tempfile.TemporaryDirectory() as folder, closing(Proxy(self.address, timeout=PATIENCE)) as proxy:
+        with tempfile.TemporaryDirectory() as folder, closing(
+                Proxy(self.address, None, PATIENCE, self.pin)) as proxy:
             there = (self.environment / "keys" / "node.json").exists()
             keys = NodeKeys(str(self.environment / "keys") if there else os.path.join(folder, "keys"))
             known = keys.checked(self.access, proxy.enrol.check(**keys.enrolment(self.access, _node_name(), "check")))
@@ -4932,7 +5219,9 @@ class Doctor:
         return Check("ok", name, text)
 
     def _clock(self, name):
-        with closing(http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)) as connection:
+        plain = functools.partial(http.client.HTTPConnection, timeout=PATIENCE)
+        kind = functools.partial(_Pinned, timeout=PATIENCE, pin=self.pin) if self.pin else plain
+        with closing(kind(self.host, self.port)) as connection:
             connection.request("GET", "/health")
             told = email.utils.parsedate_to_datetime(connection.getresponse().headers.get("Date", ""))
         apart = abs(email.utils.localtime().timestamp() - told.timestamp())

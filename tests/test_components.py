@@ -439,11 +439,12 @@ def test_a_package_is_a_plug_in_and_plug_ins_may_import_each_other(plugins, caps
     assert folder.load() == ["pack"] and areas() == [66]
 
 
-def test_a_plug_in_folder_that_everyone_may_write_is_refused_with_the_line_to_fix_it(plugins):
-    plugins.chmod(0o777)
+@pytest.mark.parametrize("mode", [0o777, 0o757, 0o775])
+def test_a_plug_in_folder_that_others_may_write_is_refused_with_the_line_to_fix_it(plugins, mode):
+    plugins.chmod(mode)
     with pytest.raises(UsageError) as caught:
         components.load_plugins(plugins)
-    assert caught.value.fix == f"chmod o-w {plugins}"
+    assert caught.value.fix == f"chmod go-w {plugins}"
 
 
 def test_a_plug_in_folder_that_becomes_unsafe_is_reported_once_and_left_alone(plugins, caplog):

@@ -1,6 +1,7 @@
 """The compute channel: frames and sessions without a socket, then endpoints over real sockets."""
 
 import collections
+import itertools
 import os
 import random
 import socket
@@ -497,10 +498,12 @@ def test_a_wrong_password_on_the_socket_file_gets_a_sentence(swarm):
     assert "does not know this node's key" in refusal(swarm, swarm.link(credentials))
 
 
-def test_a_wrong_role_gets_a_sentence(swarm):
-    credentials = swarm.enrolled("client")
-    credentials.role = "admin"
-    assert "has a client key and wants to be 'admin'" in refusal(swarm, swarm.link(credentials))
+@pytest.mark.parametrize(("role", "wanted"), list(itertools.permutations(rpc.ROLES, 2)))
+def test_a_key_of_one_role_is_refused_in_every_other_with_a_sentence(swarm, role, wanted):
+    credentials = swarm.enrolled(role)
+    credentials.role = wanted
+    assert f"has a {role} key and wants to be '{wanted}'" in refusal(swarm, swarm.link(credentials))
+    assert not swarm.channel.peers
 
 
 @pytest.mark.parametrize("how", ["line removed", "revoked"])

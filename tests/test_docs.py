@@ -31,7 +31,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "setup")
 FENCE = re.compile(r"(?:<!-- ([^\n]+) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ROLES = {"master": master, "slave": slave, "client": client}
-COMMANDS = {"config", "create", "backup", "doctor"}  # of every role; they end by themselves
+COMMANDS = {"config", "create", "backup", "doctor", "keys"}  # they end by themselves
 PATIENCE = 60.0  # seconds for one command
 
 
@@ -270,11 +270,14 @@ def options_of(role):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_that_a_page_names_exists(page):
-    everyone = set().union(*map(options_of, ROLES))
+    of_keys = {option for action in master.keys_parser()._actions for option in action.option_strings}
+    everyone = set().union(*map(options_of, ROLES), of_keys)
     for line in page.read_text("utf-8").splitlines():
-        role = re.search(r"(master|slave|client)\.py(?! (?:config|create|backup|doctor|journal))", line)
+        role = re.search(r"(master|slave|client)\.py(?! (?:config|create|backup|doctor|journal|keys))", line)
         named_here = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", line))
-        if role and line.count(".py ") == 1:
+        if "master.py keys" in line:
+            assert named_here <= of_keys, line
+        elif role and line.count(".py ") == 1:
             assert named_here <= options_of(role[1]), line
         elif not re.search(r"\b(pip|pytest|pdoc|git|ruff|config|create|backup|doctor|journal)\b", line):
             assert named_here <= everyone, line

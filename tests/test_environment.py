@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from concurrent_swarm.components import Config, Environment, UsageError, configure_logging, state_root
 
-from concurrent_swarm import components
+from concurrent_swarm import components, rpc
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +37,27 @@ def test_create_makes_every_folder_and_may_be_repeated(tmp_path):
     env = Environment(tmp_path / "env").create()
     assert {path.name for path in env.path.iterdir()} == {*Environment.FOLDERS, "VERSION"}
     assert mode(env / "keys") == mode(env / "run") == 0o700
-    (env / "keys").chmod(0o755)
     env.config_path.write_text("[node]\n")
     env.create()
-    assert mode(env / "keys") == 0o700 and env.config_path.read_text() == "[node]\n"
+    assert env.config_path.read_text() == "[node]\n"
+
+
+def test_a_key_folder_that_was_opened_to_others_is_not_closed_in_silence(tmp_path):
+    env = Environment(tmp_path / "env").create()
+    (env / "keys").chmod(0o755)
+    env.create()
+    with pytest.raises(components.Error) as caught:
+        rpc.NodeKeys(str(env / "keys"))
+    assert caught.value.fix == f"chmod 700 {env / 'keys'}"
+
+
+def test_nobody_else_may_write_plug_ins_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        env = Environment(tmp_path / "env").create()
+    finally:
+        os.umask(before)
+    assert mode(env / "plugins") == 0o755
 
 
 def test_a_new_environment_has_a_configuration_that_can_be_read(tmp_path):

@@ -608,7 +608,7 @@ def test_a_check_of_an_enrolment_lets_nobody_in_and_is_no_enrolment(tmp_path):
     ring.write_access({})
     access = rpc.Access.load(str(tmp_path / "m" / "client.access"))
     asked = node.enrolment(access, "n1", "check")
-    assert node.checked(access, ring.check_enrolment(asked)) is False and ring.role_of(node.public_key) is None
+    assert node.checked(access, ring.check_enrolment(asked)) is False and ring.entry(node.public_key) is None
     with pytest.raises(components.Error, match="wrong key"):
         ring.enrol(asked)
     node.accept(access, ring.enrol(node.enrolment(access, "n1")))

@@ -1,12 +1,17 @@
 """The control channel: JSON-RPC to the letter, and an HTTP server that junk and slow peers cannot trouble."""
 
+import base64
 import contextlib
+import hashlib
 import http.client
 import json
 import logging
+import shutil
 import socket
+import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -576,6 +581,207 @@ def test_many_wrong_tokens_are_too_many_and_the_right_one_still_works(serve):
     wrong = post(Authorization="Bearer wrong")
     assert [talk(server, wrong) for _ in range(12)] == [401] * 10 + [429] * 2
     assert talk(server, post(Authorization="Bearer key", Connection="close")) == 200
+
+
+def test_wrong_tokens_count_per_address_before_anything_is_read(serve):
+    class Far(jsonrpc.ControlServer):
+        address_of_all = "127.0.0.1"
+
+        def get_request(self):
+            return super().get_request()[0], (self.address_of_all, 1)
+
+    server = serve(Far, token="key")
+    wrong = post(Authorization="Bearer wrong", Content_Length="1048576")[:-2]  # the body never comes
+    assert [talk(server, wrong) for _ in range(11)] == [401] * 10 + [429]
+    server.address_of_all = "127.0.0.2"
+    assert talk(server, wrong) == 401
+
+
+def test_who_asks_longer_for_a_token_waits_longer(serve):
+    server, waits = serve(token="key"), []
+    for _ in range(19):
+        with contextlib.closing(connect(server)) as connection:
+            connection.sendall(post(Authorization="Bearer wrong"))
+            waits.append(read_answer(connection)[1]["Retry-After"])
+    assert waits == [None] * 10 + ["2", "4", "8", "16", "32", "60", "60", "60", "60"]
+
+
+# -- the server: pages and what goes with them ---------------------------------------------------------------
+
+
+PAGE = b"""<!doctype html><style>p { color: red }</style><script type="module">
+let one = 1;</script><SCRIPT>two()</SCRIPT ><p onclick="three()">"""
+
+
+def sources(policy):
+    return {name: words for name, *words in (part.split() for part in policy.split(";"))}
+
+
+def digest(text):
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'"
+
+
+def test_a_page_may_run_what_stands_in_its_own_tags_and_nothing_else(serve):
+    server = serve(pages={"/page": ("text/html; charset=utf-8", lambda: PAGE)})
+    with contextlib.closing(connect(server)) as connection:
+        connection.sendall(b"GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        _, headers, body = read_answer(connection)
+    policy = sources(headers["Content-Security-Policy"])
+    assert body == PAGE
+    assert policy["script-src"] == [digest(b"\nlet one = 1;"), digest(b"two()")]
+    assert policy["style-src"] == [digest(b"p { color: red }")] and policy["default-src"] == ["'none'"]
+    assert policy["connect-src"] == ["'self'"] and policy["frame-ancestors"] == policy["base-uri"] == ["'none'"]
+    assert "unsafe" not in headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize("request_", [post(), post(b"{"), post(path="/nothing"), b"GET /health HTTP/1.1\r\n\r\n"])
+def test_no_answer_can_be_framed_sniffed_kept_or_tell_where_it_was_called_from(serve, request_):
+    with contextlib.closing(connect(serve())) as connection:
+        connection.sendall(request_)
+        _, headers, _ = read_answer(connection)
+    assert (headers["X-Frame-Options"], headers["X-Content-Type-Options"]) == ("DENY", "nosniff")
+    assert (headers["Referrer-Policy"], headers["Cache-Control"]) == ("no-referrer", "no-store")
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+
+
+@pytest.fixture
+def far(serve):
+    """A server to which all callers come from another machine."""
+
+    class Far(jsonrpc.ControlServer):
+        def get_request(self):
+            return super().get_request()[0], ("10.9.8.7", 1)
+
+    return lambda **options: serve(Far, token="key", pages={"/": ("text/html", lambda: PAGE)}, **options)
+
+
+def test_without_tls_a_token_is_not_taken_from_another_machine_and_pages_are_not_shown(far):
+    server = far()
+    with contextlib.closing(connect(server)) as connection:
+        connection.sendall(post(Authorization="Bearer key"))
+        status, _, body = read_answer(connection)
+    told = json.loads(body)["error"]
+    assert status == 403 and told["code"] == jsonrpc.NOT_ALLOWED
+    assert "tokens are not taken beyond this machine without TLS" in told["message"]
+    assert "master.certificate" in told["data"]["fix"]
+    assert talk(server, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") == 403
+    assert talk(server, "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") == 200
+    assert talk(server, post(Connection="close")) == 200  # nodes sign what they say
+
+
+# -- the server: TLS -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    """(certificate, key, other certificate, its key), each a PEM file."""
+    if not shutil.which("openssl"):
+        pytest.skip("there is no openssl to make a certificate")
+    folder, made = tmp_path_factory.mktemp("tls"), []
+    for name in ("one", "other"):
+        made += [folder / f"{name}.pem", folder / f"{name}.key"]
+        about = ["-subj", "/CN=swarm", "-days", "2", "-out", made[-2], "-keyout", made[-1]]
+        kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        subprocess.run(["openssl", "req", "-x509", *kind, *about], check=True, capture_output=True)
+        made[-1].chmod(0o600)
+    return [str(path) for path in made]
+
+
+@pytest.fixture
+def secured(serve, certificates):
+    """A function that starts a server under TLS; returns it and the fingerprint of its certificate."""
+
+    def start(kind=jsonrpc.ControlServer, **options):
+        tls, pin = jsonrpc.server_tls(*certificates[:2])
+        return serve(kind, tls=tls, **options), pin
+
+    return start
+
+
+def test_under_tls_a_proxy_speaks_to_the_certificate_that_it_knows(secured):
+    server, pin = secured(token="key")
+    with contextlib.closing(jsonrpc.Proxy(server.address, "key", certificate=pin)) as proxy:
+        assert [proxy.ping() for _ in range(3)] == ["pong"] * 3 and proxy.slave.drain("s1") == ["s1", None]
+        sock = proxy._connection.sock
+        assert sock.version() in ("TLSv1.2", "TLSv1.3") and proxy.ping() and proxy._connection.sock is sock
+
+
+def test_another_certificate_is_told_and_gets_to_hear_nothing(secured, service, certificates):
+    server, _ = secured(token="key")
+    _, other = jsonrpc.server_tls(*certificates[2:])
+    with pytest.raises(jsonrpc.OtherCertificate, match="another certificate"):
+        jsonrpc.Proxy(server.address, "key", certificate=other).slave.drain("s1")
+    assert service.calls == []
+
+
+def test_a_token_from_another_machine_is_taken_under_tls(far, certificates):
+    tls, pin = jsonrpc.server_tls(*certificates[:2])
+    assert jsonrpc.Proxy(far(tls=tls).address, "key", certificate=pin).slave.drain("s1") == ["s1", None]
+
+
+def test_http_without_tls_and_half_a_handshake_are_closed_and_hold_up_nobody(secured, caplog):
+    server, pin = secured(Quick)
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(contextlib.closing(connect(server))) for _ in range(20)]
+        silent[1].sendall(b"\x16\x03\x01\x02")
+        silent[2].sendall(post())
+        begin = time.monotonic()
+        assert jsonrpc.Proxy(server.address, certificate=pin).ping() == "pong"
+        assert time.monotonic() - begin < server.REQUEST_TIME
+        assert not [answer for answer in map(read_end, silent) if b"HTTP" in answer]
+        with pytest.raises(components.Unreachable, match="one of the two speaks TLS"):
+            jsonrpc.Proxy(server.address).ping()
+    assert not [record for record in caplog.records if record.exc_info]
+    assert jsonrpc.Proxy(server.address, certificate=pin).ping() == "pong"
+
+
+def test_an_idle_connection_under_tls_gives_its_place_to_a_newcomer(secured):
+    class Small(Quick):
+        CONNECTIONS = 1
+
+    server, pin = secured(Small)
+    first = jsonrpc.Proxy(server.address, certificate=pin)
+    assert first.ping() == jsonrpc.Proxy(server.address, certificate=pin).ping() == first.ping() == "pong"
+
+
+def test_a_server_without_tls_is_told_to_who_expects_it(serve):
+    with pytest.raises(components.Unreachable, match="speaks no TLS"):
+        jsonrpc.Proxy(serve().address, certificate="0" * 64).ping()
+
+
+def test_a_certificate_that_cannot_be_used_is_named(certificates, tmp_path):
+    one, key, other, _ = certificates
+    for pair in [(other, key), (one, str(tmp_path / "none")), (key, key), ("", "")]:
+        with pytest.raises(components.UsageError, match="cannot be used") as caught:
+            jsonrpc.server_tls(*pair)
+        assert caught.value.why and "master.certificate" in caught.value.fix
+    wide = tmp_path / "wide.key"
+    wide.write_bytes(Path(key).read_bytes())
+    wide.chmod(0o644)
+    with pytest.raises(components.Error) as caught:
+        jsonrpc.server_tls(one, str(wide))
+    assert caught.value.fix == f"chmod 600 {wide}"
+
+
+def test_nodes_of_a_master_with_a_certificate_come_in_by_their_access_file(swarm, certificates):
+    words = [f"--set=master.certificate={certificates[0]}", f"--set=master.certificate_key={certificates[1]}"]
+    here = swarm(slaves=0, master=words)
+    slave = here.start("slave", "--workers", 1, "--master", here.address, name="s1")
+    run = here.run_client("hello.py")
+    assert run.code == 0 and run.about["ok"], run.err
+    doctor = here.start_client("doctor").wait()
+    assert "a master answers" in doctor.out and "fail" not in doctor.out, doctor.out
+    explained = here.start("client", "--explain", "c1.1", "--master", here.address).wait()
+    assert "Traceback" not in explained.err and explained.code in (0, 1) and "c1.1" in explained.out, explained.err
+    path = here.master.folder / "keys" / "client.access"
+    access = json.loads(path.read_text())
+    _, access["addresses"]["certificate"] = jsonrpc.server_tls(*certificates[2:])
+    other = Path(here.folder, "other.access")
+    other.touch(0o600)
+    other.write_text(json.dumps(access))
+    refused = here.run_client("hello.py", "--access", other)
+    assert refused.code == 3 and "another certificate" in refused.out + refused.err
+    assert slave.code is None
 
 
 # -- the server: slow and many -------------------------------------------------------------------------------

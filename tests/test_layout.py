@@ -44,21 +44,21 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 1680,
-    "components.py": 1454,
+    "client.py": 1681,
+    "components.py": 1453,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4051,
-    "rpc.py": 5124,
+    "master.py": 4264,
+    "rpc.py": 5413,
     "setup.py": 64,
     "slave.py": 1064,
     "tasks.py": 2963,
 }
-TOTAL_LINES = 17_163
+TOTAL_LINES = 17_665
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8
-BROAD_HANDLERS = {"client.py": 1, "components.py": 2, "master.py": 4052, "rpc.py": 4983, "tasks.py": 2}  # only go down
+BROAD_HANDLERS = {"client.py": 1, "components.py": 2, "master.py": 2, "rpc.py": 7, "tasks.py": 2}  # only go down
 ROOMS_FROM = 150  # lines
 
 PICKLE = {"rpc.py", "tasks.py"}  # who may import it
@@ -66,7 +66,7 @@ OPENERS = {  # what opens the user's pickles or runs the user's code, of rpc and
     "open_sealed", "open_failure", "Records", "LeaseRunner", "Owner", "SystemRun", "load_app",
     "install_bundle", "find_class", "worker_main", "host_main",
 }  # fmt: skip
-WALL_CLOCK = {"rpc.py": 4983, "tasks.py": 1}  # mentions of time.time: dates of keys, enrolments, and `master.now`
+WALL_CLOCK = {"rpc.py": 2, "tasks.py": 1}  # mentions of time.time: dates of keys, enrolments, and `master.now`
 
 # Names of the original that stay where a user would look for them.
 CALLBACKS = """app_init app_main get_task_system start_processing task_finished work_finished push_task push_tasks

@@ -1,5 +1,6 @@
 """Further attempts, and slaves that fail what others can do: budgets by kind of failure, back-off, quarantine."""
 
+import json
 import operator
 
 import pytest
@@ -435,6 +436,10 @@ def test_F41_a_slave_that_fails_what_others_can_do_gets_nothing_for_a_while(swar
     rows = {row["name"]: row for row in here.proxy.slaves()}
     assert rows[here.name_of(bad)]["quarantine"] > 0 and rows[here.name_of(good)]["quarantine"] == 0
     wait_until(lambda: "gets nothing for 60 s: 5 leases in a row failed there" in text_of(here.master.err_file), "told")
+    audit = here.master.folder / "logs" / "audit.jsonl"
+    wait_until(lambda: '"quarantine"' in text_of(audit), "it is in the audit log")
+    (line,) = [line for line in map(json.loads, text_of(audit).splitlines()) if line["event"] == "quarantine"]
+    assert line["key"] == rows[here.name_of(bad)]["key"]
     done = rows[here.name_of(bad)]["done"]
     assert run(here, "Many", tmp_path) == []
     assert {row["name"]: row["done"] for row in here.proxy.slaves()}[here.name_of(bad)] == done

@@ -631,7 +631,7 @@ def test_D21_an_unknown_option_names_the_nearest(here):
 
 def test_D22_keys_and_folders_that_others_can_reach_are_refused_with_the_line_to_type(here):
     for name, path, mode, line in [
-        ("wide-key", "keys/slave.access", 0o644, "chmod"), ("wide-plugins", "plugins", 0o777, "chmod o-w"),
+        ("wide-key", "keys/slave.access", 0o644, "chmod"), ("wide-plugins", "plugins", 0o777, "chmod go-w"),
     ]:  # fmt: skip
         start_with(here, b"[master]\nmax_lease = x\n", name)  # makes its folder
         folder = Path(here.folder, name)

@@ -60,6 +60,7 @@ HEARD_WITHIN = 5.0  # seconds until the master must have heard that a client lea
 PROGRESS_EVERY = 0.2  # seconds between two drawings of the progress line
 GIVE_UP_CANCELLING = 5.0  # seconds that a first Ctrl-C waits for what runs
 REPLAYS_KEPT = 100  # files of failed tasks
+OF_ALL_NODES = ("node.install", "node.wheels", "node.index", "node.build_timeout", "node.keep_apps")  # of a local swarm
 
 
 # -- applications --------------------------------------------------------------------------------------------------
@@ -751,6 +752,8 @@ class Watch:
         if self._state == "nothing":
             return ["no task is out", "the application ends when it calls shutdown_main_loop()"]
         _, tasks, why, task = self._app._waits[0]
+        if not task:
+            return [why]
         return [f"{tasks:,} task{' waits' if tasks == 1 else 's wait'}: {why}", f"see --explain {task}"]
 
     def show_output(self, task_id: str, attempt: int, text: str) -> None:
@@ -914,7 +917,7 @@ def _print_group(group: dict, full: bool, say: Callable) -> None:
     say(f"    tasks {', '.join(task[:60] for task in group['tasks'][:5])}{' …' if len(group['tasks']) > 5 else ''}")
     lines = group["traceback"].rstrip().splitlines()
     if group["type"] == "ModuleNotFoundError":
-        say("    fix: install it for the Python of the slave, or ship it beside the application")
+        say("    fix: requirements = [...] in the application, or ship it beside the application")
     say(_indent("\n".join(lines if full or len(lines) <= 12 else [*lines[:1], "  …", *lines[-9:]])))
     _print_output(group["output"], full, say)
 
@@ -936,12 +939,13 @@ def _indent(text: str) -> str:
 class LocalSwarm:
     """A master and a slave on free loopback addresses, in a temporary folder, for as long as the `with` block."""
 
-    def __init__(self, workers: str | None, settings: dict[str, list[str]]):
+    def __init__(self, workers: str | None, settings: dict[str, list[str]], needs: dict | None = None):
         self._workers, self._settings = workers, settings
+        self._reached = [os.path.realpath(path) for name in ("read", "write") for path in (needs or {}).get(name, ())]
         self._children: list[tuple[subprocess.Popen, socket.socket]] = []
 
     def __enter__(self) -> "LocalSwarm":
-        self.folder = tempfile.mkdtemp(prefix="concurrent-")
+        self.folder = tempfile.mkdtemp(prefix="concurrent-", dir=self._place())
         try:
             self.address = self._start("master", "--port", "0", "--no-journal")["address"]
             self.access = os.path.join(self.folder, "master", "keys", "client.access")
@@ -952,6 +956,11 @@ class LocalSwarm:
             self.__exit__()
             raise
         return self
+
+    def _place(self) -> str | None:
+        """Where the folder lies: not where the application may reach its keys, if there is such a place."""
+        places = [os.path.realpath(path) for path in (tempfile.gettempdir(), "/var/tmp") if os.path.isdir(path)]
+        return next((p for p in places if not any(os.path.commonpath([p, one]) == one for one in self._reached)), None)
 
     def __exit__(self, *_: Any) -> None:
         for process, line in reversed(self._children):
@@ -1452,14 +1461,16 @@ def _main(argv: list[str]) -> int:
                                     "start one: python master.py")
     bundle = rpc.make_bundle(options.app, options.module)
     rpc.answer_framework([rpc.FRAMEWORK, rpc.PUBLIC_NAME])
-    module = rpc.load_app(bundle.root, bundle.manifest)
+    environment = components.Environment(options.env or components.state_root() / "client", "client")
+    module = rpc.load_app(bundle.root, bundle.manifest, rpc.compile_here(bundle, environment))
     options.replays = Replays(Path(options.env or components.state_root() / "client") / "failed")
     if options.replay:
         return _replay(options, bundle)
     cls = rpc.find_application(module, ApplicationNode, options.chosen)
     with contextlib.ExitStack() as stack:
         if options.local and options.workers != "0":
-            swarm = stack.enter_context(LocalSwarm(options.workers, _settings_of_nodes(options)))
+            swarm = stack.enter_context(
+                LocalSwarm(options.workers, _settings_of_nodes(options, bundle), bundle.manifest["needs"]))
             options.access, options.env = swarm.access, os.path.join(swarm.folder, "client")
             options.master = swarm.address
         return _run(options, bundle, cls, stack)
@@ -1476,12 +1487,19 @@ def _explain(options: argparse.Namespace) -> int:
     return components.EXIT_FAILED if about["state"] == "unknown" else components.EXIT_OK
 
 
-def _settings_of_nodes(options: argparse.Namespace) -> dict[str, list[str]]:
-    """Takes the settings of the local master and slave out of the client's, and checks the others."""
+def _settings_of_nodes(options: argparse.Namespace, bundle: rpc.Bundle) -> dict[str, list[str]]:
+    """Takes the settings of the local master and slave out of the client's, and checks the others. What the application
+    asks for is allowed there: who runs it owns the machine."""
     sections = {"master": ("master.", "limits."), "slave": ("slave.",)}
     nodes = {role: [one for one in options.set if one.lower().startswith(sections[role])] for role in sections}
     options.set = [one for one in options.set if one not in nodes["master"] + nodes["slave"]]
     components.Config(arguments=options.set).check_unknown()
+    shared = [one for one in options.set if one.lower().startswith(OF_ALL_NODES)]
+    for role, settings in nodes.items():
+        asked = {name: value for name, value in bundle.manifest["needs"].items() if name in tasks.GRANTS}
+        settings[:0] = [f"{role}.allow_{name}={'true' if value is True else ','.join(value)}"
+                        for name, value in asked.items()]  # fmt: skip
+        settings += shared
     return nodes
 
 

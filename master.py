@@ -2834,6 +2834,11 @@ class MasterNode(rpc.BaseNode):
     slave_retries = components.IntItem("limits", "slave_retries", UNSAID["SlaveLost"],
                                        "attempts after the loss of a slave", minimum=0)
 
+    sandbox = components.ChoiceItem("master", "sandbox", "standard", tasks.LEVELS, "how far task systems are confined")
+    allow_network = components.ListItem("master", "allow_network", "", "HOST:PORT, each may be *, for apps that ask")
+    allow_read = components.ListItem("master", "allow_read", "", "paths, for apps that ask to read there")
+    allow_write = components.ListItem("master", "allow_write", "", "paths, for apps that ask to write there")
+    allow_subprocess = components.BoolItem("master", "allow_subprocess", False, "whether apps that ask start programs")
     process_limit = components.IntItem("limits", "process_limit", tasks.PROCESS_LIMIT,
                                        "processes at once of a task that says nothing; 0: any", minimum=0)
     hook_timeout = components.FloatItem("limits", "hook_timeout", 60.0,
@@ -2842,11 +2847,16 @@ class MasterNode(rpc.BaseNode):
     def setup(self) -> None:
         """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
         self._begin_empty()
+        self.parts = tasks.Prerequisites(self)
+        self.closing.callback(self.parts.close)
         self.audit_log = Audit(self.environment / "logs" / "audit.jsonl")
         self.audit_log.start()
         self.closing.callback(self.audit_log.close)
+        self.guard = tasks.Sandbox(self, sparing=True)
+        self.closing.callback(self.guard.close)
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
+        self.guard.start(self.zygote)
         self.store = self.open_store()
         self.spool = rpc.Store(rpc.own_folder(self.environment / "spool"))
         self.closing.callback(self.spool.close)
@@ -2873,6 +2883,8 @@ class MasterNode(rpc.BaseNode):
         self.systems: dict[str, System] = {}
         self._system_numbers = itertools.count(1)
         self._hosts: dict[int, System] = {}  # zygote token -> system
+        self._unhosted: collections.defaultdict = collections.defaultdict(list)  # bundle -> (system, History) that wait
+        self._preparing: dict[tuple[str, str], str] = {}  # (slave, bundle) -> what is made for it there
         self._peers: dict[str, rpc.Peer] = {}  # name of a client or slave -> its connection
         self._finished: dict[tuple, Finished] = {}  # by client and number
         self._detached: set[str] = set()  # clients that left their systems here
@@ -3159,6 +3171,7 @@ class MasterNode(rpc.BaseNode):
         self._expose_to_owners(self.channel)
         self._expose_systems_to_owners(self.channel)
         self._expose_to_slaves(self.channel)
+        self._expose_bundles(self.channel)
         self._expose_shared(self.channel)
 
     def _expose_to_owners(self, channel: rpc.Channel) -> None:
@@ -3274,10 +3287,6 @@ class MasterNode(rpc.BaseNode):
             self.take_output(request.peer.label, lease, pieces)
 
         @rpc.tcpremote(channel, roles=slaves)
-        def fetch(handler, request, digest):
-            self.send_bundle(request.peer, digest)
-
-        @rpc.tcpremote(channel, roles=slaves)
         def resources(handler, request, amounts, workers):
             check_offer(amounts, workers)
             self.apply(self.board.slave_changed(request.peer.label, amounts, workers, time.monotonic()))
@@ -3285,6 +3294,15 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=slaves)
         def leaving(handler, request):
             self.apply(self.board.slave_draining(request.peer.label, time.monotonic()))
+
+    def _expose_bundles(self, channel: rpc.Channel) -> None:
+        @rpc.tcpremote(channel, roles=("slave",))
+        def fetch(handler, request, digest):
+            self.send_bundle(request.peer, digest)
+
+        @rpc.tcpremote(channel, roles=("slave",))
+        def preparing(handler, request, digest, what):
+            self.preparing(digest, what, request.peer.label)
 
     def _hello(self, peer: rpc.Peer, info: dict) -> dict:
         """Admits a node: gives it a name, and tells it what it needs to know."""
@@ -3350,6 +3368,7 @@ class MasterNode(rpc.BaseNode):
         self._told.pop(name, None)
         now = time.monotonic()
         if peer.role == "slave":
+            self._preparing = {key: what for key, what in self._preparing.items() if key[0] != name}
             held = self.board.slaves[name].open_tasks if name in self.board.slaves else 0
             log.info("slave %s left (%s): %s tasks back in the queue", name, reason, held)
             self.apply(self.board.slave_lost(name, now, reason))
@@ -3473,6 +3492,31 @@ class MasterNode(rpc.BaseNode):
             self.channel.send(peer, ["bundle", digest, self.bundles[digest]], [data])
         else:
             self.channel.send(peer, ["no_bundle", digest])
+
+    def preparing(self, digest: str, what: str, where: str = "the master") -> None:
+        """A slave, or this master, makes what an application needs, until it says "" of it."""
+        if {type(digest), type(what)} != {str}:
+            raise rpc.ProtocolError("what a slave prepares is two texts")
+        self._preparing.pop((where, digest), None)
+        if what and digest in self.bundles:
+            self._preparing[where, digest] = f"{where} prepares {components.printable(what)[:80]}"
+
+    def prepared(self, digest: str, error: rpc.CannotBuild | None) -> None:
+        """What an application needs is here, or cannot be had: its systems that wait for it begin, or end."""
+        for system, history in self._unhosted.pop(digest, ()):
+            if self.systems.get(system.name) is not system:
+                continue
+            if error:
+                self.end_system(system, tasks.describe_failure(error, kind=error.kind, itself=False), {}, ())
+                continue
+            late, system.late = system.late, None
+            self._repeat(system, history)
+            for call, parts in late if system.pipe else ():
+                self._send(system.name, call, parts)
+
+    def uses(self, digest: str) -> bool:
+        """Whether a task system of an application is here."""
+        return any(system.bundle == digest for system in self.systems.values())
 
     # -- published objects
 
@@ -3615,20 +3659,32 @@ class MasterNode(rpc.BaseNode):
         options = {**options, "seed": secrets.token_hex(8), "user": user}
         name, app = str(next(self._system_numbers)), options.get("name", "?")
         system = System(name, client, number, app, digest, options, time.monotonic())
-        self._fork(system)
+        history = History(("system", name, client, number, app, digest, options, list(parts)))
+        if self._can_host(system, history):
+            self._fork(system)
         self.systems[name] = system
         self.apply(self.board.owner_joined(name, "system", system.since, name=app))
         self._record("system", name, client, number, app, digest, options, list(parts))
-        self._begin(system, parts)
+        if system.pipe:
+            self._begin(system, parts)
         log.info("system %s %s: from client %s", name, app, client)
         self.audit("system", self._peers.get(client, ""), system=name, client=client, name=app, application=digest)
         return system
+
+    def _can_host(self, system: System, history: History) -> bool:
+        """Whether its application has what it needs here; if not, the system begins, or goes on, once it has."""
+        if self.parts.here(system.bundle):
+            return True
+        system.late = [] if system.late is None else system.late
+        self._unhosted[system.bundle].append((system, history))
+        return False
 
     def _fork(self, system: System) -> None:
         """Makes the process that hosts it. Raises OSError."""
         zygote = self.zygote  # one that comes later may have another child of this token
         root = str(self.environment / "apps" / system.bundle)
-        token, sock, system.ear = tasks.fork_heard(zygote, "host", root, self.loop, tasks.OUTPUT_RATE * 1024)
+        confinement, rate = self.guard.confinement(self.bundles[system.bundle]["needs"]), tasks.OUTPUT_RATE * 1024
+        token, sock, system.ear = tasks.fork_heard(zygote, "host", root, confinement, self.loop, rate)
         system.ear.send = lambda pieces: self._send_output(system.name, system.deaths + 1, tasks.placed(pieces, 0, 0))
         system.token, system.pipe = token, rpc.Pipe(
             self.loop, sock, lambda pipe, call, parts: self._host_speaks(system, call, parts),
@@ -3646,6 +3702,8 @@ class MasterNode(rpc.BaseNode):
         system.known, system.done = history.drawn, history.ended
         if system.bundle not in self.bundles:
             self._lost_host(system, "its application is not here any more")
+            return
+        if not self._can_host(system, history):
             return
         try:
             self._fork(system)
@@ -3706,6 +3764,9 @@ class MasterNode(rpc.BaseNode):
             self._send(system.client, ["system_step", system.number, *params])
         elif method == "system_done":
             self.end_system(system, *params, parts)
+        elif method == "confined" and not self.guard.is_whole(params[0]):
+            log.error("the host of system %s is not used: of the sandbox it has applied %s", system.name, params[0])
+            self.zygote.kill(system.token)
 
     def _watch_hooks(self, seconds: float) -> None:
         """Ends systems of which a hook takes longer than it may; so many seconds have passed since the last look."""
@@ -3874,7 +3935,9 @@ class MasterNode(rpc.BaseNode):
         owners = [client, *(system.name for system in self.systems.values() if system.client == client)]
         known = [self.board.owners[owner] for owner in owners if owner in self.board.owners]
         lines = [pair for owner in known for pair in owner.lines.items()]
-        waits = [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
+        used = {self._peers[client].info.get("bundle"), *(self.systems[one].bundle for one in owners[1:])}
+        waits = [["preparing", 0, what, ""] for (_, digest), what in self._preparing.items() if digest in used]
+        waits += [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
         if running.isdisjoint(owners):
             others = ", ".join(sorted(running)[:SHOWN])
             why = f"the slaves run tasks of {others}" if running else "no slave takes them yet"
@@ -4050,6 +4113,7 @@ class MasterNode(rpc.BaseNode):
             "storage": self.storage or "ok", "addresses": self.addresses,
             "unplaced": self.board.unplaced(time.monotonic()), "counters": dict(self.board.counters),
             "refused": dict(self.channel.counts), "audit": dict(self.audit_log.counts),
+            "sandbox": self.guard.status(),
         }
 
     def stop_soon(self) -> None:

@@ -69,6 +69,7 @@ class Worker:
         self.passed: tuple | None = None  # the limit that it passed, and what was measured
         self.most = tasks.PROCESS_LIMIT  # processes that what it ran last may have at once
         self.least = math.inf  # MiB that it was seen to take at least
+        self.confined = True  # as it is to be, as far as it has told
         self.leaks = False  # it was seen to keep too much, maybe only while it runs something
 
 
@@ -261,7 +262,7 @@ class ProcessTaskManager(components.Component):
     def bundle_failed(self, digest: str, error: Exception) -> None:
         """A bundle cannot be used here: its leases fail, each task with the reason."""
         self._fetching.discard(digest)
-        kind = "setup" if isinstance(error.__cause__ or error, OSError) else "load"
+        kind = getattr(error, "kind", "setup" if isinstance(error.__cause__ or error, OSError) else "load")
         for envelope in [e for e in self.waiting if e.head["bundle"] == digest]:
             self.waiting.remove(envelope)
             self._fail(envelope, envelope.lo, error, kind)
@@ -270,6 +271,16 @@ class ProcessTaskManager(components.Component):
         """The rest of a lease cannot run here: "setup" is for want of something that another slave may have."""
         failures = {"*": tasks.describe_failure(error, kind=kind, itself=False)}
         self.node.report("result", envelope.lease, lo, envelope.hi, 0.0, failures)
+
+    def uses(self, digest: str) -> bool:
+        """Whether a lease of this bundle waits or runs here."""
+        held = [*self.waiting, *(worker.envelope for worker in self.running)]
+        return any(envelope.head["bundle"] == digest for envelope in held)
+
+    def forget_bundle(self, digest: str) -> None:
+        """Ends its workers, of which none runs anything."""
+        for worker in [worker for worker in self.workers.values() if worker.digest == digest]:
+            self._end(worker)
 
     def _has_bundle(self, envelope: tasks.Envelope) -> bool:
         digest = envelope.head["bundle"]
@@ -285,7 +296,11 @@ class ProcessTaskManager(components.Component):
 
     def _start(self, envelope: tasks.Envelope) -> bool:
         limits = _limits_in(bytes(envelope.parts[0]))
-        worker = self._worker_for(envelope.head["bundle"], limits)
+        try:
+            worker = self._worker_for(envelope.head["bundle"], limits)
+        except components.Error as error:  # its application asks for what is not allowed here
+            self._fail(envelope, envelope.lo, error)
+            return True
         if worker is None:
             return False
         worker.grant = dict(demand_of(envelope))
@@ -352,13 +367,14 @@ class ProcessTaskManager(components.Component):
         zygote = self.node.zygote  # one that comes later may have another child of this token
         try:
             root, rate = str(self.node.bundles[digest]), self.node.output_rate * 1024
-            token, sock, ear = tasks.fork_heard(zygote, "worker", root, self.node.loop, rate)
+            confinement = self.node.guard.confinement(self.node.needs[digest])
+            token, sock, ear = tasks.fork_heard(zygote, "worker", root, confinement, self.node.loop, rate)
         except OSError as error:
             log.warning("no worker can be forked now (%s)", error)
             self.node.loop.later(1.0, self.schedule)
             return None
         worker = self.workers[token] = Worker(token, digest, now)
-        worker.ear = ear
+        worker.ear, worker.confined = ear, confinement.level == "off"
         ear.send = lambda pieces: self._send_output(worker, pieces)
         worker.pipe = rpc.Pipe(
             self.node.loop, sock, lambda pipe, call, parts: self._heard(worker, call, parts),
@@ -379,7 +395,7 @@ class ProcessTaskManager(components.Component):
         if call[0] != "result":
             self._heard_of_shared(worker, *call, parts)
             return
-        if envelope is None or call[1] != envelope.lease or worker.passed:
+        if envelope is None or call[1] != envelope.lease or worker.passed or not worker.confined:
             return
         _, lease, lo, hi, seconds, failures, last = call
         self.node.remember(envelope)
@@ -443,6 +459,8 @@ class ProcessTaskManager(components.Component):
                     self.node.report("publish_for", worker.envelope.owner, key, at, total, parts=[piece])
         elif method == "begun":
             self._watch.begun(worker)
+        elif method == "confined":
+            self._confined(worker, key)
         elif method == "fetch_shared":
             if self.node.shelf.get(key) is not None:
                 self._hand_shared(worker, key)
@@ -450,6 +468,14 @@ class ProcessTaskManager(components.Component):
             if key not in self._asking:
                 self.node.report("fetch_shared", key)
             self._asking.setdefault(key, []).append(worker)
+
+    def _confined(self, worker: Worker, applied: dict | str) -> None:
+        """A worker has told what of the sandbox it has applied, before anything else; less than all does not count."""
+        worker.confined = self.node.guard.is_whole(applied)
+        if not worker.confined:
+            log.error("worker %s is not used: of the sandbox it has applied %s", worker.pid, applied)
+            self.node.zygote.kill(worker.token)
+            self.died(worker.token, f"could not confine itself: {applied}", unborn=True)
 
     def _hand_shared(self, worker: Worker, key: str) -> None:
         part = self.node.shelf.get(key)
@@ -775,23 +801,38 @@ class SlaveNode(rpc.Node):
                                      "KiB a second of what a worker prints that go home", minimum=0)
     recycle = components.IntItem("slave", "recycle", 0,
                                  "MiB by which a worker may grow until another takes its place; 0: any", minimum=0)
+    sandbox = components.ChoiceItem("slave", "sandbox", "standard", tasks.LEVELS, "how far workers are confined")
+    allow_network = components.ListItem("slave", "allow_network", "", "HOST:PORT, each may be *, for apps that ask")
+    allow_read = components.ListItem("slave", "allow_read", "", "paths, for apps that ask to read there")
+    allow_write = components.ListItem("slave", "allow_write", "", "paths, for apps that ask to write there")
+    allow_subprocess = components.BoolItem("slave", "allow_subprocess", False, "whether apps that ask start programs")
+    uid_base = components.IntItem("slave", "uid_base", 60800, "the first of 256 users for workers of a slave that is "
+                                  "root; 0: they are root without privileges", minimum=0)
     chosen = components.ExtensionPointItem("slave", "task_manager", "ProcessTaskManager",
                                            tasks.ITaskManager, "what runs leases")
 
     def setup(self) -> None:
         """Starts the zygote and the task manager; needs no master yet."""
-        self.bundles: dict[str, Path] = {}  # digest -> where it was unpacked
+        self.bundles: dict[str, Path] = {}  # digest -> where it was unpacked, of those that can run
         self.leaving_at = 0.0
         self._zygotes = tasks.Recent()
         self._reported = collections.OrderedDict()  # lease -> owner and number, of the last that were reported
         self.joined_at = 0.0
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
+        self.parts = tasks.Prerequisites(self, self.parted)
+        self.closing.callback(self.parts.close)
+        self.guard = tasks.Sandbox(self)
+        self.closing.callback(self.guard.close)
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
+        self.guard.start(self.zygote)
         self.shelf = rpc.Shelf(self.store, self.shared_limit * 1024 * 1024)
         self.manager = self.chosen  # for this life: to ask the configuration at each lease costs more than a lease
-        for digest in rpc.known_bundles(self.environment / "apps"):
-            self.bundles[digest] = self.environment / "apps" / digest
+        self.needs: dict[str, dict] = {}  # digest -> what the application asks for
+        apps = self.environment / "apps"
+        for digest, manifest in rpc.known_bundles(apps).items():
+            if not any(rpc.wanted_parts(apps / digest).values()):
+                self.bundles[digest], self.needs[digest] = apps / digest, manifest["needs"]
         self.manager.start()
         self.closing.callback(self.manager.stop)
 
@@ -814,7 +855,7 @@ class SlaveNode(rpc.Node):
 
     def info(self) -> dict:
         return {**super().info(), "resources": self.manager.pool, "tags": self.tags,
-                "workers": self.manager.get_num_workers()}
+                "workers": self.manager.get_num_workers(), "sandbox": self.sandbox}
 
     def hello(self) -> dict:
         """Which leases it holds, those included of which a master may not have heard the end."""
@@ -898,13 +939,35 @@ class SlaveNode(rpc.Node):
     def take_bundle(self, digest: str, manifest: dict, data: bytes) -> None:
         """Unpacks an application; what waited for it starts, or fails with the reason."""
         try:
-            root = rpc.open_bundle(digest, manifest, data, self.environment / "apps")
+            rpc.open_bundle(digest, manifest, data, self.environment / "apps")
         except (components.Error, OSError) as error:
             log.error("application %s cannot be unpacked: %s", digest[:12], error)
             self.manager.bundle_failed(digest, error)
             return
-        self.bundles[digest] = Path(root)
-        self.manager.bundle_here(digest)
+        self.needs[digest] = manifest["needs"]
+        if self.parts.here(digest):
+            self.prepared(digest, None)
+
+    def prepared(self, digest: str, error: rpc.CannotBuild | None) -> None:
+        """What an application needs is here, or cannot be had."""
+        if error:
+            self.manager.bundle_failed(digest, error)
+        else:
+            self.bundles[digest] = self.environment / "apps" / digest
+            self.manager.bundle_here(digest)
+
+    def preparing(self, digest: str, what: str) -> None:
+        """Tells the master what its clients wait for."""
+        self.report("preparing", digest, what)
+
+    def uses(self, digest: str) -> bool:
+        """Whether anything of an application is here."""
+        return self.manager.uses(digest)
+
+    def parted(self, digest: str) -> None:
+        """What an application needs goes; when it comes again, its bundle is fetched again."""
+        self.bundles.pop(digest, None)
+        self.manager.forget_bundle(digest)
 
     def set_workers(self, count: int) -> None:
         """Sets how many leases run at once, and tells the master."""
@@ -960,6 +1023,7 @@ class SlaveNode(rpc.Node):
             "waiting": len(manager.waiting), "ahead": sum(len(worker.ahead) for worker in manager.running),
             "done": dict(manager.done), **tasks.kernels(),
             "link": self.link.state if self.link else "none", "applications": len(self.bundles),
+            "sandbox": self.guard.status(),
         }
 
     def _zygote_speaks(self) -> None:

@@ -12,7 +12,8 @@ resources, classes), an index that names the class of each task (empty if there 
 the pickle of up to 64 task states. Nobody between the owner and the worker opens a group. A *lease* is a range of a
 batch; the worker opens the groups that the range touches and runs its part.
 
-What a child prints goes into a pipe, its descriptors 1 and 2; its node has the other end, see the room "output".
+What a child prints goes into a pipe, its descriptors 1 and 2; its node has the other end, see the room "output". What
+an application requires is there before its first child: a child too makes it, see "what applications need".
 
 A *task system* is an owner that lives on the master: its host process is forked like a worker, holds an `Owner` and
 drives `ITaskSystem`. User code runs in workers, hosts and clients; never in a master or a slave.
@@ -32,6 +33,7 @@ import errno
 import faulthandler
 import functools
 import gc
+import glob
 import io
 import itertools
 import json
@@ -47,9 +49,13 @@ import pickle
 import random
 import re
 import select
+import shutil
 import signal
 import socket
+import stat
+import struct
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -57,6 +63,7 @@ import uuid
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import md5
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import components, rpc
@@ -653,6 +660,8 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error", 
     if isinstance(error, components.Error) and not frames:  # ours, about something of the user's
         text, where = error.text(), ""
         return {"type": type(error).__name__, "message": error.what, "traceback": text, "where": where, "kind": kind}
+    if isinstance(error, PermissionError) and _confinement.level != "off":
+        attempt(setattr, error, "__notes__", [*getattr(error, "__notes__", ()), CONFINED])
     text = _format(error, root)[-TRACEBACK_LIMIT:]
     where = f"{_shorten(frames[-1].filename, root)}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     failure = {"type": _type_name(error), "message": _text_of(error), "traceback": text, "where": where, "kind": kind}
@@ -1660,6 +1669,488 @@ def _turn(slave):
     return slave.last
 
 
+# -- the sandbox ---------------------------------------------------------------------------------------------------
+
+LEVELS, GRANTS = ("standard", "strict", "off"), ("network", "read", "write", "subprocess")
+CONFINED_FILES, CONFINED_PROCESSES = 4096, 1024  # that a confined process may have; processes: of a uid of its own
+STRICT_LANDLOCK = 6  # the first that knows all that `strict` promises: files, TCP ports, signals
+PROBE_WITHIN = 10.0  # seconds
+SLOTS = 256  # uids, from the first
+CONFINED = ("it runs in a sandbox: it may write in its temporary folder, and has what its application asks for by "
+            "network, read, write and subprocess, as far as the owner of the node allows it")
+# What is read without being asked for, beside Python itself: of the system nothing that is secret.
+SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store")
+SETTINGS = ("/etc/ld.so.cache", "/etc/localtime", "/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf",
+            "/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/ssl/certs", "/etc/ssl/openssl.cnf",
+            "/etc/pki/tls/certs", "/etc/pki/ca-trust/extracted", "/etc/alternatives")  # fmt: skip
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random")
+GPUS = ("/dev/nvidia*", "/dev/dri/*", "/dev/kfd")
+ANYWHERE = "*"  # a network that nobody can ask for
+
+# Of Landlock: rights to files by bit, how many of them each version knows, and its calls, alike on all processors.
+EXECUTE, WRITE_FILE, READ, IOCTL_DEV = 1 << 0, 1 << 1, 1 << 2 | 1 << 3, 1 << 15
+OF_FILES = EXECUTE | WRITE_FILE | 1 << 2 | 1 << 14 | IOCTL_DEV  # what a rule about something but a folder may name
+WRITE = READ | WRITE_FILE | IOCTL_DEV | sum(1 << bit for bit in (4, 5, 7, 8, 9, 10, 12, 13, 14))  # none makes devices
+RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16, 6: 16, 7: 16, 8: 16, 9: 17}
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+
+# Of seccomp: what the kernel calls a processor, the number of `seccomp` there and a column of the calls below. That of
+# aarch64 follows the kernel's headers and has not been tried.
+MACHINES = {"x86_64": (0xC000003E, 317, 1), "aarch64": (0xC00000B7, 277, 2)}
+NEVER = """ptrace 101 117 process_vm_readv 310 270 process_vm_writev 311 271 process_madvise 440 440 kcmp 312 272
+    process_mrelease 448 448 pidfd_getfd 438 438 io_uring_setup 425 425 io_uring_enter 426 426 io_uring_register 427 427
+    bpf 321 280 perf_event_open 298 241 userfaultfd 323 282 keyctl 250 219 add_key 248 217 request_key 249 218
+    mount 165 40 umount2 166 39 move_mount 429 429 open_tree 428 428 fsopen 430 430 fsconfig 431 431 fsmount 432 432
+    fspick 433 433 mount_setattr 442 442 open_tree_attr 467 467 pivot_root 155 41 chroot 161 51 unshare 272 97
+    setns 308 268 shmget 29 194 shmat 30 196 shmctl 31 195 semget 64 190 semop 65 193 semctl 66 191 semtimedop 220 192
+    msgget 68 186 msgsnd 69 189 msgrcv 70 188 msgctl 71 187 mq_open 240 180 mq_unlink 241 181 init_module 175 105
+    finit_module 313 273 delete_module 176 106 kexec_load 246 104 kexec_file_load 320 294 reboot 169 142 swapon 167 224
+    swapoff 168 225 syslog 103 116 quotactl 179 60 quotactl_fd 443 443 acct 163 89 settimeofday 164 170 iopl 172 -
+    clock_settime 227 112 sethostname 170 161 setdomainname 171 162 vhangup 153 58 fanotify_init 300 262 ioperm 173 -
+    open_by_handle_at 304 265 name_to_handle_at 303 264 migrate_pages 256 238 move_pages 279 239 listen 50 201
+    modify_ldt 154 -"""
+ALONE = """fork 57 - vfork 58 - execve 59 221 execveat 322 281 chmod 90 - fchmodat 268 53 fchmodat2 452 452 chown 92 -
+    lchown 94 - fchownat 260 54 setxattr 188 5 lsetxattr 189 6 setxattrat 463 463 removexattr 197 14 lremovexattr 198 15
+    removexattrat 466 466"""  # not without `subprocess`; chmod and its like reach files that Landlock does not guard
+DECIDED = """clone 56 220 clone3 435 435 socket 41 198 socketpair 53 199 prlimit64 302 261 setpriority 141 140
+    ioprio_set 251 30 sched_setaffinity 203 122 sched_setscheduler 144 119 sched_setparam 142 118 sched_setattr 314 274
+    sendto 44 206 sendmsg 46 211 sendmmsg 307 269"""
+NEW_SPACES, THREAD, FAST_OPEN = 0x7E020000, 0x10000, 0x20000000  # flags of clone; of sendto: connects past Landlock
+LOAD, AND, IF, FROM, RETURN = 0x20, 0x54, 0x15, 0x35, 0x06  # steps of a filter
+ALLOW, KILL, REFUSE, UNKNOWN = 0x7FFF0000, 0x80000000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
+
+
+class Confinement(NamedTuple):
+    """What one child may do beside computing. Travels as JSON in the order to fork it."""
+
+    level: str = "off"
+    folder: str = ""  # its own: where it may write, its HOME and TMPDIR
+    read: Iterable[str] = ()  # further files and folders
+    write: Iterable[str] = ()
+    network: Iterable[str] = ()  # HOST:PORT to which it may connect
+    subprocess: bool = False  # whether it may start programs
+    uid: int = 0  # of its slot; 0: that of its node
+
+
+UNCONFINED = Confinement()
+_confinement = UNCONFINED  # of this process
+
+
+def confine(wanted: Confinement, root: str) -> dict[str, Any]:
+    """Takes from this process, and from all that it starts, for good, what it is not to have; `root` is its bundle.
+    Returns what was applied. Raises OSError if something that this kernel has cannot be.
+
+    Call it before there is any thread and before anything of the user's is read.
+    """
+    global _confinement
+    if wanted.level == "off":
+        return {}
+    _confinement, answers = wanted, _resolve(wanted.network)
+    _move_in(wanted, root)
+    if os.name == "posix":
+        _limit_resources(wanted.uid)
+    applied = {"landlock": 0, "seccomp": False, "uid": bool(wanted.uid)}
+    if sys.platform == "linux":
+        _drop_privileges(wanted.uid, root)
+        applied.update(landlock=_restrict_files(wanted, root), seccomp=_filter_calls(wanted))
+    if answers:
+        socket.getaddrinfo = functools.partial(_getaddrinfo, socket.getaddrinfo, answers)
+    if applied["seccomp"] and not wanted.subprocess:
+        os.chmod = _chmod
+    return applied
+
+
+def _move_in(wanted: Confinement, root: str) -> None:
+    """The folder of its own, also for those who have asked for a place before."""
+    os.makedirs(wanted.folder, 0o700, exist_ok=True)
+    if wanted.uid:
+        os.chown(wanted.folder, wanted.uid, wanted.uid)
+        os.chmod(root, 0o755)
+    os.environ.update(dict.fromkeys(("HOME", "TMPDIR", "TEMP", "TMP"), wanted.folder))
+    tempfile.tempdir = None
+    os.chdir(wanted.folder)
+
+
+def _limit_resources(uid: int) -> None:
+    import resource
+
+    for name, value in {"CORE": 0, "NOFILE": CONFINED_FILES, **({"NPROC": CONFINED_PROCESSES} if uid else {})}.items():
+        number = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(number)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(number, (value, value))
+
+
+def _drop_privileges(uid: int, root: str) -> None:
+    """Another user if one was given; and no capabilities, now and later: without them root is a user like others."""
+    if uid:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it went with the user
+        for path in (os.__file__, __file__):  # does this user get there?
+            with open(path, "rb"):
+                os.listdir(root)
+    _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if os.geteuid() == 0:
+        _call("capset", struct.pack("=Ii", 0x20080522, 0), bytes(24))
+
+
+@functools.cache
+def _libc() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _call(name: str, *arguments: Any) -> int:
+    """Calls a function of the C library. Raises OSError."""
+    import ctypes
+
+    function = getattr(_libc(), name)
+    result = function(*(one if type(one) is bytes else ctypes.c_long(one) for one in arguments))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+@functools.cache
+def kernel_features() -> dict[str, Any]:
+    """What this kernel has for a sandbox: the version of Landlock (0: none), and whether calls can be filtered."""
+    told = {"landlock": 0, "seccomp": False}
+    if sys.platform == "linux":
+        version, error = attempt(_call, "syscall", CREATE_RULESET, 0, 0, 1)
+        told["landlock"] = version if error is None else 0
+        _, seccomp, _ = MACHINES.get(os.uname().machine, (0, 0, 0))
+        told["seccomp"] = bool(seccomp) and attempt(_call, "syscall", seccomp, 2, 0, struct.pack("=I", 0x50000))[0] == 0
+    return told
+
+
+def _restrict_files(wanted: Confinement, root: str) -> int:
+    """Landlock: files, TCP ports, signals and abstract sockets, as far as this kernel's has them."""
+    version = int(kernel_features()["landlock"])
+    if not version:
+        return 0
+    handled = (1 << RIGHTS[min(version, max(RIGHTS))]) - 1
+    ports = version >= 4 and ANYWHERE not in wanted.network
+    about = struct.pack("=QQQ", handled, 3 if ports else 0, 3 if version >= 6 else 0)  # bind, connect; scopes
+    size = 8 if version < 4 else 16 if version < 6 else 24
+    ruleset = _call("syscall", CREATE_RULESET, about[:size], size, 0)
+    for path, rights in _rules(wanted, root):
+        _allow_path(ruleset, path, rights & handled)
+    for port in {int(one.rpartition(":")[2]) for one in wanted.network} if ports else ():
+        _call("syscall", ADD_RULE, ruleset, 2, struct.pack("=QQ", 2, port), 0)  # to connect there
+    _call("syscall", RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
+    return version
+
+
+def _rules(wanted: Confinement, root: str) -> Iterator[tuple[str, int]]:
+    """Paths, and what is allowed there and below."""
+    start = EXECUTE if wanted.subprocess else 0
+    yield from ((path, WRITE | start) for path in (wanted.folder, *wanted.write))
+    yield from ((path, READ) for path in (root, *wanted.read, *SETTINGS))
+    yield from ((path, READ | start) for path in (*SYSTEM, *_of_python()) if not _holds(path, wanted.folder))
+    yield from ((path, READ | WRITE_FILE | IOCTL_DEV) for path in DEVICES)
+    yield os.path.dirname(__file__), 1 << 3  # a checkout has more in it: the rest can only be listed
+
+
+@functools.cache
+def _of_python() -> list[str]:
+    """Where Python and what was installed for it lies; what else is below a person's home is not read."""
+    here = os.path.dirname(__file__)
+    found = [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__)]
+    found += (path for end in ("*.py", "*.so", "__pycache__") for path in glob.glob(os.path.join(here, end)))
+    home = os.path.realpath(os.path.expanduser("~"))
+    libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    for path in map(os.path.realpath, filter(os.path.exists, [*sys.path, *libraries])):
+        at_home = home != "/" and (_holds(home, path) or _holds(path, home))
+        if not at_home or os.path.basename(path) in ("site-packages", "dist-packages"):
+            found.append(path)
+    return list(dict.fromkeys(map(os.path.realpath, found)))
+
+
+def _holds(folder: str, path: str) -> bool:
+    """Whether a path is this folder or lies below it."""
+    return f"{path}{os.sep}".startswith(f"{folder.rstrip(os.sep)}{os.sep}")
+
+
+def _allow_path(ruleset: int, path: str, rights: int) -> None:
+    try:
+        file = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:  # what is not here need not be read
+        log.debug("%s is left out: %s", path, error)
+        return
+    rights &= -1 if stat.S_ISDIR(os.fstat(file).st_mode) else OF_FILES
+    _call("syscall", ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, file), 0)
+    os.close(file)
+
+
+def _filter_calls(wanted: Confinement) -> bool:
+    """seccomp: what Landlock does not know of, for all threads."""
+    import ctypes
+
+    if not kernel_features()["seccomp"]:
+        return False
+    program = _program(wanted, os.uname().machine)
+    filters = ctypes.create_string_buffer(program)
+    about = struct.pack("@HP", len(program) // 8, ctypes.addressof(filters))
+    return _call("syscall", MACHINES[os.uname().machine][1], 1, 1, about) == 0
+
+
+def _program(wanted: Confinement, machine: str) -> bytes:
+    """The filter: which calls fail, and which only for some arguments."""
+    architecture, _, column = MACHINES[machine]
+    steps = [(LOAD, 4), (IF, architecture, 1, 0), (RETURN, KILL), (LOAD, 0)]
+    if machine == "x86_64":  # has a second set of numbers
+        steps += [(FROM, 0x40000000, 0, 1), (RETURN, UNKNOWN)]
+    for number in _numbers(NEVER if wanted.subprocess else f"{NEVER} {ALONE}", column).values():
+        steps += [(IF, number, 0, 1), (RETURN, REFUSE)]
+    numbers = _numbers(DECIDED, column)
+    for name, conditions in _conditions(wanted).items():
+        rest = [step for one in conditions for step in _required(*one)]
+        rest.append((RETURN, ALLOW if rest else UNKNOWN if name == "clone3" else REFUSE))
+        steps += [(IF, numbers[name], 0, len(rest)), *rest]
+    steps.append((RETURN, ALLOW))
+    return b"".join(struct.pack("=HBBI", code, *(jumps or (0, 0)), k) for code, k, *jumps in steps)
+
+
+def _required(place: int, mask: int, values: list[int]) -> list[tuple]:
+    """Goes on only if an argument, masked, is one of these values."""
+    tests = [(IF, value, len(values) - i, 0) for i, value in enumerate(values)]
+    return [(LOAD, 16 + 8 * place), (AND, mask), *tests, (RETURN, REFUSE)]
+
+
+def _numbers(table: str, column: int) -> dict[str, int]:
+    """The calls of a table that this processor has."""
+    words = table.split()
+    rows = zip(words[::3], words[1::3], words[2::3], strict=True)
+    return {row[0]: int(row[column]) for row in rows if row[column] != "-"}
+
+
+def _conditions(wanted: Confinement) -> dict[str, list[tuple[int, int, list[int]]]]:
+    """Calls that work only if each of these arguments, masked, is one of these values; without any, never."""
+    every, mine = 0xFFFFFFFF, [0, os.getpid()]
+    told = {name: [(0, every, mine)] for name in ("prlimit64", "sched_setaffinity", "sched_setscheduler",
+                                                  "sched_setparam", "sched_setattr")}  # fmt: skip
+    told["clone"] = [(0, NEW_SPACES, [0])] if wanted.subprocess else [(0, NEW_SPACES | THREAD, [THREAD])]
+    told["clone3"] = []  # its flags cannot be seen: libraries go on with clone
+    told["setpriority"], told["ioprio_set"] = [(0, every, [0]), (1, every, mine)], [(0, every, [1]), (1, every, mine)]
+    told["socketpair"] = [(0, every, [socket.AF_UNIX]), (1, 0xF, [socket.SOCK_STREAM])]  # others can turn elsewhere
+    told["socket"] = []
+    if ANYWHERE in wanted.network:
+        del told["socket"]
+    elif wanted.network:  # TCP alone: what else there is knows no ports, or other ones
+        families = [socket.AF_INET, socket.AF_INET6]
+        told["socket"] = [(0, every, families), (1, 0xF, [socket.SOCK_STREAM]), (2, every, [0, socket.IPPROTO_TCP])]
+        told.update({name: [(at, FAST_OPEN, [0])] for name, at in {"sendto": 3, "sendmsg": 2, "sendmmsg": 3}.items()})
+    return told
+
+
+def _resolve(network: Iterable[str]) -> dict[str, list]:
+    """The addresses of these hosts, found while they still can be."""
+    found: dict[str, list] = {}
+    for host, _, port in (one.rpartition(":") for one in network if one != ANYWHERE):
+        host = host.strip("[]").lower()
+        answer, error = attempt(functools.partial(socket.getaddrinfo, host, int(port), type=socket.SOCK_STREAM))
+        found[host] = answer or []
+        if error is not None:
+            log.warning("%s cannot be found from here: %s", host, error)
+    return found
+
+
+def _getaddrinfo(ask: Callable, answers: dict[str, list], host: Any, port: Any, family: int = 0, type: int = 0,
+                 proto: int = 0, flags: int = 0) -> list:  # fmt: skip
+    """`socket.getaddrinfo` for hosts that were found before: names cannot be asked for inside."""
+    rows = answers.get(host.lower()) if isinstance(host, str) and str(port).isdigit() else None
+    if not rows:
+        return ask(host, port, family, type, proto, flags)
+    return [(kind, *about, (place[0], int(port), *place[2:])) for kind, *about, place in rows if family in (0, kind)]
+
+
+def _chmod(path: Any, mode: int, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> None:
+    """`os.chmod` for files that this process may open: by its path it could be any file."""
+    file = path if isinstance(path, int) else os.open(path, os.O_RDONLY | os.O_NONBLOCK, dir_fd=dir_fd)
+    os.fchmod(file, mode)
+    if file is not path:
+        os.close(file)
+
+
+def probe(keys: str) -> list[str]:
+    """What this process should not be able to do, and can. `keys` is the folder of its node's keys."""
+    attempts = {
+        "read the keys": lambda: os.listdir(keys),
+        "write anywhere": lambda: (os.mkdir(f"{keys}/probe"), os.rmdir(f"{keys}/probe")),
+        "limit other processes": lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 0),
+        "open sockets": lambda: socket.socket().close(),
+        "start processes": lambda: os.fork() or os._exit(0),
+    }
+    return [name for name, function in attempts.items() if not isinstance(attempt(function)[1], PermissionError)]
+
+
+class Sandbox:
+    """How a node confines its children, and what its owner lets them have besides.
+
+    The node has the items `sandbox`, `allow_network`, `allow_read`, `allow_write` and `allow_subprocess`; one with
+    `uid_base` gives each child a user of its own. `sparing`: what is not allowed is left out instead of refused.
+    """
+
+    def __init__(self, node: Any, sparing: bool = False):
+        self._node, self._sparing = node, sparing
+        self._home = os.path.join(os.path.realpath(node.environment.path), "work")
+        self._numbers = itertools.count(1)
+        self._uid_base, self._level = 0, node.sandbox  # as it is at the start
+        self.missing: list[str] = []
+        self.applied: dict[str, Any] = {}
+
+    def start(self, zygote: Any) -> None:
+        """Clears away what an earlier life has left, and lets a child try how far it is confined. Raises Error."""
+        self.close()
+        node = self._node
+        if self._level == "off":
+            log.warning("sandbox off: whatever runs here may do all that this node may do")
+            return
+        os.makedirs(self._home, 0o711)
+        no_uid = "" if not hasattr(os, "geteuid") or os.geteuid() else self._try_uids(zygote)
+        self.applied, holes = self._try(zygote)
+        self.missing = [*lacking(self.applied), *(f"it is possible to {hole}" for hole in holes)]
+        if self._level == "strict" and self.missing:
+            raise components.Error(f"the sandbox cannot be strict here: missing are {', '.join(self.missing)}",
+                                   "strict takes all or nothing", f"{node.role}.sandbox=standard takes what is here")
+        self.missing += [f"a uid of its own ({no_uid})"] if no_uid else []
+        log.info("%s", self)
+
+    def _try_uids(self, zygote: Any) -> str:
+        """Opens the way to the applications, and to nothing else here, to other users. Returns why that fails."""
+        path = self._node.environment.path
+        self._uid_base = getattr(self._node, "uid_base", 0)
+        if not self._uid_base:
+            return "none is given"
+        for entry in (one for one in path.iterdir() if one.is_dir() and not one.is_symlink()):
+            entry.chmod(0o711 if entry.name in ("apps", "work") else 0o700)
+        path.chmod(0o711)
+        try:
+            self._try(zygote)
+        except components.Error as error:
+            self._uid_base = 0
+            path.chmod(0o700)
+            return error.why
+        return ""
+
+    def _try(self, zygote: Any) -> tuple[dict[str, Any], list[str]]:
+        """What a child applied, and what it could do all the same. Raises Error if it could not confine itself."""
+        _, sock = zygote.fork("probe", str(self._node.environment.path), confinement=self._next())
+        sock.settimeout(PROBE_WITHIN)
+        try:
+            with sock, sock.makefile("rb") as lines:
+                applied, holes = json.loads(lines.readline() or '["it ended", []]')
+        except OSError as error:
+            applied, holes = str(error), []
+        if type(applied) is not dict:
+            raise components.Error("no process can be confined here", applied,
+                                   f"{self._node.role}.sandbox=off does without, and protects from nothing")
+        return applied, holes
+
+    def _next(self, **given: Any) -> Confinement:
+        number = next(self._numbers)
+        uid = self._uid_base and self._uid_base + number % SLOTS
+        return Confinement(self._level, os.path.join(self._home, str(number)), uid=uid, **given)
+
+    def __str__(self) -> str:
+        told = self.status()
+        texts = {"landlock": f"Landlock {told['landlock']}", "seccomp": "seccomp", "uid": f"uids from {told['uid']}"}
+        active = [text for name, text in texts.items() if told[name]]
+        named = (", ".join(names) or "nothing" for names in (active, told["missing"]))
+        return "sandbox {}: active: {}; missing: {}".format(told["level"], *named)
+
+    def status(self) -> dict[str, Any]:
+        """The level, what is active and what is missing."""
+        active = {"landlock": 0, "seccomp": False, **self.applied, "uid": self._uid_base}
+        return {"level": self._level, **active, "missing": self.missing}
+
+    def is_whole(self, applied: dict[str, Any] | str) -> bool:
+        """Whether a child has applied all that the first one could."""
+        return applied == self.applied
+
+    def close(self) -> None:
+        """Removes the folders of all children."""
+        remove_tree(self._home)
+
+    def confinement(self, needs: dict[str, Any]) -> Confinement:
+        """That of the next child, for an application that needs this. Raises Error if it is not allowed to have it."""
+        if self._level == "off":
+            return UNCONFINED
+        asked = {name: [True] if needs.get(name) is True else needs.get(name) or [] for name in GRANTS}
+        given = {name: [one for one in asked[name] if self._allows(name, one)] for name in GRANTS}
+        refused = {name: asked[name] for name in GRANTS if asked[name] != given[name]}
+        if refused and not self._sparing:
+            raise self._refusal(refused)
+        given.update({name: list(map(os.path.realpath, given[name])) for name in ("read", "write")})
+        if getattr(self._node, "resources", {}).get("gpu"):  # their drivers tell of themselves in /proc and /sys
+            given["read"] += ["/proc", "/sys"]
+            given["write"] += itertools.chain(*map(glob.glob, GPUS))
+        return self._next(**{**given, "subprocess": bool(given["subprocess"])})
+
+    def of_builder(self, read: list[str], write: list[str], network: bool) -> Confinement:
+        """That of a child that installs and compiles: it starts programs, and may have to reach any address."""
+        if self._level == "off":
+            return UNCONFINED
+        read = [*read, *self._allowed("read")]  # pip's settings may name folders of wheels
+        made = self._next(read=read, write=write, network=[ANYWHERE] if network else [], subprocess=True)
+        return made._replace(uid=0)  # what it makes belongs to the node
+
+    def _allowed(self, name: str) -> list:
+        value = getattr(self._node, f"allow_{name}")
+        return [] if self._level == "strict" else value if isinstance(value, list) else [value]
+
+    def _allows(self, name: str, asked: Any) -> bool:
+        """Whether the owner's word covers it. Never what holds this node's keys, or lies beside them."""
+        allowed = [*self._allowed(name), *(self._allowed("write") if name == "read" else ())]
+        if name == "subprocess":
+            return allowed == [True]
+        if name == "network":
+            return any(_covers(one, asked) for one in allowed)
+        path, own = os.path.realpath(asked), os.path.realpath(self._node.environment.path)
+        safe = os.path.isabs(asked) and not (_holds(path, own) or _holds(own, path))
+        return safe and any(_holds(os.path.realpath(one), path) for one in allowed)
+
+    def _refusal(self, refused: dict[str, list]) -> components.Error:
+        node, strict = self._node, self._level == "strict"
+        asked = ", ".join(f"{name} = {', '.join(map(str, values))}" for name, values in refused.items())
+        allows = ", ".join(f"{name} = {', '.join(map(str, self._allowed(name))) or 'nothing'}" for name in refused)
+        settings = [f"{node.role}.allow_{name}={','.join(map(str, refused[name]))}" for name in refused]
+        settings += [f"{node.role}.sandbox=standard"] if strict else []
+        return components.Error(
+            f"the application asks for what {node.name} does not allow: {asked}",
+            "its sandbox is strict and allows nothing" if strict else f"it allows {allows}; never its own environment",
+            f"its owner can set {' '.join(settings)}; or ask for less, by full paths and HOST:PORT")
+
+
+def _covers(allowed: str, asked: str) -> bool:
+    """Whether a HOST:PORT of the owner's, each of which may be *, covers one that is asked for."""
+    (ours, _, door), (host, _, port) = allowed.rpartition(":"), asked.rpartition(":")
+    known = bool(host) and port.isdigit() and 0 < int(port) < 65536
+    return known and ours.lower() in ("*", host.lower()) and door in ("*", port)
+
+
+def lacking(active: dict[str, Any]) -> list[str]:
+    """What a sandbox leaves open for want of something in this system."""
+    version, seccomp = active["landlock"], active["seccomp"]
+    by_version = {1: "files (Landlock)", 3: "truncation of files (Landlock 3)", 4: "TCP by port (Landlock 4)",
+                  STRICT_LANDLOCK: f"signals (Landlock {STRICT_LANDLOCK})"}  # fmt: skip
+    told = [text for least, text in by_version.items() if version < least] + ([] if seccomp else ["calls (seccomp)"])
+    return told if sys.platform == "linux" else [*told, f"not verified on {sys.platform}"]
+
+
+def remove_tree(folder: str) -> None:
+    """Removes a folder with all in it, locked folders too, if it is there."""
+    for path, folders, _ in os.walk(folder):
+        for inner in (os.path.join(path, name) for name in folders):
+            if not os.path.islink(inner):
+                os.chmod(inner, 0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 # -- the zygote ----------------------------------------------------------------------------------------------------
 
 # Variables that reach workers and hosts; everything else in a node's environment stays with the node.
@@ -1668,7 +2159,7 @@ KEPT_VARIABLES = frozenset(
      "LD_LIBRARY_PATH")
 )
 KEPT_PREFIXES = ("LC_", "PYTHON", "OMP_", "OPENBLAS_", "MKL_")
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 PULSE = 8  # bytes
 STACK_EVERY, STACK_LOOKS = 0.01, 25  # seconds between two looks whether a child has told where it is, and how many
 END_WITHIN = 2.0  # seconds that a zygote waits for the end of what it has killed
@@ -1715,14 +2206,15 @@ class Zygote:
         """For a poller: readable when a child was born or died."""
         return self.sock.fileno()
 
-    def fork(self, kind: str, root: str, output: int = 2) -> tuple[int, socket.socket]:
-        """Makes a child, kind "worker" or "host", for the bundle in `root`. Returns its token and a socket to it.
+    def fork(self, kind: str, root: str, output: int = 2,
+             confinement: Confinement = UNCONFINED) -> tuple[int, socket.socket]:  # fmt: skip
+        """Makes a child, of one of the kinds in MAINS, for the bundle in `root`. Returns its token and a socket to it.
 
         `output` is the descriptor to which it writes what is printed; by default it shares this process's stderr.
         """
         ours, theirs = socket.socketpair()
         token = next(self._tokens)
-        message = json.dumps(["fork", token, kind, root]).encode()
+        message = json.dumps(["fork", token, kind, root, confinement]).encode()
         with theirs:
             socket.send_fds(self.sock, [message], [theirs.fileno(), output])
         ours.setblocking(False)
@@ -1801,18 +2293,21 @@ class Spawner:
         """For a poller: readable when a child has died."""
         return self.sock.fileno()
 
-    def fork(self, kind: str, root: str, output: int = 2) -> tuple[int, socket.socket]:
+    def fork(self, kind: str, root: str, output: int = 2,
+             confinement: Confinement = UNCONFINED) -> tuple[int, socket.socket]:  # fmt: skip
         """As `Zygote.fork`, in the time that it takes to start an interpreter."""
         ours, theirs = socket.socketpair()
         token = next(self._tokens)
         context = multiprocessing.get_context("spawn")
         with multiprocessing.connection.Connection(os.dup(output), readable=False) as told:
-            child = context.Process(target=spawned_main, args=(theirs, kind, root, told), name=kind, daemon=True)
+            about = theirs, kind, root, confinement, told
+            child = context.Process(target=spawned_main, args=about, name=kind, daemon=True)
             with _same_hashes():
                 child.start()
         theirs.close()
         self._children[token] = child
-        threading.Thread(target=self._wait_for, args=(token, child), name=f"{kind} {token}", daemon=True).start()
+        about = token, child, confinement.folder
+        threading.Thread(target=self._wait_for, args=about, name=f"{kind} {token}", daemon=True).start()
         ours.setblocking(False)
         return token, ours
 
@@ -1839,8 +2334,9 @@ class Spawner:
             child.join(5)
         self.sock.close()
 
-    def _wait_for(self, token: int, child: Any) -> None:
+    def _wait_for(self, token: int, child: Any, folder: str) -> None:
         child.join()
+        remove_tree(folder)
         try:
             self._tell.send(token.to_bytes(8, "little"))
         except OSError as error:
@@ -1900,7 +2396,7 @@ def start_zygote() -> Zygote | Spawner:
     return Zygote() if sys.platform == "linux" else Spawner()
 
 
-def spawned_main(sock: socket.socket, kind: str, root: str, output: Any) -> None:
+def spawned_main(sock: socket.socket, kind: str, root: str, confinement: Confinement, output: Any) -> None:
     """A child of `Spawner`."""
     _scrub_environment()
     _quiet_stdio()
@@ -1908,7 +2404,7 @@ def spawned_main(sock: socket.socket, kind: str, root: str, output: Any) -> None
     output.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        (worker_main if kind == "worker" else host_main)(sock, root)
+        _run_child(sock, kind, root, confinement)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         log.debug("the node is gone, or wants this process gone")
 
@@ -1930,7 +2426,8 @@ def zygote_main(sock: socket.socket) -> None:
     if sys.platform == "linux":
         prctl(PR_SET_CHILD_SUBREAPER, 1)  # what outlives a child of ours comes to us
     gc.freeze()
-    children: dict[int, int] = {}  # pid -> token
+    _of_python(), kernel_features()  # once for all
+    children: dict[int, tuple] = {}  # pid -> token, own folder; token 0: it only removes that
     try:
         _serve_forks(sock, woken, children)
     except (BrokenPipeError, ConnectionResetError):
@@ -1940,7 +2437,7 @@ def zygote_main(sock: socket.socket) -> None:
         _end_all(children)
 
 
-def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, int]) -> None:
+def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, tuple]) -> None:
     while True:
         ready, _, _ = select.select([sock, woken], [], [])
         if woken in ready:
@@ -1954,11 +2451,11 @@ def _serve_forks(sock: socket.socket, woken: socket.socket, children: dict[int, 
             if order == "fork":
                 _fork_and_tell(sock, fds, token, rest, children)
             else:
-                for pid in [pid for pid, known in children.items() if known == token]:
+                for pid in [pid for pid, known in children.items() if known[0] == token]:
                     _kill_trees([pid]) if order == "kill" else os.kill(pid, signal.SIGUSR2)
 
 
-def _fork_and_tell(sock: socket.socket, fds: list, token: int, order: list, children: dict[int, int]) -> None:
+def _fork_and_tell(sock: socket.socket, fds: list, token: int, order: list, children: dict[int, tuple]) -> None:
     try:
         pid = _fork_child(*fds, *order)
     except OSError as error:  # no process or memory is left: the others live on
@@ -1966,11 +2463,11 @@ def _fork_and_tell(sock: socket.socket, fds: list, token: int, order: list, chil
             os.close(fd)
         _tell(sock, ["unborn", token, f"could not be forked ({error})"])
         return
-    children[pid] = token
+    children[pid] = token, order[-1][1]
     _tell(sock, ["born", token, pid])
 
 
-def _fork_child(fd: int, output: int, kind: str, root: str) -> int:
+def _fork_child(fd: int, output: int, kind: str, root: str, confinement: list) -> int:
     pid = os.fork()
     if pid:
         os.close(fd)
@@ -1980,8 +2477,7 @@ def _fork_child(fd: int, output: int, kind: str, root: str) -> int:
     try:
         _write_to(output)
         _become_child(fd)
-        run = worker_main if kind == "worker" else host_main
-        run(socket.socket(fileno=fd), root)
+        _run_child(socket.socket(fileno=fd), kind, root, Confinement(*confinement))
         code = 0
     except (EOFError, BrokenPipeError, ConnectionResetError):
         code = 0  # the node is gone, or wants us gone
@@ -1991,11 +2487,23 @@ def _fork_child(fd: int, output: int, kind: str, root: str) -> int:
         os._exit(code)
 
 
+def _run_child(sock: socket.socket, kind: str, root: str, wanted: Confinement) -> None:
+    """The life of a child. It tells what it has applied; if that is not all, it does nothing else."""
+    applied, error = attempt(confine, wanted, os.path.join(root, "apps") if kind == "probe" else root)
+    told = applied if error is None else str(error)
+    if kind == "probe":
+        sock.sendall(json.dumps([told, [] if error else probe(os.path.join(root, "keys"))]).encode() + b"\n")
+        return
+    if wanted.level != "off":
+        sock.sendall(b"".join(rpc.pack_stream(["confined", told], [])))
+    multiprocessing.current_process()._config["daemon"] = False  # as such it could not start processes of its own
+    if error is None:
+        MAINS[kind](sock, root)
+
+
 def _become_child(fd: int) -> None:
     """A session of its own, no descriptor but 0-2 and the socket, and death with the zygote. What its children leave
     behind comes to it, and after its death to the zygote, which ends that: so nothing escapes, in whatever session.
-
-    Runs before any byte of the user's is read: the place where a child confines itself.
     """
     os.setsid()
     signal.set_wakeup_fd(-1)
@@ -2009,17 +2517,31 @@ def _become_child(fd: int) -> None:
 
 def prctl(option: int, value: int) -> None:
     """Tells the kernel something about this process."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    _call("prctl", option, value, 0, 0, 0)
 
 
-def _reap(sock: socket.socket, children: dict[int, int]) -> None:
+def _reap(sock: socket.socket, children: dict[int, tuple]) -> None:
     for pid, status in _ended_children():
-        token = children.pop(pid, None)
-        if token is not None:
+        token, folder = children.pop(pid, (0, ""))
+        if token:
             _tell(sock, ["died", token, describe_exit(os.waitstatus_to_exitcode(status))])
+            _discard(folder, children)
     _end_strays(children)
+
+
+def _discard(folder: str, children: dict[int, tuple]) -> None:
+    """Removes what a child leaves behind: at once if that is nothing, else in a process while others are served."""
+    try:
+        if os.path.isdir(folder) and os.listdir(folder):
+            pid = os.fork()
+            if not pid:
+                remove_tree(folder)
+                os._exit(0)
+            children[pid] = 0, folder
+        elif folder:
+            os.rmdir(folder)
+    except OSError as error:  # the node does it when it ends
+        log.debug("%s is not removed: %s", folder, error)
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:
@@ -2034,20 +2556,23 @@ def _ended_children() -> Iterator[tuple[int, int]]:
         yield pid, status
 
 
-def _end_strays(children: dict[int, int]) -> None:
+def _end_strays(children: dict[int, tuple]) -> None:
     """Kills what a child has left behind: it has become a child of this process."""
     _kill_trees(pid for pid in children_of(os.getpid()) if pid not in children)
 
 
-def _end_all(children: dict[int, int]) -> None:
+def _end_all(children: dict[int, tuple]) -> None:
     """Kills everything below this process, and waits until it is gone."""
     until = time.monotonic() + END_WITHIN
+    folders = [folder for _, folder in children.values()]
     _kill_trees(children)
     while children_of(os.getpid()) and time.monotonic() < until:
         for pid, _ in _ended_children():
             children.pop(pid, None)
         _end_strays(children)
         time.sleep(0.002)
+    for folder in filter(None, folders):
+        remove_tree(folder)
 
 
 def children_of(pid: int) -> list[int]:
@@ -2413,11 +2938,12 @@ class Ear:
             self.send(pieces)
 
 
-def fork_heard(zygote: Any, kind: str, root: str, loop: rpc.Loop, rate: int) -> tuple[int, socket.socket, Ear]:
+def fork_heard(zygote: Any, kind: str, root: str, confinement: Confinement, loop: rpc.Loop,
+               rate: int) -> tuple[int, socket.socket, Ear]:  # fmt: skip
     """A new child's token and socket, and the ear for what it prints, `rate` bytes a second of it. Raises OSError."""
     ear = Ear(loop, rate)
     try:
-        return *zygote.fork(kind, root, ear.theirs), ear
+        return *zygote.fork(kind, root, ear.theirs, confinement), ear
     except OSError:
         ear.close()
         raise
@@ -2804,6 +3330,151 @@ def _host_step(run: SystemRun, params: list, parts: list) -> None:
     run.next_step()
 
 
+# -- what applications need ----------------------------------------------------------------------------------------
+
+def builder_main(sock: socket.socket, root: str) -> None:
+    """The life of a builder: makes what one bundle needs, says how that ended, and waits to be killed."""
+    wire = Wire(sock)
+    (_, order), _ = wire.next()
+    size, error = attempt(functools.partial(rpc.build_parts, root, **order))
+    told = [getattr(error, name, "") for name in ("what", "why", "fix", "kind")] if error else []
+    if error and not isinstance(error, rpc.CannotBuild):
+        told = [f"what it needs cannot be made on {order['where']}", str(error), "make room there", "setup"]
+    wire.call("built", size, told)
+    wire.next()
+
+
+MAINS = {"worker": worker_main, "host": host_main, "builder": builder_main}
+PIP_READS = ("~/.config/pip/pip.conf", "~/.pip/pip.conf", "/etc/pip.conf", "/etc/xdg/pip",
+             "/etc/*release", "/etc/*[-_]version")  # it tells an index on which system it runs
+BUILDING = f"{rpc.PARTS}-new"  # its folder in the bundle's
+FAILED_FOR = 30.0  # seconds in which what could not be built is not tried again
+USE_EVERY = 1.0  # seconds between two looks whether anything uses what was built
+
+
+class Prerequisites:
+    """What the applications on a node need beside their own files: installed and compiled by a child, and removed when
+    nothing of them was here for `node.keep_apps` seconds, or when the node ends.
+
+    The node has `prepared(digest, error)`, called when that is there or cannot be (with a `rpc.CannotBuild`);
+    `preparing(digest, what)`, told what is being made, "" when that is over; and `uses(digest)`, whether anything of
+    the bundle is here. `parted(digest)` is called before its parts are removed.
+    """
+
+    def __init__(self, node: Any, parted: Callable[[str], None] = lambda digest: None):
+        self._node, self._parted = node, parted
+        self._building: dict[str, tuple[rpc.Pipe, float, Callable]] = {}  # the builder, since when, and what kills it
+        self._failed: dict[str, tuple[float, rpc.CannotBuild]] = {}
+        self._used: dict[str, float] = {}  # digest of what was built -> when something of it was last here
+
+    def here(self, digest: str) -> bool:
+        """Whether a bundle has what it needs; if not, a child begins to make it, unless one does already."""
+        if digest in self._used or digest in self._building:
+            return digest in self._used
+        wanted = rpc.wanted_parts(self._root(digest))
+        failed_at, error = self._failed.get(digest, (-math.inf, None))
+        if not any(wanted.values()):
+            return True
+        if time.monotonic() - failed_at < FAILED_FOR:
+            self._node.loop.later(0, functools.partial(self._node.prepared, digest, error))
+        else:
+            self._begin(digest, wanted)
+        return False
+
+    def close(self) -> None:
+        """The node has ended, and all that it forked."""
+        for root in (self._node.environment / "apps").iterdir():
+            rpc.remove_parts(root)
+
+    def _root(self, digest: str) -> Path:
+        return self._node.environment / "apps" / digest
+
+    def _begin(self, digest: str, wanted: dict) -> None:
+        node, root, what = self._node, self._root(digest), ", ".join(itertools.chain(*wanted.values()))
+        place = f"{node.name} ({socket.gethostname()})" if node.role == "slave" else f"the {node.role}"
+        order = {**wanted, "into": str(root / BUILDING), "where": place, "install": node.install,
+                 "wheels": str(node.wheels or ""), "index": node.index}
+        read = [path for one in PIP_READS for path in glob.glob(os.path.expanduser(one))]
+        order["settings"] = next((path for path in read if path.endswith("pip.conf")), "")
+        online = bool(wanted["requirements"]) and node.install and not node.wheels
+        confinement = node.guard.of_builder([*read, *filter(None, [order["wheels"]])], [order["into"]], online)
+        try:
+            (root / BUILDING).mkdir()
+            token, sock = node.zygote.fork("builder", str(root), confinement=confinement)
+        except OSError as error:
+            self._end(digest, rpc.CannotBuild(f"{what} cannot be made on {place}", str(error)))
+            return
+        zygote, seconds = node.zygote, node.build_timeout
+        pipe = rpc.Pipe(node.loop, sock, lambda pipe, call, parts: self._heard(digest, *call),
+                        lambda pipe: self._cut_short(digest, f"{what} cannot be made on {place}", seconds))
+        kill = functools.partial(zygote.kill, token)
+        self._building[digest] = pipe, time.monotonic(), kill
+        node.loop.later(seconds, lambda: pipe.open and kill())
+        pipe.call("build", order)
+        log.info("application %s: making %s", digest[:12], what)
+        node.preparing(digest, what)
+
+    def _heard(self, digest: str, method: str, *told: Any) -> None:
+        guard = self._node.guard  # a builder has the node's user
+        if method == "built":
+            self._built(digest, *told)
+        elif type(told[0]) is not dict or not guard.is_whole({**told[0], "uid": guard.applied["uid"]}):
+            self._end(digest, rpc.CannotBuild("what it needs cannot be made here", f"no sandbox: {told[0]}"))
+
+    def _built(self, digest: str, size: int, told: list) -> None:
+        if told:
+            self._end(digest, rpc.CannotBuild(*told))
+            return
+        seconds, root = time.monotonic() - self._building[digest][1], self._root(digest)
+        (root / BUILDING).rename(root / rpc.PARTS)
+        log.info("application %s: all it needs is here, %.1f MiB in %.1f s", digest[:12], size / 2**20, seconds)
+        if not self._used:
+            self._node.loop.later(USE_EVERY, self._look)
+        self._used[digest] = time.monotonic()
+        self._end(digest, None)
+
+    def _cut_short(self, digest: str, what: str, most: float) -> None:
+        """The builder ended without a word: it was killed."""
+        if digest in self._building:
+            late = time.monotonic() - self._building[digest][1] >= most
+            why = f"it was not ready within {most:g} s" if late else "something killed the process that made it"
+            said = rpc.said_last(self._root(digest) / BUILDING)
+            self._end(digest, rpc.CannotBuild(what, f"{why}; the last lines:\n{said}", "node.build_timeout there"))
+
+    def _end(self, digest: str, error: rpc.CannotBuild | None) -> None:
+        pipe, _, kill = self._building.pop(digest, (None, 0.0, None))
+        if pipe:
+            pipe.close()
+            kill()
+            self._node.preparing(digest, "")
+        if error:
+            log.error("application %s: %s", digest[:12], error)
+            self._failed[digest] = time.monotonic(), error
+            self._remove(digest)
+        self._node.prepared(digest, error)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for digest, used in list(self._used.items()):
+            if self._node.uses(digest):
+                self._used[digest] = now
+            elif now - used >= self._node.keep_apps:
+                del self._used[digest]
+                self._parted(digest)
+                log.info("application %s: what was made for it is removed", digest[:12])
+                self._remove(digest)
+        if self._used:
+            self._node.loop.later(USE_EVERY, self._look)
+
+    def _remove(self, digest: str) -> None:
+        """Aside at once, and away in a thread: the loop waits for no disk."""
+        for name in rpc.PARTS, BUILDING:
+            path, aside = self._root(digest) / name, self._root(digest) / f"{rpc.PARTS}-{uuid.uuid4()}"
+            if path.is_dir():
+                path.rename(aside)
+                threading.Thread(target=shutil.rmtree, args=[aside, True], name="remove parts").start()
+
+
 # -- pure twins ----------------------------------------------------------------------------------------------
 
 def md5_search(digest: bytes, start: int, stop: int) -> int | None:
@@ -2961,3 +3632,10 @@ def checks() -> Iterator[rpc.Check]:
         yield rpc.Check("ok", "workers", "are forked from a zygote")
     else:
         yield rpc.Check("warn", "workers", f"are started anew on {sys.platform}: half a second each", "run it on Linux")
+    active = kernel_features()
+    missing = lacking(active)
+    told = f"Landlock {active['landlock']}, seccomp {'works' if active['seccomp'] else 'is missing'}"
+    if missing:
+        yield rpc.Check("warn", "sandbox", f"{told}; missing: {', '.join(missing)}", "run it on Linux 6.12 or later")
+    else:
+        yield rpc.Check("ok", "sandbox", told)

@@ -34,6 +34,7 @@ from concurrent_swarm import rpc
 CHECKOUT = Path(__file__).parent.parent
 APPS = Path(__file__).parent / "apps"
 SAMPLES = CHECKOUT / "samples"
+ALLOWED = {"WRITE": "/tmp,/dev/shm", "READ": "/proc", "SUBPROCESS": "true"}  # on all nodes, for apps that ask for it
 PATIENCE = 30.0  # seconds after which something that must happen counts as never
 
 
@@ -187,7 +188,7 @@ class Swarm:
     folders = []  # of all swarms
 
     def __init__(self):
-        self.folder = tempfile.mkdtemp(prefix="cs", dir="/tmp")
+        self.folder = tempfile.mkdtemp(prefix="cs", dir="/var/tmp")
         self.folders.append(self.folder)
         self.temporary = os.path.join(self.folder, "t")
         os.mkdir(self.temporary)
@@ -203,6 +204,8 @@ class Swarm:
         """The environment of every process here."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("CONCURRENT_")}
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        kept.update({f"CONCURRENT_SWARM_{role}_ALLOW_{what}": value for role in ("SLAVE", "MASTER")
+                     for what, value in ALLOWED.items()})  # fmt: skip
         return {**kept, "PYTHONPATH": path, "CONCURRENT_SWARM_STATE": self.folder, "TMPDIR": self.temporary, **more}
 
     def start(self, role, *args, ready=True, name=None, **environ):

@@ -44,17 +44,17 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 1681,
+    "client.py": 1699,
     "components.py": 1453,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4264,
-    "rpc.py": 5413,
+    "master.py": 4328,
+    "rpc.py": 5656,
     "setup.py": 64,
-    "slave.py": 1064,
-    "tasks.py": 2963,
+    "slave.py": 1128,
+    "tasks.py": 3641,
 }
-TOTAL_LINES = 17_665
+TOTAL_LINES = 18_732
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -4,7 +4,6 @@ import contextlib
 import os
 import pathlib
 import signal
-import socket
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ class Held(Task):
 class Resident(ApplicationNode):
     """Pushes a task for each file `push-N`, whose result is in the file `done-N` then; ends with the file `end`."""
 
+    write = ["/tmp"]
     folder = ConfigItem("corpus", "folder", "", "where the files are")
 
     def start_processing(self):
@@ -87,7 +87,7 @@ WAYS = {  # what a task returns or raises
     "lambda": lambda: (lambda: 1),
     "generator": lambda: (n for n in []),
     "lock": threading.Lock,
-    "socket": socket.socket,
+    "view": lambda: memoryview(b"x"),
     "deep": lambda: deep(100_000),
     "bad reduce": lambda: throw(BadReduce("text")),
     "two arguments": lambda: throw(TwoArguments("first", "second")),

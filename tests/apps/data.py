@@ -58,6 +58,7 @@ class Grow(Task):
 
 class Base(ApplicationNode):
     abstract = True
+    write = ["/tmp"]
     kind = ChoiceItem("data", "kind", "bytes", ["bytes", "bytearray", "array", "nested"], "what travels")
     sizes = ConfigItem("data", "sizes", "1000000", "how large, with commas")
     count = IntItem("data", "count", 1, "how often")

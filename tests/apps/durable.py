@@ -212,6 +212,7 @@ class Given(ITaskSystem):
 
 class Application(ApplicationNode):
     abstract = True
+    write = ["/tmp"]
     count = IntItem("durable", "count", 1000, "how many tasks a step has")
     steps = IntItem("durable", "steps", 1, "how many steps there are")
     how = ConfigItem("durable", "how", "generator", "what generate_tasks returns")

@@ -33,6 +33,9 @@ class Work(Task):
 class Steady(ApplicationNode):
     """`count` tasks of `pause` seconds; each callback is a line in `folder`/callbacks."""
 
+    write = ["/tmp"]
+    read = ["/proc"]
+    subprocess = True
     count = IntItem("faults", "count", 100, "how many tasks")
     pause = FloatItem("faults", "pause", 0.005, "seconds that each takes")
     folder = ConfigItem("faults", "folder", "", "where lines are written")

@@ -119,6 +119,7 @@ class MakeAll(ITaskSystem):
 class Any(ApplicationNode):
     """Pushes one task that returns this, then a harmless one; tells what has come."""
 
+    write = ["/tmp"]
     how = ConfigItem("hostile", "how", "fine", "what it returns")
     folder = ConfigItem("hostile", "folder", "", "where marks are left")
     name = ConfigItem("hostile", "name", "one", "the name of the task")

@@ -42,6 +42,7 @@ class Row(ApplicationNode):
     """How `count` tasks ended; the one `at` does `what`. With a folder, all are cancelled once its file `cancel` is
     there."""
 
+    write = ["/tmp"]
     count = IntItem("leases", "count", 200, "how many tasks")
     at = IntItem("leases", "at", 1 << 30, "which is the odd one")
     what = ConfigItem("leases", "what", "wait", "what it does")

@@ -93,6 +93,9 @@ class Whole(Task):
 class Limited(ApplicationNode):
     """`count` stuck tasks, and one that ends when all of them have their outcomes."""
 
+    write = ["/tmp"]
+    read = ["/proc"]
+    subprocess = True
     how = ConfigItem("limits_app", "how", "loop", "at what the task is stuck")
     count = IntItem("limits_app", "count", 1, "how many")
     folder = ConfigItem("limits_app", "folder", "", "where tasks leave their marks")

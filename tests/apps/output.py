@@ -20,6 +20,8 @@ class Application(ApplicationNode):
     """What all of them share: they gather what comes home."""
 
     abstract = True
+    write = ["/tmp"]
+    subprocess = True
     count = IntItem("output", "count", 5, "how many tasks")
     folder = ConfigItem("output", "folder", "", "where marks and modules lie")
 

@@ -20,6 +20,7 @@ class Application(ApplicationNode):
     """What all of them share: options, and counting down to the end."""
 
     abstract = True
+    write = ["/tmp"]
     count = IntItem("plain", "count", 10, "how many tasks")
     how = ConfigItem("plain", "how", "list", "what is given to push_tasks")
     folder = ConfigItem("plain", "folder", "", "where tasks leave their marks")

@@ -63,6 +63,7 @@ class Easy(Task):
 class Retrying(ApplicationNode):
     """Pushes tasks with these names, and tells how each ended, and how often it was told."""
 
+    write = ["/tmp"]
     folder = ConfigItem("retries", "folder", "", "where tasks leave notes")
     called = ConfigItem("retries", "called", "busy", "names of tasks")
     kind = ConfigItem("retries", "kind", "Flaky", "their class")

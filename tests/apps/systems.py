@@ -28,6 +28,7 @@ class Application(ApplicationNode):
     """Sends the system that `make` returns and tells what comes of it."""
 
     abstract = True
+    write = ["/tmp"]
     count = IntItem("systems", "count", 10, "how many tasks a step has")
     steps = IntItem("systems", "steps", 3, "how many steps there are")
     how = ConfigItem("systems", "how", "", "what is asked of the system")

@@ -74,6 +74,7 @@ class ApplicationNode(components.Component):
     """
 
     abstract = True
+    results = "any"  # what results of tasks and systems may hold: "data" and "data,numpy" let them run no code here
     result: Any = None
     error: BaseException | None = None
     exit_code = 0
@@ -239,11 +240,21 @@ class ApplicationNode(components.Component):
         self._sealed: dict[int, tuple] = {}
         self._collecting: dict[int, str] = {}
         self._published: dict[str, Any] = {}  # what was published, for a master that must be told again
-        rpc.Exchange(self._publish, self.swarm.fetch)
+        self._load = self._reader()
+        rpc.Exchange(self._publish, self.swarm.fetch, load=self._load)
         unheard = type(self).task_finished is ApplicationNode.task_finished
         callback = self._unheard if unheard else self.task_finished
-        self._owner = tasks.Owner(self.swarm.call, callback, {"bundle": self._bundle.digest}, handles=True)
+        self._owner = tasks.Owner(self.swarm.call, callback, {"bundle": self._bundle.digest}, handles=True,
+                                  load=self._load)
         self._owner.keep = self.swarm.keep
+
+    @classmethod
+    def _reader(cls) -> Callable:
+        kind = cls.results if isinstance(cls.results, str) else "any"  # what is no text is the application's own
+        if kind not in rpc.READERS:
+            raise components.UsageError(f"{cls.__name__} has results = {kind!r}", "it says what a result may hold",
+                                        f"one of {', '.join(rpc.READERS)}")
+        return rpc.READERS[kind]
 
     def connect(self) -> None:
         """Joins the swarm. Raises Unreachable."""
@@ -386,13 +397,18 @@ class ApplicationNode(components.Component):
         self._ended[number] = stats
         self._sealed.pop(number, None)
         self._collecting.pop(number, None)
-        result, error = (None, tasks.open_failure(failure)) if failure else tasks.attempt(rpc.open_sealed, parts[0])
+        result, error = self._open_outcome(failure, parts)
         self.swarm.call("work_settled", number)
         self._system_handle = tasks.Handle(stats.get("system_id") or system.system_id)
         self._system_handle.title, self._system_handle.stats = stats.get("app") or type(system).__name__, stats
         if error is None:
             self.result = result
         self._announce(result, error, stats)
+
+    def _open_outcome(self, failure: dict | None, parts: list) -> tuple[Any, BaseException | None]:
+        result, error = (None, None) if failure else tasks.attempt(rpc.open_sealed, parts[0], self._load)
+        failure = failure or (error and tasks.describe_failure(error, kind="result"))
+        return result, failure and tasks.open_failure(failure, self._load)
 
     def _announce(self, result: Any, error: BaseException | None, stats: dict) -> None:
         old = getattr(self, "task_system_finsihed", None)  # the spelling of the thesis

@@ -3713,7 +3713,7 @@ class MasterNode(rpc.BaseNode):
             if self.systems.get(system.name) is not system:
                 continue
             if error:
-                self.end_system(system, tasks.describe_failure(error, kind=error.kind), {}, ())
+                self.end_system(system, tasks.describe_failure(error, kind=error.kind, itself=False), {}, ())
                 continue
             late, system.late = system.late, None
             self._repeat(system, history)

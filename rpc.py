@@ -116,7 +116,7 @@ import types
 import unicodedata
 import zipfile
 import zlib
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -173,7 +173,7 @@ def _unique_keys(pairs):
     table = dict(pairs)
     if len(table) < len(pairs):
         (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise _error(INVALID_REQUEST, f"the key {key!r} is there twice", "which one counts is a guess")
+        raise _error(INVALID_REQUEST, f"the key {key!r} is there twice", "which one counts is a guess", "send it once")
     return table
 
 
@@ -192,14 +192,14 @@ def parse(body: bytes) -> object:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _error(PARSE_ERROR, f"the body must be UTF-8 (byte {error.start} is not)") from None
+        raise _error(PARSE_ERROR, f"the body must be UTF-8 (byte {error.start} is not)", fix="encode it so") from None
     outline = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
     if max(itertools.accumulate(map(_STEPS.__getitem__, outline)), default=0) > MAX_DEPTH:
-        raise _error(PARSE_ERROR, f"the body is nested deeper than {MAX_DEPTH}")
+        raise _error(PARSE_ERROR, f"the body is nested deeper than {MAX_DEPTH}", fix="send flatter values")
     try:
         return json.loads(text, object_pairs_hook=_unique_keys, **_NUMBERS)
     except ValueError as error:
-        raise _error(PARSE_ERROR, f"the body is not JSON: {error}", "it is cut off or wrong there") from None
+        raise _error(PARSE_ERROR, f"the body is not JSON: {error}", "it is cut off or wrong there", "mend it") from None
 
 
 def _flaws(value) -> Iterator[tuple[str, str]]:
@@ -221,18 +221,21 @@ def _identity(item):
     return identity if usable and not any(_flaws(identity)) else None
 
 
+_SHAPE = 'it looks like {"jsonrpc": "2.0", "method": "status", "params": [], "id": 1}'
+
+
 def _check_shape(item):
     """Raises RpcError -32600 unless item is a JSON-RPC 2.0 request."""
     if not isinstance(item, dict):
-        raise _error(INVALID_REQUEST, "a request is an object", fix='{"jsonrpc": "2.0", "method": …}')
+        raise _error(INVALID_REQUEST, "a request is an object", fix=_SHAPE)
     if item.get("jsonrpc") != "2.0":
-        raise _error(INVALID_REQUEST, 'the request lacks "jsonrpc": "2.0"')
+        raise _error(INVALID_REQUEST, 'the request lacks "jsonrpc": "2.0"', fix=_SHAPE)
     if not isinstance(item.get("method"), str) or any(_flaws(item["method"])):
-        raise _error(INVALID_REQUEST, '"method" must be a text')
+        raise _error(INVALID_REQUEST, '"method" must be a text', fix=_SHAPE)
     if not isinstance(item.get("params", []), (list, dict)):
-        raise _error(INVALID_REQUEST, '"params" must be an array or an object')
+        raise _error(INVALID_REQUEST, '"params" must be an array or an object', fix=_SHAPE)
     if item.get("id") is not None and _identity(item) is None:
-        raise _error(INVALID_REQUEST, '"id" must be a text, a number or null')
+        raise _error(INVALID_REQUEST, '"id" must be a text, a number or null', fix=_SHAPE)
 
 
 # -- JSON-RPC: methods, pure ---------------------------------------------------------------------------------
@@ -262,7 +265,7 @@ class Method:
     def call(self, request: HttpRequest, params: list | dict) -> object:
         """Calls the function. Raises RpcError -32602 that names the parameter if it cannot be called so."""
         for path, why in _flaws(params):
-            raise _error(INVALID_PARAMS, f"params{path} {why}")
+            raise _error(INVALID_PARAMS, f"params{path} {why}", f"it is called as {self.usage}", "correct that value")
         try:
             args, kwargs = ((), params) if isinstance(params, dict) else (params, {})
             bound = self.signature.bind(request, *args, **kwargs)
@@ -315,7 +318,7 @@ class Service:
         try:
             message = parse(body)
             if message == []:
-                raise _error(INVALID_REQUEST, "the batch is empty")
+                raise _error(INVALID_REQUEST, "the batch is empty", fix="send one request at least")
             if isinstance(message, list) and len(message) > MAX_BATCH:
                 raise _error(TOO_LARGE, f"{len(message)} requests, at most {MAX_BATCH} per batch", fix="send several")
         except RpcError as error:
@@ -652,7 +655,7 @@ class _Exchange(BaseHTTPRequestHandler):
         if len(lengths) > 1 or not re.fullmatch("[0-9]+", lengths[0].strip()):
             raise _Refused(400, f"{lengths[0][:40]!r} is no Content-Length")
         if len(lengths[0].strip()) > 18 or int(lengths[0]) > self.server.BODY_LIMIT:
-            raise _Refused(413, f"{lengths[0][:40]} bytes, at most {self.server.BODY_LIMIT} are read")
+            raise _Refused(413, f"{lengths[0][:40]} bytes, at most {self.server.BODY_LIMIT} are read", fix="send less")
         if self.command == "POST" and self.headers.get_content_type() != "application/json":
             raise _Refused(415, f"{self.headers.get_content_type()} is not read", fix="send application/json")
         return int(lengths[0])
@@ -3009,16 +3012,17 @@ def frozen(part: Any) -> Any:
     return b"".join(part) if is_lent(part) else part
 
 
-def open_sealed(part: Any) -> Any:
+def open_sealed(part: Any, load: Callable = pickle.loads) -> Any:
     """The object in a sealed form of either kind: bytes, pieces or what lies in a file. Only for processes that run the
     user's code: workers, hosts, clients. Buffers become read-only views of the bytes, without a copy: an array of 64
-    KiB and up arrives read-only. Raises ProtocolError if the lengths do not add up, PayloadGone if the file is gone."""
+    KiB and up arrives read-only. `load` opens the pickle, see READERS. Raises ProtocolError if the lengths do not add
+    up, PayloadGone if the file is gone."""
     try:
         data = part.view() if type(part) is Reference else b"".join(part) if type(part) is list else part
     except OSError as error:
         raise PayloadGone(str(error)) from error
     if not data or data[0] not in (BUFFERS, GONE):
-        return pickle.loads(data)
+        return load(data)
     if data[0] == GONE:
         raise PayloadGone(str(data[1:], "utf-8", "replace"))
     data = memoryview(data).toreadonly()
@@ -3035,7 +3039,142 @@ def open_sealed(part: Any) -> Any:
         end += size
     if end != len(data):
         raise ProtocolError("the lengths in a sealed pickle do not add up", f"{end:,} bytes of {len(data):,}")
-    return pickle.loads(data[start : start + length], buffers=buffers)
+    return load(data[start : start + length], buffers=buffers)
+
+
+# -- sealed pickles of plain data ----------------------------------------------------------------------------------
+
+_COPIED = 16  # elements and characters that a pickle of data may copy, for each of its bytes
+_NESTED = 1000  # tuples within tuples: C computes their hash by a recursion that knows no limit
+_ELEMENT = re.compile(r"[<>|=](?:[biufc]\d{1,2}|[SU]\d{1,9})")  # of an array; others hold objects, fields or a unit
+
+
+class _Stand(NamedTuple):
+    """Stands for what a pickle of data names, or for what awaits its state: it can be called, and nothing be set."""
+
+    make: Callable | None
+    factory: type | None = None  # of a defaultdict
+
+
+class _DataReader(pickle._Unpickler):
+    """The unpickler written in Python (that in C lets a pickle say how large its tables are), without what it calls
+    and sets in the name of a pickle: only the stands are called."""
+
+    dispatch = pickle._Unpickler.dispatch.copy()
+    for _code in (pickle.OBJ, pickle.INST, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4):
+        del dispatch[_code[0]]
+
+    def __init__(self, data: Any, buffers: Iterable, stands: dict[str, _Stand]):
+        super().__init__(io.BytesIO(data), buffers=buffers)
+        self._stands, self._depths = stands, {}
+        self._left = _COPIED * sum(map(len, [data, *buffers]))
+
+    def find_class(self, module: str, name: str) -> _Stand:
+        """What stands for it. Raises Error if it is no data."""
+        if name in _DATA.get(module, "").split():
+            return _Stand(functools.partial(_made, getattr(importlib.import_module(module), name)))
+        if (stand := self._stands.get(f"{module}.{name}")) is None:
+            raise _no_data(f"{module}.{name}")
+        return stand
+
+    def _call(self):
+        args, stand = self.stack.pop(), self.stack[-1]
+        self._left -= len(args) + sum(len(arg) for arg in args if hasattr(arg, "__len__"))
+        if self._left < 0:
+            raise ValueError(f"its values copy more than {_COPIED} times its size")
+        self.stack[-1] = stand.make(*args)
+
+    def _build(self):
+        stand = self.stack[-2]
+        self.stack[-1] = (self.stack[-1],)
+        self._call()
+        for key in itertools.islice(reversed(self.memo), 64):  # it was put there before its state was read
+            if self.memo[key] is stand:
+                self.memo[key] = self.stack[-1]
+                break
+
+    def _bytearray(self):
+        size = int.from_bytes(self.read(8), "little")
+        if len(data := self.read(min(size, sys.maxsize))) < size:
+            raise EOFError("it is cut short")
+        self.append(bytearray(data))
+
+    def _nest(self):
+        depth = 1 + max((self._depths.get(id(one), 1) for one in self.stack[-1] if type(one) is tuple), default=0)
+        if depth > _NESTED:
+            raise ValueError(f"its tuples are nested deeper than {_NESTED}")
+        if depth > 1:
+            self._depths[id(self.stack[-1])] = depth
+
+    dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = _call
+    dispatch[pickle.BUILD[0]], dispatch[pickle.BYTEARRAY8[0]] = _build, _bytearray
+    for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+        dispatch[_code[0]] = lambda self, load=dispatch[_code[0]]: (load(self), self._nest())
+
+
+def _no_data(name):
+    numpy = name.startswith("numpy.")
+    return components.Error(
+        f"a result holds {name[:200]}", "this application opens results of plain data only",
+        "results = \"data,numpy\" admits arrays of numbers and texts" if numpy else
+        "return containers, numbers, texts, bytes, dates, paths, or set results = \"any\" if you trust all slaves")
+
+
+def _made(cls, *args):
+    if any(arg and isinstance(arg, (tuple, list, os.PathLike)) for arg in args):
+        raise TypeError(f"{cls.__name__} copies more than it is told")  # what no pickler writes, and nobody counts
+    return cls(*args)
+
+
+def _element(code, *_):
+    def make(state):
+        if not _ELEMENT.fullmatch(f"{state[1]}{code}") or any(one is not None for one in state[2:5]):
+            raise _no_data(f"numpy.dtype {code}")
+        return importlib.import_module("numpy").dtype(state[1] + code)
+
+    return _Stand(make)
+
+
+def _array(raw, element, shape=(), order="C"):
+    return importlib.import_module("numpy").frombuffer(raw, element).reshape(shape, order=order)
+
+
+_DATA = {  # module -> classes that plain data may name, and that hold what they are called with
+    "builtins": "complex range", "collections": "Counter OrderedDict deque", "decimal": "Decimal",
+    "datetime": "date datetime time timedelta timezone",
+    "pathlib": "PosixPath WindowsPath PurePosixPath PureWindowsPath",
+}
+_DATA["pathlib._local"] = _DATA["pathlib"]  # Python 3.13
+_STANDS = {f"builtins.{cls.__name__}": _Stand(None, cls) for cls in (int, float, str, list, dict, set)} | {
+    "collections.defaultdict": _Stand(lambda stand=None: defaultdict(stand and stand.factory)),
+    "uuid.UUID": _Stand(lambda: _Stand(lambda state: importlib.import_module("uuid").UUID(int=state["int"]))),
+    f"{WIRE}.Shared": _Stand(lambda key, size: check_key(key, 0, size) or sys.modules[WIRE].Shared(key, size)),
+}
+_NUMPY = {"numpy.dtype": _Stand(_element), "numpy.ndarray": _Stand(None)}
+for _home in ("core", "_core"):  # of numpy 1 and 2
+    _NUMPY |= {
+        f"numpy.{_home}.numeric._frombuffer": _Stand(_array),
+        f"numpy.{_home}.multiarray.scalar": _Stand(lambda element, raw: _array(raw, element)[()]),
+        f"numpy.{_home}.multiarray._reconstruct": _Stand(
+            lambda *_: _Stand(lambda of: _array(of[4], of[2], of[1], "F" if of[3] else "C").copy("K")))}
+
+
+def _load_data(stands, data, *, buffers=()):
+    """What a pickle of data holds, in memory of some hundred times its size at most. Raises Error."""
+    try:
+        return _DataReader(data, buffers, stands).load()
+    except components.Error as error:
+        raise error.with_traceback(None) from None  # the lines of the unpickler say nothing
+    except (pickle.UnpicklingError, struct.error, EOFError, LookupError, TypeError, ValueError, AttributeError,
+            ArithmeticError, MemoryError, RecursionError, ImportError) as error:
+        why = f"{type(error).__name__} {error}".strip()[:500]
+    raise components.Error("a result cannot be read as data", why, "look at the slave that it comes from")
+
+
+READERS: dict[str, Callable] = {  # what an application may say in `results` -> how pickles from slaves are opened
+    "any": pickle.loads, "data": functools.partial(_load_data, _STANDS),
+    "data,numpy": functools.partial(_load_data, _STANDS | _NUMPY),
+}
 
 
 # -- payloads in files ---------------------------------------------------------------------------------------------
@@ -3474,10 +3613,12 @@ Shared.__module__ = WIRE  # found there by every node, see `named`
 
 class Exchange:
     """How the user's code publishes objects and reaches published ones: `send(key, pieces)` hands a sealed object on,
-    `fetch(key)` waits for the bytes. `mark` makes its keys its own; a process that repeats another has the same."""
+    `fetch(key)` waits for the bytes, `load` opens them. `mark` makes its keys its own; a process that repeats another
+    has the same."""
 
-    def __init__(self, send: Callable[[str, list], None], fetch: Callable[[str], Any], mark: str = ""):
-        self._send, self._fetch = send, fetch
+    def __init__(self, send: Callable[[str, list], None], fetch: Callable[[str], Any], mark: str = "",
+                 load: Callable = pickle.loads):
+        self._send, self._fetch, self._load = send, fetch, load
         self._mark, self._owner = mark, "" if mark else None
         self._sent: set[str] = set()
         self._open: OrderedDict[str, tuple[Any, int]] = OrderedDict()
@@ -3512,7 +3653,7 @@ class Exchange:
     def get(self, shared: Shared) -> Any:
         """The object of a reference, opened once while it is among the last used. Raises Error."""
         if shared.key not in self._open:
-            self._open[shared.key] = open_sealed(self._fetch(shared.key)), shared.size
+            self._open[shared.key] = open_sealed(self._fetch(shared.key), self._load), shared.size
             while len(self._open) > 1 and sum(size for _, size in self._open.values()) > KEPT_OPEN:
                 self._open.popitem(last=False)
         self._open.move_to_end(shared.key)

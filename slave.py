@@ -270,7 +270,7 @@ class ProcessTaskManager(components.Component):
 
     def _fail(self, envelope: tasks.Envelope, lo: int, error: Exception, kind: str = "setup") -> None:
         """The rest of a lease cannot run here: "setup" is for want of something that another slave may have."""
-        failures = {"*": tasks.describe_failure(error, kind=kind)}
+        failures = {"*": tasks.describe_failure(error, kind=kind, itself=False)}
         self.node.report("result", envelope.lease, lo, envelope.hi, 0.0, failures)
 
     def uses(self, digest: str) -> bool:

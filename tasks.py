@@ -650,10 +650,11 @@ def publish(obj: Any) -> rpc.Shared:
 OUR_FILES = ("tasks.py", "rpc.py", "client.py", "slave.py", "master.py", "components.py")
 
 
-def describe_failure(error: BaseException, root: str = "", kind: str = "error") -> dict:
+def describe_failure(error: BaseException, root: str = "", kind: str = "error", itself: bool = True) -> dict:
     """An exception as a JSON object that every node can read.
 
     `root` is cut from file names, so that they read as in the user's own folder; frames of this package are left out.
+    `itself`: with the pickle of the exception, which this process then opens to see whether it can be.
     """
     frames = _frames(error)
     if isinstance(error, components.Error) and not frames:  # ours, about something of the user's
@@ -664,7 +665,7 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error") 
     text = _format(error, root)[-TRACEBACK_LIMIT:]
     where = f"{_shorten(frames[-1].filename, root)}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     failure = {"type": _type_name(error), "message": _text_of(error), "traceback": text, "where": where, "kind": kind}
-    sealed = _seal_exception(error)
+    sealed = _seal_exception(error) if itself else ""
     return {**failure, **_beside(error), **({"pickle": sealed} if sealed else {})}
 
 
@@ -764,13 +765,13 @@ def cancelled_failure() -> dict:
     return {"type": "Cancelled", "message": "it was cancelled", "traceback": "", "where": "", "kind": "cancelled"}
 
 
-def open_failure(failure: dict) -> BaseException:
-    """The exception to hand to callbacks: the original one where it can be made, else a `TaskError`.
+def open_failure(failure: dict, load: Callable = pickle.loads) -> BaseException:
+    """The exception to hand to callbacks: the original one where `load` can make it, else a `TaskError`.
 
     Its `__cause__` shows the remote traceback; `failure` holds the description.
     """
     sealed = base64.b64decode(failure.get("pickle", ""))
-    error, _ = attempt(pickle.loads, sealed) if sealed else (None, None)
+    error, _ = attempt(load, sealed) if sealed else (None, None)
     if not isinstance(error, BaseException) or attempt(_dress, error, failure)[1] is not None:
         error = TaskError(failure)  # its class does not exist here, or takes no attributes
         _dress(error, failure)
@@ -826,7 +827,7 @@ class Owner:
 
     `call(method, *params, parts=())` sends to the master. `callback(task, result, error)` gets every outcome, after
     `task.finished`; with `handles` it gets a `Handle` of the task. `options` go with every batch (the bundle's digest).
-    All methods belong to one thread.
+    `load` opens the pickles that come from slaves. All methods belong to one thread.
     """
 
     @staticmethod
@@ -834,9 +835,11 @@ class Owner:
         """The parts of a batch, copied where the user's code may change them."""
         return list(map(rpc.frozen, parts))
 
-    def __init__(self, call: Callable, callback: Callable, options: dict, name: str = "", handles: bool = False):
+    def __init__(self, call: Callable, callback: Callable, options: dict, name: str = "", handles: bool = False,
+                 load: Callable = pickle.loads):
         rpc.speak_wire()
         self.call = call
+        self.load = load
         self.callback = callback
         self.handles = handles
         self.name = name
@@ -1186,14 +1189,13 @@ class Owner:
             flight.source.unaccepted -= 1
             flight.source.settle()
 
-    @staticmethod
-    def _open(lo: int, hi: int, parts: list, failures: dict) -> tuple[list, dict]:
+    def _open(self, lo: int, hi: int, parts: list, failures: dict) -> tuple[list, dict]:
         """The results of lo..hi-1; one that cannot be opened here is a failure more."""
         if not parts:
             return [None] * (hi - lo), failures
         results: list = []
         for part in parts:
-            some, error = attempt(rpc.open_sealed, part)
+            some, error = attempt(rpc.open_sealed, part, self.load)
             if isinstance(error, rpc.PayloadGone):  # how many were in it?
                 return [None] * (hi - lo), {**failures, "*": describe_failure(error, kind="result")}
             if error is not None:  # only single results can fail, groups are plain
@@ -1210,7 +1212,7 @@ class Owner:
             self.failures.append((task.task_id or task.name, failure))
         if len(self.records) < FAILED_KEPT and failure.get("kind") not in NOT_RUN and task.task_id:
             self._keep_record(task)
-        error = open_failure(failure)
+        error = open_failure(failure, self.load)
         if type(task).finished is not Task.finished:
             task.finished(None, error)
         self.callback(Handle.of(task) if self.handles else task, None, error)

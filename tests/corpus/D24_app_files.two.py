@@ -1,0 +1,9 @@
+from concurrent_swarm.client import ApplicationNode
+
+
+class One(ApplicationNode):
+    pass
+
+
+class Two(ApplicationNode):
+    pass

@@ -52,9 +52,9 @@ LINES = {
     "rpc.py": 5272,
     "setup.py": 64,
     "slave.py": 1092,
-    "tasks.py": 3480,
+    "tasks.py": 3512,
 }
-TOTAL_LINES = 18_078
+TOTAL_LINES = 18_110
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

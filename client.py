@@ -60,6 +60,7 @@ HEARD_WITHIN = 5.0  # seconds until the master must have heard that a client lea
 PROGRESS_EVERY = 0.2  # seconds between two drawings of the progress line
 GIVE_UP_CANCELLING = 5.0  # seconds that a first Ctrl-C waits for what runs
 REPLAYS_KEPT = 100  # files of failed tasks
+OF_ALL_NODES = ("node.install", "node.wheels", "node.index", "node.build_timeout", "node.keep_apps")  # of a local swarm
 
 
 # -- applications --------------------------------------------------------------------------------------------------
@@ -735,6 +736,8 @@ class Watch:
         if self._state == "nothing":
             return ["no task is out", "the application ends when it calls shutdown_main_loop()"]
         _, tasks, why, task = self._app._waits[0]
+        if not task:
+            return [why]
         return [f"{tasks:,} task{' waits' if tasks == 1 else 's wait'}: {why}", f"see --explain {task}"]
 
     def show_output(self, task_id: str, attempt: int, text: str) -> None:
@@ -807,7 +810,8 @@ def _explained_wait(head: str, about: dict) -> list[str]:
         lines.append(f"  {about['unplaceable']}: {end}")
     lines.append(f"  ahead    {about['ahead']:,} tasks of the same owner")
     turns = [f"{turn['owner']} ({turn['tasks']:,} tasks)" for turn in about["turns"]]
-    lines.append(f"  turns    {', '.join(turns)}; one lease each in turn")
+    lines.append(f"  turns    {', '.join(turns)}")
+    lines += [f"  user     {about['behind']}"] if about["behind"] else []
     lines += [f"  {name:8} {obstacle or 'has room'}" for name, obstacle in about["slaves"].items()]
     return lines if about["slaves"] else [*lines, "  no slave is here"]
 
@@ -898,7 +902,7 @@ def _print_group(group: dict, full: bool, say: Callable) -> None:
     say(f"    tasks {', '.join(task[:60] for task in group['tasks'][:5])}{' …' if len(group['tasks']) > 5 else ''}")
     lines = group["traceback"].rstrip().splitlines()
     if group["type"] == "ModuleNotFoundError":
-        say("    fix: install it for the Python of the slave, or ship it beside the application")
+        say("    fix: requirements = [...] in the application, or ship it beside the application")
     say(_indent("\n".join(lines if full or len(lines) <= 12 else [*lines[:1], "  …", *lines[-9:]])))
     _print_output(group["output"], full, say)
 
@@ -1442,7 +1446,8 @@ def _main(argv: list[str]) -> int:
                                     "start one: python master.py")
     bundle = rpc.make_bundle(options.app, options.module)
     rpc.answer_framework([rpc.FRAMEWORK, rpc.PUBLIC_NAME])
-    module = rpc.load_app(bundle.root, bundle.manifest)
+    environment = components.Environment(options.env or components.state_root() / "client", "client")
+    module = rpc.load_app(bundle.root, bundle.manifest, rpc.compile_here(bundle, environment))
     options.replays = Replays(Path(options.env or components.state_root() / "client") / "failed")
     if options.replay:
         return _replay(options, bundle)
@@ -1474,10 +1479,12 @@ def _settings_of_nodes(options: argparse.Namespace, bundle: rpc.Bundle) -> dict[
     nodes = {role: [one for one in options.set if one.lower().startswith(sections[role])] for role in sections}
     options.set = [one for one in options.set if one not in nodes["master"] + nodes["slave"]]
     components.Config(arguments=options.set).check_unknown()
+    shared = [one for one in options.set if one.lower().startswith(OF_ALL_NODES)]
     for role, settings in nodes.items():
         asked = {name: value for name, value in bundle.manifest["needs"].items() if name in tasks.GRANTS}
         settings[:0] = [f"{role}.allow_{name}={'true' if value is True else ','.join(value)}"
                         for name, value in asked.items()]  # fmt: skip
+        settings += shared
     return nodes
 
 

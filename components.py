@@ -1135,10 +1135,10 @@ class Environment:
 
     def _files(self, keys):
         left_out = {"logs", "run", "spool", "lock"} | (set() if keys else {"keys"})
-        temporary = (".db-wal", ".db-shm", ".db-journal", ".db.ballast", ".pyc")
+        temporary, made = (".db-wal", ".db-shm", ".db-journal", ".db.ballast", ".pyc"), {".parts", ".parts-new"}
         for top in sorted(path for path in self.path.iterdir() if path.name not in left_out):
             for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
-                if file.is_file() and not file.name.endswith(temporary):
+                if file.is_file() and not file.name.endswith(temporary) and made.isdisjoint(file.parts):
                     yield file
 
     def restore(self, archive: str | os.PathLike) -> Environment:

@@ -20,7 +20,7 @@ The Board holds ranges. A *batch* is (owner, number, count), numbers count up fr
 
 Records, in order, are all that `restore` needs:
     ("life", n)                                         nth start of the master; lease ids of two lives never meet
-    ("owner", owner, kind, key, name) · ("gone", owner)
+    ("owner", owner, kind, key, name, user) · ("gone", owner)
     ("batch", owner, number, count, group, options, payload) · ("settled", owner, number)
     ("retry", owner, number, lo, hi, *`Past` but for shun)   these failed, or lost worker or slave, and wait again
     ("outcome", owner, number, lo, hi, seconds, failures, payload)
@@ -109,6 +109,8 @@ LONG = 1.0  # seconds: a deadline beyond that is one of tasks that nobody can ta
 STEAL_WIDTH = 64  # leases asked for per round
 STEAL_LOOK = 2e-5  # seconds between two rounds per lease that is out: looking at it takes 4 % of that
 WIDTH = 8  # slaves shown to the scheduler per lease: best of eight, whatever the size of the swarm
+TURN = 0.050  # seconds of each slot dealt to a user, or an application, before the next one: another worker costs 10 ms
+OWED = 10.0  # seconds of each slot that a user which could not use its share may have later
 FRONT = 64  # owners looked at, WIDTH ranges of each, for something that may go to a slave on which others have failed
 MAX_ATTEMPTS = 3  # worker deaths until a task counts as poisoned, if it says nothing else
 MAX_HOSTS = 3  # processes that a task system may have until its death counts as its own fault
@@ -268,20 +270,21 @@ class Kind:
 
 
 class Demand:
-    """What a lease needs of a slave, with the owners that wait for it, in turn, and the slaves that may have
-    room.
+    """What a lease needs of a slave, with the users that wait for it and their owners, in turn, and the slaves that may
+    have room.
 
     `idle` and `free` may name a slave whose room is gone (it is taken out when met), never miss one that has
     room: idle for a free slot, free for prefetching."""
 
-    __slots__ = ("able", "batches", "free", "idle", "needs", "ring", "tags", "tasks", "wanting")
+    __slots__ = ("able", "batches", "free", "idle", "needs", "rings", "tags", "tasks", "wanting", "width")
 
     def __init__(self, needs: tuple, tags: frozenset):
         self.needs = needs  # ((name, amount), …), amounts above 0
         self.tags = tags
+        self.width = max([1, *(amount for name, amount in needs if name == "cpus")])  # slots that a lease takes
         self.batches = 0  # live batches with this demand
         self.tasks = 0  # queued ones
-        self.ring = OrderedDict()  # Owner -> Line, the next in turn first
+        self.rings = {}  # User -> OrderedDict(Owner -> Line), the next in turn first
         self.able = set()
         self.idle = OrderedDict()
         self.free = OrderedDict()
@@ -290,6 +293,11 @@ class Demand:
     def __str__(self):
         amounts = [f"{amount:g} {name}" for name, amount in self.needs]
         return ", ".join([*amounts, *(f"the tag {tag}" for tag in sorted(self.tags))]) or "nothing"
+
+    @property
+    def lines(self) -> list[tuple]:
+        """(Owner, Line) of all that waits for it."""
+        return [pair for ring in self.rings.values() for pair in ring.items()]
 
     def missing(self, slaves: Iterable) -> str:
         """What none of these slaves has of it: a tag, else an amount, else all of it together."""
@@ -362,15 +370,44 @@ class Line:
         return batch.task_id(batch.queue[0][0])
 
 
+class Quotas(NamedTuple):
+    """What a user may have here at once. `running` counts leases, `retention` is in seconds."""
+
+    queued: float = math.inf
+    bytes: float = math.inf
+    running: float = math.inf
+    systems: float = math.inf
+    retention: float = math.inf
+
+    def passed(self, user: str, name: str, value: int, more: int) -> str:
+        """Why so much more of something is too much; "" if it is not."""
+        most = getattr(self, name)
+        if value + more <= most:
+            return ""
+        what = {"queued": "queued tasks", "systems": "task systems"}.get(name, name)
+        return f"user {user} has {value:,} {what}; with {more:,} more it passes {most:,} (quotas.{name} of the master)"
+
+
+class User:
+    """For whom owners work: its tasks that wait, bytes of payloads, leases in the hands of slaves. `spent`: the seconds
+    of slots that it had, to compare with those of others that have work, `expected` ones of its leases among them."""
+
+    __slots__ = ("bytes", "expected", "name", "queued", "running", "spent")
+
+    def __init__(self, name: str):
+        self.name = name
+        self.queued = self.bytes = self.running = 0
+        self.spent = self.expected = 0.0
+
+
 class Owner:
     """Whoever submits: a client or the host of a task system. `attached`: its connection is there."""
 
-    __slots__ = (
-        *("attached", "batches", "forgotten", "id", "key", "kind", "kinds", "lines", "name", "served", "tasks"),
-    )
+    __slots__ = ("attached", "batches", "forgotten", "id", "key", "kind", "kinds", "lines", "name", "served", "tasks",
+                 "turn", "user")
 
-    def __init__(self, owner: str, kind: str, key: str, name: str):
-        self.id, self.kind, self.key, self.name = owner, kind, key, name
+    def __init__(self, owner: str, kind: str, key: str, name: str, user: User):
+        self.id, self.kind, self.key, self.name, self.user = owner, kind, key, name, user
         self.attached = False
         self.batches = {}  # number -> Batch, until settled
         self.forgotten = []  # numbers settled, as [lo, hi] lists
@@ -378,6 +415,7 @@ class Owner:
         self.kinds = {}  # name -> Kind
         self.lines = {}  # Demand -> Line, only with something queued
         self.served = 0  # the last lease made for it
+        self.turn = 0.0  # seconds of slots that it had since it became the first of its user
 
     def kind_of(self, name: str) -> Kind:
         """The kind of that name; an owner with too many names gets one for all further ones."""
@@ -423,12 +461,20 @@ class Batch:
 
     def take(self, lease: Lease):
         """A part of it is in the hands of a slave."""
+        user, expected = self.owner.user, lease.expected * self.demand.width
+        user.running += 1
+        user.spent += expected
+        user.expected += expected
         if not self.leases:
             self.leases = {}
         self.leases[lease.id] = lease
 
     def drop(self, lease: Lease):
         """A lease is reported."""
+        user, width = self.owner.user, self.demand.width
+        user.running -= 1
+        user.spent += (lease.seconds - lease.counted - lease.expected) * width
+        user.expected -= lease.expected * width
         del self.leases[lease.id]
         if not self.leases:
             self.leases = NONE
@@ -443,29 +489,33 @@ class Batch:
         """How often its tasks run again after such a failure."""
         return self.limits.get("retries", NONE).get(name, UNSAID[name])
 
-    def end(self, outcome: tuple, tasks: int):
+    def end(self, outcome: tuple, tasks: int, weigh: Callable[[Any], int]):
         """So many tasks of it have their outcome, for good."""
         if not self.outcomes:
             self.outcomes = []
         self.outcomes.append(outcome)
+        self.owner.user.bytes += weigh(outcome[4])
         self.remaining -= tasks
         if not self.remaining:
+            self.owner.user.bytes -= weigh(self.payload)
             self.payload = None
 
 
 class Lease:
     """The tasks lo..hi of a batch in the hands of one slave. `open`: the ranges it has not reported yet; `ended`: those
-    that have their outcome all the same (all of them if it is revoked)."""
+    that have their outcome all the same (all of them if it is revoked). `seconds`: measured so far; its user is charged
+    for those `counted` as they passed and for those `expected` still."""
 
-    __slots__ = ("asked", "batch", "ended", "estimate", "hi", "id", "killed", "lo", "open", "past", "revoked", "since",
-                 "slave", "tasks")
+    __slots__ = ("asked", "batch", "counted", "ended", "estimate", "expected", "hi", "id", "killed", "lo", "open",
+                 "past", "revoked", "seconds", "since", "slave", "tasks")
 
     def __init__(self, number: int, batch: Batch, lo: int, hi: int, past: Past, now: float):
         self.id, self.batch, self.lo, self.hi, self.past = number, batch, lo, hi, past
         self.open = [(lo, hi)]
         self.ended = ()
         self.tasks = hi - lo  # open ones
-        self.estimate = batch.kind.estimate(hi - lo)
+        self.estimate = self.expected = batch.kind.estimate(hi - lo)
+        self.seconds = self.counted = 0.0
         self.since = now
         self.slave = None
         self.asked = self.revoked = self.killed = False
@@ -660,15 +710,21 @@ class Board:
     max_lease -- tasks that a lease may hold.
     unplaceable_wait -- seconds until tasks fail that none of the slaves here can ever take; 0: never. While no
         slave is here nothing fails.
+    weigh -- bytes of a payload, or of None.
 
-    `deadline`: when to call `tick` next (None: not before the next event). `counters`: what happened, by
-    name. `scheduler_error`: the last exception of the scheduler, for the node to report (the board then chose
-    by itself)."""
+    `quotas`: what a user may have; may be replaced while running. `deadline`: when to call `tick` next (None: not
+    before the next event). `counters`: what happened, by name. `scheduler_error`: the last exception of the scheduler,
+    for the node to report (the board then chose by itself)."""
 
     def __init__(self, scheduler: Any = None, limit: int = LIMIT, max_lease: int = MAX_LEASE,
-                 unplaceable_wait: float = 0.0):
+                 unplaceable_wait: float = 0.0, weigh: Callable[[Any], int] = lambda payload: 0):
         self.scheduler, self.limit, self.max_lease = scheduler, limit, max_lease
-        self.unplaceable_wait = unplaceable_wait
+        self.unplaceable_wait, self.weigh, self.quotas = unplaceable_wait, weigh, Quotas()
+        self.users = {}  # name -> User
+        self.busy = {}  # users that have something queued or running; an ordered set
+        self._woken = {}  # those of them that had not, while others had
+        self._turn, self._until = None, math.inf  # the user that is served, and what it may have spent then
+        self._top, self._level_at = 0.0, -math.inf
         self.owners = {}  # id -> Owner
         self.slaves = {}  # id -> Slave
         self.leases = {}  # id -> Lease
@@ -687,13 +743,16 @@ class Board:
 
     # -- owners ----------------------------------------------------------------------------------------------
 
-    def owner_joined(self, owner: str, kind: str, now: float, key: str = "", name: str = "") -> Effects:
-        """A new owner, attached. One that is known already is attached again."""
+    def owner_joined(self, owner: str, kind: str, now: float, key: str = "", name: str = "", user: str = "") -> Effects:
+        """A new owner, attached, that works for this user. One that is known already is attached again."""
         if owner in self.owners:
             return self.owner_attached(owner, now)
-        self.owners[owner] = Owner(owner, kind, key, name)
+        self._add_owner(owner, kind, key, name, user)
         self.owners[owner].attached = True
-        return Effects([("owner", owner, kind, key, name)], [], [])
+        return Effects([("owner", owner, kind, key, name, user)], [], [])
+
+    def _add_owner(self, owner, kind, key, name, user=""):
+        self.owners[owner] = Owner(owner, kind, key, name, self.users.setdefault(user, User(user)))
 
     def owner_detached(self, owner: str, now: float) -> Effects:
         """Its connection is gone. Its work goes on and outcomes are kept until it is back."""
@@ -746,7 +805,7 @@ class Board:
             self.counters["repeated submit"] += 1
             effects.after.append(("accepted", owner, number))
             return effects
-        reason = self._objection(known, owner, count, group, options)
+        reason = self._objection(known, owner, count, group, options, payload)
         if reason:
             self.counters["refused"] += 1
             effects.messages.append(("refused", owner, number, reason))
@@ -817,7 +876,7 @@ class Board:
     def _submitted(owner, number):
         return number in owner.batches or _added(owner.forgotten, number)
 
-    def _objection(self, known, owner, count, group, options):
+    def _objection(self, known, owner, count, group, options, payload):
         """Why a batch cannot be taken, "" if it can."""
         if known is None:
             return f"{owner} is not registered here"
@@ -825,12 +884,22 @@ class Board:
             return f"the batch has {count} tasks in groups of {group}, at least 1 is needed of both"
         if known.tasks + count > self.limit:
             return f"{owner} has {known.tasks} unsettled tasks; with {count} more it passes {self.limit}"
+        if known.kind != "system" and (why := self.over_quota(known.user, count, self.weigh(payload))):
+            return why  # a system must come to the same tasks when it is repeated; what it has out is bounded
         try:
             _demanded(options)
             tasks.limits_of(options)
         except ValueError as error:
             return str(error)
         return ""
+
+    def over_quota(self, user: User, count: int, size: int) -> str:
+        """Why a user may not have so many tasks and bytes more, "" if it may."""
+        quotas = self.quotas
+        if user.queued + count <= quotas.queued and user.bytes + size <= quotas.bytes:
+            return ""
+        passed = functools.partial(quotas.passed, user.name)
+        return passed("queued", user.queued, count) or passed("bytes", user.bytes, size)
 
     def _add_batch(self, owner, number, count, group, options, payload, now):
         batch = Batch(owner, number, count, group, options, payload)
@@ -844,6 +913,7 @@ class Board:
             self._set_timers(batch)
         owner.batches[number] = batch
         owner.tasks += count
+        owner.user.bytes += self.weigh(payload)
         self.counters["submitted"] += count
         return batch
 
@@ -888,7 +958,7 @@ class Board:
     def _end(self, batch, lo, hi, seconds, failures, payload, slave, effects, tasks=None):
         """Give tasks their outcome, for good. `tasks`: how many, if some have theirs."""
         tasks = hi - lo if tasks is None else tasks
-        batch.end((lo, hi, seconds, failures, payload, slave), tasks)
+        batch.end((lo, hi, seconds, failures, payload, slave), tasks, self.weigh)
         self.counters["ended"] += tasks
         owner = batch.owner
         effects.records.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload))
@@ -907,19 +977,23 @@ class Board:
         batch.demand.batches -= 1
         owner = batch.owner
         owner.tasks -= batch.count
+        owner.user.bytes -= self.weigh(batch.payload) + sum([self.weigh(outcome[4]) for outcome in batch.outcomes])
         del owner.batches[batch.number]
 
     # -- queues ----------------------------------------------------------------------------------------------
 
     def _enqueue(self, batch, pieces, front=False):
         """Put the ranges (lo, hi, Past) at the end of the owner's queue, or what came back at its front."""
-        owner, demand = batch.owner, batch.demand
+        owner, demand, user = batch.owner, batch.demand, batch.owner.user
         line = owner.lines.get(demand)
         if line is None:
-            line = owner.lines[demand] = demand.ring[owner] = Line()
+            line = owner.lines[demand] = demand.rings.setdefault(user, OrderedDict())[owner] = Line()
             if not demand.able:
                 self._doubtful[demand] = None
+        if user not in self.busy:
+            self._wake(user)
         tasks = total(pieces)
+        user.queued += tasks
         line.tasks += tasks
         demand.tasks += tasks
         batch.queued += tasks
@@ -961,17 +1035,21 @@ class Board:
         delayed, batch.delayed = batch.delayed, ()
         return pieces + delayed
 
-    @staticmethod
-    def _shorten(batch, tasks):
-        owner, demand = batch.owner, batch.demand
+    def _shorten(self, batch, tasks):
+        owner, demand, user = batch.owner, batch.demand, batch.owner.user
         line = owner.lines[demand]
+        user.queued -= tasks
         line.tasks -= tasks
         demand.tasks -= tasks
         batch.queued -= tasks
         if not batch.queued:
             del line.batches[batch]
             if not line.batches:
-                del owner.lines[demand], demand.ring[owner]
+                del owner.lines[demand], demand.rings[user][owner]
+                if not demand.rings[user]:
+                    del demand.rings[user]
+        if not (user.queued or user.running):
+            self._sleep(user)
 
     # -- slaves ----------------------------------------------------------------------------------------------
 
@@ -1001,10 +1079,10 @@ class Board:
         if heard or total(inside) != hi - lo or slave.lacks(batch.demand):
             return
         batch.queue = tuple(outside)
-        self._shorten(batch, hi - lo)
         lease = Lease(number, batch, lo, hi, max((past for _, _, past in inside), key=lambda past: past[:4]), now)
-        slave.take(lease)
         batch.take(lease)
+        self._shorten(batch, hi - lo)
+        slave.take(lease)
         self.leases[number] = lease
         self.counters["adopted"] += 1
         self._tell("task_pushed", slave, hi - lo)
@@ -1059,7 +1137,7 @@ class Board:
 
     def _doubt(self):
         """The slaves are others now: look anew at what waits."""
-        self._doubtful.update((demand, None) for demand in self.demands.values() if demand.ring)
+        self._doubtful.update((demand, None) for demand in self.demands.values() if demand.rings)
 
     # -- leases ----------------------------------------------------------------------------------------------
 
@@ -1071,12 +1149,13 @@ class Board:
         held = self._held(slave, lease)
         if held is None:
             return effects
+        seconds = seconds if 0 <= seconds < 1e9 else 0.0
+        held.seconds += seconds
         parts = self._report(held, lo, hi)
         live = parts if not held.ended else held.live(parts)
         if held.revoked or (parts and not live):
             self.counters["revoked result"] += 1
         elif parts == [(lo, hi)]:
-            seconds = seconds if 0 <= seconds < 1e9 else 0.0
             held.slave.measure(held.batch.kind, hi - lo, seconds)
             held.batch.kind.measure(seconds / (hi - lo), self.slots)
             if live is not parts:
@@ -1086,7 +1165,8 @@ class Board:
             else:
                 held.slave.succeeded(now)
             if live:
-                self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects, total(live))
+                tasks = None if live is parts else total(live)
+                self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects, tasks)
         else:  # the payload cannot be cut here: what a confused slave left open runs again
             self.counters["repeated result"] += 1
             self._take_back(held, live, effects, now)
@@ -1112,6 +1192,7 @@ class Board:
         held = self._held(slave, lease)
         if held is not None:
             self.counters["workers lost"] += 1
+            held.seconds = max(held.seconds, now - held.since)
             for a, b in reversed(held.live(self._report(held, lo, hi))):
                 past = self._shunning(held, now) if b == a + 1 else held.past
                 self._retry(held, a, b, past._replace(deaths=past.deaths + 1, lease=lease), reason, effects, output)
@@ -1139,6 +1220,9 @@ class Board:
             slave.drop(lease)
             lease.batch.drop(lease)
             del self.leases[lease.id]
+            user = lease.batch.owner.user
+            if not (user.running or user.queued):
+                self._sleep(user)
             while slave.missing:
                 slave.missing.pop().offer(slave)
         return parts
@@ -1317,6 +1401,61 @@ class Board:
     def _late(batch, limit, now):
         return {"*": tasks.limit_failure(batch.options, limit, now - batch.since)}
 
+    # -- users -----------------------------------------------------------------------------------------------
+    #
+    # The one that had the least time of slots, of those that have work, is served until it is half a turn ahead of the
+    # others. Time counts as expected from when a lease is made, as it passes while it runs, and as measured in the end.
+
+    def _wake(self, user):
+        """It has work again. If nobody else has, what was before counts no more."""
+        if self.busy:
+            self._woken[user] = None
+            self._turn = None
+        else:
+            user.spent = max(user.spent, self._top)
+        self.busy[user] = None
+
+    def _sleep(self, user):
+        del self.busy[user]
+        user.expected = 0.0  # rounding errors do not add up
+        self._top = max(self._top, user.spent)
+
+    def _level(self, now):
+        """Count the time of what runs; who has come back is half a turn ahead of the others, and no more."""
+        if now >= self._level_at:
+            self._level_at = now + self._pause
+            for slave in self.slaves.values():
+                for lease in itertools.islice(slave.leases.values(), slave.workers):
+                    user, width = lease.batch.owner.user, lease.batch.demand.width
+                    more = now - lease.since - lease.counted
+                    less = 0.0 if lease.batch.kind.seconds is None else min(more, lease.expected)
+                    lease.counted += more
+                    lease.expected -= less
+                    user.spent += (more - less) * width
+                    user.expected -= less * width
+        least = min([user.spent - user.expected for user in self.busy if user not in self._woken], default=0.0)
+        for user in self._woken:
+            user.spent = max(user.spent, least - TURN / 2 * self.slots)
+        self._woken.clear()
+
+    def _full(self, user):
+        """Whether it has as many leases as it may."""
+        return user.running >= self.quotas.running
+
+    def _next_user(self, ready):
+        """Whose turn it is of those that wait for one of these demands; None if all are held back."""
+        user = self._turn
+        if any(user in demand.rings for demand in ready) and user.spent < self._until and not self._full(user):
+            return user
+        able = dict.fromkeys(user for demand in ready for user in demand.rings if not self._full(user))
+        self._turn = user = min(able, key=lambda user: user.spent, default=None)
+        if user is not None:
+            for other in self.busy:  # one that could take nothing
+                other.spent = max(other.spent, user.spent - OWED * self.slots)
+            half = TURN / 2 * self.slots
+            self._until = half + min(other.spent + half * (other is user) for other in self.busy)
+        return user
+
     # -- assigning -------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> Effects:
@@ -1350,31 +1489,38 @@ class Board:
         return effects
 
     def _assign(self, effects, now):
-        """Make leases until nothing that waits fits anywhere. Owners take turns; one owner's batches go in
-        order, except that a batch which fits nowhere does not hold up those with another demand."""
+        """Make leases until nothing that waits fits anywhere. Users take turns, and the owners of each; one owner's
+        batches go in order, except that a batch which fits nowhere does not hold up those with another demand."""
         if now < self.resting_until:
             self._look_at(self.resting_until)
             return
-        ready = [demand for demand in self.demands.values() if demand.ring and demand.free]
+        ready = [demand for demand in self.demands.values() if demand.rings and demand.free]
+        shared = len(self.busy) > 1 or self.quotas.running < math.inf
+        if ready and shared:
+            self._level(now)
         while ready:
-            demand = ready[0] if len(ready) == 1 else min(ready, key=self._turn)
-            if not self._lease(demand, effects, now) or not (demand.ring and demand.free):
+            user = self._next_user(ready) if shared else next(iter(ready[0].rings))
+            if user is None:
+                return
+            demand = ready[0] if len(ready) == 1 else min(ready, key=functools.partial(self._order, user))
+            if not self._lease(demand, user, effects, now) or not (demand.rings and demand.free):
                 ready.remove(demand)
             elif len(ready) > 1:
-                ready = [demand for demand in ready if demand.ring]
+                ready = [demand for demand in ready if demand.rings]
 
     @staticmethod
-    def _turn(demand):
-        owner, line = next(iter(demand.ring.items()))
+    def _order(user, demand):
+        if user not in demand.rings:
+            return math.inf, 0
+        owner, line = next(iter(demand.rings[user].items()))
         return owner.served, next(iter(line.batches)).serial
 
-    def _lease(self, demand, effects, now):
-        """Make one lease for the owner whose turn it is. Returns whether it found a slave."""
-        found = self._next(demand, now)
+    def _lease(self, demand, user, effects, now):
+        """Make one lease for the user whose turn it is. Returns whether it found a slave."""
+        found = self._next(demand, user, now)
         if found is None:
             return False
         batch, place, tasks, slaves = found
-        owner = batch.owner
         lo, _, past = batch.queue[place]
         while (number := next(self._lease_ids)) in self.leases:  # an adopted one may have it
             pass
@@ -1383,24 +1529,39 @@ class Board:
         if slave is None:
             self._look_at(now + STEAL_AGE)  # ask again then
             return False
+        if batch.kind.seconds is None:
+            lease.expected = TURN * self.slots  # or it might be on all slots before one knows that it takes long
+        owner = batch.owner
         owner.served = lease.id
-        for other in owner.lines:
-            other.ring.move_to_end(owner)
+        if len(owner.lines) > 1 or len(demand.rings[owner.user]) > 1:
+            self._pass_turn(lease, owner)
+        batch.take(lease)
         self._dequeue(batch, place, tasks)
         slave.take(lease)
         demand.served(slave, lease.estimate)
-        batch.take(lease)
         self.leases[lease.id] = lease
         self.counters["leases"] += 1
         self._tell("task_pushed", slave, tasks)
         effects.messages.append(("lease", slave.id, lease))
         return True
 
-    def _next(self, demand, now):
+    def _pass_turn(self, lease, owner):
+        """The next owner of the user follows; if it has another application, when this one had its turn."""
+        owner.turn += lease.estimate
+        ring = lease.batch.demand.rings[owner.user]
+        if len(ring) > 1 and owner.turn < TURN * self.slots:
+            other = next(iter(next(itertools.islice(ring.values(), 1, None)).batches))
+            if other.options.get("bundle") != lease.batch.options.get("bundle"):
+                return
+        owner.turn = 0.0
+        for demand in owner.lines:
+            demand.rings[owner.user].move_to_end(owner)
+
+    def _next(self, demand, user, now):
         """The first of what waits that a slave may take: (batch, place in its queue, tasks, slaves). None if there is
         none. A slave on which a task has just failed is passed over for it, if there are others."""
-        batch = next(iter(next(iter(demand.ring.values())).batches))
-        front = ((batch, 0),) if batch.queue[0][2].shun is None else self._front(demand)  # the healthy path is short
+        batch = next(iter(next(iter(demand.rings[user].values())).batches))
+        front = ((batch, 0),) if batch.queue[0][2].shun is None else self._front(demand, user)  # the first is short
         for batch, place in front:
             tasks, shun = self._size(batch, batch.queue[place], batch.owner.lines[demand]), batch.queue[place][2].shun
             slaves = self._candidates(demand, batch.kind.estimate(tasks))
@@ -1413,10 +1574,11 @@ class Board:
                 return batch, place, tasks, slaves
         return None
 
-    @staticmethod
-    def _front(demand):
-        """What comes next, and what would come if that cannot be, and so on: (batch, place in its queue)."""
-        for line in itertools.islice(demand.ring.values(), FRONT):
+    def _front(self, demand, user):
+        """What comes next for a user, and what would come if that cannot be, and so on: (batch, place in its queue)."""
+        rings = [ring for one, ring in demand.rings.items() if one is not user and not self._full(one)]
+        lines = itertools.chain.from_iterable(ring.values() for ring in (demand.rings.get(user, {}), *rings))
+        for line in itertools.islice(lines, FRONT):
             pieces = ((batch, place) for batch in line.batches for place in range(len(batch.queue)))
             yield from itertools.islice(pieces, WIDTH)
 
@@ -1437,7 +1599,8 @@ class Board:
     @staticmethod
     def _candidates(demand, estimate):
         """Up to WIDTH slaves that may take such a lease now: those with a free slot, else those with credit."""
-        return demand.with_room(demand.idle, None, WIDTH) or demand.with_room(demand.free, estimate, WIDTH)
+        idle = demand.idle and demand.with_room(demand.idle, None, WIDTH)
+        return idle or demand.with_room(demand.free, estimate, WIDTH)
 
     def _place(self, slaves, lease):
         if self.scheduler is None:
@@ -1489,7 +1652,8 @@ class Board:
             if now < lease.since + STEAL_AGE:
                 self._look_at(now + self._pause)
                 break
-            if not (lease.asked or lease.revoked) and lease.batch.demand in demands and lease.divisible:
+            wanted = not (lease.asked or lease.revoked) and lease.batch.demand in demands and lease.divisible
+            if wanted and not self._full(lease.batch.owner.user):
                 ripe.append(lease)
         return heapq.nlargest(STEAL_WIDTH, ripe, key=lambda lease: (lease.tasks, lease.id))
 
@@ -1502,13 +1666,13 @@ class Board:
     def _flag(self, effects, now):
         """See which lines wait for what no slave here has, and tell of each that is new."""
         doubtful, self._doubtful = self._doubtful, {}
-        needed = [demand for demand in doubtful if demand.ring and not demand.able]
+        needed = [demand for demand in doubtful if demand.rings and not demand.able]
         if self._release(slave for slave in self.slaves.values() if not all(map(slave.lacks, needed))):
             self._assign(effects, now)  # better than nobody
         for demand in doubtful:
-            stuck = bool(demand.ring and self.slots and not demand.able)
+            stuck = bool(demand.rings and self.slots and not demand.able)
             demand.wanting = demand.missing(one for one in self.slaves.values() if not one.closed) if stuck else ""
-            for owner, line in demand.ring.items():
+            for owner, line in demand.lines:
                 if stuck and line.stuck is None:
                     effects.messages.append(("unplaceable", owner.id, line.head, line.tasks, demand.wanting))
                     if self.unplaceable_wait:
@@ -1519,7 +1683,7 @@ class Board:
         """End what has waited too long for what no slave here has."""
         if self.unplaceable_wait and self.slots:
             for demand in self.demands.values():
-                for line in () if demand.able else list(demand.ring.values()):
+                for _, line in () if demand.able else demand.lines:
                     self._end_line(demand, line, effects, now)
 
     def _end_line(self, demand, line, effects, now):
@@ -1556,7 +1720,7 @@ class Board:
                 continue
             slaves = self.slaves.values()
             reasons = {one.id: one.closed or one.lacks(demand) for one in slaves}
-            for owner, line in demand.ring.items():
+            for owner, line in demand.lines:
                 batch = next(iter(line.batches))
                 about = {"owner": owner.id, "number": batch.number, "task": line.head, "tasks": line.tasks}
                 why = {"needs": dict(demand.needs), "tags": sorted(demand.tags), "why": demand.wanting}
@@ -1571,7 +1735,8 @@ class Board:
         `state` is one of
             "delayed" -- it failed, and runs again `in` seconds
             "waiting" -- `ahead`: tasks of its owner before it in the same line; `turns`: the owners that wait for
-                slaves of the same kind, the next one first, with the tasks of each; `slaves`: the first unmet condition
+                slaves of the same kind, the next one first, with the tasks of each; `user`: whose task it is, and
+                `behind`: why other users come first, "" if none does; `slaves`: the first unmet condition
                 of each, "" where there is room; `unplaceable`: why no slave here can ever take it, "" if one can;
                 `fails_in`: seconds until it fails of that, None if it does not
             "running" -- `slave`, `first` and `last` task of the lease, for `since` seconds; `before`: leases that this
@@ -1630,10 +1795,22 @@ class Board:
         if line.stuck is not None and self.unplaceable_wait:
             fails_in = max(0.0, max(line.stuck, batch.since) + self.unplaceable_wait - now)
         return {
-            "ahead": ahead, "turns": [{"owner": one.id, "tasks": other.tasks} for one, other in demand.ring.items()],
+            "ahead": ahead, "turns": [{"owner": one.id, "tasks": other.tasks} for user in self._in_turn(demand.rings)
+                                      for one, other in demand.rings[user].items()],
+            "user": batch.owner.user.name, "behind": self.behind(batch.owner.user),
             "slaves": {one.id: one.obstacle(demand, estimate) for one in self.slaves.values()},
             "unplaceable": demand.wanting, "fails_in": fails_in,
         }
+
+    def _in_turn(self, users):
+        return sorted(users, key=lambda user: (self._full(user), user is not self._turn, user.spent))
+
+    def behind(self, user: User) -> str:
+        """Why other users come before this one now, "" if none does."""
+        if self._full(user):
+            return f"user {user.name} has {user.running:,} leases, as many as it may (quotas.running of the master)"
+        first = next(iter(self._in_turn(one for one in self.busy if one.queued)), user)
+        return "" if first is user else f"it is the turn of user {first.name}; users share the slots equally"
 
     # -- after a restart -------------------------------------------------------------------------------------
 
@@ -1668,7 +1845,7 @@ class Board:
         if event == "snapshot":
             self._replay_snapshot(self.owners[owner], rest[1], dict(rest[2]), waiting)
         elif event == "owner":
-            self.owners[owner] = Owner(owner, *rest)
+            self._add_owner(owner, *rest)
         elif event == "gone":
             for batch in self.owners[owner].batches.values():
                 waiting.pop(batch, None)
@@ -1703,7 +1880,7 @@ class Board:
                 for lo, hi in out[number]:
                     still += take(waiting[batch], lo, hi)
                 for lo, hi, *_ in waiting[batch]:
-                    batch.end((lo, hi, 0.0, {}, None, ""), hi - lo)
+                    batch.end((lo, hi, 0.0, {}, None, ""), hi - lo, self.weigh)
                 self.counters["ended"] += total(waiting[batch])
                 waiting[batch] = still
 
@@ -1722,21 +1899,33 @@ class Board:
                     line[1] += 1
         for (owner, demand), (queued, batches) in lines.items():
             line = owner.lines[demand]
-            assert demand.ring[owner] is line and self.demands[demand.needs, demand.tags] is demand
+            assert demand.rings[owner.user][owner] is line and self.demands[demand.needs, demand.tags] is demand
             assert line.tasks == queued and len(line.batches) == batches, "a queue holds what does not wait"
         for demand in self.demands.values():
-            assert demand.tasks == sum(line.tasks for line in demand.ring.values())
-            stuck = bool(demand.ring and self.slots and not demand.able)
-            assert {line.stuck is not None for line in demand.ring.values()} <= {stuck}, "flagged in vain, or not"
+            assert demand.tasks == sum(line.tasks for _, line in demand.lines) and all(demand.rings.values())
+            stuck = bool(demand.rings and self.slots and not demand.able)
+            assert {line.stuck is not None for _, line in demand.lines} <= {stuck}, "flagged in vain, or not"
             assert not stuck or not self.unplaceable_wait or self.deadline is not None, "nobody will end what is stuck"
         assert len(lines) == sum(len(owner.lines) for owner in self.owners.values())
-        assert len(lines) == sum(len(demand.ring) for demand in self.demands.values())
+        assert len(lines) == sum(len(demand.lines) for demand in self.demands.values())
+        self._check_users()
         for slave in self.slaves.values():
             self._check_slave(slave)
         assert len(self.leases) == sum(len(slave.leases) for slave in self.slaves.values()), "no slave has it"
         assert self.slots == sum(slave.workers for slave in self.slaves.values() if not slave.closed)
         self._check_counters()
         self._check_timers()
+
+    def _check_users(self):
+        """What is counted for a user is what its owners have."""
+        for user in self.users.values():
+            owners = [owner for owner in self.owners.values() if owner.user is user]
+            batches = [batch for owner in owners for batch in owner.batches.values()]
+            payloads = [part for batch in batches for part in (batch.payload, *(one[4] for one in batch.outcomes))]
+            leases = [lease for lease in self.leases.values() if lease.batch.owner.user is user]
+            found = sum(batch.queued for batch in batches), sum(map(self.weigh, payloads)), len(leases)
+            assert (user.queued, user.bytes, user.running) == found, "miscounted"
+            assert (user in self.busy) == bool(user.queued or user.running), "not served, or waited for in vain"
 
     def _check_timers(self):
         """Whatever has a limit of time is looked at when it passes."""
@@ -1814,8 +2003,8 @@ class Board:
         assert self.counters["submitted"] == ended + sum(batch.remaining for batch in batches), "miscounted"
         for demand in self.demands.values():
             assert all(slave in demand.able for slave in (*demand.idle, *demand.free))
-            if self.scheduler is None and demand.ring and self.resting_until == -math.inf:
-                shuns = [(batch.queue[place][2].shun or ("",))[0] for batch, place in self._front(demand)]
+            if self.scheduler is None and demand.rings and self.resting_until == -math.inf:
+                shuns = [(batch.queue[place][2].shun or ("",))[0] for batch, place in self._front(demand, None)]
                 free = {one.id for one in demand.idle if one.room(demand.needs, 1)}
                 assert all(shuns.count(one) == len(shuns) for one in free), "work and room both wait"
 
@@ -2605,9 +2794,11 @@ def read_options(parts: list) -> dict:
 
 
 @functools.lru_cache(maxsize=1024)
-def with_limits(head: bytes, limits: str) -> bytes:
-    """The head of a batch, with the limits of this master (as JSON) for what its tasks do not say."""
-    return json.dumps({**tasks.read_head(head), "default_limits": json.loads(limits)}).encode()
+def completed(head: bytes, user: str, limits: str) -> bytes:
+    """The head of a batch, with the user whose tasks they are, for workers serve one alone, and the limits of this
+    master (as JSON, or empty) for what they do not say."""
+    more = {"default_limits": json.loads(limits)} if limits else {}
+    return json.dumps({**tasks.read_head(head), **more, "user": user}).encode()
 
 
 def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
@@ -2684,6 +2875,11 @@ class Names:
         self._last[prefix] = max(self._last[prefix], int(name[len(prefix) :]))
 
 
+def weight_of(parts: list | None) -> int:
+    """The bytes of a payload, in memory and in files."""
+    return parts.weight if type(parts) is Counted else sum(map(rpc.size_of, parts or ()))
+
+
 class Memory:
     """Counts the bytes of the payloads in memory: `count` gives a list that counts until nobody holds it any more."""
 
@@ -2701,7 +2897,7 @@ class Memory:
     def count(self, parts: list, size: int) -> list:
         """The same parts, of which so many bytes are in memory, counted."""
         counted = Counted(parts)
-        counted.memory, counted.size = self, size
+        counted.memory, counted.size, counted.weight = self, size, weight_of(parts)
         self.used += size
         return counted
 
@@ -2714,7 +2910,7 @@ def bytes_in_memory(parts: list) -> int:
 class Counted(list):
     """Parts of a payload that take up memory as long as this list is there."""
 
-    __slots__ = ("memory", "size")
+    __slots__ = ("memory", "size", "weight")
 
     def __del__(self):
         self.memory.dropped.append(self.size)
@@ -2817,6 +3013,11 @@ class MasterNode(rpc.BaseNode):
     )
     retention = components.FloatItem("master", "retention", 3600.0,
                                      "seconds to keep the work of a client that went away without a word", minimum=0)
+    queued = components.IntItem("quotas", "queued", 1_000_000, "tasks of a user that wait; 0: any", 0)
+    held = components.IntItem("quotas", "bytes", 10_000_000_000, "bytes of a user's tasks and results here; 0: any", 0)
+    running = components.IntItem("quotas", "running", 0, "leases of a user at once, further ones wait; 0: any", 0)
+    most_systems = components.IntItem("quotas", "systems", 100, "task systems of a user at once; 0: any", 0)
+    kept_for = components.FloatItem("quotas", "retention", 0.0, "seconds that cap master.retention; 0: any", 0)
     timeout = components.FloatItem("limits", "timeout", 0.0,
                                    "seconds that an attempt may run of a task that says nothing; 0: any", minimum=0)
     deadline = components.FloatItem("limits", "deadline", 0.0,
@@ -2847,6 +3048,8 @@ class MasterNode(rpc.BaseNode):
     def setup(self) -> None:
         """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
         self._begin_empty()
+        self.parts = tasks.Prerequisites(self)
+        self.closing.callback(self.parts.close)
         self.audit_log = Audit(self.environment / "logs" / "audit.jsonl")
         self.audit_log.start()
         self.closing.callback(self.audit_log.close)
@@ -2861,7 +3064,8 @@ class MasterNode(rpc.BaseNode):
         self.memory = Memory(self.memory_limit * 1024 * 1024)
         self.read_limits()
         self.shelf = rpc.Shelf(self.store or self.spool)
-        self.board = Board(max_lease=self.max_lease, unplaceable_wait=self.unplaceable_wait)
+        self.board = Board(max_lease=self.max_lease, unplaceable_wait=self.unplaceable_wait, weigh=weight_of)
+        self.read_quotas()
         self.set_scheduler()
         self.keyring = rpc.Keyring(str(self.environment / "keys"))
         apps = self.environment / "apps"  # one without its zip is asked for again
@@ -2881,6 +3085,8 @@ class MasterNode(rpc.BaseNode):
         self.systems: dict[str, System] = {}
         self._system_numbers = itertools.count(1)
         self._hosts: dict[int, System] = {}  # zygote token -> system
+        self._unhosted: collections.defaultdict = collections.defaultdict(list)  # bundle -> (system, History) that wait
+        self._preparing: dict[tuple[str, str], str] = {}  # (slave, bundle) -> what is made for it there
         self._peers: dict[str, rpc.Peer] = {}  # name of a client or slave -> its connection
         self._finished: dict[tuple, Finished] = {}  # by client and number
         self._detached: set[str] = set()  # clients that left their systems here
@@ -2923,6 +3129,11 @@ class MasterNode(rpc.BaseNode):
         limits["retries"] = {name: most for name, most in retries.items() if most != UNSAID[name]}
         said = {name: value for name, value in limits.items() if value != UNSAID.get(name, 0.0) and value != {}}
         self.limits = json.dumps(said) if said else ""
+
+    def read_quotas(self) -> None:
+        """Takes over what is configured for users."""
+        said = self.queued, self.held, self.running, self.most_systems, self.kept_for
+        self.board.quotas = Quotas(*(most or math.inf for most in said))
 
     def open_journal(self) -> None:
         """Reads what an earlier life accepted and has not delivered, and goes on from there."""
@@ -3167,6 +3378,7 @@ class MasterNode(rpc.BaseNode):
         self._expose_to_owners(self.channel)
         self._expose_systems_to_owners(self.channel)
         self._expose_to_slaves(self.channel)
+        self._expose_bundles(self.channel)
         self._expose_shared(self.channel)
 
     def _expose_to_owners(self, channel: rpc.Channel) -> None:
@@ -3282,10 +3494,6 @@ class MasterNode(rpc.BaseNode):
             self.take_output(request.peer.label, lease, pieces)
 
         @rpc.tcpremote(channel, roles=slaves)
-        def fetch(handler, request, digest):
-            self.send_bundle(request.peer, digest)
-
-        @rpc.tcpremote(channel, roles=slaves)
         def resources(handler, request, amounts, workers):
             check_offer(amounts, workers)
             self.apply(self.board.slave_changed(request.peer.label, amounts, workers, time.monotonic()))
@@ -3293,6 +3501,15 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=slaves)
         def leaving(handler, request):
             self.apply(self.board.slave_draining(request.peer.label, time.monotonic()))
+
+    def _expose_bundles(self, channel: rpc.Channel) -> None:
+        @rpc.tcpremote(channel, roles=("slave",))
+        def fetch(handler, request, digest):
+            self.send_bundle(request.peer, digest)
+
+        @rpc.tcpremote(channel, roles=("slave",))
+        def preparing(handler, request, digest, what):
+            self.preparing(digest, what, request.peer.label)
 
     def _hello(self, peer: rpc.Peer, info: dict) -> dict:
         """Admits a node: gives it a name, and tells it what it needs to know."""
@@ -3337,7 +3554,7 @@ class MasterNode(rpc.BaseNode):
         self._gone_at.pop(name, None)
         known = name in self.board.owners
         self.audit("submit", peer, client=name, application=info.get("bundle"))
-        self.apply(self.board.owner_joined(name, "client", now, key=identity))
+        self.apply(self.board.owner_joined(name, "client", now, key=identity, user=peer.name))
         self._told.pop(name, None)
         slaves, workers, _ = self.swarm_size()
         return {
@@ -3358,6 +3575,7 @@ class MasterNode(rpc.BaseNode):
         self._told.pop(name, None)
         now = time.monotonic()
         if peer.role == "slave":
+            self._preparing = {key: what for key, what in self._preparing.items() if key[0] != name}
             held = self.board.slaves[name].open_tasks if name in self.board.slaves else 0
             log.info("slave %s left (%s): %s tasks back in the queue", name, reason, held)
             self.apply(self.board.slave_lost(name, now, reason))
@@ -3388,10 +3606,9 @@ class MasterNode(rpc.BaseNode):
         check_whole(number, count, group, first)
         if parts and type(parts[0]) is rpc.Reference:
             parts[0] = parts[0].read()
-        head = read_options(parts)
-        if self.limits:
-            parts[0] = with_limits(bytes(parts[0]), self.limits)
-            head = read_options(parts)
+        if read_options(parts) and owner in self.board.owners:
+            parts[0] = completed(bytes(parts[0]), self.board.owners[owner].user.name, self.limits)
+        head = tasks.read_head(bytes(parts[0]))
         if head.get("bundle") not in self.bundles:
             self._send_refused(owner, number, self._unstored or NEVER_SENT)
         elif self.storage and owner not in self.systems and not self.board.knows(owner, number):
@@ -3482,6 +3699,31 @@ class MasterNode(rpc.BaseNode):
         else:
             self.channel.send(peer, ["no_bundle", digest])
 
+    def preparing(self, digest: str, what: str, where: str = "the master") -> None:
+        """A slave, or this master, makes what an application needs, until it says "" of it."""
+        if {type(digest), type(what)} != {str}:
+            raise rpc.ProtocolError("what a slave prepares is two texts")
+        self._preparing.pop((where, digest), None)
+        if what and digest in self.bundles:
+            self._preparing[where, digest] = f"{where} prepares {components.printable(what)[:80]}"
+
+    def prepared(self, digest: str, error: rpc.CannotBuild | None) -> None:
+        """What an application needs is here, or cannot be had: its systems that wait for it begin, or end."""
+        for system, history in self._unhosted.pop(digest, ()):
+            if self.systems.get(system.name) is not system:
+                continue
+            if error:
+                self.end_system(system, tasks.describe_failure(error, kind=error.kind), {}, ())
+                continue
+            late, system.late = system.late, None
+            self._repeat(system, history)
+            for call, parts in late if system.pipe else ():
+                self._send(system.name, call, parts)
+
+    def uses(self, digest: str) -> bool:
+        """Whether a task system of an application is here."""
+        return any(system.bundle == digest for system in self.systems.values())
+
     # -- published objects
 
     def works_for(self, slave: str, owner: str) -> bool:
@@ -3563,16 +3805,29 @@ class MasterNode(rpc.BaseNode):
             return
         if known is None:
             if digest not in self.bundles:
-                failure = {"c": -32007, "m": self._unstored or NEVER_SENT, "t": ""}
-                self._send(client, ["push_tasksystem_failed", number, failure])
+                self._refuse_system(client, number, self._unstored or NEVER_SENT)
+                return
+            if why := self._over_quota(client):
+                self._refuse_system(client, number, why)
                 return
             try:
                 known = self._fork_host(client, number, digest, options, parts)
             except OSError as error:
-                failure = {"c": -32000, "m": f"no process can be started for it ({error})", "t": ""}
-                self._send(client, ["push_tasksystem_failed", number, failure])
+                self._refuse_system(client, number, f"no process can be started for it ({error})", -32000)
                 return
         self.apply(Effects([], [], [("taken", client, number, known.name)]))
+
+    def _refuse_system(self, client: str, number: int, why: str, code: int = -32007) -> None:
+        self._send(client, ["push_tasksystem_failed", number, {"c": code, "m": why, "t": ""}])
+
+    def _over_quota(self, client: str) -> str:
+        """Why the user of a client may not have one more task system, "" if it may."""
+        user = self.board.owners[client].user
+        systems = self.board.quotas.passed(user.name, "systems", self._systems_of(user), 1)
+        return systems or self.board.over_quota(user, 1, 1)
+
+    def _systems_of(self, user: User) -> int:
+        return sum(system.user == user.name for system in self.systems.values())
 
     def collect(self, peer: rpc.Peer, number: int, name: str) -> None:
         """Lets a client wait for a system, running or finished, whose own client is not here."""
@@ -3584,8 +3839,7 @@ class MasterNode(rpc.BaseNode):
             client = running.client if running else place[0]
             why = self._why_not_collect(peer, client, running.user if running else self._finished[place].user)
         if why:
-            failure = {"c": -32007, "m": f"task system {name} cannot be collected: {why}", "t": ""}
-            self._send(peer.label, ["push_tasksystem_failed", number, failure])
+            self._refuse_system(peer.label, number, f"task system {name} cannot be collected: {why}")
             return
         if running:
             running.client, running.number = peer.label, number
@@ -3623,14 +3877,25 @@ class MasterNode(rpc.BaseNode):
         options = {**options, "seed": secrets.token_hex(8), "user": user}
         name, app = str(next(self._system_numbers)), options.get("name", "?")
         system = System(name, client, number, app, digest, options, time.monotonic())
-        self._fork(system)
+        history = History(("system", name, client, number, app, digest, options, list(parts)))
+        if self._can_host(system, history):
+            self._fork(system)
         self.systems[name] = system
-        self.apply(self.board.owner_joined(name, "system", system.since, name=app))
+        self.apply(self.board.owner_joined(name, "system", system.since, name=app, user=user))
         self._record("system", name, client, number, app, digest, options, list(parts))
-        self._begin(system, parts)
+        if system.pipe:
+            self._begin(system, parts)
         log.info("system %s %s: from client %s", name, app, client)
         self.audit("system", self._peers.get(client, ""), system=name, client=client, name=app, application=digest)
         return system
+
+    def _can_host(self, system: System, history: History) -> bool:
+        """Whether its application has what it needs here; if not, the system begins, or goes on, once it has."""
+        if self.parts.here(system.bundle):
+            return True
+        system.late = [] if system.late is None else system.late
+        self._unhosted[system.bundle].append((system, history))
+        return False
 
     def _fork(self, system: System) -> None:
         """Makes the process that hosts it. Raises OSError."""
@@ -3655,6 +3920,8 @@ class MasterNode(rpc.BaseNode):
         system.known, system.done = history.drawn, history.ended
         if system.bundle not in self.bundles:
             self._lost_host(system, "its application is not here any more")
+            return
+        if not self._can_host(system, history):
             return
         try:
             self._fork(system)
@@ -3861,8 +4128,8 @@ class MasterNode(rpc.BaseNode):
         for name, since in list(self._gone_at.items()):
             if name in self._detached and any(system.client == name for system in self.systems.values()):
                 self._gone_at[name] = now  # retention begins with the end of what it left here
-            elif now - since > self.retention:
-                log.info("client %s did not come back in %.0f s: its work is dropped", name, self.retention)
+            elif now - since > (kept := min(self.retention, self.board.quotas.retention)):
+                log.info("client %s did not come back in %.0f s: its work is dropped", name, kept)
                 self.forget_client(name)
         if self.board.scheduler_error:
             error, self.board.scheduler_error = self.board.scheduler_error, None
@@ -3886,10 +4153,13 @@ class MasterNode(rpc.BaseNode):
         owners = [client, *(system.name for system in self.systems.values() if system.client == client)]
         known = [self.board.owners[owner] for owner in owners if owner in self.board.owners]
         lines = [pair for owner in known for pair in owner.lines.items()]
-        waits = [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
+        used = {self._peers[client].info.get("bundle"), *(self.systems[one].bundle for one in owners[1:])}
+        waits = [["preparing", 0, what, ""] for (_, digest), what in self._preparing.items() if digest in used]
+        waits += [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
         if running.isdisjoint(owners):
             others = ", ".join(sorted(running)[:SHOWN])
             why = f"the slaves run tasks of {others}" if running else "no slave takes them yet"
+            why = (known and self.board.behind(known[0].user)) or why
             waits += [["behind", line.tasks, why, line.head] for demand, line in lines if not demand.wanting]
             failed = self.board.delayed(owners)
             pieces = [(when, batch, lo, hi) for batch in failed for lo, hi, _, when in batch.delayed]
@@ -3909,6 +4179,9 @@ class MasterNode(rpc.BaseNode):
             components.run_foreign("the scheduler stays as it was", self.set_scheduler)
         if any(section == "limits" for section, _ in changes):
             self.read_limits()
+        if any(section == "quotas" for section, _ in changes):
+            self.read_quotas()
+            self.apply(self.board.tick(time.monotonic()))  # some may wait no more
 
     def open_control_channel(self) -> None:
         """Opens the HTTP port, writes the access files, and notes for nodes of this user where they are."""
@@ -4053,13 +4326,17 @@ class MasterNode(rpc.BaseNode):
 
     def status(self) -> dict:
         slaves, workers, busy = self.swarm_size()
-        queued = sum(line.tasks for owner in self.board.owners.values() for line in owner.lines.values())
+        users = dict.fromkeys(owner.user for owner in self.board.owners.values())
         return {
-            **super().status(), "slaves": slaves, "workers": workers, "busy": busy, "queued": queued,
+            **super().status(), "slaves": slaves, "workers": workers, "busy": busy,
+            "queued": sum(one.queued for one in users),
             "clients": sorted(name for name, peer in self._peers.items() if peer.role != "slave"),
             "systems": len(self.systems), "done": self._counts["tasks"], "failed": self._counts["failed"],
             "scheduler": type(self.board.scheduler).__name__, "journal": bool(self.journal),
             "storage": self.storage or "ok", "addresses": self.addresses,
+            "users": {one.name: {"queued": one.queued, "bytes": one.bytes, "running": one.running,
+                                 "systems": self._systems_of(one)} for one in users},
+            "quotas": {name: most for name, most in self.board.quotas._asdict().items() if most < math.inf},
             "unplaced": self.board.unplaced(time.monotonic()), "counters": dict(self.board.counters),
             "refused": dict(self.channel.counts), "audit": dict(self.audit_log.counts),
             "sandbox": self.guard.status(),

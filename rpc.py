@@ -49,12 +49,13 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      forget_shared([keys]) · no_bundle(digest)
     slave → master   result(id, lo, hi, seconds, failures) {groups…} · given_back(id, lo, hi) · fetch(digest)
                      output(id, [[lo, hi, text, dropped]…]) · worker_lost(id, lo, hi, reason, output)
-                     resources(amounts, workers) · leaving()
+                     resources(amounts, workers) · leaving() · preparing(digest, what), "" when that is over
                      publish_for(owner, key, at, total) {, bytes} · fetch_shared(key)
     slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
                      shared(key) {bytes} · no_shared(key, reason) · spare() and stack(), with a descriptor each
     worker → slave   result(id, lo, hi, seconds, failures, last) {groups…} · publish(key, at, total) {, bytes}
                      fetch_shared(key) · begun(id), if its tasks have limits
+    node → builder   build({what of, into which folder, from where}); it says built(size, [what, why, fix, kind] or [])
 
 Beside its socketpair a child has a pipe for what it prints. What Python prints in a lease of several tasks stands
 between marks of its task; the lo..hi of an `output` are ordinals of the owner, 0..0 for it as a whole, such as the
@@ -81,6 +82,7 @@ import http.client
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import inspect
 import io
@@ -96,13 +98,16 @@ import platform
 import re
 import secrets
 import selectors
+import shlex
 import shutil
 import signal
 import socket
 import ssl
 import stat
 import struct
+import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -116,6 +121,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_origin
 from urllib.parse import urlsplit
@@ -3734,6 +3740,7 @@ _MANIFEST = {"format": int, "kind": str, "entry": str, "module": str, "modules":
 NEEDS = {"requirements": list, "network": list, "read": list, "write": list, "subprocess": bool}  # of texts
 _ZIP_METHODS = zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED
 _MANIFEST_FILE = ".bundle.json"  # cannot meet a file of the application: hidden ones are not shipped
+PARTS = ".parts"  # the folder beside it of what a node has installed and compiled for the application
 
 
 class Bundle(NamedTuple):
@@ -3754,9 +3761,10 @@ def make_bundle(path: str | os.PathLike | None = None, module: str | None = None
     """The bundle of the application in `path` (a .py file or package folder) or of `module` (as after `-m`). A file
     takes along the modules and packages next to it that its imports name, also inside functions and through other
     siblings, but for names that the standard library has. A package takes all its files but hidden and compiled ones.
+    What its class, a requirements.txt beside it, and the header of the file (PEP 723) require is put together.
     Raises UsageError for source that cannot be found, read, parsed or sent."""
     root, entry = _locate_module(module) if module is not None else _locate_path(Path(path))
-    needs = _needs(_parse(root / entry), root / entry)
+    needs = _with_requirements(_needs(_parse(root / entry), root / entry), root, entry)
     if "/" in entry:
         names, modules = _package_files(root, entry.partition("/")[0], framework), {entry.partition("/")[0]}
     else:
@@ -3889,6 +3897,64 @@ def _is_need(name, value):
     return type(value) is NEEDS.get(name) and all(type(one) is str and one.isprintable() for one in texts)
 
 
+def _with_requirements(needs, root, entry):
+    """The needs with what a requirements.txt beside the entry file or in its package says, and the file's header."""
+    found = [("", one) for one in needs.get("requirements", [])]
+    for folder in sorted({(root / entry).parent, root / (entry.partition("/")[0] if "/" in entry else "")}):
+        if (folder / "requirements.txt").is_file():
+            lines = (folder / "requirements.txt").read_text("utf-8-sig", "replace").splitlines()
+            words = ((number, re.sub(r"(^|\s)#.*", "", line).strip()) for number, line in enumerate(lines, 1))
+            found += [(f"{_shown(folder / 'requirements.txt')}:{number}: ", word) for number, word in words if word]
+    found += [(f"{_shown(root / entry)}: ", one) for one in _header_requirements(root / entry)]
+    for where, one in found:
+        if not _is_requirement(one):
+            why = "options, other files, paths and addresses mean something else, or nothing, on another machine"
+            raise UsageError(f"{where}{one!r} is no requirement that can travel", why,
+                             "a name with versions, as numpy>=1.26; what lies in a file goes into node.wheels of nodes")
+    ours = re.compile(r"concurrent[-_.]swarm\b", re.IGNORECASE)  # a file's header may well name it; every node has it
+    requirements = list(dict.fromkeys(one for _, one in found if not ours.match(one)))
+    return {**needs, **({"requirements": requirements} if requirements else {})}
+
+
+def _is_requirement(text):
+    """Whether it is a name with versions (PEP 508): nothing that pip would take for an option, a file or an address."""
+    versions = r"\(?[=<>!~][\w.*+!,<>=~\s-]*\)?"
+    return re.fullmatch(rf"[A-Za-z0-9][\w.-]*\s*(\[[\w.,\s-]*\])?\s*({versions})?\s*(;[^/@]*)?", text)
+
+
+def _header_requirements(path):
+    """The dependencies in a file's header "# /// script" (PEP 723)."""
+    source = importlib.util.decode_source(path.read_bytes())
+    found = re.search(r"^# /// script$\n((?:^#(?:| .*)$\n)+?)^# ///$", source, re.MULTILINE)
+    if not found:
+        return []
+    text = re.sub(r"^# ?", "", found[1], flags=re.MULTILINE)
+    with suppress(ValueError, SyntaxError):
+        value = _toml_dependencies(text)
+        if _is_need("requirements", value):
+            return value
+    line = source.count("\n", 0, found.start()) + 1
+    raise UsageError(f"{_shown(path)}:{line}: the dependencies of this header cannot be read",
+                     "a list of texts is meant, in TOML (PEP 723)", '# dependencies = ["numpy>=1.26"]')
+
+
+def _toml_dependencies(text):
+    if importlib.util.find_spec("tomllib"):
+        return importlib.import_module("tomllib").loads(text).get("dependencies", [])
+    alone = re.search(r"^dependencies\s*=\s*(\[.*?\])\s*$", text, re.MULTILINE | re.DOTALL)  # before Python 3.11
+    return ast.literal_eval(alone[1]) if alone else []
+
+
+def _imports_of(path):
+    """The imports in a file, of Cython too: of that the names are read, line by line."""
+    if path.suffix == ".py":
+        yield from _imports(_parse(path))
+        return
+    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
+        if found := re.match(r"\s*(?:from\s+(\w+)[\w.]*\s+c?import\b|c?import\s+([\w.]+(?:\s*,\s*[\w.]+)*))", line):
+            yield from ((number, 0, name.strip(), []) for name in (found[1] or found[2]).split(","))
+
+
 def _imports(tree) -> Iterator[tuple[int, int, str, list[str]]]:
     """All imports in a file, those inside functions too, as (line, level, module, names)."""
     for node in ast.walk(tree):
@@ -3903,17 +3969,17 @@ def _with_siblings(root, entry, framework):
     names, modules, todo = {entry}, set(), [entry]
     while todo:
         file = todo.pop()
-        for line, level, module, _ in _imports(_parse(root / file)):
+        for line, level, module, _ in _imports_of(root / file):
             if level and "/" not in file:
                 raise _relative_import(root, file, line)
             top = module.partition(".")[0]
             if level or top in modules or top in sys.stdlib_module_names or top in (framework, PUBLIC_NAME):
                 continue
-            package, alone = (root / top / "__init__.py").is_file(), (root / f"{top}.py").is_file()
-            found = _package_files(root, top, framework) if package else {f"{top}.py"} if alone else set()
+            alone = {f"{top}{end}" for end in (".py", ".pyx", ".pxd") if (root / f"{top}{end}").is_file()}
+            found = _package_files(root, top, framework) if (root / top / "__init__.py").is_file() else alone
             if found and (file, found) != (entry, {entry}):  # an import of its own name means another module
                 modules.add(top)
-                todo += sorted(name for name in found - names if name.endswith(".py"))
+                todo += sorted(name for name in found - names if name.endswith((".py", ".pyx", ".pxd")))
                 names |= found
     return names, modules
 
@@ -3932,7 +3998,8 @@ def _package_files(root, package, framework):
     for folder, folders, files in os.walk(root / package):
         inside = Path(folder).relative_to(root)
         folders[:] = [name for name in filter(_shipped, folders) if (inside / name).parts != copy]
-        files = [name for name in filter(_shipped, files) if Path(folder, name).is_file()]
+        files = {name for name in filter(_shipped, files) if Path(folder, name).is_file()}
+        files -= {name for name in files if name.endswith((".so", ".pyd")) and f"{name.partition('.')[0]}.pyx" in files}
         names |= {(inside / name).as_posix() for name in files}
     return names
 
@@ -3979,10 +4046,12 @@ def manifest_of(root: str | os.PathLike) -> dict[str, Any]:
 
 
 def known_bundles(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """The bundles that lie intact in `folder`, as {digest: manifest}; what a crash has damaged is removed."""
+    """The bundles that lie intact in `folder`, as {digest: manifest}; what a crash has damaged is removed, and what
+    was installed and compiled for the node that crashed."""
     known = {}
     for path in Path(folder).glob(f"*/{_MANIFEST_FILE}"):
         root = path.parent
+        remove_parts(root)
         try:
             manifest = json.loads(path.read_bytes())
             files = [file for file in root.rglob("*") if file.is_file() and file != path]
@@ -4043,7 +4112,8 @@ def _check_bundle(digest, manifest, files):
         raise _refused(f"its format is {manifest['format']}, this node knows {BUNDLE_FORMAT}")
     if not all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) for name in names):
         raise _refused("its manifest names modules that cannot be")
-    if not all(itertools.starmap(_is_need, manifest["needs"].items())):
+    known = all(itertools.starmap(_is_need, manifest["needs"].items()))
+    if not known or not all(map(_is_requirement, manifest["needs"].get("requirements", []))):
         raise _refused("its manifest has needs that this node does not know")
     if manifest["entry"] not in files or manifest["kind"] not in ("file", "package"):
         raise _refused(f"it is a {manifest['kind']!r} without its entry file {manifest['entry']!r}")
@@ -4065,6 +4135,158 @@ def _unpack(files, target):
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+# -- bundles: what is installed and compiled for them --------------------------------------------------------
+
+INSTALLED, COMPILED, TEMPORARY = "installed", "compiled", "tmp"  # folders below the one of a bundle's parts
+_BUILD_LOG = "build.log"
+TOLD_LINES = 8  # of what a tool said that failed
+COMPILED_KEPT = 3600.0  # seconds without use after which a client removes what it has compiled
+_FLAGS = ["-O2", "-fPIC", "-fwrapv", "-ffp-contract=off", "-w"]  # the same last bit as the pure twin
+
+
+class CannotBuild(Error):
+    """Something cannot be installed or compiled. `kind`: "setup" where another machine may do it, else "load"."""
+
+    def __init__(self, what: str, why: str = "", fix: str = "", kind: str = "setup"):
+        super().__init__(what, why, fix)
+        self.kind = kind
+
+
+def wanted_parts(root: str | os.PathLike) -> dict[str, list]:
+    """What an unpacked bundle needs beside its own files: `requirements`, and as `sources` its .pyx files."""
+    sources = (path.relative_to(root).as_posix() for path in Path(root).rglob("*.pyx"))
+    own = sorted(name for name in sources if not name.startswith(PARTS))
+    return {"requirements": manifest_of(root)["needs"].get("requirements", []), "sources": own}
+
+
+def build_parts(root: str, into: str, where: str, requirements: Iterable[str] = (), sources: Iterable[str] = (),
+                install: bool = True, wheels: str = "", index: str = "", settings: str = "") -> int:
+    """Installs the requirements, of wheels only, and compiles the sources of the bundle in `root` into the folder
+    `into`; returns the bytes that this takes. `wheels` is a folder to take them from, `index` an address; without
+    either, pip's settings count, and those in the file `settings`. Without `install`, nothing may be missing. `where`
+    is what errors call this machine. Takes its time: for a process of its own. Raises CannotBuild, OSError."""
+    folder = Path(into)
+    for name in INSTALLED, COMPILED, TEMPORARY:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    if missing := [one for one in requirements if not _is_installed(one)]:
+        what = f"{', '.join(missing)} cannot be installed on {where}"
+        if not install:
+            raise CannotBuild(what, "node.install is no there", "its owner sets that, or installs it for all")
+        _install(folder, requirements, what, wheels, index, settings)
+    for name in sources:
+        try:
+            _compile(Path(root), name, folder, f"{name} cannot be compiled on {where}")
+        except CannotBuild as error:
+            if not (Path(root) / name).with_suffix(".py").is_file():
+                raise
+            log.warning("the pure twin of %s is used: %s", name, error)
+    shutil.rmtree(folder / TEMPORARY)
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _is_installed(requirement):
+    """Whether this Python has it without us, as pip reads it."""
+    if not importlib.util.find_spec("pip"):
+        return False
+    one = importlib.import_module("pip._vendor.packaging.requirements").Requirement(requirement)
+    with suppress(importlib.metadata.PackageNotFoundError):
+        if one.marker is None or one.marker.evaluate():
+            version = importlib.metadata.version(one.name)
+            return not one.extras and one.specifier.contains(version, prereleases=True)
+        return True
+    return False
+
+
+def _install(folder, requirements, what, wheels, index, settings):
+    environ = {"PIP_CONFIG_FILE": os.devnull if wheels or index else settings}  # that: no settings of pip's at all
+    places = ["--no-index", "--find-links", wheels] if wheels else ["--index-url", index] if index else []
+    source = f"node.wheels, {wheels}" if wheels else f"node.index, {index}" if index else "where pip's settings say"
+    _tool(folder, [sys.executable, "-m", "pip", "install", "--only-binary", ":all:", "--no-cache-dir", "--no-input",
+                   "--disable-pip-version-check", "--target", str(folder / INSTALLED), *places, *requirements],
+          what, f"wheels only, from {source}; node.wheels and node.index there say from where", environ=environ)
+
+
+def _compile(root, name, folder, what):
+    """Makes a module of a .pyx file, with Cython, which may be one of the requirements, and the compiler of here."""
+    words = shlex.split(sysconfig.get_config_var("LDSHARED") or "cc")
+    names = list(dict.fromkeys([words[0], "cc", "gcc", "clang"]))
+    compiler = next(filter(None, map(shutil.which, names)), None)
+    if not compiler:
+        raise CannotBuild(what, f"there is no C compiler: none of {', '.join(names)}",
+                          f"install one there, or put a pure twin beside it: {name.removesuffix('x')}")
+    if not (importlib.util.find_spec("Cython") or (folder / INSTALLED / "Cython").is_dir()):
+        raise CannotBuild(what, "there is no Cython", 'requirements = ["cython"] in the application installs it')
+    stem = name.removesuffix(".pyx")
+    c_file, library = folder / TEMPORARY / "module.c", folder / COMPILED / f"{stem}{EXTENSION_SUFFIXES[0]}"
+    library.parent.mkdir(parents=True, exist_ok=True)
+    _tool(folder, [sys.executable, "-m", "cython", "-3", "--module-name", stem.replace("/", "."), "-I", str(root),
+                   str(root / name), "-o", str(c_file)],
+          what, f"correct {name}", "load")
+    _tool(folder, [compiler, *words[1:], *_FLAGS, "-I", sysconfig.get_path("include"), str(c_file), "-o", str(library)],
+          what, "the headers of Python must be there, as in python3-dev")
+
+
+def _tool(folder, command, what, fix, kind="setup", environ=()):
+    """Runs a program for this folder; what it says is kept there, and its last lines are told if it fails."""
+    path = os.pathsep.join([str(folder / INSTALLED), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environ = {**os.environ, **dict(environ), "TMPDIR": str(folder / TEMPORARY), "PYTHONPATH": path}
+    with open(folder / _BUILD_LOG, "ab") as said:
+        if subprocess.run(command, cwd=folder / TEMPORARY, env=environ, stdin=subprocess.DEVNULL, stdout=said,
+                          stderr=subprocess.STDOUT).returncode == 0:
+            return
+    raise CannotBuild(what, said_last(folder), fix, kind)
+
+
+def said_last(folder: str | os.PathLike) -> str:
+    """The last lines of what the tools said that worked for this folder."""
+    with suppress(OSError), open(Path(folder) / _BUILD_LOG, "rb", opener=_open_itself) as said:
+        text = said.read()[-8192:].decode(errors="replace")
+        return "\n".join([line for line in text.splitlines() if line.strip()][-TOLD_LINES:])
+    return "nothing was said"
+
+
+def _open_itself(path, flags):
+    """No link: a node reads what a child of its own could have put there."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+
+def compiled_twin(folder: Path, fullname: str) -> Path | None:
+    """The compiled module of this name below a folder, unless its source there is newer."""
+    stem = folder.joinpath(*fullname.split("."))
+    source = stem.with_name(f"{stem.name}.pyx")
+    found = [file for end in EXTENSION_SUFFIXES if (file := stem.with_name(stem.name + end)).is_file()]
+    stale = found and source.is_file() and source.stat().st_mtime > found[0].stat().st_mtime
+    return found[0] if found and not stale else None
+
+
+def compile_here(bundle: Bundle, environment: components.Environment) -> Path | None:
+    """What the application has as .pyx only, compiled for this client below its apps/; None where that is nothing.
+    The same source is compiled once. Raises CannotBuild."""
+    files, root = _unzip(bundle.zip), Path(bundle.root)
+    alone = [name for name in files if name.endswith(".pyx") and not (root / name).with_suffix(".py").is_file()
+             and not compiled_twin(root, name.removesuffix(".pyx").replace("/", "."))]
+    if not alone:
+        return None
+    facts = [EXTENSION_SUFFIXES[0], alone, sorted(one for one in files.items() if not one[0].endswith(".py"))]
+    target = environment.create() / "apps" / f"compiled-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
+    if not target.is_dir():
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as new:
+            with speaking_up(f"still waiting: {', '.join(alone)} is being compiled"):
+                build_parts(bundle.root, new, "this machine", sources=alone)
+            shutil.copytree(new, target, dirs_exist_ok=True)
+    os.utime(target)
+    for old in target.parent.glob("compiled-*"):
+        if target.stat().st_mtime - old.stat().st_mtime > COMPILED_KEPT:
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def remove_parts(root: str | os.PathLike) -> None:
+    """Removes what was installed and compiled for an unpacked bundle, or was about to be."""
+    for path in Path(root).glob(f"{PARTS}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 # -- bundles: importing them ---------------------------------------------------------------------------------
@@ -4092,10 +4314,12 @@ class _SameModule(importlib.abc.Loader):
 
 class BundleFinder(importlib.abc.MetaPathFinder):
     """Answers the modules of one bundle from the folder `root`, and no others. Neighbours that were not sent are not
-    there; a single file, with its digest in its name, hides nothing and is hidden by nothing."""
+    there; a single file, with its digest in its name, hides nothing and is hidden by nothing. What was installed and
+    compiled for the bundle is answered from the folder `parts`: before all others but the standard library."""
 
-    def __init__(self, root: str | os.PathLike, manifest: dict[str, Any]):
+    def __init__(self, root: str | os.PathLike, manifest: dict[str, Any], parts: str | os.PathLike | None = None):
         self.root, self.manifest = Path(root), manifest
+        self.parts = self.root / PARTS if parts is None else Path(parts)
 
     def owns(self, fullname: str) -> bool:
         """Whether a module of this name would come from the bundle."""
@@ -4103,12 +4327,16 @@ class BundleFinder(importlib.abc.MetaPathFinder):
         return fullname.partition(".")[0] in names and not _below(fullname, self.manifest["framework"])
 
     def find_spec(self, fullname, path=None, target=None):
-        """The spec of a module of the bundle; None for all others."""
+        """The spec of a module of the bundle, or of one that was installed for it; None for all others."""
         entry, module = self.manifest["entry"], self.manifest["module"]
         if not self.owns(fullname):
-            return None
+            ours = path is None and fullname not in sys.stdlib_module_names and self.parts.is_dir()
+            return importlib.machinery.PathFinder.find_spec(fullname, [str(self.parts / INSTALLED)]) if ours else None
         if f"{fullname}.py" == entry:  # a sibling imports the entry file by its plain name
             return importlib.util.spec_from_loader(fullname, _SameModule(module))
+        if compiled := compiled_twin(self.parts / COMPILED, fullname) or compiled_twin(self.root, fullname):
+            loader = importlib.machinery.ExtensionFileLoader(fullname, str(compiled))
+            return importlib.util.spec_from_loader(fullname, loader)
         folder = self.root.joinpath(*fullname.split("."))
         module_file = self.root / entry if fullname == module else folder.with_name(f"{folder.name}.py")
         for file in folder / "__init__.py", module_file:
@@ -4118,6 +4346,11 @@ class BundleFinder(importlib.abc.MetaPathFinder):
         spec.submodule_search_locations.append(str(folder))
         return spec if folder.is_dir() else None
 
+    def find_distributions(self, context: Any = importlib.metadata.DistributionFinder.Context()) -> Iterable:  # noqa: B008
+        """What was installed for the bundle, for those who ask for versions and entry points."""
+        told = {**vars(context), "path": [str(self.parts / INSTALLED)]}
+        return importlib.metadata.MetadataPathFinder.find_distributions(type(context)(**told))
+
     def forget(self) -> None:
         """Take the finder and all that it has loaded out of this process again."""
         for name in filter(self.owns, list(sys.modules)):
@@ -4125,18 +4358,21 @@ class BundleFinder(importlib.abc.MetaPathFinder):
         sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
 
 
-def install_bundle(root: str | os.PathLike, manifest: dict[str, Any]) -> BundleFinder:
+def install_bundle(root: str | os.PathLike, manifest: dict[str, Any], parts: str | os.PathLike | None = None
+                   ) -> BundleFinder:
     """Make the bundle's modules importable in this process, which belongs to it; once is enough."""
     for finder in sys.meta_path:
         if isinstance(finder, BundleFinder) and (finder.root, finder.manifest) == (Path(root), manifest):
             return finder
-    sys.meta_path.insert(0, BundleFinder(root, manifest))
+    sys.meta_path.insert(0, BundleFinder(root, manifest, parts))
     return sys.meta_path[0]
 
 
-def load_app(root: str | os.PathLike, manifest: dict[str, Any]) -> types.ModuleType:
-    """Import the entry module of the bundle in `root`; if it fails, raise Error and leave nothing behind."""
-    finder = install_bundle(root, manifest)
+def load_app(root: str | os.PathLike, manifest: dict[str, Any], parts: str | os.PathLike | None = None
+             ) -> types.ModuleType:
+    """Import the entry module of the bundle in `root`, with what was compiled for it in `parts`; if it fails, raise
+    Error and leave nothing behind."""
+    finder = install_bundle(root, manifest, parts)
     try:
         return importlib.import_module(manifest["module"])
     except (Exception, SystemExit) as error:  # whatever the user's module does while it is loaded
@@ -4600,6 +4836,13 @@ class BaseNode(components.ComponentManager):
     log_format = components.ChoiceItem("node", "log_format", "text", ("text", "json"), "how to log")
     by_reference = components.BoolItem(
         "node", "by_reference", True, "pass large payloads between nodes of one machine as files in memory")
+    install = components.BoolItem("node", "install", True, "install what applications require")
+    wheels = components.PathItem("node", "wheels", "", "a folder of wheels to install from, and from nowhere else")
+    index = components.ConfigItem("node", "index", "", "address of a package index; empty: where pip's settings say")
+    build_timeout = components.FloatItem("node", "build_timeout", 600.0,
+                                         "seconds to install and compile what an application needs", minimum=1)
+    keep_apps = components.FloatItem("node", "keep_apps", 3600.0,
+                                     "seconds to keep that once nothing of the application is here", minimum=0)
 
     def __init__(self, environment: components.Environment, config: components.Config):
         super().__init__(config)

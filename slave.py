@@ -1,14 +1,15 @@
 """A slave: offers this machine's processors to a master.
 
                        lease, revoke, steal, bundle                    run, drop
-    master  ------------------------------------------>  SlaveNode  --------------->  worker (one bundle, one lease)
+    master  ------------------------------------------>  SlaveNode  --------------->  worker (one user and bundle)
             <------------------------------------------             <---------------
               result, given_back, worker_lost, fetch, output           result, ended, what it prints
 
 The slave opens nothing of what it passes on. `ProcessTaskManager` grants each lease its resources when it starts, runs
-it in a warm worker of the lease's bundle or forks one, and replaces workers that die. Leases beyond the free slots wait
-here so that a worker never idles for the length of a round trip; the master may take them back. A worker that was quick
-with its last lease is handed more of that kind ahead: each message less is a process less that must be woken up.
+it in a warm worker of the lease's user and bundle or forks one, and replaces workers that die. Leases beyond the free
+slots wait here so that a worker never idles for the length of a round trip; the master may take them back. A worker
+that was quick with its last lease is handed more of that kind ahead: each message less is a process less that must be
+woken up.
 """
 
 if __name__ == "__main__":  # hand over to the one copy of this module, under its real name
@@ -46,9 +47,9 @@ RESPAWN_PAUSE = 1.0  # seconds that new workers wait after too many have died
 class Worker:
     """One worker process as its slave sees it."""
 
-    def __init__(self, token: int, digest: str, now: float):
+    def __init__(self, token: int, digest: str, user: str, now: float):
         self.token = token
-        self.digest = digest
+        self.digest, self.user = digest, user  # it serves these alone
         self.pipe: rpc.Pipe | None = None
         self.pid = 0
         self.envelope: tasks.Envelope | None = None  # what it runs
@@ -262,7 +263,7 @@ class ProcessTaskManager(components.Component):
     def bundle_failed(self, digest: str, error: Exception) -> None:
         """A bundle cannot be used here: its leases fail, each task with the reason."""
         self._fetching.discard(digest)
-        kind = "setup" if isinstance(error.__cause__ or error, OSError) else "load"
+        kind = getattr(error, "kind", "setup" if isinstance(error.__cause__ or error, OSError) else "load")
         for envelope in [e for e in self.waiting if e.head["bundle"] == digest]:
             self.waiting.remove(envelope)
             self._fail(envelope, envelope.lo, error, kind)
@@ -271,6 +272,16 @@ class ProcessTaskManager(components.Component):
         """The rest of a lease cannot run here: "setup" is for want of something that another slave may have."""
         failures = {"*": tasks.describe_failure(error, kind=kind)}
         self.node.report("result", envelope.lease, lo, envelope.hi, 0.0, failures)
+
+    def uses(self, digest: str) -> bool:
+        """Whether a lease of this bundle waits or runs here."""
+        held = [*self.waiting, *(worker.envelope for worker in self.running)]
+        return any(envelope.head["bundle"] == digest for envelope in held)
+
+    def forget_bundle(self, digest: str) -> None:
+        """Ends its workers, of which none runs anything."""
+        for worker in [worker for worker in self.workers.values() if worker.digest == digest]:
+            self._end(worker)
 
     def _has_bundle(self, envelope: tasks.Envelope) -> bool:
         digest = envelope.head["bundle"]
@@ -287,7 +298,7 @@ class ProcessTaskManager(components.Component):
     def _start(self, envelope: tasks.Envelope) -> bool:
         limits = _limits_in(bytes(envelope.parts[0]))
         try:
-            worker = self._worker_for(envelope.head["bundle"], limits)
+            worker = self._worker_for(envelope.head["bundle"], envelope.head.get("user", ""), limits)
         except components.Error as error:  # its application asks for what is not allowed here
             self._fail(envelope, envelope.lo, error)
             return True
@@ -330,26 +341,26 @@ class ProcessTaskManager(components.Component):
         worker.envelope, worker.grant, worker.used = None, {}, time.monotonic()
         worker.limits = {}
 
-    def _worker_for(self, digest: str, limits: dict[str, float]) -> Worker | None:
+    def _worker_for(self, digest: str, user: str, limits: dict[str, float]) -> Worker | None:
         """A worker; one that takes much memory since it ran others is not held against a task with a limit."""
-        worker = self._idle_worker(digest)
+        worker = self._idle_worker(digest, user)
         if worker and "memory_limit" in limits and memory_of(worker.pid) > limits["memory_limit"] * 2**19:
             self._end(worker)
-            return self._fork(digest)
+            return self._fork(digest, user)
         return worker
 
-    def _idle_worker(self, digest: str) -> Worker | None:
+    def _idle_worker(self, digest: str, user: str) -> Worker | None:
         idle = []
         for worker in self.workers.values():
             if worker.envelope is None and worker.pipe.open and not worker.doomed:
-                if worker.digest == digest:
+                if (worker.digest, worker.user) == (digest, user):
                     return worker
                 idle.append(worker)
         if len(self.workers) >= self.get_num_workers() + IDLE_KEPT and idle:
             self._end(min(idle, key=lambda worker: worker.used))
-        return self._fork(digest)
+        return self._fork(digest, user)
 
-    def _fork(self, digest: str) -> Worker | None:
+    def _fork(self, digest: str, user: str) -> Worker | None:
         now = time.monotonic()
         if self._deaths.crowded and now - self._deaths[-1] < RESPAWN_PAUSE:
             self.node.loop.later(RESPAWN_PAUSE, self.schedule)
@@ -363,7 +374,7 @@ class ProcessTaskManager(components.Component):
             log.warning("no worker can be forked now (%s)", error)
             self.node.loop.later(1.0, self.schedule)
             return None
-        worker = self.workers[token] = Worker(token, digest, now)
+        worker = self.workers[token] = Worker(token, digest, user, now)
         worker.ear, worker.confined = ear, confinement.level == "off"
         ear.send = lambda pieces: self._send_output(worker, pieces)
         worker.pipe = rpc.Pipe(
@@ -803,12 +814,14 @@ class SlaveNode(rpc.Node):
 
     def setup(self) -> None:
         """Starts the zygote and the task manager; needs no master yet."""
-        self.bundles: dict[str, Path] = {}  # digest -> where it was unpacked
+        self.bundles: dict[str, Path] = {}  # digest -> where it was unpacked, of those that can run
         self.leaving_at = 0.0
         self._zygotes = tasks.Recent()
         self._reported = collections.OrderedDict()  # lease -> owner and number, of the last that were reported
         self.joined_at = 0.0
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
+        self.parts = tasks.Prerequisites(self, self.parted)
+        self.closing.callback(self.parts.close)
         self.guard = tasks.Sandbox(self)
         self.closing.callback(self.guard.close)
         self.start_zygote()
@@ -817,8 +830,10 @@ class SlaveNode(rpc.Node):
         self.shelf = rpc.Shelf(self.store, self.shared_limit * 1024 * 1024)
         self.manager = self.chosen  # for this life: to ask the configuration at each lease costs more than a lease
         self.needs: dict[str, dict] = {}  # digest -> what the application asks for
-        for digest, manifest in rpc.known_bundles(self.environment / "apps").items():
-            self.bundles[digest], self.needs[digest] = self.environment / "apps" / digest, manifest["needs"]
+        apps = self.environment / "apps"
+        for digest, manifest in rpc.known_bundles(apps).items():
+            if not any(rpc.wanted_parts(apps / digest).values()):
+                self.bundles[digest], self.needs[digest] = apps / digest, manifest["needs"]
         self.manager.start()
         self.closing.callback(self.manager.stop)
 
@@ -925,13 +940,35 @@ class SlaveNode(rpc.Node):
     def take_bundle(self, digest: str, manifest: dict, data: bytes) -> None:
         """Unpacks an application; what waited for it starts, or fails with the reason."""
         try:
-            root = rpc.open_bundle(digest, manifest, data, self.environment / "apps")
+            rpc.open_bundle(digest, manifest, data, self.environment / "apps")
         except (components.Error, OSError) as error:
             log.error("application %s cannot be unpacked: %s", digest[:12], error)
             self.manager.bundle_failed(digest, error)
             return
-        self.bundles[digest], self.needs[digest] = Path(root), manifest["needs"]
-        self.manager.bundle_here(digest)
+        self.needs[digest] = manifest["needs"]
+        if self.parts.here(digest):
+            self.prepared(digest, None)
+
+    def prepared(self, digest: str, error: rpc.CannotBuild | None) -> None:
+        """What an application needs is here, or cannot be had."""
+        if error:
+            self.manager.bundle_failed(digest, error)
+        else:
+            self.bundles[digest] = self.environment / "apps" / digest
+            self.manager.bundle_here(digest)
+
+    def preparing(self, digest: str, what: str) -> None:
+        """Tells the master what its clients wait for."""
+        self.report("preparing", digest, what)
+
+    def uses(self, digest: str) -> bool:
+        """Whether anything of an application is here."""
+        return self.manager.uses(digest)
+
+    def parted(self, digest: str) -> None:
+        """What an application needs goes; when it comes again, its bundle is fetched again."""
+        self.bundles.pop(digest, None)
+        self.manager.forget_bundle(digest)
 
     def set_workers(self, count: int) -> None:
         """Sets how many leases run at once, and tells the master."""

@@ -12,7 +12,8 @@ resources, classes), an index that names the class of each task (empty if there 
 the pickle of up to 64 task states. Nobody between the owner and the worker opens a group. A *lease* is a range of a
 batch; the worker opens the groups that the range touches and runs its part.
 
-What a child prints goes into a pipe, its descriptors 1 and 2; its node has the other end, see the room "output".
+What a child prints goes into a pipe, its descriptors 1 and 2; its node has the other end, see the room "output". What
+an application requires is there before its first child: a child too makes it, see "what applications need".
 
 A *task system* is an owner that lives on the master: its host process is forked like a worker, holds an `Owner` and
 drives `ITaskSystem`. User code runs in workers, hosts and clients; never in a master or a slave.
@@ -62,6 +63,7 @@ import uuid
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import md5
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import components, rpc
@@ -1681,6 +1683,7 @@ SETTINGS = ("/etc/ld.so.cache", "/etc/localtime", "/etc/hosts", "/etc/nsswitch.c
             "/etc/pki/tls/certs", "/etc/pki/ca-trust/extracted", "/etc/alternatives")  # fmt: skip
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random")
 GPUS = ("/dev/nvidia*", "/dev/dri/*", "/dev/kfd")
+ANYWHERE = "*"  # a network that nobody can ask for
 
 # Of Landlock: rights to files by bit, how many of them each version knows, and its calls, alike on all processors.
 EXECUTE, WRITE_FILE, READ, IOCTL_DEV = 1 << 0, 1 << 1, 1 << 2 | 1 << 3, 1 << 15
@@ -1850,12 +1853,13 @@ def _restrict_files(wanted: Confinement, root: str) -> int:
     if not version:
         return 0
     handled = (1 << RIGHTS[min(version, max(RIGHTS))]) - 1
-    about = struct.pack("=QQQ", handled, 3 if version >= 4 else 0, 3 if version >= 6 else 0)  # bind, connect; scopes
+    ports = version >= 4 and ANYWHERE not in wanted.network
+    about = struct.pack("=QQQ", handled, 3 if ports else 0, 3 if version >= 6 else 0)  # bind, connect; scopes
     size = 8 if version < 4 else 16 if version < 6 else 24
     ruleset = _call("syscall", CREATE_RULESET, about[:size], size, 0)
     for path, rights in _rules(wanted, root):
         _allow_path(ruleset, path, rights & handled)
-    for port in {int(one.rpartition(":")[2]) for one in wanted.network} if version >= 4 else ():
+    for port in {int(one.rpartition(":")[2]) for one in wanted.network} if ports else ():
         _call("syscall", ADD_RULE, ruleset, 2, struct.pack("=QQ", 2, port), 0)  # to connect there
     _call("syscall", RESTRICT_SELF, ruleset, 0)
     os.close(ruleset)
@@ -1958,7 +1962,9 @@ def _conditions(wanted: Confinement) -> dict[str, list[tuple[float, int, list[in
     if not wanted.subprocess:  # by a descriptor alone
         told["utimensat"] = [(1, every, [0]), (1.5, every, [0])]
     told["socket"] = []
-    if wanted.network:  # TCP alone: what else there is knows no ports, or other ones
+    if ANYWHERE in wanted.network:
+        del told["socket"]
+    elif wanted.network:  # TCP alone: what else there is knows no ports, or other ones
         families = [socket.AF_INET, socket.AF_INET6]
         told["socket"] = [(0, every, families), (1, 0xF, [socket.SOCK_STREAM]), (2, every, [0, socket.IPPROTO_TCP])]
         told.update({name: [(at, FAST_OPEN, [0])] for name, at in {"sendto": 3, "sendmsg": 2, "sendmmsg": 3}.items()})
@@ -1968,7 +1974,7 @@ def _conditions(wanted: Confinement) -> dict[str, list[tuple[float, int, list[in
 def _resolve(network: Iterable[str]) -> dict[str, list]:
     """The addresses of these hosts, found while they still can be."""
     found: dict[str, list] = {}
-    for host, _, port in (one.rpartition(":") for one in network):
+    for host, _, port in (one.rpartition(":") for one in network if one != ANYWHERE):
         host = host.strip("[]").lower()
         answer, error = attempt(functools.partial(socket.getaddrinfo, host, int(port), type=socket.SOCK_STREAM))
         found[host] = answer or []
@@ -2112,6 +2118,14 @@ class Sandbox:
             given["write"] += itertools.chain(*map(glob.glob, GPUS))
         return self._next(**{**given, "subprocess": bool(given["subprocess"])})
 
+    def of_builder(self, read: list[str], write: list[str], network: bool) -> Confinement:
+        """That of a child that installs and compiles: it starts programs, and may have to reach any address."""
+        if self._level == "off":
+            return UNCONFINED
+        read = [*read, *self._allowed("read")]  # pip's settings may name folders of wheels
+        made = self._next(read=read, write=write, network=[ANYWHERE] if network else [], subprocess=True)
+        return made._replace(uid=0)  # what it makes belongs to the node
+
     def _allowed(self, name: str) -> list:
         value = getattr(self._node, f"allow_{name}")
         return [] if self._level == "strict" else value if isinstance(value, list) else [value]
@@ -2221,7 +2235,7 @@ class Zygote:
 
     def fork(self, kind: str, root: str, output: int = 2,
              confinement: Confinement = UNCONFINED) -> tuple[int, socket.socket]:  # fmt: skip
-        """Makes a child, kind "worker" or "host", for the bundle in `root`. Returns its token and a socket to it.
+        """Makes a child, of one of the kinds in MAINS, for the bundle in `root`. Returns its token and a socket to it.
 
         `output` is the descriptor to which it writes what is printed; by default it shares this process's stderr.
         """
@@ -2514,7 +2528,7 @@ def _run_child(sock: socket.socket, kind: str, root: str, wanted: Confinement) -
         sock.sendall(b"".join(rpc.pack_stream(["confined", told], [])))
     multiprocessing.current_process()._config["daemon"] = False  # as such it could not start processes of its own
     if error is None:
-        (worker_main if kind == "worker" else host_main)(sock, root)
+        MAINS[kind](sock, root)
 
 
 def _become_child(fd: int) -> None:
@@ -3344,6 +3358,151 @@ def _host_refused(run: SystemRun, params: list, parts: list) -> None:
 
 def _host_step(run: SystemRun, params: list, parts: list) -> None:
     run.next_step()
+
+
+# -- what applications need ----------------------------------------------------------------------------------------
+
+def builder_main(sock: socket.socket, root: str) -> None:
+    """The life of a builder: makes what one bundle needs, says how that ended, and waits to be killed."""
+    wire = Wire(sock)
+    (_, order), _ = wire.next()
+    size, error = attempt(functools.partial(rpc.build_parts, root, **order))
+    told = [getattr(error, name, "") for name in ("what", "why", "fix", "kind")] if error else []
+    if error and not isinstance(error, rpc.CannotBuild):
+        told = [f"what it needs cannot be made on {order['where']}", str(error), "make room there", "setup"]
+    wire.call("built", size, told)
+    wire.next()
+
+
+MAINS = {"worker": worker_main, "host": host_main, "builder": builder_main}
+PIP_READS = ("~/.config/pip/pip.conf", "~/.pip/pip.conf", "/etc/pip.conf", "/etc/xdg/pip",
+             "/etc/*release", "/etc/*[-_]version")  # it tells an index on which system it runs
+BUILDING = f"{rpc.PARTS}-new"  # its folder in the bundle's
+FAILED_FOR = 30.0  # seconds in which what could not be built is not tried again
+USE_EVERY = 1.0  # seconds between two looks whether anything uses what was built
+
+
+class Prerequisites:
+    """What the applications on a node need beside their own files: installed and compiled by a child, and removed when
+    nothing of them was here for `node.keep_apps` seconds, or when the node ends.
+
+    The node has `prepared(digest, error)`, called when that is there or cannot be (with a `rpc.CannotBuild`);
+    `preparing(digest, what)`, told what is being made, "" when that is over; and `uses(digest)`, whether anything of
+    the bundle is here. `parted(digest)` is called before its parts are removed.
+    """
+
+    def __init__(self, node: Any, parted: Callable[[str], None] = lambda digest: None):
+        self._node, self._parted = node, parted
+        self._building: dict[str, tuple[rpc.Pipe, float, Callable]] = {}  # the builder, since when, and what kills it
+        self._failed: dict[str, tuple[float, rpc.CannotBuild]] = {}
+        self._used: dict[str, float] = {}  # digest of what was built -> when something of it was last here
+
+    def here(self, digest: str) -> bool:
+        """Whether a bundle has what it needs; if not, a child begins to make it, unless one does already."""
+        if digest in self._used or digest in self._building:
+            return digest in self._used
+        wanted = rpc.wanted_parts(self._root(digest))
+        failed_at, error = self._failed.get(digest, (-math.inf, None))
+        if not any(wanted.values()):
+            return True
+        if time.monotonic() - failed_at < FAILED_FOR:
+            self._node.loop.later(0, functools.partial(self._node.prepared, digest, error))
+        else:
+            self._begin(digest, wanted)
+        return False
+
+    def close(self) -> None:
+        """The node has ended, and all that it forked."""
+        for root in (self._node.environment / "apps").iterdir():
+            rpc.remove_parts(root)
+
+    def _root(self, digest: str) -> Path:
+        return self._node.environment / "apps" / digest
+
+    def _begin(self, digest: str, wanted: dict) -> None:
+        node, root, what = self._node, self._root(digest), ", ".join(itertools.chain(*wanted.values()))
+        place = f"{node.name} ({socket.gethostname()})" if node.role == "slave" else f"the {node.role}"
+        order = {**wanted, "into": str(root / BUILDING), "where": place, "install": node.install,
+                 "wheels": str(node.wheels or ""), "index": node.index}
+        read = [path for one in PIP_READS for path in glob.glob(os.path.expanduser(one))]
+        order["settings"] = next((path for path in read if path.endswith("pip.conf")), "")
+        online = bool(wanted["requirements"]) and node.install and not node.wheels
+        confinement = node.guard.of_builder([*read, *filter(None, [order["wheels"]])], [order["into"]], online)
+        try:
+            (root / BUILDING).mkdir()
+            token, sock = node.zygote.fork("builder", str(root), confinement=confinement)
+        except OSError as error:
+            self._end(digest, rpc.CannotBuild(f"{what} cannot be made on {place}", str(error)))
+            return
+        zygote, seconds = node.zygote, node.build_timeout
+        pipe = rpc.Pipe(node.loop, sock, lambda pipe, call, parts: self._heard(digest, *call),
+                        lambda pipe: self._cut_short(digest, f"{what} cannot be made on {place}", seconds))
+        kill = functools.partial(zygote.kill, token)
+        self._building[digest] = pipe, time.monotonic(), kill
+        node.loop.later(seconds, lambda: pipe.open and kill())
+        pipe.call("build", order)
+        log.info("application %s: making %s", digest[:12], what)
+        node.preparing(digest, what)
+
+    def _heard(self, digest: str, method: str, *told: Any) -> None:
+        guard = self._node.guard  # a builder has the node's user
+        if method == "built":
+            self._built(digest, *told)
+        elif type(told[0]) is not dict or not guard.is_whole({**told[0], "uid": guard.applied["uid"]}):
+            self._end(digest, rpc.CannotBuild("what it needs cannot be made here", f"no sandbox: {told[0]}"))
+
+    def _built(self, digest: str, size: int, told: list) -> None:
+        if told:
+            self._end(digest, rpc.CannotBuild(*told))
+            return
+        seconds, root = time.monotonic() - self._building[digest][1], self._root(digest)
+        (root / BUILDING).rename(root / rpc.PARTS)
+        log.info("application %s: all it needs is here, %.1f MiB in %.1f s", digest[:12], size / 2**20, seconds)
+        if not self._used:
+            self._node.loop.later(USE_EVERY, self._look)
+        self._used[digest] = time.monotonic()
+        self._end(digest, None)
+
+    def _cut_short(self, digest: str, what: str, most: float) -> None:
+        """The builder ended without a word: it was killed."""
+        if digest in self._building:
+            late = time.monotonic() - self._building[digest][1] >= most
+            why = f"it was not ready within {most:g} s" if late else "something killed the process that made it"
+            said = rpc.said_last(self._root(digest) / BUILDING)
+            self._end(digest, rpc.CannotBuild(what, f"{why}; the last lines:\n{said}", "node.build_timeout there"))
+
+    def _end(self, digest: str, error: rpc.CannotBuild | None) -> None:
+        pipe, _, kill = self._building.pop(digest, (None, 0.0, None))
+        if pipe:
+            pipe.close()
+            kill()
+            self._node.preparing(digest, "")
+        if error:
+            log.error("application %s: %s", digest[:12], error)
+            self._failed[digest] = time.monotonic(), error
+            self._remove(digest)
+        self._node.prepared(digest, error)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for digest, used in list(self._used.items()):
+            if self._node.uses(digest):
+                self._used[digest] = now
+            elif now - used >= self._node.keep_apps:
+                del self._used[digest]
+                self._parted(digest)
+                log.info("application %s: what was made for it is removed", digest[:12])
+                self._remove(digest)
+        if self._used:
+            self._node.loop.later(USE_EVERY, self._look)
+
+    def _remove(self, digest: str) -> None:
+        """Aside at once, and away in a thread: the loop waits for no disk."""
+        for name in rpc.PARTS, BUILDING:
+            path, aside = self._root(digest) / name, self._root(digest) / f"{rpc.PARTS}-{uuid.uuid4()}"
+            if path.is_dir():
+                path.rename(aside)
+                threading.Thread(target=shutil.rmtree, args=[aside, True], name="remove parts").start()
 
 
 # -- pure twins ----------------------------------------------------------------------------------------------

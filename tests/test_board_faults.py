@@ -11,13 +11,14 @@ exactly one outcome. `check()` runs after every event. A failing run names its s
 import collections
 import functools
 import heapq
+import math
 import os
 import random
 import time
 
 import pytest
 from concurrent_swarm.components import Error
-from concurrent_swarm.master import Board, split
+from concurrent_swarm.master import Board, Quotas, split
 
 from concurrent_swarm import tasks
 
@@ -26,7 +27,12 @@ SCHEDULES = int(os.environ.get("SCHEDULES", 10_000))
 MIN_EVENTS = 50  # events under faults per schedule
 END = 1000.0  # virtual seconds after which a schedule hangs
 RARE = ({"cpus": 2}, {"gpu": 1}, {"tags": ["big"]})  # what not every slave has
+USER_OF = {"c1": "b"}  # the owners of others than user a
 DEADLY = 9  # task 0 of every so manyth batch kills its worker
+
+
+def weight(payload):
+    return len(payload or ())
 
 
 # -- a simulated owner -------------------------------------------------------------------------------------------
@@ -51,9 +57,8 @@ class SimOwner:
         self.attached = True
         board = self.swarm.board
         known = self.name in board.owners
-        self.swarm.event(
-            board.owner_attached if known else board.owner_joined, self.name, *([] if known else ["client"])
-        )
+        joining = {} if known else {"kind": "client", "user": USER_OF.get(self.name, "a")}
+        self.swarm.event(board.owner_attached if known else board.owner_joined, self.name, **joining)
         for number in self.batches:
             if number not in self.accepted and number not in self.settled:
                 self.send(number)
@@ -302,6 +307,7 @@ class Swarm:
         self.told = collections.Counter()  # what the Board said for the log
         self.calm = False
         self.unplaceable_wait = random.Random(seed).choice((0.0, 0.05, 0.5, 5.0))
+        self.most_running = random.Random(-seed).choice((*[math.inf] * 8, 1, 3))  # leases of a user at once
         self.links = {}  # peer -> when its last message arrives: order is kept
         self.journal, self.pending = [], []  # records committed; (records, messages after) not yet
         self.start_master()
@@ -331,7 +337,8 @@ class Swarm:
 
     def start_master(self):
         self.lives += 1
-        self.board = Board(limit=100_000, unplaceable_wait=self.unplaceable_wait)
+        self.board = Board(limit=100_000, unplaceable_wait=self.unplaceable_wait, weigh=weight)
+        self.board.quotas = Quotas(running=self.most_running)
         self.pending = []
         self.apply(self.board.restore(self.journal, self.now))
         if self.random.random() < 0.5:
@@ -567,7 +574,8 @@ def fingerprint(board):
                 merged.append(piece)
             outcomes = sorted(outcome[:5] for outcome in batch.outcomes)
             batches[number] = (batch.count, batch.group, batch.options, batch.payload, merged, outcomes)
-        owners[owner.id] = (owner.kind, owner.key, owner.name, owner.tasks, str(owner.forgotten), batches)
+        about = owner.kind, owner.key, owner.name, owner.user.name
+        owners[owner.id] = (*about, owner.tasks, str(owner.forgotten), batches)
     return owners
 
 
@@ -651,7 +659,8 @@ def test_a_damaged_journal_is_refused_with_the_record_that_does_not_fit():
 @pytest.mark.parametrize("seed", range(4))
 def test_nonsense_in_any_order_never_breaks_the_books(seed):
     """Any event with any plausible or wrong argument at any time: thousands on one board."""
-    rng, board, now = random.Random(seed), Board(limit=2000, unplaceable_wait=seed * 0.1), 0.0
+    rng, now = random.Random(seed), 0.0
+    board = Board(limit=2000, unplaceable_wait=seed * 0.1, weigh=weight)
     owner, slave = lambda: f"c{rng.randrange(4)}", lambda: f"s{rng.randrange(5)}"
 
     def failures(lo, hi):
@@ -660,7 +669,7 @@ def test_nonsense_in_any_order_never_breaks_the_books(seed):
 
     def result():
         where = report()
-        return board.result(*where, rng.choice((0.0, 1e-5, 0.2, float("nan"))), None, failures(*where[2:]), now)
+        return board.result(*where, rng.choice((0.0, 1e-5, 0.2, float("nan"))), "result", failures(*where[2:]), now)
 
     def report():
         if not board.leases or rng.random() < 0.05:
@@ -674,18 +683,26 @@ def test_nonsense_in_any_order_never_breaks_the_books(seed):
         needs = rng.choice(({}, {"cpus": 2}, {"gpu": 1}, {"tags": ["x"]}, {"cpus": -1}, {"cpus": "2"}))
         limits = rng.choice(({}, {}, {"deadline": 0.1, "queue_timeout": 0.05}, {"timeout": 1}, {"deadline": -1},
                              {"retry_wait": rng.random(), "retries": {"WorkerLost": rng.randrange(3)}}))
-        options = {"resources": needs, "name": rng.choice("abc"), "limits": limits}
-        return board.submit(owner(), rng.randrange(60), rng.choice((0, 1, 3, 100)), now, rng.choice((1, 7)), options)
+        options = {"resources": needs, "name": rng.choice("abc"), "limits": limits, "bundle": rng.choice("xy")}
+        numbers = rng.randrange(60), rng.choice((0, 1, 3, 100)), now, rng.choice((1, 7))
+        return board.submit(owner(), *numbers, options, "payload")
 
     def join():
         pools = {"cpus": rng.randrange(4), "gpu": rng.randrange(2)}
         return board.slave_joined(slave(), pools, rng.choice(([], ["x"])), rng.randrange(4), now)
 
+    def allow():
+        most = rng.choice((10, 300, math.inf)), rng.choice((100, 3000, math.inf)), rng.choice((0, 1, 3, math.inf))
+        board.quotas = Quotas(*most)
+        return board.tick(now)
+
     verbs = [
+        allow,
         *[submit] * 6,
         *[result] * 12,
         *[lambda: board.given_back(*report(), now), lambda: board.worker_lost(*report(), "signal 11", now)] * 2,
-        *[join, lambda: board.owner_joined(owner(), "client", now), lambda: board.tick(now)] * 2,
+        *[join, lambda: board.owner_joined(owner(), "client", now, user=rng.choice("ab")),
+          lambda: board.tick(now)] * 2,
         lambda: board.slave_lost(slave(), now),
         lambda: board.slave_draining(slave(), now),
         lambda: board.slave_changed(slave(), {"cpus": 2}, rng.randrange(4), now),

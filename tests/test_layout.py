@@ -44,17 +44,17 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 1677,
+    "client.py": 1684,
     "components.py": 1453,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4277,
-    "rpc.py": 5272,
+    "master.py": 4554,
+    "rpc.py": 5515,
     "setup.py": 64,
-    "slave.py": 1092,
-    "tasks.py": 3512,
+    "slave.py": 1129,
+    "tasks.py": 3671,
 }
-TOTAL_LINES = 18_110
+TOTAL_LINES = 18_833
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

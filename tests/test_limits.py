@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from concurrent_swarm.components import UsageError
-from concurrent_swarm.master import LATE, Board, with_limits
+from concurrent_swarm.master import LATE, Board, completed
 from conftest import APPS, Swarm, descriptors_of, text_of, wait_until, zygote_of
 from test_board import Told, span
 
@@ -166,7 +166,7 @@ def test_a_limit_that_passes_after_the_last_outcome_does_nothing(told):
 
 def test_the_limits_of_the_master_count_where_a_task_says_nothing():
     head = b'{"name": "n", "limits": {"timeout": 0, "deadline": 5}}'
-    limits = with_limits(head, '{"timeout": 60.0, "queue_timeout": 7.0}')
+    limits = completed(head, "u", '{"timeout": 60.0, "queue_timeout": 7.0}')
     assert tasks.limits_of(tasks.read_head(limits)) == {"deadline": 5, "queue_timeout": 7.0}
     message = tasks.limit_failure(tasks.read_head(limits), "queue_timeout", 8.0)["message"]
     assert "limits.queue_timeout of the master is 7 s" in message

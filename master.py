@@ -4200,7 +4200,7 @@ class MasterNode(rpc.BaseNode):
         }
         self.keyring.write_access(self.addresses)
         self._note = rpc.masters_folder() / str(self.server.port)
-        self._note.parent.mkdir(parents=True, exist_ok=True)
+        self._note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._note.write_text(f"{self.environment.path}\n")
         self.closing.callback(self._forget_note)
 

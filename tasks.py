@@ -660,7 +660,7 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error", 
     if isinstance(error, components.Error) and not frames:  # ours, about something of the user's
         text, where = error.text(), ""
         return {"type": type(error).__name__, "message": error.what, "traceback": text, "where": where, "kind": kind}
-    if isinstance(error, PermissionError) and _confinement.level != "off":
+    if getattr(error, "errno", 0) in (errno.EPERM, errno.EACCES, errno.EROFS) and _confinement.level != "off":
         attempt(setattr, error, "__notes__", [*getattr(error, "__notes__", ()), CONFINED])
     text = _format(error, root)[-TRACEBACK_LIMIT:]
     where = f"{_shorten(frames[-1].filename, root)}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
@@ -1708,13 +1708,17 @@ NEVER = """ptrace 101 117 process_vm_readv 310 270 process_vm_writev 311 271 pro
     swapoff 168 225 syslog 103 116 quotactl 179 60 quotactl_fd 443 443 acct 163 89 settimeofday 164 170 iopl 172 -
     clock_settime 227 112 sethostname 170 161 setdomainname 171 162 vhangup 153 58 fanotify_init 300 262 ioperm 173 -
     open_by_handle_at 304 265 name_to_handle_at 303 264 migrate_pages 256 238 move_pages 279 239 listen 50 201
-    modify_ldt 154 -"""
+    modify_ldt 154 - personality 135 92"""
 ALONE = """fork 57 - vfork 58 - execve 59 221 execveat 322 281 chmod 90 - fchmodat 268 53 fchmodat2 452 452 chown 92 -
     lchown 94 - fchownat 260 54 setxattr 188 5 lsetxattr 189 6 setxattrat 463 463 removexattr 197 14 lremovexattr 198 15
-    removexattrat 466 466"""  # not without `subprocess`; chmod and its like reach files that Landlock does not guard
+    removexattrat 466 466 utime 132 - utimes 235 - futimesat 261 -"""  # not without `subprocess`; chmod and its like
+# reach files that Landlock does not guard: by their names all of this user's, by a descriptor those that can be read,
+# which for root is the system.
+OPEN = "fchmod 91 52 fchown 93 55 fsetxattr 190 7 fremovexattr 199 16"
+NEW_MOUNTS, BIND, PRIVATE, MOUNT_SETATTR, READ_ONLY = 0x20000, 0x5000, 0x44000, 442, 1
 DECIDED = """clone 56 220 clone3 435 435 socket 41 198 socketpair 53 199 prlimit64 302 261 setpriority 141 140
     ioprio_set 251 30 sched_setaffinity 203 122 sched_setscheduler 144 119 sched_setparam 142 118 sched_setattr 314 274
-    sendto 44 206 sendmsg 46 211 sendmmsg 307 269"""
+    sendto 44 206 sendmsg 46 211 sendmmsg 307 269 utimensat 280 88"""
 NEW_SPACES, THREAD, FAST_OPEN = 0x7E020000, 0x10000, 0x20000000  # flags of clone; of sendto: connects past Landlock
 LOAD, AND, IF, FROM, RETURN = 0x20, 0x54, 0x15, 0x35, 0x06  # steps of a filter
 ALLOW, KILL, REFUSE, UNKNOWN = 0x7FFF0000, 0x80000000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
@@ -1751,12 +1755,13 @@ def confine(wanted: Confinement, root: str) -> dict[str, Any]:
         _limit_resources(wanted.uid)
     applied = {"landlock": 0, "seccomp": False, "uid": bool(wanted.uid)}
     if sys.platform == "linux":
+        locked = os.geteuid() != 0 or wanted.uid != 0 or _lock_mounts(wanted, root)
         _drop_privileges(wanted.uid, root)
-        applied.update(landlock=_restrict_files(wanted, root), seccomp=_filter_calls(wanted))
+        applied.update(landlock=_restrict_files(wanted, root), seccomp=_filter_calls(wanted, locked))
     if answers:
         socket.getaddrinfo = functools.partial(_getaddrinfo, socket.getaddrinfo, answers)
     if applied["seccomp"] and not wanted.subprocess:
-        os.chmod = _chmod
+        os.chmod, os.utime = (functools.partial(_by_descriptor, change) for change in (os.chmod, os.utime))
     return applied
 
 
@@ -1779,6 +1784,24 @@ def _limit_resources(uid: int) -> None:
         hard = resource.getrlimit(number)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(number, (value, value))
+
+
+def _lock_mounts(wanted: Confinement, root: str) -> bool:
+    """Makes what this process may read and not write read-only, for it and its children: for root, a descriptor for
+    reading would do to change who may use a file of the system. False where that cannot be, as in a container."""
+    rules = [(path, rights & 1 << 8) for path, rights in _rules(wanted, root) if os.path.exists(path)]
+    rules = [(path, write) for path, write in rules if not (write and os.statvfs(path).f_flag & os.ST_RDONLY)]
+    try:
+        _call("unshare", NEW_MOUNTS)
+        _call("mount", b"none", b"/", 0, PRIVATE, 0)
+        for path, write in sorted(rules, key=lambda rule: rule[1]):  # its own folder may lie in another one
+            name, change = os.fsencode(path), (0, READ_ONLY) if write else (READ_ONLY, 0)
+            _call("mount", name, name, 0, BIND, 0)
+            _call("syscall", MOUNT_SETATTR, -100, name, 0x8000, struct.pack("=QQQQ", *change, 0, 0), 32)
+    except OSError as error:
+        log.debug("what is read here is not locked: %s", error)
+        return False
+    return True
 
 
 def _drop_privileges(uid: int, root: str) -> None:
@@ -1886,25 +1909,26 @@ def _allow_path(ruleset: int, path: str, rights: int) -> None:
     os.close(file)
 
 
-def _filter_calls(wanted: Confinement) -> bool:
+def _filter_calls(wanted: Confinement, locked: bool) -> bool:
     """seccomp: what Landlock does not know of, for all threads."""
     import ctypes
 
     if not kernel_features()["seccomp"]:
         return False
-    program = _program(wanted, os.uname().machine)
+    program = _program(wanted, os.uname().machine, locked)
     filters = ctypes.create_string_buffer(program)
     about = struct.pack("@HP", len(program) // 8, ctypes.addressof(filters))
     return _call("syscall", MACHINES[os.uname().machine][1], 1, 1, about) == 0
 
 
-def _program(wanted: Confinement, machine: str) -> bytes:
-    """The filter: which calls fail, and which only for some arguments."""
+def _program(wanted: Confinement, machine: str, locked: bool = False) -> bytes:
+    """The filter: which calls fail, and which only for some arguments. `locked`: what can be read cannot be changed."""
     architecture, _, column = MACHINES[machine]
     steps = [(LOAD, 4), (IF, architecture, 1, 0), (RETURN, KILL), (LOAD, 0)]
     if machine == "x86_64":  # has a second set of numbers
         steps += [(FROM, 0x40000000, 0, 1), (RETURN, UNKNOWN)]
-    for number in _numbers(NEVER if wanted.subprocess else f"{NEVER} {ALONE}", column).values():
+    alone = "" if wanted.subprocess else ALONE if locked else f"{ALONE} {OPEN}"
+    for number in _numbers(f"{NEVER} {alone}", column).values():
         steps += [(IF, number, 0, 1), (RETURN, REFUSE)]
     numbers = _numbers(DECIDED, column)
     for name, conditions in _conditions(wanted).items():
@@ -1915,10 +1939,10 @@ def _program(wanted: Confinement, machine: str) -> bytes:
     return b"".join(struct.pack("=HBBI", code, *(jumps or (0, 0)), k) for code, k, *jumps in steps)
 
 
-def _required(place: int, mask: int, values: list[int]) -> list[tuple]:
-    """Goes on only if an argument, masked, is one of these values."""
+def _required(place: float, mask: int, values: list[int]) -> list[tuple]:
+    """Goes on only if an argument, or its upper half (place and a half), masked, is one of these values."""
     tests = [(IF, value, len(values) - i, 0) for i, value in enumerate(values)]
-    return [(LOAD, 16 + 8 * place), (AND, mask), *tests, (RETURN, REFUSE)]
+    return [(LOAD, 16 + int(8 * place)), (AND, mask), *tests, (RETURN, REFUSE)]
 
 
 def _numbers(table: str, column: int) -> dict[str, int]:
@@ -1928,7 +1952,7 @@ def _numbers(table: str, column: int) -> dict[str, int]:
     return {row[0]: int(row[column]) for row in rows if row[column] != "-"}
 
 
-def _conditions(wanted: Confinement) -> dict[str, list[tuple[int, int, list[int]]]]:
+def _conditions(wanted: Confinement) -> dict[str, list[tuple[float, int, list[int]]]]:
     """Calls that work only if each of these arguments, masked, is one of these values; without any, never."""
     every, mine = 0xFFFFFFFF, [0, os.getpid()]
     told = {name: [(0, every, mine)] for name in ("prlimit64", "sched_setaffinity", "sched_setscheduler",
@@ -1937,6 +1961,8 @@ def _conditions(wanted: Confinement) -> dict[str, list[tuple[int, int, list[int]
     told["clone3"] = []  # its flags cannot be seen: libraries go on with clone
     told["setpriority"], told["ioprio_set"] = [(0, every, [0]), (1, every, mine)], [(0, every, [1]), (1, every, mine)]
     told["socketpair"] = [(0, every, [socket.AF_UNIX]), (1, 0xF, [socket.SOCK_STREAM])]  # others can turn elsewhere
+    if not wanted.subprocess:  # by a descriptor alone
+        told["utimensat"] = [(1, every, [0]), (1.5, every, [0])]
     told["socket"] = []
     if ANYWHERE in wanted.network:
         del told["socket"]
@@ -1968,12 +1994,15 @@ def _getaddrinfo(ask: Callable, answers: dict[str, list], host: Any, port: Any, 
     return [(kind, *about, (place[0], int(port), *place[2:])) for kind, *about, place in rows if family in (0, kind)]
 
 
-def _chmod(path: Any, mode: int, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> None:
-    """`os.chmod` for files that this process may open: by its path it could be any file."""
+def _by_descriptor(change: Callable, path: Any, *values: Any, dir_fd: int | None = None, follow_symlinks: bool = True,
+                   **named: Any) -> None:
+    """`os.chmod` or `os.utime` for files that this process may open: by its path it could be any file."""
     file = path if isinstance(path, int) else os.open(path, os.O_RDONLY | os.O_NONBLOCK, dir_fd=dir_fd)
-    os.fchmod(file, mode)
-    if file is not path:
-        os.close(file)
+    try:
+        change(file, *values, **named)
+    finally:
+        if file is not path:
+            os.close(file)
 
 
 def probe(keys: str) -> list[str]:
@@ -2197,7 +2226,7 @@ class Zygote:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         context = multiprocessing.get_context("spawn")
         self._process = context.Process(target=zygote_main, args=(theirs,), name="zygote", daemon=True)
-        with _deaf_to_interrupts(), _same_hashes():
+        with _deaf_to_interrupts(), _kept_variables():
             self._process.start()
         theirs.close()
         self._tokens = itertools.count(1)
@@ -2269,16 +2298,19 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _same_hashes() -> Iterator[None]:
-    """A child started meanwhile hashes texts as those of every other life of this node: a task system that is repeated
-    walks through its sets in the same order."""
-    before = os.environ.get("PYTHONHASHSEED")
+def _kept_variables() -> Iterator[None]:
+    """A child started meanwhile never had another variable than those that it may keep: what is deleted later stays in
+    its memory. And it hashes texts as those of every other life of this node: a task system that is repeated walks
+    through its sets in the same order."""
+    before = dict(os.environ)
+    _scrub_environment()
     os.environ.setdefault("PYTHONHASHSEED", "0")
     try:
         yield
     finally:
-        if before is None:
+        if "PYTHONHASHSEED" not in before:
             del os.environ["PYTHONHASHSEED"]
+        os.environ.update(before)
 
 
 class Spawner:
@@ -2302,7 +2334,7 @@ class Spawner:
         with multiprocessing.connection.Connection(os.dup(output), readable=False) as told:
             about = theirs, kind, root, confinement, told
             child = context.Process(target=spawned_main, args=about, name=kind, daemon=True)
-            with _same_hashes():
+            with _kept_variables():
                 child.start()
         theirs.close()
         self._children[token] = child

@@ -11,6 +11,7 @@ parametrized test that is marked `@at_once` run a few at a time.
 """
 
 import functools
+import importlib.util
 import inspect
 import itertools
 import json
@@ -20,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +37,7 @@ CHECKOUT = Path(__file__).parent.parent
 APPS = Path(__file__).parent / "apps"
 SAMPLES = CHECKOUT / "samples"
 ALLOWED = {"WRITE": "/tmp,/dev/shm", "READ": "/proc", "SUBPROCESS": "true"}  # on all nodes, for apps that ask for it
+NOBODY = 65534  # the user whom no file belongs to
 PATIENCE = 30.0  # seconds after which something that must happen counts as never
 
 
@@ -47,7 +50,7 @@ def pytest_collection_modifyitems(items):
 def suite():
     """Marks every process that comes of this run, and where one would keep what no test gave it a place for."""
     with tempfile.TemporaryDirectory() as state:
-        os.environ["SWARM_SUITE"], os.environ["XDG_STATE_HOME"] = str(os.getpid()), state
+        os.environ["LC_SWARM_SUITE"], os.environ["XDG_STATE_HOME"] = str(os.getpid()), state
         yield Suite(Path(state), descriptors_of(os.getpid()))
 
 
@@ -78,8 +81,8 @@ def text_of(path):
 
 
 def processes_of(folder):
-    """Processes that have this state folder in their environment: a node's, and whatever these forked."""
-    return processes_with(f"CONCURRENT_SWARM_STATE={folder}")
+    """Processes of a swarm by a variable that nodes leave to whatever they start."""
+    return processes_with(f"LC_SWARM={folder}")
 
 
 def processes_with(setting):
@@ -119,12 +122,12 @@ def descriptors_of(pid):
 class Running:
     """A process of ours: its exit code, what it wrote, and how to end it."""
 
-    def __init__(self, command, environ, output, pass_fds=()):
+    def __init__(self, command, environ, output, pass_fds=(), user=None):
         self.out_file, self.err_file = f"{output}.out", f"{output}.err"
         with open(self.out_file, "wb") as out, open(self.err_file, "wb") as err:
             self.process = subprocess.Popen(
                 command, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=pass_fds,
-                start_new_session=True, cwd=CHECKOUT,
+                start_new_session=True, cwd=CHECKOUT, user=user, group=user, extra_groups=None if user is None else [],
             )
         self.pid = self.process.pid
         self.parent = None  # our end of the line that a node follows
@@ -186,6 +189,7 @@ class Swarm:
     """Nodes in a folder of their own. `master` and `slaves` are `Running`; `address` is where the master is."""
 
     folders = []  # of all swarms
+    python, code, user = sys.executable, CHECKOUT, None  # what runs, and as whom: None is this user
 
     def __init__(self):
         self.folder = tempfile.mkdtemp(prefix="cs", dir="/var/tmp")
@@ -206,22 +210,23 @@ class Swarm:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         kept.update({f"CONCURRENT_SWARM_{role}_ALLOW_{what}": value for role in ("SLAVE", "MASTER")
                      for what, value in ALLOWED.items()})  # fmt: skip
-        return {**kept, "PYTHONPATH": path, "CONCURRENT_SWARM_STATE": self.folder, "TMPDIR": self.temporary, **more}
+        return {**kept, "PYTHONPATH": path, "CONCURRENT_SWARM_STATE": self.folder, "LC_SWARM": self.folder,
+                "TMPDIR": self.temporary, **more}
 
     def start(self, role, *args, ready=True, name=None, **environ):
         """Starts `role`.py; with `ready`, returns when it says that it is."""
         number = next(self.numbers)
         name = name or f"{role}{number}"
-        command = [sys.executable, str(CHECKOUT / f"{role}.py"), *map(str, args)]
+        command = [self.python, str(self.code / f"{role}.py"), *map(str, args)]
         output = os.path.join(self.folder, f"{number}-{name}")
         if role == "client":
-            process = Running(command, self.environ(**environ), output)
+            process = Running(command, self.environ(**environ), output, user=self.user)
             self.running.append(process)
             return process
         ours, theirs = socket.socketpair()
         with theirs:
             command += ["--env", os.path.join(self.folder, name), "--parent", str(theirs.fileno())]
-            process = Running(command, self.environ(**environ), output, [theirs.fileno()])
+            process = Running(command, self.environ(**environ), output, [theirs.fileno()], self.user)
         process.parent, process.folder, process.started = ours, Path(self.folder, name), None
         self.running.append(process)
         return self.until_ready(process) if ready else process
@@ -381,3 +386,61 @@ def _alike(node, given):
             same = all(params.get(name) == mine[name] for name in mine.keys() - cases)
             if same and params.keys() == mine.keys() and (not mine or item.obj is node.obj):
                 yield item, {name: params[name] for name in cases}
+
+
+# -- a Python that every user can run ------------------------------------------------------------------------------
+
+
+class Python(NamedTuple):
+    """A copy of what runs this test, made of links, outside of anybody's home."""
+
+    folder: Path
+
+    @property
+    def executable(self):
+        return str(self.folder / "bin" / "python3")
+
+    def environ(self, folder):
+        """The variables that it needs, for a process whose home is that folder."""
+        return {"PYTHONPATH": str(self.folder / "site"), "LD_LIBRARY_PATH": str(self.folder / "lib"),
+                "HOME": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def linked(source, target):
+    """Copies by links where that is possible."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def copy_python(folder):
+    """Interpreter, standard library, pyzmq and this package, below a folder."""
+    stdlib, left_out = Path(sysconfig.get_path("stdlib")), shutil.ignore_patterns("test", "site-packages", "idlelib")
+    for name in ("bin", "lib", "site"):
+        (folder / name).mkdir(parents=True)
+    shutil.copytree(stdlib, folder / "lib" / stdlib.name, ignore=left_out, copy_function=linked, symlinks=True)
+    shutil.copy(os.path.realpath(sys.executable), folder / "bin" / "python3")
+    for library in Path(sysconfig.get_config_var("LIBDIR")).glob("libpython3*.so*"):
+        shutil.copy(library, folder / "lib")
+    packages = Path(importlib.util.find_spec("zmq").origin).parent.parent
+    for package in [packages / "zmq", *packages.glob("pyzmq.libs")]:
+        shutil.copytree(package, folder / "site" / package.name, copy_function=linked)
+    for file in [*CHECKOUT.glob("*.py"), *CHECKOUT.glob("*.so"), *CHECKOUT.glob("*.html")]:
+        shutil.copy(file, folder)
+    return Python(folder)
+
+
+@pytest.fixture(scope="session")
+def python():
+    """A Python for other users; skips where this one cannot be shared, or where nobody else can be."""
+    if os.getuid():
+        pytest.skip("only root can start processes of another user")
+    with tempfile.TemporaryDirectory(prefix="python", dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        made = copy_python(Path(folder, "all"))
+        run = subprocess.run([made.executable, "-c", "import zmq, ctypes, sqlite3"], user=NOBODY, group=NOBODY,
+                             extra_groups=[], env=made.environ(folder), capture_output=True, text=True)
+        if run.returncode:
+            pytest.skip(f"another user cannot run this Python: {run.stderr.strip().splitlines()[-1]}")
+        yield made

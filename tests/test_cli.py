@@ -25,6 +25,7 @@ def cli(tmp_path, monkeypatch):
     """Runs `python ROLE.py …` in the checkout, with a state folder of its own."""
     state = tmp_path / "state"
     monkeypatch.setenv("CONCURRENT_SWARM_STATE", str(state))
+    monkeypatch.setenv("LC_SWARM", str(state))
     for name in ("NO_COLOR", "FORCE_COLOR", "CONCURRENT_SWARM_MASTER", "CONCURRENT_SWARM_ACCESS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -324,8 +325,8 @@ class Typed:
 
 
 def no_process_of(state):
-    """Waits until no process has this state folder in its environment."""
-    mark, limit = f"CONCURRENT_SWARM_STATE={state}".encode(), time.monotonic() + PATIENCE
+    """Waits until no process has this state folder among the variables that nodes leave to what they start."""
+    mark, limit = f"LC_SWARM={state}".encode(), time.monotonic() + PATIENCE
     while True:
         alive = []
         for entry in Path("/proc").iterdir():

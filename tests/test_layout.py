@@ -52,9 +52,9 @@ LINES = {
     "rpc.py": 5656,
     "setup.py": 64,
     "slave.py": 1129,
-    "tasks.py": 3641,
+    "tasks.py": 3673,
 }
-TOTAL_LINES = 18_960
+TOTAL_LINES = 18_992
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

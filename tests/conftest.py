@@ -72,6 +72,14 @@ def wait_until(condition, what, seconds=PATIENCE):
         time.sleep(0.01)  # between two looks at the condition
 
 
+def module_in(path):
+    """The module in a file, under its stem, and no further place to import from: others would find more there."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def text_of(path):
     """A file's text, empty if it is not there (yet)."""
     try:

@@ -23,7 +23,7 @@ from concurrent_swarm.master import Board, Quotas, split
 from concurrent_swarm import tasks
 
 SEED = int(os.environ.get("SEED", 0))
-SCHEDULES = int(os.environ.get("SCHEDULES", 10_000))
+SCHEDULES = int(os.environ.get("SCHEDULES", 4_000))
 MIN_EVENTS = 50  # events under faults per schedule
 END = 1000.0  # virtual seconds after which a schedule hangs
 RARE = ({"cpus": 2}, {"gpu": 1}, {"tags": ["big"]})  # what not every slave has

@@ -4,10 +4,9 @@ A little at every run of the tests; fuzz/run.py goes on for as long as wanted. W
 """
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
+from conftest import APPS, module_in
 
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed: pip install hypothesis")
 from hypothesis import HealthCheck, given, settings  # noqa: E402
@@ -15,9 +14,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 from concurrent_swarm import components, rpc  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
-import run  # noqa: E402
-import targets  # noqa: E402
+targets, run = (module_in(APPS.parent / "fuzz" / f"{name}.py") for name in ("targets", "run"))
 
 LITTLE = settings(max_examples=60, deadline=5000, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 

@@ -6,18 +6,15 @@ Real swarms run the applications of apps/hostile.py; what no honest slave sends 
 import collections
 import os
 import pickle
-import sys
 import time
 import tracemalloc
 
 import pytest
-from conftest import APPS
+from conftest import APPS, module_in
 
 from concurrent_swarm import components, rpc
 
-sys.path.insert(0, str(APPS))
-import hostile  # the applications that run on the swarm
-
+hostile = module_in(APPS / "hostile.py")  # the applications that run on the swarm
 DATA, NUMPY = rpc.READERS["data"], rpc.READERS["data,numpy"]
 
 

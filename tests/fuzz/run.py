@@ -10,8 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 
 def main(target, seconds, seed=1):
     if importlib.util.find_spec("atheris"):

@@ -358,7 +358,7 @@ OWNERS, SLAVES = {"client", "admin"}, {"slave"}
 WHO_MAY = {
     **dict.fromkeys(["bundle", "submit", "settled", "cancel", "cancel_task", "push_tasksystem", "cancel_tasksystem",
                      "step", "work_settled", "goodbye", "detach", "collect", "publish"], OWNERS),
-    **dict.fromkeys(["result", "given_back", "worker_lost", "output", "fetch", "resources", "leaving",
+    **dict.fromkeys(["result", "given_back", "worker_lost", "output", "fetch", "preparing", "resources", "leaving",
                      "publish_for"], SLAVES),
     "fetch_shared": OWNERS | SLAVES,
 }  # fmt: skip

@@ -188,6 +188,7 @@ def test_a_stranger_at_the_compute_channel_is_written_with_its_address(here, tmp
     heard(here, "refuse", why="unknown or revoked key", **{"from": "127.0.0.1"})
 
 
+@pytest.mark.slow
 def test_a_slave_cannot_publish_for_an_owner_of_whom_it_has_no_lease(here, tmp_path):
     with Knocking(here, "client", tmp_path / "c") as client, Knocking(here, "slave", tmp_path / "s") as slave:
         client.until(lambda: client.state == "welcome", "the client is let in")
@@ -205,6 +206,7 @@ def test_a_slave_cannot_publish_for_an_owner_of_whom_it_has_no_lease(here, tmp_p
         assert answers == ["no_shared"]
 
 
+@pytest.mark.slow
 def test_a_master_that_cannot_write_its_audit_log_works_on_and_says_so(swarm):
     here = swarm(slaves=0)
     log = here.master.folder / "logs" / "audit.jsonl"
@@ -235,6 +237,7 @@ def is_theirs(path):
     return path.parent.name == "keys" or path.suffix == ".access"
 
 
+@pytest.mark.slow
 def test_no_secret_is_in_a_log_a_journal_a_command_line_or_an_environment(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True, master=["--set", "node.log_level=debug"])
     keep(here, "invite", "client", "--once")

@@ -538,6 +538,7 @@ def play(seeds):
     return events
 
 
+@pytest.mark.slow
 def test_every_task_reaches_one_outcome_in_300_schedules_of_faults():
     TOLD.clear()
     play(range(300))

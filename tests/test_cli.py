@@ -168,6 +168,7 @@ def test_a_task_that_cannot_be_sent_names_the_attribute(cli, app):
     assert result.returncode == 1 and 'task one cannot be sent: attribute "callback" is a lambda' in result.stderr
 
 
+@pytest.mark.slow
 def test_a_swarm_without_a_worker_is_given_up_after_the_wait(cli, app):
     path = app(
         "class T(Task):\n    def __call__(self): return 1\n"
@@ -341,6 +342,7 @@ def no_process_of(state):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_ctrl_c_cancels_what_the_client_started_and_says_so(cli, app, tmp_path):
     typed = Typed("client.py", app(SLEEPERS), "--local").until("/8 ").interrupt()
     assert typed.exit_code() == 130
@@ -377,6 +379,7 @@ def test_what_only_asks_a_master_does_not_wait_for_one(cli):
     assert result.returncode == 3 and said(result, "no master at 127.0.0.1:9") and "waiting" not in result.stderr
 
 
+@pytest.mark.slow
 def test_the_second_ctrl_c_ends_a_slave_at_once_and_its_tasks_go_back(cli, app):
     master = Typed("master.py", "--port", "0").until("ready in")
     address = re.search(r"--master (\S+)", master.text)[1]

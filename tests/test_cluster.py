@@ -99,6 +99,7 @@ def test_a_slave_runs_what_it_never_saw(swarm, tmp_path):
     assert len(list((here.slaves[0].folder / "apps").iterdir())) >= 1
 
 
+@pytest.mark.slow
 def test_a_late_slave_gets_work(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = waiting(here, tmp_path, 2)
@@ -109,6 +110,7 @@ def test_a_late_slave_gets_work(swarm, tmp_path):
     assert result_of(client.wait())["sum"] == 1
 
 
+@pytest.mark.slow
 def test_two_versions_of_a_file_run_side_by_side(swarm, tmp_path):
     here = swarm(slaves=1, workers=2)
     app, source = tmp_path / "app.py", (APPS / PLAIN).read_text()
@@ -176,6 +178,7 @@ def test_tasks_that_cannot_be_pickled_fail_by_attribute_name_and_the_others_end(
     assert "holder" in about["error"] and "lock" in about["error"]
 
 
+@pytest.mark.slow
 def test_a_thousand_tasks_that_cannot_be_pickled_fail_one_by_one(swarm_of_module):
     run = plain(swarm_of_module, "SomeBad", "count=6000")
     assert run.about["result"] and run.about["result"]["failed"] == 2000, run.about["error"]
@@ -268,6 +271,7 @@ def test_a_clean_up_that_raises_fails_its_task(swarm_of_module):
 # -- resources
 
 
+@pytest.mark.slow
 def test_tasks_run_where_their_resources_are(swarm):
     here = swarm(slaves=0)
     here.start_slave(workers=1)
@@ -280,6 +284,7 @@ def test_tasks_run_where_their_resources_are(swarm):
         assert {row["omp"] for row in rows} == {"2" if kind == "two" else "1"}, kind
 
 
+@pytest.mark.slow
 def test_tasks_of_different_resources_may_be_pushed_together(swarm):
     here = swarm(slaves=0)
     here.start_slave(workers=1)
@@ -289,6 +294,7 @@ def test_tasks_of_different_resources_may_be_pushed_together(swarm):
     assert {(row["kind"], row["omp"]) for row in rows} == {("plain", "1"), ("gpu", "1"), ("two", "2")}
 
 
+@pytest.mark.slow
 def test_what_a_task_was_granted_is_taken_from_the_worker_again(swarm):
     here = swarm(slaves=0)
     here.start_slave("--resources", "gpu=1", workers=1)
@@ -334,6 +340,7 @@ def test_the_work_of_a_killed_slave_ends_on_another(swarm, tmp_path):
     assert len(text_of(tmp_path / "callbacks").split()) == 6
 
 
+@pytest.mark.slow
 def test_a_slave_that_is_told_to_leave_ends_what_runs_and_gives_back_the_rest(swarm, tmp_path):
     here = swarm(slaves=2, workers=1)
     client = waiting(here, tmp_path, 6)
@@ -425,6 +432,7 @@ def test_descriptors_do_not_grow_with_the_work(swarm, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_workers_of_an_application_do_not_import_the_one_of_another(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     first = result_of(plain(here, "Resources", "how=plain", "count=1"))
@@ -439,6 +447,7 @@ def test_the_workers_of_an_application_do_not_import_the_one_of_another(swarm, t
 # -- schedulers and settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "name"), [("push", "GenericTaskScheduler"), ("pull", "ZMQTaskScheduler")])
 def test_both_schedulers_spread_work_over_all_slaves(swarm, tmp_path, option, name):
     here = swarm(slaves=2, workers=1, master=("--scheduler", option))
@@ -458,6 +467,7 @@ def test_an_unknown_scheduler_is_an_error_that_lists_the_known_ones(swarm):
     assert here.proxy.status()["scheduler"] == "ZMQTaskScheduler"
 
 
+@pytest.mark.slow
 def test_a_scheduler_dropped_into_plugins_of_a_running_master_can_be_chosen(swarm):
     here = swarm(slaves=2, workers=1)
     plugins = here.master.folder / "plugins"
@@ -496,6 +506,7 @@ def test_an_order_without_the_token_is_refused(swarm_of_module):
     assert len(swarm_of_module.proxy.slaves()) == 2
 
 
+@pytest.mark.slow
 def test_a_running_slave_takes_an_edited_configuration(swarm):
     here = swarm(slaves=1, workers=1)
     (file,) = (here.slaves[0].folder / "configs").glob("*.ini")
@@ -508,6 +519,7 @@ def test_a_running_slave_takes_an_edited_configuration(swarm):
     assert here.name_of(here.slaves[0]) == name
 
 
+@pytest.mark.slow
 def test_a_running_master_changes_its_scheduler_with_its_file(swarm):
     here = swarm(slaves=1, workers=1)
     (file,) = (here.master.folder / "configs").glob("*.ini")

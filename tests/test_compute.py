@@ -598,6 +598,7 @@ def proxied(tmp_path):
         proxy.stop()
 
 
+@pytest.mark.slow
 def test_connections_reset_every_200_ms_lose_and_repeat_nothing(proxied):
     swarm, proxy, link = proxied
     (peer,), last = swarm.channel.peers.values(), time.monotonic()
@@ -686,6 +687,7 @@ def test_a_master_that_was_suspended_kills_nobody(swarm):
     assert len(swarm.channel.peers) == 1
 
 
+@pytest.mark.slow
 def test_a_pulse_keeps_a_busy_owner_alive(swarm):
     link = swarm.link()
     swarm.until(lambda: link.state == "ready")

@@ -442,6 +442,7 @@ def test_D13_garbage_on_the_compute_channel_is_nobody_s_concern(here, channel, k
                 line.sendall(client.GARBAGE[kind](client.random.Random(seed)))
 
 
+@pytest.mark.slow
 def test_D13_300_silent_connections_keep_nobody_out_and_are_closed(here, tmp_path):
     where = rpc.parse_address(here.proxy.status()["addresses"]["tcp"])
     with contextlib.ExitStack() as stack:
@@ -547,6 +548,7 @@ def test_D18_a_message_over_the_limit_is_refused_before_it_is_sent(here, tmp_pat
     assert f"{rpc.MAX_MESSAGE:,}" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_D19_a_flood_of_beats_and_of_greetings_stops_nobody_else(here, tmp_path):
     with dealer(here, tmp_path) as raw:
         until = time.monotonic() + 2
@@ -626,11 +628,13 @@ def test_D21_all_wrong_values_are_told_at_once_with_what_is_allowed(here, path):
     assert ended.err.count("env.ini:") >= 4
 
 
+@pytest.mark.slow
 def test_D21_an_unknown_option_names_the_nearest(here):
     told(start_with(here, b"", "near", "--set", "master.prot=1"), 2, "master.port")
     told(start_with(here, b"", "nobody", "--set", "master.task_scheduler=Nobody"), 2, "Nobody", "ZMQTaskScheduler")
 
 
+@pytest.mark.slow
 def test_D22_keys_and_folders_that_others_can_reach_are_refused_with_the_line_to_type(here):
     for name, path, mode, line in [
         ("wide-key", "keys/slave.access", 0o644, "chmod"), ("wide-plugins", "plugins", 0o777, "chmod go-w"),
@@ -660,6 +664,7 @@ COMMANDS = {  # what is typed: exit code and a word
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "code", "word"), COMMANDS.values(), ids=COMMANDS)
 def test_D23_a_command_that_makes_no_sense_says_so_in_a_line(here, words, code, word):
     role, *rest = words
@@ -795,6 +800,7 @@ def test_D27_exceptions_that_cannot_be_pickled_come_as_their_description(here):
         assert told["kind"] == "error" and len(told["text"]) <= 5000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [pytest.param(how, id=f"D28_res_process.{how}") for how in [
     "exits", "sys_exits", "segfault", "closes_all", "writes_garbage"]])  # fmt: skip
 def test_D28_a_task_that_does_away_with_its_process_has_failed_and_the_next_one_runs(here, how):
@@ -808,6 +814,7 @@ def test_D28_a_task_that_kills_its_process_or_leaves_it_has_failed(here):
     assert "SIGKILL" in found["kills itself"]["message"] and "3" in found["exits with 3"]["text"], found
 
 
+@pytest.mark.slow
 def test_D28_of_a_task_that_forks_and_both_return_one_counts(here):
     found = ways_of(here, "forks", "fine")
     assert found["fine"]["result"] == "'fine'" and (found["forks"]["result"] == "1" or found["forks"]["kind"]), found

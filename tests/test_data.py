@@ -222,6 +222,7 @@ def test_a_system_s_tasks_find_their_data_when_a_worker_is_killed(swarm_of_modul
     check(run(here, "InSystem", [5 * MIB], kind="nested"), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [(), NO], ids=["by reference", "by frames"])
 def test_large_tasks_outlive_a_master_with_a_journal(swarm, tmp_path, words):
     here = swarm(slaves=1, workers=1, journal=True)
@@ -248,6 +249,7 @@ def remove_payloads(store):
         (store / name).unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local", [True, False])
 def test_a_payload_file_that_vanished_fails_its_task_with_the_reason(swarm, tmp_path, local):
     here = swarm(slaves=0)
@@ -279,6 +281,7 @@ def test_a_result_file_that_vanished_fails_its_task_with_the_reason(swarm, tmp_p
     assert len(about["errors"]) == 3 - about["right"] and all("a payload is gone" in e for e in about["errors"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node", ["slave", "client"])
 def test_a_node_without_room_copies_and_says_so_once(swarm, node):
     here = swarm(slaves=0)
@@ -314,6 +317,7 @@ def test_published_objects_of_every_size_arrive(swarm_of_module, app, each, kind
     check(run(swarm_of_module, app, SIZES, kind=kind), each * len(SIZES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("app, each", [("Publishes", 1), ("AsksForResults", 1), ("PublishesInSystem", 2)])
 @at_once
 def test_published_objects_arrive_where_a_node_does_not_go_by_reference(swarm_by_frames, app, each):
@@ -329,6 +333,7 @@ def test_published_objects_arrive_without_a_swarm(app, tmp_path):
     assert json.loads(done.stdout)["result"]["right"] == 1 + (app == "PublishesInSystem"), done.stderr.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tcp", [False, True])
 @at_once
 def test_an_object_is_fetched_once_per_slave(tcp):
@@ -387,6 +392,7 @@ def maps_of(pid):
     return Path(f"/proc/{pid}/maps").read_text().count(rpc.payload_root())
 
 
+@pytest.mark.slow
 def test_objects_go_when_their_client_ends(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = here.start_client("data.py", "--json", "--app", "Chain", "--set", f"data.folder={tmp_path}",
@@ -402,6 +408,7 @@ def test_objects_go_when_their_client_ends(swarm, tmp_path):
     wait_until(lambda: not maps_of(worker), "the worker has let them go")
 
 
+@pytest.mark.slow
 def test_a_client_publishes_again_to_a_master_that_was_started_again(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     client = here.start_client("data.py", "--json", "--app", "Chain", "--set", f"data.folder={tmp_path}",
@@ -431,6 +438,7 @@ def test_an_object_that_comes_anew_replaces_its_beginning(tmp_path):
     assert b"".join(shelf.get(key)) == b"abcdef"
 
 
+@pytest.mark.slow
 def test_a_node_whose_folder_in_memory_vanished_copies(swarm):
     here = swarm(slaves=1, workers=1)
     for store in [store_of(node) for node in nodes_of(here)]:
@@ -465,6 +473,7 @@ def test_tasks_for_which_memory_has_no_room_lie_on_the_disk_and_run(swarm):
     wait_until(lambda: not spool_of(here), "nothing is left on the disk")
 
 
+@pytest.mark.slow
 def test_results_for_a_slow_client_lie_on_the_disk_and_arrive(swarm, tmp_path):
     here = without_socket_file(swarm(slaves=0, master=("--set", "master.memory=4")))
     here.start_slave(workers=1)

@@ -163,6 +163,7 @@ class Desk:
                     process.wait(15)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("bash"), reason="the commands of the documents are for bash")
 @pytest.mark.parametrize("block", named(*PAGES, language="console", wanted=lambda block: True))
 @at_once
@@ -191,6 +192,7 @@ def show(block, desk):
 APPLICATIONS = named(*PAGES, language="python", wanted=is_application)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", APPLICATIONS)
 @at_once
 def test_the_applications_of_the_pages_run_in_one_process(block, tmp_path_factory):

@@ -58,6 +58,7 @@ def rows_of(here, kind):
         return [(json.loads(detail), size) for detail, size in rows]
 
 
+@pytest.mark.slow
 def test_a_system_goes_on_after_its_master_was_killed_and_ends_as_if_nothing_had_been(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
     client = here.start_client(APP, "--json", *words_of("Squares", count=600, how="slow"))
@@ -85,6 +86,7 @@ def test_what_the_journal_has_is_not_computed_again(swarm, tmp_path):
     assert len(list(tmp_path.iterdir())) <= ran + 315 - safe + 2, "the worker outlives its slave by a moment"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["slow generator", "slow list"])
 @at_once
 def test_steps_and_published_objects_come_again(how):
@@ -112,6 +114,7 @@ def test_what_tasks_of_a_system_have_published_outlives_master_and_slave(swarm, 
     wait_until(lambda: not rows_of(here, "shared"), "they went with the client")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["Heavy", "HeavyResumable"])
 @at_once
 def test_the_history_of_a_system_that_can_be_saved_does_not_grow_without_end(system):
@@ -125,6 +128,7 @@ def test_the_history_of_a_system_that_can_be_saved_does_not_grow_without_end(sys
         assert result_of(client.wait(60)) == right(400, steps=2)
 
 
+@pytest.mark.slow
 def test_a_host_that_dies_is_replaced_by_one_that_repeats_what_it_did(swarm, tmp_path):
     here = swarm(slaves=1, workers=2, journal=True)
     run = here.run_client(APP, *words_of("Dying", count=200, folder=tmp_path))
@@ -132,6 +136,7 @@ def test_a_host_that_dies_is_replaced_by_one_that_repeats_what_it_did(swarm, tmp
     assert here.master.err.count("another one repeats what it did") == 2
 
 
+@pytest.mark.slow
 def test_a_host_that_dies_again_and_again_ends_its_system(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
     run = here.run_client(APP, *words_of("AlwaysDying", count=200))
@@ -139,6 +144,7 @@ def test_a_host_that_dies_again_and_again_ends_its_system(swarm):
     assert run.about["error"]["message"] == "the process of the system ended: killed by SIGKILL, 3 times"
 
 
+@pytest.mark.slow
 def test_a_system_that_does_not_repeat_itself_is_told_so(swarm, tmp_path):
     here = swarm(slaves=0, journal=True)
     client = here.start_client(APP, "--json", *words_of("Fickle", folder=tmp_path))
@@ -149,6 +155,7 @@ def test_a_system_that_does_not_repeat_itself_is_told_so(swarm, tmp_path):
     assert "does not repeat itself: its batch 0 had 6 tasks, now 7" in client.about["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_client_that_was_away_hears_the_result_of_a_master_that_was_started_again(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
     client = here.start_client(APP, "--json", *words_of("Squares", count=200, how="slow"))
@@ -172,6 +179,7 @@ def detach(here, *words):
     return name
 
 
+@pytest.mark.slow
 def test_what_a_system_has_published_stays_when_another_client_collects_it(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
     words = words_of("Publishing", count=1000, how="slow")
@@ -179,6 +187,7 @@ def test_what_a_system_has_published_stays_when_another_client_collects_it(swarm
     assert result_of(here.run_client(APP, "--collect", name, *words)) == right(1000)
 
 
+@pytest.mark.slow
 def test_what_a_detached_client_has_published_outlives_the_master(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
     words = ["--app", "RunGiven", "--set", "durable.count=200"]
@@ -192,6 +201,7 @@ def test_what_a_detached_client_has_published_outlives_the_master(swarm):
     assert result_of(here.run_client(APP, "--collect", name, *words)) == 200 * 1000
 
 
+@pytest.mark.slow
 def test_a_system_that_was_left_with_the_master_is_collected_by_another_process(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
     words = words_of("Squares", count=300, how="slow")
@@ -201,6 +211,7 @@ def test_a_system_that_was_left_with_the_master_is_collected_by_another_process(
     wait_until(lambda: rows_of(here, "finished") == rows_of(here, "owner") == [], "nothing is left of it")
 
 
+@pytest.mark.slow
 def test_it_is_collected_after_its_end_and_after_the_death_of_the_master(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
     words = words_of("Squares", count=50)
@@ -213,6 +224,7 @@ def test_it_is_collected_after_its_end_and_after_the_death_of_the_master(swarm):
     assert again.code == 1 and "there is none of that name" in again.about["error"]["message"]
 
 
+@pytest.mark.slow
 def test_what_nobody_collects_is_forgotten_after_the_retention(swarm):
     here = swarm(slaves=1, workers=2, journal=True, master=["--set", "master.retention=1"])
     name = detach(here, *words_of("Squares", count=400, how="slow"))
@@ -231,6 +243,7 @@ def test_a_system_whose_client_waits_for_it_cannot_be_collected(swarm, tmp_path)
     client.ends(signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["wait", "cancel"])
 @at_once
 def test_the_systems_of_a_client_that_vanishes_go_on_or_stop_by_its_choice(choice):

@@ -364,12 +364,14 @@ def alone(tmp_path):
         yield start
 
 
+@pytest.mark.slow
 def test_a_signal_to_everybody_reaches_nobody(alone):
     run, _ = alone("standard")
     told = json.loads(run.stdout.read().splitlines()[-1])
     assert (run.wait(), told["result"]) == (0, "sent")
 
 
+@pytest.mark.slow
 def test_where_nothing_confines_it_a_signal_to_everybody_ends_the_nodes(alone):
     _, living = alone("off")
     wait_until(lambda: living() >= 4, "master and slave have begun")

@@ -357,6 +357,7 @@ def test_an_application_that_forgot_to_end_is_told_so(apps):
         assert client.ends(signal.SIGINT) == 130
 
 
+@pytest.mark.slow
 @at_once
 def test_a_master_that_does_not_answer_is_named_before_the_client_gives_up(apps):
     with running(slaves=0) as here:
@@ -444,6 +445,7 @@ def half_open(swarm):
     relay.close()
 
 
+@pytest.mark.slow
 def test_a_slave_that_only_the_control_channel_answers_says_which_port_is_silent(half_open):
     here, address = half_open
     access = here.master.folder / "keys" / "slave.access"
@@ -504,6 +506,7 @@ def test_doctor_without_a_master_fails_with_the_fix_and_looks_at_the_rest(tmp_pa
     assert levels(rows, "python", "disk", "payloads", "keys", "workers") == ["ok"] * 5
 
 
+@pytest.mark.slow
 def test_doctor_of_a_master_that_does_not_run_says_whether_its_port_is_free(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -523,6 +526,7 @@ def test_doctor_names_a_host_that_does_not_resolve_once(tmp_path):
     assert rows["control"][0] == "warn"
 
 
+@pytest.mark.slow
 def test_doctor_does_not_hang_at_a_port_that_never_answers(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"

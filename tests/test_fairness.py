@@ -337,6 +337,7 @@ def queued(here, user):
     return here.proxy.status()["users"].get(user, {}).get("queued", 0)
 
 
+@pytest.mark.slow
 def test_a_client_over_its_quota_is_told_value_and_limit_and_its_other_work_goes_on(swarm):
     here = swarm(slaves=1, workers=1, master=("--set", "quotas.queued=50"))
     run = here.run_client("users.py", "--app", "Again", "--set", "users.count=200", *as_user(here, "alice", "c"))
@@ -347,6 +348,7 @@ def test_a_client_over_its_quota_is_told_value_and_limit_and_its_other_work_goes
     assert run.about["failed"] == sum(int(one[2]) for one in told), "a batch was refused in part"
 
 
+@pytest.mark.slow
 def test_a_worker_serves_one_user_alone(swarm):
     here = swarm(slaves=1, workers=1)
     words = [as_user(here, user, f"{user}{number}") for number in (1, 2) for user in ("alice", "bob")]
@@ -354,6 +356,7 @@ def test_a_worker_serves_one_user_alone(swarm):
     assert pids[:2] == pids[2:] and pids[0] != pids[1]
 
 
+@pytest.mark.slow
 def test_a_user_has_as_many_task_systems_at_once_as_it_may(swarm):
     here = swarm(slaves=1, workers=2, master=("--set", "quotas.systems=2"))
     run = here.run_client("users.py", "--app", "Systems", "--set", "users.count=3", "--set", "users.seconds=0.3",
@@ -364,6 +367,7 @@ def test_a_user_has_as_many_task_systems_at_once_as_it_may(swarm):
     assert about["refusals"] == [why]
 
 
+@pytest.mark.slow
 def test_what_a_user_may_have_follows_the_configuration_of_a_running_master(swarm):
     here = swarm(slaves=1, workers=2)
     file = here.master.folder / "configs" / "env.ini"
@@ -388,6 +392,7 @@ def test_the_work_of_a_client_that_vanished_is_kept_as_long_as_its_user_may_have
     wait_until(lambda: "did not come back in 1 s: its work is dropped" in here.master.err, "it is forgotten", 60)
 
 
+@pytest.mark.slow
 def test_two_users_share_a_slave_equally_however_many_clients_each_has(swarm):
     here = swarm(slaves=1, workers=1)
     many = ("users.py", "--app", "Plain", "--set", "users.count=3000")

@@ -272,6 +272,7 @@ def test_a_random_fault_needs_something_to_do_it_to(nemesis):
 # -- tasks and their workers ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "words"), [("segfault", "SIGSEGV"), ("closes_all", "worker"), ("writes_garbage", "worker")]
 )
@@ -281,6 +282,7 @@ def test_F06_a_task_that_crashes_its_worker_is_poisoned_with_the_signal_and_othe
     assert run.about["result"]["bad"]["kind"] == "poisoned" and words in run.about["result"]["bad"]["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "kind", "words"), [("exits", "poisoned", "code 0"), ("sys_exits", "error", "")])
 def test_F07_a_task_that_ends_its_process_has_failed_whatever_the_exit_code(swarm_of_module, how, kind, words):
     run = swarm_of_module.run_client(FAULTS_APP, *words_of("One", how=how))
@@ -307,6 +309,7 @@ def are_gone(folder):
     return not [pid for pid in lines(folder, "pids") if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["group", "sessions", "doubling"])
 def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up_nobody(swarm, tmp_path, how):
     here = swarm(slaves=1, workers=2)
@@ -323,6 +326,7 @@ def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up
     assert not here.proxy.status()["counters"].get("workers lost"), "nobody is blamed"
 
 
+@pytest.mark.slow
 def test_F12_a_bomb_that_outlives_its_task_is_gone_too_and_the_task_is_done(swarm, tmp_path):
     here = swarm(slaves=1, workers=2)
     told = result_of(here.run_client(FAULTS_APP, *words_of("Bombs", how="left", folder=tmp_path)))
@@ -331,6 +335,7 @@ def test_F12_a_bomb_that_outlives_its_task_is_gone_too_and_the_task_is_done(swar
     wait_until(lambda: are_gone(tmp_path), "they are gone", 2)
 
 
+@pytest.mark.slow
 def test_F12_of_tasks_that_share_a_lease_only_the_bomb_fails(swarm, tmp_path):
     here = swarm(slaves=1, workers=2)
     told = here.run_client(FAULTS_APP, *words_of("Bombs", how="sessions", folder=tmp_path, among=400)).about["result"]
@@ -338,6 +343,7 @@ def test_F12_of_tasks_that_share_a_lease_only_the_bomb_fails(swarm, tmp_path):
     assert len(told) == 802 and not [one for one in told.values() if type(one) is dict]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("own", "master", "said"), [(5, 3, "its process_limit is 5"), (-1, 3, "of the master is 3")])
 def test_F12_task_and_master_say_how_many_processes_a_task_may_have(swarm, tmp_path, own, master, said):
     here = swarm(slaves=1, workers=2, master=("--set", f"limits.process_limit={master}"))
@@ -345,6 +351,7 @@ def test_F12_task_and_master_say_how_many_processes_a_task_may_have(swarm, tmp_p
     assert said in told["bomb"]["message"] and "in __call__" in told["bomb"]["where"]
 
 
+@pytest.mark.slow
 def test_F13_a_worker_that_keeps_descriptors_is_replaced_between_tasks_and_nobody_is_blamed(swarm):
     here = swarm(slaves=1, workers=1)
     told = result_of(here.run_client(FAULTS_APP, *words_of("Leaks", count=40, files=10)))
@@ -354,6 +361,7 @@ def test_F13_a_worker_that_keeps_descriptors_is_replaced_between_tasks_and_nobod
     assert workers >= 3 and not here.proxy.status()["counters"].get("workers lost")
 
 
+@pytest.mark.slow
 def test_F13_a_worker_that_grows_is_replaced_if_the_slave_says_so(swarm):
     here = swarm(slaves=1, workers=1, slave=("--set", "slave.recycle=60"))
     told = result_of(here.run_client(FAULTS_APP, *words_of("Leaks", count=30, mebibytes=10)))
@@ -361,6 +369,7 @@ def test_F13_a_worker_that_grows_is_replaced_if_the_slave_says_so(swarm):
     assert "slave.recycle is 60 MiB" in here.slaves[0].err and "workers lost" not in here.proxy.status()["counters"]
 
 
+@pytest.mark.slow
 def test_F40_a_slave_without_room_fails_tasks_with_the_reason_and_works_again_once_there_is(swarm, nemesis):
     here = swarm(slaves=1, workers=1)
     nemesis.full_disk(here.slaves[0].pid)
@@ -375,6 +384,7 @@ def kinds_of(run):
     return {(one["kind"], one["type"]) for one in run.about["errors"]}
 
 
+@pytest.mark.slow
 def test_F40_what_a_slave_has_no_room_for_runs_on_another(swarm, nemesis):
     here = swarm(slaves=2, workers=1)
     nemesis.full_disk(here.slaves[0].pid)
@@ -405,6 +415,7 @@ def test_F40_tasks_whose_worker_cannot_be_forked_fail_for_want_of_room_and_no_wo
     assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=3))) == {"sum": 3, "errors": []}
 
 
+@pytest.mark.slow
 def test_F40_tasks_whose_application_cannot_be_read_fail_for_want_of_it_and_no_worker_is_lost(swarm):
     here = swarm(slaves=1, workers=1)
     assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=3)))
@@ -440,6 +451,7 @@ def check_hung(run, hook, how, said):
     assert bad["after"] < bad["allowed"] + 4, bad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", HOOKS)
 def test_F36_a_hook_that_hangs_ends_its_system_at_its_hook_timeout_with_name_and_line(swarm_of_module, hook):
     how = "C" if hook in ("generate_tasks", "finished", "gather_result") else "Python"
@@ -448,6 +460,7 @@ def test_F36_a_hook_that_hangs_ends_its_system_at_its_hook_timeout_with_name_and
     wait_until(lambda: not swarm_of_module.proxy.systems(), "both are gone")
 
 
+@pytest.mark.slow
 def test_F36_the_master_says_how_long_a_hook_may_take_and_each_draw_counts_alone(swarm):
     here = swarm(slaves=1, workers=1, master=("--set", "limits.hook_timeout=2"))
     run = here.run_client(FAULTS_APP, *words_of("Hooks", hook="drawing", pause=0.6, count=1), seconds=60)
@@ -455,6 +468,7 @@ def test_F36_the_master_says_how_long_a_hook_may_take_and_each_draw_counts_alone
     assert run.about["result"]["good"]["after"] > 3, "all hooks together take longer than one may"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["task_finished", "drawing"])
 def test_F37_a_hook_that_hangs_in_a_system_that_goes_on_after_a_restart_ends_it_too(swarm, hook):
     here = swarm(slaves=0, journal=True)
@@ -591,6 +605,7 @@ def test_F22_a_peer_that_is_stopped_while_its_connections_stay_open_is_given_up_
     comes_back(here, far)
 
 
+@pytest.mark.slow
 def test_F16_a_client_whose_connection_is_cut_at_random_moments_misses_nothing_and_hears_nothing_twice(
     swarm, nemesis, tmp_path
 ):
@@ -606,6 +621,7 @@ def test_F16_a_client_whose_connection_is_cut_at_random_moments_misses_nothing_a
     assert relays[1].resets >= 4
 
 
+@pytest.mark.slow
 def test_F26_a_task_that_ran_twice_counts_once(swarm, nemesis, tmp_path):
     here = swarm(slaves=1, workers=2)
     run = here.start_client(FAULTS_APP, *words_of("Steady", count=200, pause=0.02, folder=tmp_path))
@@ -617,6 +633,7 @@ def test_F26_a_task_that_ran_twice_counts_once(swarm, nemesis, tmp_path):
     assert len(lines(tmp_path, "began")) > 200, "something began twice"
 
 
+@pytest.mark.slow
 def test_F27_a_slave_whose_connection_is_reset_every_200_ms_loses_and_repeats_nothing(swarm, nemesis, tmp_path):
     here = swarm(slaves=0)
     slave, relays = far_slave(here, nemesis, workers=2)
@@ -703,6 +720,7 @@ def path_with(here, nemesis):
     return os.pathsep.join([nemesis.environ()["PYTHONPATH"].split(os.pathsep)[0], here.environ()["PYTHONPATH"]])
 
 
+@pytest.mark.slow
 def test_F24_a_clock_that_jumps_disturbs_nothing_and_one_that_is_wrong_is_named(swarm, nemesis, tmp_path):
     here = swarm(slaves=0)
     here.master.close()
@@ -721,6 +739,7 @@ def test_F24_a_clock_that_jumps_disturbs_nothing_and_one_that_is_wrong_is_named(
     assert result_of(here.run_client("hello.py", PYTHONPATH=path)) == "Hello World"
 
 
+@pytest.mark.slow
 def test_F19_a_slow_disk_delays_nothing_but_the_word_that_tasks_are_safe(swarm, nemesis, tmp_path):
     here = swarm(slaves=0)
     here.master.close()
@@ -870,6 +889,7 @@ def test_F32_silent_connections_and_tls_on_the_plain_port_hold_up_nobody(swarm, 
     assert time.monotonic() - began < 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channel", ["http", "tcp"])
 def test_F33_every_kind_of_garbage_leaves_the_swarm_serving(swarm, nemesis, channel):
     here = swarm(slaves=0)

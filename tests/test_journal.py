@@ -217,6 +217,7 @@ def test_the_file_follows_what_is_in_it(tmp_path):
     assert len(loaded(kept.path)) == 2 + 99
 
 
+@pytest.mark.slow
 def test_a_journal_whose_work_comes_and_goes_stays_as_it_is(tmp_path):
     with Kept(tmp_path / "journal.db") as kept:
         kept.put(("life", 1), OWNER)
@@ -582,6 +583,7 @@ def test_whatever_a_disk_does_what_was_accepted_is_there_and_what_was_refused_is
     }
 
 
+@pytest.mark.slow
 def test_a_master_whose_disk_is_full_refuses_new_work_ends_what_runs_and_goes_on_by_itself(disk, tmp_path):
     here = disk
     here.start_master(journal=True)
@@ -608,6 +610,7 @@ def test_a_master_whose_disk_is_full_refuses_new_work_ends_what_runs_and_goes_on
     assert "Traceback" not in here.master.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
 def test_whoever_is_new_to_a_master_whose_disk_is_full_is_told_why_it_cannot_come(disk, tmp_path, known):
     here = disk
@@ -684,6 +687,7 @@ def test_there_is_nothing_to_look_at_where_no_master_was(tmp_path):
     assert run.returncode == 2 and "there is no journal" in run.stderr and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_journal_can_be_looked_at_while_its_master_works(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     words = ["--app", "Waiting", "--json", "--set", "plain.count=40", "--set", f"plain.folder={tmp_path}"]

@@ -763,6 +763,7 @@ def test_a_certificate_that_cannot_be_used_is_named(certificates, tmp_path):
     assert caught.value.fix == f"chmod 600 {wide}"
 
 
+@pytest.mark.slow
 def test_nodes_of_a_master_with_a_certificate_come_in_by_their_access_file(swarm, certificates):
     words = [f"--set=master.certificate={certificates[0]}", f"--set=master.certificate_key={certificates[1]}"]
     here = swarm(slaves=0, master=words)

@@ -427,6 +427,7 @@ def listed(here, role):
     return re.findall(rf"^{role} +(\w{{12}})  (\S+)  since", keep(here, "list"), re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_revoked_slave_is_out_in_two_seconds_and_the_others_go_on(swarm):
     here = swarm(slaves=2, workers=1)
     first, second = here.slaves
@@ -445,6 +446,7 @@ def test_a_revoked_slave_is_out_in_two_seconds_and_the_others_go_on(swarm):
     assert "nobody here is" in keep(here, "revoke", gone, code=2)
 
 
+@pytest.mark.slow
 def test_one_node_comes_by_an_invitation_for_one(swarm):
     here = swarm(slaves=1, workers=1)
     path = keep(here, "invite", "client", "--once", "--hours", "0.5").strip()
@@ -483,6 +485,7 @@ def all_here(here, count):
     return wait_until(lambda: len(here.proxy.slaves()) == count, f"{count} slaves are here")
 
 
+@pytest.mark.slow
 def test_after_a_rotation_slaves_by_socket_file_and_by_port_come_back_to_a_master_that_restarts(swarm):
     here = swarm(slaves=1, workers=1)
     old, compute = copied(here, "slave", "ipc"), here.proxy.status()["addresses"]["tcp"]
@@ -496,6 +499,7 @@ def test_after_a_rotation_slaves_by_socket_file_and_by_port_come_back_to_a_maste
     assert late.wait().code == 3 and "has made new secrets" in late.err
 
 
+@pytest.mark.slow
 def test_a_master_with_a_new_key_gets_its_far_slaves_back_with_the_new_access_file(swarm):
     here = swarm(slaves=0)
     path, compute = copied(here, "slave", "ipc"), here.proxy.status()["addresses"]["tcp"]

@@ -43,6 +43,7 @@ def ended(client, code=0):
     return client.about["result"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_takes_only_the_task_that_it_ran_with_it(swarm):
     here = swarm(slaves=1, workers=1, master=ALONE)
     told = run(here, code=1, at=AT, what="die")
@@ -85,6 +86,7 @@ def test_what_a_worker_has_ahead_survives_a_new_session(blocked, tmp_path):
     assert told["failures"] == {} and told["again"] == {}
 
 
+@pytest.mark.slow
 def test_a_flood_of_quick_tasks_holds_nobody_else_up(swarm):
     here = swarm(slaves=1, workers=1, master=ALONE)
     flood = here.start_client("leases.py", "--json", "--app", "Row", *words_of(count=200_000))
@@ -94,6 +96,7 @@ def test_a_flood_of_quick_tasks_holds_nobody_else_up(swarm):
     flood.ends(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_slave_that_is_given_fewer_workers_in_a_flood_uses_fewer(swarm):
     here = swarm(slaves=1, workers=2, master=ALONE)
     flood = here.start_client("leases.py", "--json", "--app", "Row", *words_of(count=200_000))

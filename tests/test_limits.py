@@ -448,6 +448,7 @@ def alive(pid):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", STUCK)
 def test_a_task_that_is_stuck_ends_at_its_timeout_and_names_limit_measure_and_line(one_slot, tmp_path, how):
     stuck, whole = run(one_slot, "Limited", tmp_path, how=how, timeout=0.5 if how != "brood" else 5)
@@ -477,6 +478,7 @@ def test_tasks_that_run_and_wait_are_cancelled_and_each_is_told_once(one_slot, t
     assert len(list(tmp_path.glob("run-*"))) == 1, "what waited never ran"
 
 
+@pytest.mark.slow
 def test_a_running_task_that_is_cancelled_without_kill_goes_on_and_nobody_hears_of_it(one_slot, tmp_path):
     cancelled, whole = run(one_slot, "Cancelling", tmp_path, how="briefly", kill=0)
     assert cancelled["type"] == "Cancelled" and cancelled["after"] < 1.2 < whole["after"]
@@ -489,6 +491,7 @@ def test_a_task_that_was_not_sent_yet_is_cancelled_too(one_slot, tmp_path):
     assert not (tmp_path / "run-t1").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2], ids=["one by one", "all of them"])
 def test_a_system_cancels_and_kills_the_tasks_that_it_does_not_need_any_more(swarm, tmp_path, count):
     assert run(swarm(workers=4), "RaceApplication", tmp_path, how="sleep", count=count) == ["cancelled"] * 3 + ["done"]
@@ -534,12 +537,14 @@ def test_a_task_that_no_slave_takes_ends_at_its_queue_timeout(swarm, tmp_path):
     assert (gone["limit"], gone["type"]) == ("queue_timeout", "TimedOut") and 0.3 <= gone["measured"] < 1
 
 
+@pytest.mark.slow
 def test_limits_of_the_master_s_configuration_count_for_tasks_that_say_nothing(swarm, tmp_path):
     here = swarm(workers=1, master=("--set", "limits.timeout=0.4"))
     stuck, _ = run(here, "Limited", tmp_path, how="loop")
     assert stuck["limit"] == "timeout" and "limits.timeout of the master is 0.4 s" in stuck["message"]
 
 
+@pytest.mark.slow
 def test_limits_of_the_master_may_be_given_to_a_local_swarm(one_slot, tmp_path):
     words = ["--local", "--workers", "1", "--json", "--set", "limits.timeout=0.3"]
     words += ["--set", f"limits_app.folder={tmp_path}"]

@@ -99,6 +99,7 @@ def test_by_default_lines_are_shown_with_their_task_and_attempt_and_cannot_steer
 # -- bounds --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_flood_of_output_is_counted_and_dropped_and_neither_the_slave_grows_nor_others_wait(swarm):
     here = swarm(workers=2)
     (slave,) = here.slaves
@@ -112,6 +113,7 @@ def test_a_flood_of_output_is_counted_and_dropped_and_neither_the_slave_grows_no
     assert max(grown) < 10 * 1024, grown
 
 
+@pytest.mark.slow
 def test_output_for_a_client_that_does_not_read_is_dropped_by_the_master_and_counted(swarm, tmp_path):
     here = swarm(slave=("--set", "slave.output=100000"))
     run(here, "Alone", "count=3")
@@ -139,6 +141,7 @@ def test_the_last_64_kib_of_a_task_that_was_killed_are_in_its_failure_and_the_re
     assert re.search("its last output:\n.*much .*\n *last words", report.err)
 
 
+@pytest.mark.slow
 def test_a_task_that_passes_its_limit_of_time_has_its_last_output_too(swarm_of_module):
     (failure,) = run(swarm_of_module, "Late", "count=1", code=1)["result"]["failures"].values()
     assert failure["output"] == "too slow\n" and failure["type"] != "WorkerLost"
@@ -248,6 +251,7 @@ def replay(app, task):
                           stdin=subprocess.DEVNULL)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_a_callback_prints_does_not_run_into_the_progress_line(swarm_of_module):
     access = swarm_of_module.master.folder / "keys" / "client.access"
     where = ("--master", swarm_of_module.address, "--access", access, "--env", Path(swarm_of_module.folder, "typed"))

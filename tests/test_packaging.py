@@ -217,6 +217,7 @@ def start(places):
 # -- every way of starting -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ALL_WAYS)
 @pytest.mark.parametrize("role", ROLES)
 @at_once
@@ -280,6 +281,7 @@ def run_sample(start, way, sample):
     return output.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ALL_WAYS)
 @at_once
 def test_hello_runs_on_a_local_swarm_by_every_way_of_starting(start, way):

@@ -256,6 +256,7 @@ def test_a_task_system_goes_on_when_a_new_master_has_installed_what_it_requires(
     assert run.wait().about["result"] == ["1.0", 3], run.err
 
 
+@pytest.mark.slow
 def test_an_installation_that_fails_shows_the_last_lines_the_requirement_and_the_setting(offline, source, wheels):
     text = app(needs='requirements = ["tinydep==9"]')
     run = offline.run_client(str(source({"app.py": text}) / "app.py"))
@@ -268,6 +269,7 @@ def test_an_installation_that_fails_shows_the_last_lines_the_requirement_and_the
     wait_until(lambda: {path.name for path in parts_in(slave)} <= {".parts"}, "nothing is left of the attempt")
 
 
+@pytest.mark.slow
 def test_what_the_slave_has_is_not_installed_and_the_owner_may_refuse_the_rest(swarm, source):
     here = swarm(slave=("--set", "node.install=no"))
     has, lacks = (app(needs=f'requirements = ["{one}"]') for one in ("pyzmq>=1", "tinydep"))
@@ -293,6 +295,7 @@ def test_a_slave_that_installs_too_long_gives_up_and_works_on_meanwhile(swarm, s
     assert "making tinydep" in here.slaves[0].err
 
 
+@pytest.mark.slow
 def test_a_builder_that_is_killed_is_told_and_nothing_is_left_of_it(swarm, source, silent_index):
     here = swarm(slave=("--set", f"node.index={silent_index}"))
     run = here.start_client(str(source({"app.py": app(needs='requirements = ["tinydep"]')}) / "app.py"), "--json")
@@ -305,6 +308,7 @@ def test_a_builder_that_is_killed_is_told_and_nothing_is_left_of_it(swarm, sourc
 
 # -- gone ----------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_what_was_installed_goes_when_nothing_of_the_application_is_there(swarm, source, wheels):
     here = swarm(slave=("--set", f"node.wheels={wheels}", "--set", "node.keep_apps=0"))
     folder, (slave,) = source({"app.py": app("import tinydep; return 1", 'requirements = ["tinydep"]')}), here.slaves
@@ -338,6 +342,7 @@ def test_what_was_installed_goes_with_the_slave_or_what_a_killed_one_left_with_t
 TOTAL = "import fast; return [fast.total(100_000), fast.__file__]"
 
 
+@pytest.mark.slow
 @COMPILES
 def test_a_cython_application_runs_where_it_never_was_and_equals_its_pure_version(swarm, source):
     here = swarm()
@@ -351,6 +356,7 @@ def test_a_cython_application_runs_where_it_never_was_and_equals_its_pure_versio
     assert results["py"] == results["pyx"]
 
 
+@pytest.mark.slow
 @COMPILES
 def test_a_slave_without_a_compiler_says_what_is_missing(swarm, source):
     here = swarm(slaves=0)
@@ -374,6 +380,7 @@ def test_where_cython_is_missing_that_is_said_but_a_pure_twin_will_do(source, tm
     rpc.build_parts(str(folder), str(tmp_path / "parts"), "s1", sources=["fast.pyx"])
 
 
+@pytest.mark.slow
 @COMPILES
 def test_a_client_compiles_the_same_source_once_and_tells_what_is_wrong_in_it(source, tmp_path):
     wrong = {"pkg/__init__.py": "", "pkg/bad.pyx": "x = ("}

@@ -125,6 +125,7 @@ def test_a_slave_computes_on_while_its_master_is_away_and_delivers_to_the_next(s
     assert here.proxy.status()["counters"]["adopted"] >= 2
 
 
+@pytest.mark.slow
 def test_a_task_that_outlasts_two_masters_runs_once(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     client = waiting(here, tmp_path, 1)
@@ -151,6 +152,7 @@ def test_a_client_and_a_slave_find_a_master_that_is_away_for_a_while(swarm, tmp_
     assert result_of(client.wait(60))["sum"] == 10
 
 
+@pytest.mark.slow
 def test_a_system_of_a_killed_master_starts_anew(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     words = ["--app", "WaitingSystem", "--json", "--set", f"systems.folder={tmp_path}", "--set", "systems.count=4"]
@@ -395,6 +397,7 @@ def send(port, data, host="127.0.0.1"):
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(48)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channel", ["http", "tcp", "ipc"])
 @at_once
 def test_garbage_leaves_the_swarm_serving(channel):
@@ -551,6 +554,7 @@ MasterNode.submit = submit
 """
 
 
+@pytest.mark.slow
 def test_a_client_whose_tasks_meet_a_fault_of_the_master_ends_and_says_so(swarm):
     here = swarm(slaves=0)
     (here.master.folder / "plugins" / "broken.py").write_text(BROKEN)

@@ -331,6 +331,7 @@ def test_a_slave_without_room_takes_none_of_the_attempts_that_rules_give():
     assert lease.attempt == 3 and not told.sent("outcome")
 
 
+@pytest.mark.slow
 def test_a_moment_without_a_service_that_all_tasks_need_is_held_against_no_slave():
     told = Told(slaves=10, workers=1)
     told("submit", "c1", 0, 20000, options={"name": "n"})
@@ -428,6 +429,7 @@ def test_a_system_hears_once_of_tasks_that_ran_again(swarm_of_module, tmp_path):
     assert sum(attempts(tmp_path, f"busy{number}") for number in range(0, 200, 7)) == 3 * 29
 
 
+@pytest.mark.slow
 def test_F41_a_slave_that_fails_what_others_can_do_gets_nothing_for_a_while(swarm, tmp_path):
     here = swarm(slaves=0)
     good, bad = here.start_slave(), here.start_slave(LC_DEPENDENCY="missing")
@@ -445,6 +447,7 @@ def test_F41_a_slave_that_fails_what_others_can_do_gets_nothing_for_a_while(swar
     assert {row["name"]: row["done"] for row in here.proxy.slaves()}[here.name_of(bad)] == done
 
 
+@pytest.mark.slow
 def test_a_client_whose_tasks_wait_for_another_attempt_says_so(swarm, tmp_path):
     here = swarm(workers=1, master=("--set", "limits.retries=1", "--set", "limits.retry_wait=100"))
     chosen = ["--set", f"retries.folder={tmp_path}", "--set", "retries.called=a,b", "--set", "retries.kind=Plain"]

@@ -203,6 +203,7 @@ def test_the_error_of_what_is_not_allowed_says_that_a_sandbox_is_the_reason(atte
 # -- what an application asks for ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("needs, asked, allows, setting", [
     ('write = ["{0}"]', "write = {0}", "write = {0}/write", "slave.allow_write={0}"),
     ('read = ["/etc"]', "read = /etc", "read = {0}/read", "slave.allow_read=/etc"),
@@ -220,6 +221,7 @@ def test_what_is_asked_for_and_not_allowed_fails_with_what_was_asked_what_is_all
     assert allows.format(outside) in told["text"] and setting.format(outside) in told["text"]
 
 
+@pytest.mark.slow
 def test_what_one_slave_does_not_allow_runs_on_another_that_does(swarm, attempt, outside):
     here = swarm(slaves=0)
     here.start_slave(workers=2, CONCURRENT_SWARM_SLAVE_ALLOW_WRITE="")
@@ -307,6 +309,7 @@ def test_granted_processes_share_their_work(attempt):
     """, 'subprocess = True; write = ["/dev/shm"]') == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_the_environment_of_the_node_is_never_granted(swarm, attempt):
     here = swarm(slaves=0)
     here.start_slave(workers=1, CONCURRENT_SWARM_SLAVE_ALLOW_READ="/")
@@ -364,6 +367,7 @@ def test_a_filter_for_each_processor_fits_the_kernel_and_jumps_only_forward_with
 # -- levels --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_strict_grants_nothing_beyond_the_default(swarm, attempt, outside):
     here = swarm(slaves=1, workers=1, slave=["--set", "slave.sandbox=strict"])
     assert granted_by(here.slaves[0])["level"] == "strict"
@@ -421,6 +425,7 @@ os.chdir = fails
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_confine_itself_is_not_used(swarm, attempt, tmp_path):
     flag = tmp_path / "unfit"
     (tmp_path / "sitecustomize.py").write_text(UNFIT.format(flag=str(flag)))

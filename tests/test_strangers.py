@@ -240,6 +240,7 @@ def say_in_clear(words):
         line.sendall(b" ".join(words))
 
 
+@pytest.mark.slow
 def test_no_byte_of_source_argument_published_object_output_or_result_is_seen_on_the_way():
     if os.getuid():
         pytest.skip("only root may listen on a network device")

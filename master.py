@@ -2714,7 +2714,11 @@ class Audit(threading.Thread):
         """What the thread does."""
         while (entry := self._queue.get()) is not None:
             entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **entry}
-            if len(text := json.dumps(entry, default=str)) > AUDIT_TEXT:
+            try:
+                text = json.dumps(entry, default=str)
+            except (ValueError, RecursionError) as error:
+                text = json.dumps({"time": entry["time"], "event": entry["event"], "begins": str(error)})
+            if len(text) > AUDIT_TEXT:
                 text = json.dumps({"time": entry["time"], "event": entry["event"], "begins": text[:AUDIT_TEXT]})
             try:
                 self._write(text.replace("\x7f", r"\u007f") + "\n")  # the one control character that JSON lets through
@@ -2801,6 +2805,9 @@ def completed(head: bytes, user: str, limits: str) -> bytes:
     return json.dumps({**tasks.read_head(head), **more, "user": user}).encode()
 
 
+FAILURE_TEXTS = ("type", "message", "traceback", "where", "kind", "pickle", "output")
+
+
 def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
     """Raises UsageError unless a slave's report names a range, and failures are objects by ordinal."""
     check_whole(lease, lo, hi)
@@ -2813,7 +2820,14 @@ def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
 def _is_failure(key: str, one: Any) -> bool:
     """Whether a slave may say this of a task; the marks are the Board's."""
     named = key == "*" or (key.isdecimal() and len(key) < 16)
-    return named and type(one) is dict and "again" not in one and "retried" not in one
+    return named and type(one) is dict and "again" not in one and "retried" not in one and _is_told(one)
+
+
+def _is_told(one: Any) -> bool:
+    """Whether it describes a failure in the types that everybody reads it by, its causes too."""
+    texts = all(type(one.get(name, "")) is str for name in FAILURE_TEXTS)
+    cause = one.get("cause", {})
+    return texts and type(one.get("attempt", 1)) is int and type(cause) is dict and (not cause or _is_told(cause))
 
 
 def check_output(pieces: Any) -> None:
@@ -3901,7 +3915,7 @@ class MasterNode(rpc.BaseNode):
         """Makes the process that hosts it. Raises OSError."""
         zygote = self.zygote  # one that comes later may have another child of this token
         root = str(self.environment / "apps" / system.bundle)
-        confinement, rate = self.guard.confinement(self.bundles[system.bundle]["needs"]), tasks.OUTPUT_RATE * 1024
+        confinement, rate = self.guard.confinement(rpc.needs_of(self.bundles[system.bundle])), tasks.OUTPUT_RATE * 1024
         token, sock, system.ear = tasks.fork_heard(zygote, "host", root, confinement, self.loop, rate)
         system.ear.send = lambda pieces: self._send_output(system.name, system.deaths + 1, tasks.placed(pieces, 0, 0))
         system.token, system.pipe = token, rpc.Pipe(
@@ -3981,7 +3995,10 @@ class MasterNode(rpc.BaseNode):
             system.step, system.waiting = params
             self._send(system.client, ["system_step", system.number, *params])
         elif method == "system_done":
-            self.end_system(system, *params, parts)
+            failure, stats = params
+            if type(stats) is not dict or not (failure is None or _is_failure("*", failure)):
+                raise rpc.ProtocolError("a host has not said how its system ended")
+            self.end_system(system, failure, stats, parts)
         elif method == "confined" and not self.guard.is_whole(params[0]):
             log.error("the host of system %s is not used: of the sandbox it has applied %s", system.name, params[0])
             self.zygote.kill(system.token)

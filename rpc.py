@@ -872,7 +872,7 @@ class ControlServer(ThreadingHTTPServer):
         log.warning("%d bad requests, the last from %s: %r [%s]", count, address, what, mark)
 
 
-_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n", re.DOTALL)
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
 def server_tls(certificate: str, key: str) -> tuple[ssl.SSLContext, str]:
@@ -885,7 +885,7 @@ def server_tls(certificate: str, key: str) -> tuple[ssl.SSLContext, str]:
         if os.name == "posix" and os.stat(key).st_mode & 0o007:
             raise Error(f"{key} can be read by everybody", "who has it can pass for this node", f"chmod 600 {key}")
         context.load_cert_chain(certificate, key, password="")
-        found = _CERTIFICATE.search(Path(certificate).read_text())
+        found = _CERTIFICATE.search(Path(certificate).read_text("latin-1"))
         return context, hashlib.sha256(ssl.PEM_cert_to_DER_cert(found[0])).hexdigest()
     except (OSError, ValueError, TypeError) as error:
         what = f"the certificate {certificate} with the key {key} cannot be used"
@@ -2516,9 +2516,11 @@ class Keyring:
                 nodes[line[0]] = Enrolled(*line[1:5])
         self._revoked = {line[0] for line in self._lines("revoked")}
         self._used = {node.by for node in nodes.values()}
+        self._all = nodes  # those that were revoked, too
         self._nodes = {key: node for key, node in nodes.items() if key not in self._revoked}
         lines = [line for line in self._lines("invitations") if _INVITATION.fullmatch(" ".join(line))]
         self._invitations = {line[0]: Invitation(*line[:3], float(line[3]), line[4] == "once") for line in lines}
+        self._order = {name: place for place, name in enumerate(self._invitations)}
         self._standing = {one.role: one for one in self._invitations.values() if one.until == math.inf}
 
     def entry(self, public_key: str) -> tuple[str, str] | None:
@@ -2536,7 +2538,8 @@ class Keyring:
         key = claimed_key(mechanism, secret)
         with self._lock:
             node = self._nodes[key] if self.entry(key) else Enrolled("", "")
-            known = [one.secret for one in self._invitations.values() if self._counts(one, node)]
+            known = [one.secret for one in self._invitations.values()
+                     if mechanism != b"CURVE" and self._counts(one, node)]
         right = node.role if mechanism == b"CURVE" else any(
             hmac.compare_digest(secret[1], _ipc_password(one, key)) for one in known)
         return key if right else None
@@ -2605,10 +2608,9 @@ class Keyring:
 
     def _ended(self, invitation):
         """Why it lets nobody in any more; empty if it does."""
-        order = list(self._invitations)
         if invitation.name in self._revoked:
             return "it was revoked"
-        if order.index(invitation.name) < order.index(self._standing[invitation.role].name):
+        if self._order[invitation.name] < self._order[self._standing[invitation.role].name]:
             return "the master's owner has made new secrets since"
         if invitation.once and invitation.name in self._used:
             return "it was for one node, and is used"
@@ -2647,10 +2649,10 @@ class Keyring:
         file = self._path(f"{role if role in ROLES else ROLES[0]}.access")
         with self._lock:
             self.entry("")  # reads again
-            node, asked = self._nodes.get(str(key), Enrolled(str(role), "")), (verb, role, key, name, nonce, at)
+            node, asked = self._nodes.get(str(key), Enrolled("", "")), (verb, role, key, name, nonce, at)
             mine = [one for one in self._invitations.values() if one.role == role]
             by = next((one for one in mine if _signed(request.get("mac"), one.secret, *asked)), None)
-            ended = self._ended(by) if by and by.name != node.by else ""
+            ended = self._ended(by) if by and node.role != role else ""
         if by is None:
             raise Error(f"the master refused {role if role in ROLES else 'node'} {str(name)[:64]!r}: wrong key",
                         "the access file there differs from the master's",
@@ -2684,13 +2686,13 @@ class Keyring:
     def _own_name(self, name, by):
         """`name`, or name-2 and so on, if a node has it that came by another invitation: work is a name's."""
         slaves, standing = by.role == "slave", by.until == math.inf
-        taken = {node.name for node in self._nodes.values() if (node.role == "slave") == slaves and not (
+        taken = {node.name for node in self._all.values() if (node.role == "slave") == slaves and not (
             node.by == by.name or (standing and self._invitations.get(node.by, by).until == math.inf))}
         return next(one for one in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if one not in taken)
 
     def revoke(self, public_key: str) -> None:
         """Take a key out for good: its session ends, and it may not enrol again. Or end an invitation, by its name."""
-        append_private(self._path("revoked"), f"{public_key}\n")
+        append_private(self._path("revoked"), f"\n{public_key}\n")
         with self._lock:
             self._reload()
 
@@ -3066,8 +3068,8 @@ class _DataReader(pickle._Unpickler):
 
     def __init__(self, data: Any, buffers: Iterable, stands: dict[str, _Stand]):
         super().__init__(io.BytesIO(data), buffers=buffers)
-        self._stands, self._depths = stands, {}
-        self._left = _COPIED * sum(map(len, [data, *buffers]))
+        self._stands, self._depths, self._sizes = stands, {}, {}
+        self._left = self._most = _COPIED * sum(map(len, [data, *buffers]))
 
     def find_class(self, module: str, name: str) -> _Stand:
         """What stands for it. Raises Error if it is no data."""
@@ -3085,7 +3087,8 @@ class _DataReader(pickle._Unpickler):
         self.stack[-1] = stand.make(*args)
 
     def _build(self):
-        stand = self.stack[-2]
+        stand, state = self.stack[-2:]
+        self._left -= sum(len(one) for one in state if hasattr(one, "__len__"))
         self.stack[-1] = (self.stack[-1],)
         self._call()
         for key in itertools.islice(reversed(self.memo), 64):  # it was put there before its state was read
@@ -3105,6 +3108,10 @@ class _DataReader(pickle._Unpickler):
             raise ValueError(f"its tuples are nested deeper than {_NESTED}")
         if depth > 1:
             self._depths[id(self.stack[-1])] = depth
+            inside = [self._sizes.get(id(one), len(one)) for one in self.stack[-1] if type(one) is tuple]
+            self._sizes[id(self.stack[-1])] = size = len(self.stack[-1]) + sum(inside)
+            if size > self._most:
+                raise ValueError(f"its tuples hold more than {_COPIED} times its size")
 
     dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = _call
     dispatch[pickle.BUILD[0]], dispatch[pickle.BYTEARRAY8[0]] = _build, _bytearray
@@ -3121,6 +3128,8 @@ def _no_data(name):
 
 
 def _made(cls, *args):
+    if any(type(arg) is int and arg.bit_length() > 4096 for arg in args):
+        raise ValueError("a number is too long")
     if any(arg and isinstance(arg, (tuple, list, os.PathLike)) for arg in args):
         raise TypeError(f"{cls.__name__} copies more than it is told")  # what no pickler writes, and nobody counts
     return cls(*args)
@@ -3135,8 +3144,9 @@ def _element(code, *_):
     return _Stand(make)
 
 
-def _array(raw, element, shape=(), order="C"):
-    return importlib.import_module("numpy").frombuffer(raw, element).reshape(shape, order=order)
+def _array(raw, element, shape=(), order="C", axes=None):
+    flat = importlib.import_module("numpy").frombuffer(raw, element)
+    return flat.reshape(shape, order=order) if axes is None else flat.reshape(shape).transpose(axes)
 
 
 _DATA = {  # module -> classes that plain data may name, and that hold what they are called with
@@ -3878,6 +3888,7 @@ FILES_LIMIT = 10_000
 
 _MANIFEST = {"format": int, "kind": str, "entry": str, "module": str, "modules": list,
              "framework": str, "needs": dict}
+_MANIFEST_BEFORE = {**{name: form for name, form in _MANIFEST.items() if name != "needs"}, "requirements": list}
 NEEDS = {"requirements": list, "network": list, "read": list, "write": list, "subprocess": bool}  # of texts
 _ZIP_METHODS = zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED
 _MANIFEST_FILE = ".bundle.json"  # cannot meet a file of the application: hidden ones are not shipped
@@ -4060,7 +4071,7 @@ def _with_requirements(needs, root, entry):
 def _is_requirement(text):
     """Whether it is a name with versions (PEP 508): nothing that pip would take for an option, a file or an address."""
     versions = r"\(?[=<>!~][\w.*+!,<>=~\s-]*\)?"
-    return re.fullmatch(rf"[A-Za-z0-9][\w.-]*\s*(\[[\w.,\s-]*\])?\s*({versions})?\s*(;[^/@]*)?", text)
+    return re.fullmatch(rf"[A-Za-z0-9][\w.-]*\s*(\[[\w.,\s-]*\])?\s*({versions})?\s*(;[^/@]*)?", " ".join(text.split()))
 
 
 def _header_requirements(path):
@@ -4186,6 +4197,11 @@ def manifest_of(root: str | os.PathLike) -> dict[str, Any]:
     return json.loads((Path(root) / _MANIFEST_FILE).read_bytes())
 
 
+def needs_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What an application needs, as its manifest says; those of before could not."""
+    return manifest.get("needs", {})
+
+
 def known_bundles(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """The bundles that lie intact in `folder`, as {digest: manifest}; what a crash has damaged is removed, and what
     was installed and compiled for the node that crashed."""
@@ -4246,15 +4262,17 @@ def _unzip(data):
 
 def _check_bundle(digest, manifest, files):
     """Raise Error unless manifest and files have the form that make_bundle gives and this digest."""
-    if type(manifest) is not dict or {key: type(manifest[key]) for key in manifest} != _MANIFEST:
+    forms = {key: type(manifest[key]) for key in manifest} if type(manifest) is dict else None
+    if forms not in (_MANIFEST, _MANIFEST_BEFORE):
         raise _refused("its manifest has not the fields " + ", ".join(_MANIFEST))
     names = [manifest["framework"], *manifest["modules"]]
     if manifest["format"] != BUNDLE_FORMAT:
         raise _refused(f"its format is {manifest['format']}, this node knows {BUNDLE_FORMAT}")
     if not all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) for name in names):
         raise _refused("its manifest names modules that cannot be")
-    known = all(itertools.starmap(_is_need, manifest["needs"].items()))
-    if not known or not all(map(_is_requirement, manifest["needs"].get("requirements", []))):
+    needs = needs_of(manifest)
+    known = all(itertools.starmap(_is_need, needs.items()))
+    if not known or not all(map(_is_requirement, needs.get("requirements", []))):
         raise _refused("its manifest has needs that this node does not know")
     if manifest["entry"] not in files or manifest["kind"] not in ("file", "package"):
         raise _refused(f"it is a {manifest['kind']!r} without its entry file {manifest['entry']!r}")
@@ -4269,6 +4287,8 @@ def _unpack(files, target):
         for name, data in files.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_bytes(data)
+        for path in temporary.rglob("*"):  # for workers with a uid of their own, whatever the umask
+            path.chmod(0o755 if path.is_dir() else 0o644)
         try:
             temporary.rename(target)
         except OSError:
@@ -4299,7 +4319,7 @@ def wanted_parts(root: str | os.PathLike) -> dict[str, list]:
     """What an unpacked bundle needs beside its own files: `requirements`, and as `sources` its .pyx files."""
     sources = (path.relative_to(root).as_posix() for path in Path(root).rglob("*.pyx"))
     own = sorted(name for name in sources if not name.startswith(PARTS))
-    return {"requirements": manifest_of(root)["needs"].get("requirements", []), "sources": own}
+    return {"requirements": needs_of(manifest_of(root)).get("requirements", []), "sources": own}
 
 
 def build_parts(root: str, into: str, where: str, requirements: Iterable[str] = (), sources: Iterable[str] = (),
@@ -4383,7 +4403,8 @@ def _tool(folder, command, what, fix, kind="setup", environ=()):
 def said_last(folder: str | os.PathLike) -> str:
     """The last lines of what the tools said that worked for this folder."""
     with suppress(OSError), open(Path(folder) / _BUILD_LOG, "rb", opener=_open_itself) as said:
-        text = said.read()[-8192:].decode(errors="replace")
+        said.seek(max(0, os.fstat(said.fileno()).st_size - 8192))
+        text = said.read(8192).decode(errors="replace")
         return "\n".join([line for line in text.splitlines() if line.strip()][-TOLD_LINES:])
     return "nothing was said"
 
@@ -5120,12 +5141,12 @@ class Node(BaseNode):
         given = self.master or os.environ.get("CONCURRENT_SWARM_MASTER", "")
         access = find_access(self.role, "", self._access_file) if self._access_file and not given else None
         host, port = parse_address(given or (access.addresses["http"] if access else DEFAULT_MASTER))
-        pin = access.certificate if access else certificate_of(self.role, self.master, self._access_file)
+        pin = access.certificate if access else certificate_of(self.role, given, self._access_file)
         with (_told_as(Unreachable, RpcError),
               closing(Proxy(format_address(host, port), certificate=pin)) as proxy):
             with _told_as(MasterAway, Unreachable):
                 proxy.ping()
-            access = access or find_access(self.role, self.master, self._access_file)
+            access = access or find_access(self.role, given, self._access_file)
             addresses = self.keys.accept(access, proxy.enrol(**self.keys.enrolment(access, _node_name())))
         tcp = addresses.get("tcp", "").rpartition(":")[2]
         self.address = format_address(host, port)

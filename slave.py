@@ -175,11 +175,13 @@ class ProcessTaskManager(components.Component):
         """Starts every waiting lease that can start, oldest first, and hands further ones ahead."""
         if self.free["cpus"] >= self._least:
             waiting, self.waiting = self.waiting, collections.deque()
-            while waiting and self.free["cpus"] >= self._least:
-                envelope = waiting.popleft()
-                if not self._can_start(envelope):
-                    self.waiting.append(envelope)
-            self.waiting.extend(waiting)
+            try:
+                while waiting and self.free["cpus"] >= self._least:
+                    envelope = waiting.popleft()
+                    if not self._can_start(envelope):
+                        self.waiting.append(envelope)
+            finally:  # whatever is wrong with one, the others wait on
+                self.waiting.extend(waiting)
         while self.waiting and self._hand_ahead(self.waiting[0]):
             self.waiting.popleft()
 
@@ -833,7 +835,7 @@ class SlaveNode(rpc.Node):
         apps = self.environment / "apps"
         for digest, manifest in rpc.known_bundles(apps).items():
             if not any(rpc.wanted_parts(apps / digest).values()):
-                self.bundles[digest], self.needs[digest] = apps / digest, manifest["needs"]
+                self.bundles[digest], self.needs[digest] = apps / digest, rpc.needs_of(manifest)
         self.manager.start()
         self.closing.callback(self.manager.stop)
 
@@ -945,7 +947,7 @@ class SlaveNode(rpc.Node):
             log.error("application %s cannot be unpacked: %s", digest[:12], error)
             self.manager.bundle_failed(digest, error)
             return
-        self.needs[digest] = manifest["needs"]
+        self.needs[digest] = rpc.needs_of(manifest)
         if self.parts.here(digest):
             self.prepared(digest, None)
 

@@ -291,7 +291,7 @@ class TaskError(components.Error):
         self.remote_traceback = failure.get("traceback", "")
         self.notes = failure.get("notes", [])
         self.cause = TaskError(failure["cause"]) if "cause" in failure else None
-        self.pickled = base64.b64decode(failure.get("pickle", ""))
+        self.pickled = attempt(base64.b64decode, failure.get("pickle", ""))[0] or b""
 
     def __reduce__(self):
         return RuntimeError, (str(self),)
@@ -770,7 +770,7 @@ def open_failure(failure: dict, load: Callable = pickle.loads) -> BaseException:
 
     Its `__cause__` shows the remote traceback; `failure` holds the description.
     """
-    sealed = base64.b64decode(failure.get("pickle", ""))
+    sealed, _ = attempt(base64.b64decode, failure.get("pickle", ""))
     error, _ = attempt(load, sealed) if sealed else (None, None)
     if not isinstance(error, BaseException) or attempt(_dress, error, failure)[1] is not None:
         error = TaskError(failure)  # its class does not exist here, or takes no attributes
@@ -1675,6 +1675,7 @@ LEVELS, GRANTS = ("standard", "strict", "off"), ("network", "read", "write", "su
 CONFINED_FILES, CONFINED_PROCESSES = 4096, 1024  # that a confined process may have; processes: of a uid of its own
 STRICT_LANDLOCK = 6  # the first that knows all that `strict` promises: files, TCP ports, signals
 PROBE_WITHIN = 10.0  # seconds
+MOST_ASKED = 32 * 1024  # bytes of what one application is granted: an order to the zygote has at most 64 KiB
 SLOTS = 256  # uids, from the first
 CONFINED = ("it runs in a sandbox: it may write in its temporary folder, and has what its application asks for by "
             "network, read, write and subprocess, as far as the owner of the node allows it")
@@ -1756,7 +1757,7 @@ def confine(wanted: Confinement, root: str) -> dict[str, Any]:
     applied = {"landlock": 0, "seccomp": False, "uid": bool(wanted.uid)}
     if sys.platform == "linux":
         locked = os.geteuid() != 0 or wanted.uid != 0 or _lock_mounts(wanted, root)
-        _drop_privileges(wanted.uid, root)
+        _drop_privileges(wanted, root)
         applied.update(landlock=_restrict_files(wanted, root), seccomp=_filter_calls(wanted, locked))
     if answers:
         socket.getaddrinfo = functools.partial(_getaddrinfo, socket.getaddrinfo, answers)
@@ -1804,10 +1805,10 @@ def _lock_mounts(wanted: Confinement, root: str) -> bool:
     return True
 
 
-def _drop_privileges(uid: int, root: str) -> None:
+def _drop_privileges(wanted: Confinement, root: str) -> None:
     """Another user if one was given; and no capabilities, now and later: without them root is a user like others."""
-    if uid:
-        os.setgroups([])
+    if uid := wanted.uid:
+        os.setgroups([os.stat(f"{wanted.folder}/../..").st_gid])  # of its node's environment: lets it pass there
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it went with the user
@@ -1860,7 +1861,7 @@ def _restrict_files(wanted: Confinement, root: str) -> int:
     size = 8 if version < 4 else 16 if version < 6 else 24
     ruleset = _call("syscall", CREATE_RULESET, about[:size], size, 0)
     for path, rights in _rules(wanted, root):
-        _allow_path(ruleset, path, rights & handled)
+        _allow_path(ruleset, path, rights & handled, path in (*wanted.read, *wanted.write))
     for port in {int(one.rpartition(":")[2]) for one in wanted.network} if ports else ():
         _call("syscall", ADD_RULE, ruleset, 2, struct.pack("=QQ", 2, port), 0)  # to connect there
     _call("syscall", RESTRICT_SELF, ruleset, 0)
@@ -1886,7 +1887,10 @@ def _of_python() -> list[str]:
     found += (path for end in ("*.py", "*.so", "__pycache__") for path in glob.glob(os.path.join(here, end)))
     home = os.path.realpath(os.path.expanduser("~"))
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
-    for path in map(os.path.realpath, filter(os.path.exists, [*sys.path, *libraries])):
+    chosen = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    started = [one for one in ("", os.getcwd()) if one not in chosen]  # python -m puts it there, whatever it is
+    paths = [one for one in sys.path if one not in started]
+    for path in map(os.path.realpath, filter(os.path.exists, [*paths, *libraries])):
         at_home = home != "/" and (_holds(home, path) or _holds(path, home))
         if not at_home or os.path.basename(path) in ("site-packages", "dist-packages"):
             found.append(path)
@@ -1898,12 +1902,14 @@ def _holds(folder: str, path: str) -> bool:
     return f"{path}{os.sep}".startswith(f"{folder.rstrip(os.sep)}{os.sep}")
 
 
-def _allow_path(ruleset: int, path: str, rights: int) -> None:
+def _allow_path(ruleset: int, path: str, rights: int, granted: bool) -> None:
     try:
         file = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:  # what is not here need not be read
         log.debug("%s is left out: %s", path, error)
         return
+    if granted and os.readlink(f"/proc/self/fd/{file}") != path:
+        raise OSError(errno.ELOOP, "something else is there now", path)
     rights &= -1 if stat.S_ISDIR(os.fstat(file).st_mode) else OF_FILES
     _call("syscall", ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, file), 0)
     os.close(file)
@@ -1965,7 +1971,7 @@ def _conditions(wanted: Confinement) -> dict[str, list[tuple[float, int, list[in
         told["utimensat"] = [(1, every, [0]), (1.5, every, [0])]
     told["socket"] = []
     if ANYWHERE in wanted.network:
-        del told["socket"]
+        told["socket"] = [(0, every, [socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK])]  # none of this machine's
     elif wanted.network:  # TCP alone: what else there is knows no ports, or other ones
         families = [socket.AF_INET, socket.AF_INET6]
         told["socket"] = [(0, every, families), (1, 0xF, [socket.SOCK_STREAM]), (2, every, [0, socket.IPPROTO_TCP])]
@@ -2057,7 +2063,9 @@ class Sandbox:
             return "none is given"
         for entry in (one for one in path.iterdir() if one.is_dir() and not one.is_symlink()):
             entry.chmod(0o711 if entry.name in ("apps", "work") else 0o700)
-        path.chmod(0o711)
+        for one in (path, path / "apps", path / "work"):  # a group that no account has
+            os.chown(one, -1, self._uid_base)
+        path.chmod(0o710)
         try:
             self._try(zygote)
         except components.Error as error:
@@ -2118,13 +2126,16 @@ class Sandbox:
         if getattr(self._node, "resources", {}).get("gpu"):  # their drivers tell of themselves in /proc and /sys
             given["read"] += ["/proc", "/sys"]
             given["write"] += itertools.chain(*map(glob.glob, GPUS))
+        if len(json.dumps(given)) > MOST_ASKED:
+            raise components.Error(f"the application asks for more than {MOST_ASKED:,} bytes of paths and addresses",
+                                   "an order to make a process holds no more", "ask for the folder that holds them")
         return self._next(**{**given, "subprocess": bool(given["subprocess"])})
 
     def of_builder(self, read: list[str], write: list[str], network: bool) -> Confinement:
         """That of a child that installs and compiles: it starts programs, and may have to reach any address."""
         if self._level == "off":
             return UNCONFINED
-        read = [*read, *self._allowed("read")]  # pip's settings may name folders of wheels
+        read = [*map(os.path.realpath, [*read, *self._allowed("read")])]  # pip's settings may name folders of wheels
         made = self._next(read=read, write=write, network=[ANYWHERE] if network else [], subprocess=True)
         return made._replace(uid=0)  # what it makes belongs to the node
 
@@ -2158,7 +2169,7 @@ class Sandbox:
 def _covers(allowed: str, asked: str) -> bool:
     """Whether a HOST:PORT of the owner's, each of which may be *, covers one that is asked for."""
     (ours, _, door), (host, _, port) = allowed.rpartition(":"), asked.rpartition(":")
-    known = bool(host) and port.isdigit() and 0 < int(port) < 65536
+    known = bool(host and re.fullmatch("[0-9]{1,5}", port)) and 0 < int(port) < 65536
     return known and ours.lower() in ("*", host.lower()) and door in ("*", port)
 
 
@@ -2172,12 +2183,48 @@ def lacking(active: dict[str, Any]) -> list[str]:
 
 
 def remove_tree(folder: str) -> None:
-    """Removes a folder with all in it, locked folders too, if it is there."""
-    for path, folders, _ in os.walk(folder):
-        for inner in (os.path.join(path, name) for name in folders):
-            if not os.path.islink(inner):
-                os.chmod(inner, 0o700)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Removes a folder with all in it, locked and deep ones too, if it is there. Follows no link."""
+    if sys.platform != "linux":
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        top, names = _unlocked(folder), ["."]
+        for name in names:  # they become more
+            with contextlib.suppress(OSError):
+                names += _emptied(name, top)
+        for name in reversed(names[1:]):
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=top)
+        os.close(top)
+        os.rmdir(folder)
+
+
+def _emptied(name: str, top: int) -> list[str]:
+    """Removes the files of a folder, and moves its folders up, so that no path is ever too long; their new names."""
+    file, moved = _unlocked(name, top), []
+    with os.scandir(file) as entries:
+        found = list(entries)
+    for entry in found:
+        with contextlib.suppress(OSError):
+            if entry.is_dir(follow_symlinks=False):
+                os.close(_unlocked(entry.name, file))
+                new = str(uuid.uuid4())
+                os.rename(entry.name, new, src_dir_fd=file, dst_dir_fd=top)
+                moved.append(new)
+            else:
+                os.unlink(entry.name, dir_fd=file)
+    os.close(file)
+    return moved
+
+
+def _unlocked(path: str, within: int | None = None) -> int:
+    """A folder, no link, that this process may now list and change."""
+    found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY, dir_fd=within)
+    try:
+        os.chmod(f"/proc/self/fd/{found}", 0o700)
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_DIRECTORY)
+    finally:
+        os.close(found)
 
 
 # -- the zygote ----------------------------------------------------------------------------------------------------
@@ -2529,6 +2576,7 @@ def _run_child(sock: socket.socket, kind: str, root: str, wanted: Confinement) -
     if wanted.level != "off":
         sock.sendall(b"".join(rpc.pack_stream(["confined", told], [])))
     multiprocessing.current_process()._config["daemon"] = False  # as such it could not start processes of its own
+    multiprocessing.resource_tracker._resource_tracker._fd = None  # that of the node: it is closed here
     if error is None:
         MAINS[kind](sock, root)
 
@@ -2567,7 +2615,7 @@ def _discard(folder: str, children: dict[int, tuple]) -> None:
         if os.path.isdir(folder) and os.listdir(folder):
             pid = os.fork()
             if not pid:
-                remove_tree(folder)
+                attempt(remove_tree, folder)
                 os._exit(0)
             children[pid] = 0, folder
         elif folder:
@@ -3366,6 +3414,7 @@ def _host_step(run: SystemRun, params: list, parts: list) -> None:
 
 def builder_main(sock: socket.socket, root: str) -> None:
     """The life of a builder: makes what one bundle needs, says how that ended, and waits to be killed."""
+    os.umask(0o022)  # workers may be other users
     wire = Wire(sock)
     (_, order), _ = wire.next()
     size, error = attempt(functools.partial(rpc.build_parts, root, **order))
@@ -3434,7 +3483,8 @@ class Prerequisites:
             (root / BUILDING).mkdir()
             token, sock = node.zygote.fork("builder", str(root), confinement=confinement)
         except OSError as error:
-            self._end(digest, rpc.CannotBuild(f"{what} cannot be made on {place}", str(error)))
+            error = rpc.CannotBuild(f"{what} cannot be made on {place}", str(error))
+            node.loop.later(0, functools.partial(self._end, digest, error))  # who asks does not wait yet
             return
         zygote, seconds = node.zygote, node.build_timeout
         pipe = rpc.Pipe(node.loop, sock, lambda pipe, call, parts: self._heard(digest, *call),

@@ -248,6 +248,40 @@ def test_an_invitation_is_for_its_role_alone(keyring, tmp_path):
         join(keyring, tmp_path, ticket)
 
 
+def test_a_node_that_came_by_an_earlier_secret_stays_in_when_a_later_one_ends(keyring, tmp_path):
+    node = rpc.NodeKeys(str(tmp_path / "n"))
+    keyring.write_access(ADDRESSES)
+    for _ in range(3):
+        access = rpc.Access.load(os.path.join(keyring.folder, "slave.access"))
+        keyring.rotate()
+        assert (keyring.entry(node.public_key) is None) or keyring.enrol(node.enrolment(access, "node"))
+        access = rpc.Access.load(os.path.join(keyring.folder, "slave.access"))
+        assert keyring.enrol(node.enrolment(access, "node"))["name"] == "node"
+
+
+def test_a_key_is_revoked_whatever_the_file_ends_with(keyring, tmp_path):
+    keyring.write_access(ADDRESSES)
+    access = rpc.Access.load(os.path.join(keyring.folder, "client.access"))
+    nodes = [rpc.NodeKeys(str(tmp_path / name)) for name in "ab"]
+    for node in nodes:
+        keyring.enrol(node.enrolment(access, "node"))
+    path = os.path.join(keyring.folder, "revoked")
+    with open(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
+        file.write(nodes[0].public_key)  # by hand, and no line's end
+    keyring.revoke(nodes[1].public_key)
+    assert [keyring.entry(node.public_key) for node in nodes] == [None, None]
+
+
+def test_the_name_of_a_revoked_node_is_not_given_to_who_comes_by_another_invitation(keyring, tmp_path):
+    keyring.write_access(ADDRESSES)
+    alice, bob = (rpc.NodeKeys(str(tmp_path / name)) for name in ("alice", "bob"))
+    standing = rpc.Access.load(os.path.join(keyring.folder, "client.access"))
+    keyring.enrol(alice.enrolment(standing, "alice"))
+    keyring.revoke(alice.public_key)
+    _, path = keyring.invite("client", 60, True, str(tmp_path / "bob.access"))
+    assert keyring.enrol(bob.enrolment(rpc.Access.load(path), "alice"))["name"] == "alice-2"
+
+
 def test_a_revoked_invitation_lets_nobody_in(keyring, tmp_path):
     made, ticket = invited(keyring, tmp_path)
     keyring.revoke(made.name)

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 1453,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4554,
-    "rpc.py": 5656,
+    "master.py": 4571,
+    "rpc.py": 5677,
     "setup.py": 64,
-    "slave.py": 1129,
-    "tasks.py": 3673,
+    "slave.py": 1131,
+    "tasks.py": 3723,
 }
-TOTAL_LINES = 18_992
+TOTAL_LINES = 19_082
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

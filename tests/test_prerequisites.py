@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import time
 import zipfile
 
 import pytest
@@ -115,6 +116,12 @@ def test_requirements_of_class_file_and_header_are_put_together(source):
                      "requirements.txt": "# more\n\npandas==2.* ; python_version > '3.9'  # new\nsix\n"})  # fmt: skip
     found = rpc.make_bundle(folder / "app.py").manifest["needs"]["requirements"]
     assert found == ["numpy>=1.26", "six", "pandas==2.* ; python_version > '3.9'", "attrs[x]>=1"]
+
+
+def test_a_requirement_of_very_many_blanks_is_judged_at_once():
+    began = time.monotonic()
+    assert not rpc._is_requirement("a" + " " * 100_000 + "/") and rpc._is_requirement("six  >= 1.0 , < 2")
+    assert time.monotonic() - began < 5
 
 
 def test_the_requirements_of_a_package_lie_in_its_folder(source):

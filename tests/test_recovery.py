@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import APPS, Swarm, at_once, running, text_of, wait_until
 
-from concurrent_swarm import components, rpc
+from concurrent_swarm import components, master, rpc, tasks
 
 PLAIN = "plain.py"
 
@@ -561,3 +561,14 @@ def test_a_client_whose_tasks_meet_a_fault_of_the_master_ends_and_says_so(swarm)
     wait_until(lambda: "broken" in here.master.err, "the plug-in is loaded")
     run = here.run_client(PLAIN, "--app", "Many")
     assert run.code == 1 and "the master could not take tasks (ZeroDivisionError: a fault of the master)" in run.err
+
+
+@pytest.mark.parametrize("told", [{"attempt": "x"}, {"type": 1}, {"cause": {"type": 2}}, {"cause": 3}])
+def test_a_failure_of_other_types_is_no_report(told):
+    with pytest.raises(components.UsageError):
+        master.check_report(1, 0, 1, {"0": told})
+
+
+def test_a_failure_whose_pickle_is_garbage_comes_as_a_description():
+    error = tasks.open_failure({"type": "Odd", "message": "text", "pickle": "abc"})
+    assert isinstance(error, tasks.TaskError) and "text" in str(error)

@@ -106,7 +106,9 @@ def test_a_value_of_every_kind_is_read_as_pickle_reads_it(value):
 def arrays():
     numpy = pytest.importorskip("numpy")
     full = numpy.arange(24).reshape(4, 6)
-    return [full, full.T, full[::2, ::3], full.astype(">f4"), full.astype(str), full > 3, full[0, 0], numpy.float64(1),
+    turned = full.reshape(2, 3, 4).transpose(1, 0, 2)
+    return [full, full.T, full[::2, ::3], turned, full.astype(">f4"), full.astype(str), full > 3, full[0, 0],
+            numpy.float64(1),
             numpy.array(5), numpy.zeros(0), numpy.zeros((3, 0)), numpy.zeros(10_000), numpy.str_("x")]  # fmt: skip
 
 
@@ -158,6 +160,12 @@ def test_no_way_to_call_something_leads_there(name):
     assert name in str(caught.value) or "cannot be read as data" in str(caught.value)
 
 
+def doubled(count):
+    """A key of a dictionary, of tuples that hold the one before twice."""
+    steps = b"".join(b"0h" + bytes([n]) + b"h" + bytes([n]) + b"\x86\x94" for n in range(count))
+    return b"\x80\x05)\x94" + steps + b"0}h" + bytes([count]) + b"K\x01s."
+
+
 def nested(count):
     return b"\x80\x05})" + b"\x85" * count + b"K\x01s."
 
@@ -174,6 +182,9 @@ GREEDY = {
     "a long path, many times": b"\x80\x05](cpathlib\nPosixPath\n\x94\x8d" + (4000).to_bytes(8, "little") + b"a/" * 2000
                                + b"\x85R\x94" + b"h\x00h\x01\x85R" * 5000 + b"e.",
     "tuples that cannot be hashed": nested(1_000_000),
+    "tuples that hold each other twice": doubled(60),
+    "a decimal of many digits": b"\x80\x05cdecimal\nDecimal\n\x8b" + (300_000).to_bytes(4, "little")
+                                + b"\x7f" * 300_000 + b"\x85R.",
     "a million digits": b"I" + b"9" * 1_000_000 + b"\n.",
     "texts of a list of lists": b"cbuiltins\nstr\n(]tR.",
     "a frame of 8 GB": b"\x80\x05\x95" + (8 * 10**9).to_bytes(8, "little") + b"N.",

@@ -331,10 +331,33 @@ def test_who_runs_a_swarm_of_their_own_has_what_the_application_asks_for(tmp_pat
         one.close()
 
 
+def test_the_folder_in_which_a_swarm_was_started_is_not_read_by_its_tasks(tmp_path, monkeypatch):
+    one = Swarm()
+    try:
+        (tmp_path / "secret").write_text("secret")
+        (tmp_path / "app.py").write_text(APP.format(body=" " * 8 + "return open(folder).read()", needs="pass"))
+        monkeypatch.chdir(tmp_path)
+        words = ["--app", "App", "--local", "--workers", "1", "--json", "--set", f"app.folder={tmp_path}/secret"]
+        done = one.start("client", tmp_path / "app.py", *words).wait()
+        assert "Permission" in str(done.about["result"]), done.about
+    finally:
+        one.close()
+
+
+def test_an_application_that_asks_for_too_much_is_refused_and_others_run(swarm, attempt):
+    here = swarm(slaves=0)
+    here.start_slave(workers=1, CONCURRENT_SWARM_SLAVE_ALLOW_NETWORK="*:443")
+    told = attempt("return 1", f"network = ['{'a' * 70000}:443']", "App", here)
+    assert told["kind"] == "setup" and "32,768 bytes" in told["error"]
+    assert attempt("return 1", "network = ['h:²']", "App", here)["kind"] == "setup"
+    assert attempt("return 1", "pass", "App", here) == 1
+
+
 @pytest.mark.parametrize("allowed, asked, covered", [
     ("db:5432", "db:5432", True), ("db:*", "DB:1", True), ("*:443", "x.org:443", True), ("*:*", "[::1]:1", True),
     ("db:5432", "db:5433", False), ("db:5432", "other:5432", False), ("*", "db:1", False), ("*:*", "db", False),
     ("*:*", "db:0", False), ("*:*", "db:x", False), ("*:*", ":80", False),
+    ("*:*", "db:²", False),
 ])  # fmt: skip
 def test_a_word_of_the_owner_covers_hosts_and_ports(allowed, asked, covered):
     assert tasks._covers(allowed, asked) is covered
@@ -470,6 +493,39 @@ def test_what_a_killed_slave_and_its_zygote_leave_is_swept_at_the_next_start(swa
     assert not (slave.folder / "work" / "7").exists()
 
 
+def test_a_tree_of_any_depth_and_mode_is_removed_and_no_link_followed(tmp_path):
+    kept, tree = tmp_path / "kept", tmp_path / "tree"
+    for folder in (kept, tree):
+        folder.mkdir()
+    (kept / "file").write_text("kept")
+    here = os.open(tree, os.O_RDONLY)
+    for _ in range(1500):  # deeper than a path, or Python's stack
+        os.mkdir("d" * 200, dir_fd=here)
+        os.symlink(kept, "link", dir_fd=here)
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.fchmod(here, 0)
+    os.close(here)
+    tasks.remove_tree(str(tree))
+    assert not tree.exists() and (kept / "file").read_text() == "kept"
+
+
+def test_a_deep_tree_that_a_task_leaves_does_no_harm_to_its_slave(swarm, attempt):
+    here = swarm(slaves=1, workers=1)
+    body = """
+        for _ in range(1200):
+            os.mkdir("d" * 200)
+            os.chdir("d" * 200)
+        return os.environ["HOME"]
+    """
+    folder = Path(attempt(body, "pass", "App", here))
+    (pid,) = here.workers_of(here.slaves[0])
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not folder.exists(), "the folder is gone")
+    assert attempt("return 1", "pass", "App", here) == 1
+
+
 # -- users of their own --------------------------------------------------------------------------------------------
 
 
@@ -486,7 +542,7 @@ def test_each_worker_of_a_slave_of_root_is_a_user_of_its_own(attempt, swarm):
     slave = here.start_slave(workers=1, CONCURRENT_SWARM_SLAVE_UID_BASE="60800")
     told = attempt("return [os.getuid(), os.stat('.').st_uid]", "pass", "App", here)
     assert told[0] == told[1] and 60800 <= told[0] < 61056
-    assert slave.folder.stat().st_mode & 0o777 == 0o711 and (slave.folder / "keys").stat().st_mode & 0o777 == 0o700
+    assert slave.folder.stat().st_mode & 0o777 == 0o710 and (slave.folder / "keys").stat().st_mode & 0o777 == 0o700
     assert granted_by(slave)["uid"] == 60800
 
 

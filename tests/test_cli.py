@@ -185,6 +185,7 @@ def test_a_swarm_without_a_worker_is_given_up_after_the_wait(cli, app):
 # -- what comes out ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_result_is_all_of_stdout_and_nothing_is_left_behind(cli, tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
@@ -351,6 +352,7 @@ def test_ctrl_c_cancels_what_the_client_started_and_says_so(cli, app, tmp_path):
     assert no_process_of(tmp_path / "state")
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_an_idle_master_and_an_idle_slave_with_code_0(cli, tmp_path):
     master = Typed("master.py", "--port", "0").until("ready in")
     address = re.search(r"--master (\S+)", master.text)[1]

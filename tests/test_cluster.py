@@ -62,6 +62,7 @@ def test_a_failing_application_exits_with_1_and_groups_the_failures_at_the_users
     assert f"failing.py:{line} in __call__" in run.err or f'failing.py", line {line}' in run.err
 
 
+@pytest.mark.slow
 def test_md5_with_local_needs_no_swarm(tmp_path):
     environ = {**os.environ, "CONCURRENT_SWARM_STATE": str(tmp_path), "TMPDIR": str(tmp_path)}
     words = ["samples/md5.py", "--local", "--set", "md5.stop=200000", "--set", "md5.number=17639"]
@@ -89,6 +90,7 @@ def test_a_module_of_a_package_runs_with_m(swarm_of_module):
     assert result_of(swarm_of_module.start("client", *words, PYTHONPATH=path).wait()) == 42
 
 
+@pytest.mark.slow
 def test_a_slave_runs_what_it_never_saw(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     app = tmp_path / "unseen.py"
@@ -353,6 +355,7 @@ def test_a_slave_that_is_told_to_leave_ends_what_runs_and_gives_back_the_rest(sw
     assert len(list(tmp_path.glob("run-*"))) == 6, "no task ran twice"
 
 
+@pytest.mark.slow
 def test_the_only_slave_leaves_with_its_last_result_delivered(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = waiting(here, tmp_path, 1)
@@ -369,6 +372,7 @@ def test_a_slave_is_drained_by_its_master(swarm):
     wait_until(lambda: here.proxy.slaves() == [], "the master has seen it go")
 
 
+@pytest.mark.slow
 def test_a_stopping_master_lets_what_runs_end(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = waiting(here, tmp_path, 1)
@@ -379,6 +383,7 @@ def test_a_stopping_master_lets_what_runs_end(swarm, tmp_path):
     assert here.master.wait().code == 143
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node", ["slave", "master"])
 def test_a_node_whose_zygote_is_killed_starts_another(swarm, tmp_path, node):
     here = swarm(slaves=1, workers=1)
@@ -390,6 +395,7 @@ def test_a_node_whose_zygote_is_killed_starts_another(swarm, tmp_path, node):
     assert result_of(here.run_client("md5.py", "--set", "md5.stop=2000", "--set", "md5.number=77")) == 77
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node", ["slave", "master"])
 def test_a_node_that_cannot_keep_a_zygote_ends_with_the_reason(swarm, node):
     here = swarm(slaves=1, workers=1)
@@ -406,6 +412,7 @@ def test_a_node_that_cannot_keep_a_zygote_ends_with_the_reason(swarm, node):
 # -- processes
 
 
+@pytest.mark.slow
 def test_a_worker_has_no_descriptor_but_three_and_its_line(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = waiting(here, tmp_path, 1)
@@ -479,6 +486,7 @@ def test_a_scheduler_dropped_into_plugins_of_a_running_master_can_be_chosen(swar
     assert all(row["done"] for row in here.proxy.slaves())
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_is_set_over_json_rpc(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     name = here.name_of(here.slaves[0])
@@ -492,6 +500,7 @@ def test_the_number_of_workers_is_set_over_json_rpc(swarm, tmp_path):
     assert result_of(client.wait())["sum"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [-1, 10**9, 1.5, "many"])
 def test_a_number_of_workers_that_cannot_be_is_refused(swarm, count):
     here = swarm(slaves=1, workers=1)

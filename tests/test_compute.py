@@ -626,6 +626,7 @@ def test_eaten_bytes_are_noticed_and_sent_again(proxied):
     assert swarm.got == list(range(20)) and link.welcomes[0] is True and True not in link.welcomes[1:]
 
 
+@pytest.mark.slow
 def test_a_partition_longer_than_patience_gives_a_fresh_session(proxied):
     swarm, proxy, link = proxied
     proxy.eating = True

@@ -105,6 +105,7 @@ def swarm_by_frames(request):
         one.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("app", ["Echoes", "OneByOne", "InSystem"])
 @at_once
 def test_values_come_back_where_a_node_does_not_go_by_reference(swarm_by_frames, app):
@@ -267,6 +268,7 @@ def test_a_payload_file_that_vanished_fails_its_task_with_the_reason(swarm, tmp_
     check(run(here, "Echoes", kind="nested"), 1)
 
 
+@pytest.mark.slow
 def test_a_result_file_that_vanished_fails_its_task_with_the_reason(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = here.start_client("data.py", "--json", "--app", "Slow", "--set", f"data.folder={tmp_path}",
@@ -364,18 +366,21 @@ def test_an_object_that_cannot_be_pickled_is_named():
         exchange.publish([lambda: 0])
 
 
+@pytest.mark.slow
 def test_an_object_that_had_to_go_is_fetched_again(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, slave=("--set", "slave.shared=1"))
     check(run(here, "Chain", [700_000], steps="aabbxab", folder=tmp_path), 7)
     assert fetched(here.slaves[0])[0] == 4, "a, b, and after b had displaced a both again"
 
 
+@pytest.mark.slow
 def test_objects_that_have_room_are_not_fetched_again_for_another_worker(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     check(run(here, "Chain", [700_000], steps="abxab", folder=tmp_path), 5)
     assert fetched(here.slaves[0])[0] == 2
 
 
+@pytest.mark.slow
 def test_an_object_whose_file_vanished_is_fetched_again(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = here.start_client("data.py", "--json", "--app", "Chain", "--set", f"data.folder={tmp_path}",

@@ -233,6 +233,7 @@ def test_what_nobody_collects_is_forgotten_after_the_retention(swarm):
     assert here.run_client(APP, "--collect", name, *words_of("Squares")).code == 1
 
 
+@pytest.mark.slow
 def test_a_system_whose_client_waits_for_it_cannot_be_collected(swarm, tmp_path):
     here = swarm(slaves=0, journal=True)
     words = words_of("Squares", count=5)

@@ -202,6 +202,7 @@ def size_of(path):
     return sum(file.stat().st_size for file in [path, Path(f"{path}-wal")] if file.exists())
 
 
+@pytest.mark.slow
 def test_the_file_follows_what_is_in_it(tmp_path):
     with Kept(tmp_path / "journal.db") as kept:
         kept.put(("life", 1), OWNER)
@@ -368,6 +369,7 @@ def test_a_journal_of_another_format_is_refused_with_both_numbers(stopped, tmp_p
         Kept(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "damage"), [("journal.db", flipped(30)), ("journal.blobs/5", cut(9))])
 def test_a_master_with_a_damaged_journal_ends_with_the_remedies_and_changes_nothing(stopped, name, damage):
     here = Swarm()
@@ -560,6 +562,7 @@ class Working:
         self.journal._base.execute(f"PRAGMA max_page_count={1 if full else 1 << 30}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_whatever_a_disk_does_what_was_accepted_is_there_and_what_was_refused_is_not(tmp_path, seed, monkeypatch):
     monkeypatch.setattr(master, "PROBE_EVERY", 0.02)

@@ -107,6 +107,7 @@ def test_a_slave_that_is_given_fewer_workers_in_a_flood_uses_fewer(swarm):
     flood.ends(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_what_quick_tasks_print_is_told_as_of_each_and_what_passes_python_with_a_range_that_holds_it(swarm):
     here = swarm(slaves=1, workers=1, master=ALONE)
     told = run(here, "Talk", code=1)

@@ -524,6 +524,7 @@ def test_tasks_that_wait_are_cancelled_in_one_process_too(one_slot, tmp_path):
     assert done.about["result"] == {"done": 1, "cancelled": 3}
 
 
+@pytest.mark.slow
 def test_a_deadline_ends_a_task_that_runs_and_one_that_waits(one_slot, tmp_path):
     *stuck, whole = run(one_slot, "Limited", tmp_path, how="interpreter", count=2, deadline=1)
     assert {one["limit"] for one in stuck} == {"deadline"} and all(1 <= one["measured"] < 1.5 for one in stuck)

@@ -153,6 +153,7 @@ def test_a_crash_in_c_tells_where_in_python_it_happened(swarm_of_module):
                                                                    failure["output"]), failure  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how, kind, last", [("dies", "HostLost", "the host's last words\n"),
                                              ("raises", "ValueError", "before it\n")])  # fmt: skip
 def test_the_last_output_of_a_host_is_in_the_failure_of_its_system(swarm_of_module, how, kind, last):
@@ -160,6 +161,7 @@ def test_the_last_output_of_a_host_is_in_the_failure_of_its_system(swarm_of_modu
     assert failure["type"] == kind and failure["output"].endswith(last)
 
 
+@pytest.mark.slow
 def test_a_host_that_takes_anothers_place_is_heard_as_another_attempt(swarm):
     result = run(swarm(journal=True), "System", "how=dies")["result"]
     assert result["failure"]["type"] == "HostLost" and result["failure"]["output"].endswith("the host's last words\n")
@@ -225,6 +227,7 @@ def test_a_replay_of_a_task_that_is_not_kept_names_those_that_are(failed):
         assert missing.returncode == 2 and missing.stderr.count("error:") == 1 and task in missing.stderr
 
 
+@pytest.mark.slow
 def test_failed_tasks_of_a_local_swarm_are_kept_in_the_clients_own_folder_which_stays_in_order(tmp_path, monkeypatch):
     monkeypatch.setenv("CONCURRENT_SWARM_STATE", str(tmp_path / "state"))
     command = [sys.executable, "client.py", "tests/apps/output.py", "--app", "FailsHere"]

@@ -186,6 +186,7 @@ def offline(wheels):
         yield swarm
 
 
+@pytest.mark.slow
 def test_two_applications_with_conflicting_versions_run_at_once_on_one_slave(offline, source, tmp_path):
     gate = tmp_path / "gate"
     wait = f"import os, time, tinydep\nwhile not os.path.exists({str(gate)!r}):\n    time.sleep(0.01)\n"
@@ -236,6 +237,7 @@ class App("""
            "        self.shutdown_main_loop()\n"
 
 
+@pytest.mark.slow
 def test_the_host_of_a_task_system_has_what_its_application_requires(offline, source):
     run = offline.run_client(str(source({"app.py": system_app("tinydep<2")}) / "app.py"))
     assert (run.code, run.about["result"]) == (0, ["1.0", 1]), run.err

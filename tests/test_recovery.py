@@ -109,6 +109,7 @@ def test_results_that_came_before_the_master_was_killed_are_not_computed_again(s
     assert len(list(tmp_path.glob("ran-*"))) == 29, "none of them ran twice"
 
 
+@pytest.mark.slow
 def test_a_slave_computes_on_while_its_master_is_away_and_delivers_to_the_next(swarm, tmp_path):
     here = swarm(slaves=1, workers=2, journal=True)
     client = waiting(here, tmp_path, 6)
@@ -163,6 +164,7 @@ def test_a_system_of_a_killed_master_starts_anew(swarm, tmp_path):
     assert result_of(client.wait(60)) == 6
 
 
+@pytest.mark.slow
 def test_without_a_journal_a_client_is_not_left_waiting_by_a_new_master(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = waiting(here, tmp_path, 5)
@@ -172,6 +174,7 @@ def test_without_a_journal_a_client_is_not_left_waiting_by_a_new_master(swarm, t
     assert client.about["tasks"] == 5 or client.about["error"], "the tasks end, or the client is told why they do not"
 
 
+@pytest.mark.slow
 def test_work_of_before_runs_though_its_client_comes_back_later(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     client = waiting(here, tmp_path, 6)
@@ -222,6 +225,7 @@ def test_a_client_whose_master_is_gone_still_ends(tmp_path_factory, words, code)
 # -- a slave or a client comes first
 
 
+@pytest.mark.slow
 def test_a_slave_and_a_client_that_are_started_first_wait_and_join():
     here = Swarm()
     try:
@@ -236,6 +240,7 @@ def test_a_slave_and_a_client_that_are_started_first_wait_and_join():
         here.close()
 
 
+@pytest.mark.slow
 def test_a_slave_gives_up_after_its_wait_with_exit_code_3(shared):
     slave = shared.start("slave", "--master", unused(), "--wait", "0.2", ready=False).wait()
     sentence(slave, 3, "master")
@@ -317,6 +322,7 @@ def test_a_missing_access_file_is_named(shared, tmp_path):
     sentence(knock(shared, "client", "--access", tmp_path / "none.access"), 3, "none.access")
 
 
+@pytest.mark.slow
 def test_a_revoked_key_ends_its_slave_and_keeps_it_out(swarm):
     here = swarm(slaves=1, workers=1)
     slave = here.slaves[0]
@@ -339,6 +345,7 @@ def test_a_port_that_is_taken_is_named_with_exit_code_2(shared):
     sentence(process, 2, str(port_of(shared)))
 
 
+@pytest.mark.slow
 def test_no_master_at_all_is_exit_code_3(shared):
     address = unused()
     process = shared.start("client", str(APPS / "plain.py"), "--app", "Many", "--master", address, "--wait", "0.2")
@@ -353,6 +360,7 @@ class Stranger(socketserver.BaseRequestHandler):
         self.request.sendall(self.server.answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",

@@ -181,6 +181,7 @@ def test_the_benchmark_prints_figures_that_agree_with_each_other(swarm_of_module
     assert re.search(r" 1\.7[45] expected$", done.about["result"].splitlines()[0])  # 7 tasks on 2 workers: 7 / 4
 
 
+@pytest.mark.slow
 def test_the_benchmark_draws_its_picture(swarm_of_module, tmp_path):
     pytest.importorskip("matplotlib", reason="the picture needs matplotlib: pip install -e '.[samples]'")
     path = tmp_path / "e.png"
@@ -290,6 +291,7 @@ def test_dna_that_is_none_is_refused(swarm_of_module, np):
     assert "dnasample.sequence = ATGX" in done.err and "A, C, G and T" in done.err and "Traceback" not in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("app, more", [("DNACurveNode", {"length": 50}), ("DNACurveNode", {"length": 3000}),
                                        ("DNACurveNode", {"length": 5, "model": "straight"}),
                                        ("DNAOverloadNode", {"windows": 5, "window": 9})])  # fmt: skip

@@ -318,6 +318,7 @@ def test_a_folder_that_holds_the_environment_of_the_node_is_never_granted(swarm,
     assert attempt("return len(os.listdir('/etc')) > 0", 'read = ["/etc"]', "App", here) is True
 
 
+@pytest.mark.slow
 def test_who_runs_a_swarm_of_their_own_has_what_the_application_asks_for(tmp_path, outside):
     one = Swarm()
     try:
@@ -430,6 +431,7 @@ def test_strict_does_not_start_where_something_is_missing_and_says_what(swarm, o
     assert slave.code == 1 and "cannot be strict here" in slave.err and "files (Landlock)" in slave.err
 
 
+@pytest.mark.slow
 def test_standard_takes_what_there_is_and_says_what_is_missing_and_what_is_open(swarm, older, attempt):
     here = swarm(slaves=0)
     slave = here.start_slave(workers=1, **older)
@@ -469,6 +471,7 @@ LITTER = """
 """
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_worker_goes_with_it(swarm, attempt):
     here = swarm(slaves=1, workers=1)
     folder = Path(attempt(LITTER, "pass", "App", here))
@@ -477,6 +480,7 @@ def test_the_folder_of_a_worker_goes_with_it(swarm, attempt):
     wait_until(lambda: not folder.exists(), "the folder is gone")
 
 
+@pytest.mark.slow
 def test_the_folders_of_a_killed_slave_are_gone_too(swarm, attempt):
     here = swarm(slaves=1, workers=1)
     folder = Path(attempt(LITTER, "pass", "App", here))
@@ -484,6 +488,7 @@ def test_the_folders_of_a_killed_slave_are_gone_too(swarm, attempt):
     wait_until(lambda: not folder.exists(), "the folder is gone")
 
 
+@pytest.mark.slow
 def test_what_a_killed_slave_and_its_zygote_leave_is_swept_at_the_next_start(swarm):
     here = swarm(slaves=1, workers=1)
     slave = here.slaves.pop()

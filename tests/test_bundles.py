@@ -354,6 +354,15 @@ def test_a_manifest_of_another_form_is_refused(tmp_path, change):
     refused(tmp_path, *forged([("app.py", b"")], change))
 
 
+def test_an_application_of_before_that_could_not_say_what_it_needs_is_known_again(tmp_path):
+    digest, manifest, data = forged([("app.py", b"")])
+    facts = {name: value for name, value in manifest.items() if name not in ("needs", "module")} | {"requirements": []}
+    digest = rpc._digest(facts, {"app.py": b""})
+    rpc.open_bundle(digest, {"module": f"app_{digest[:12]}", **facts}, data, tmp_path)
+    (known,) = rpc.known_bundles(tmp_path).values()
+    assert rpc.needs_of(known) == {}
+
+
 @pytest.mark.parametrize("manifest", [None, [], {}, "app"])
 def test_a_manifest_that_is_no_table_is_refused(tmp_path, manifest):
     digest, _, data = forged([("app.py", b"")])

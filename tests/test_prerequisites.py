@@ -124,6 +124,14 @@ def test_a_requirement_of_very_many_blanks_is_judged_at_once():
     assert time.monotonic() - began < 5
 
 
+def test_of_a_log_of_any_size_only_the_end_is_read(tmp_path):
+    with open(tmp_path / rpc._BUILD_LOG, "wb") as said:
+        said.truncate(1 << 40)  # takes no room
+        said.seek(0, os.SEEK_END)
+        said.write(b"\nthe last word\n")
+    assert rpc.said_last(tmp_path).endswith("the last word")
+
+
 def test_the_requirements_of_a_package_lie_in_its_folder(source):
     files = {"pkg/__init__.py": "", "pkg/deep/__init__.py": "", "pkg/deep/app.py": app()}
     folder = source({**files, "pkg/requirements.txt": "six", "requirements.txt": "-e ."})

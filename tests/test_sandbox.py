@@ -364,6 +364,18 @@ def test_a_word_of_the_owner_covers_hosts_and_ports(allowed, asked, covered):
     assert tasks._covers(allowed, asked) is covered
 
 
+def test_a_granted_path_that_has_become_another_one_is_not_opened(tmp_path):
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "keys")  # it was a folder when it was granted
+    with pytest.raises(OSError, match="something else is there now"):
+        tasks._allow_path(-1, str(tmp_path / "data"), tasks.READ, True)
+
+
+def test_a_builder_may_open_sockets_to_addresses_and_none_of_this_machine():
+    (first, *_) = tasks._conditions(tasks.Confinement(network=(tasks.ANYWHERE,)))["socket"]
+    assert first[0] == 0 and socket.AF_INET in first[2] and socket.AF_UNIX not in first[2]
+
+
 HEADERS = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
 
 

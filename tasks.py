@@ -1908,11 +1908,13 @@ def _allow_path(ruleset: int, path: str, rights: int, granted: bool) -> None:
     except OSError as error:  # what is not here need not be read
         log.debug("%s is left out: %s", path, error)
         return
-    if granted and os.readlink(f"/proc/self/fd/{file}") != path:
-        raise OSError(errno.ELOOP, "something else is there now", path)
-    rights &= -1 if stat.S_ISDIR(os.fstat(file).st_mode) else OF_FILES
-    _call("syscall", ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, file), 0)
-    os.close(file)
+    try:
+        if granted and os.readlink(f"/proc/self/fd/{file}") != path:
+            raise OSError(errno.ELOOP, "something else is there now", path)
+        rights &= -1 if stat.S_ISDIR(os.fstat(file).st_mode) else OF_FILES
+        _call("syscall", ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, file), 0)
+    finally:
+        os.close(file)
 
 
 def _filter_calls(wanted: Confinement, locked: bool) -> bool:

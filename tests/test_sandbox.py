@@ -369,6 +369,7 @@ def test_a_granted_path_that_has_become_another_one_is_not_opened(tmp_path):
     (tmp_path / "data").symlink_to(tmp_path / "keys")  # it was a folder when it was granted
     with pytest.raises(OSError, match="something else is there now"):
         tasks._allow_path(-1, str(tmp_path / "data"), tasks.READ, True)
+    assert str(tmp_path / "keys") not in map(os.path.realpath, Path("/proc/self/fd").iterdir()), "it stays open"
 
 
 def test_a_builder_may_open_sockets_to_addresses_and_none_of_this_machine():

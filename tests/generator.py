@@ -133,7 +133,7 @@ class Crowd:
         """What an event of the board asks for."""
         for record in effects.records:
             if record[0] == "outcome":
-                _, owner, number, lo, hi, _, failures, _ = record
+                _, owner, number, lo, hi, _, failures, *_ = record
                 self.gallery.counted(owner, hi - lo, len(failures))
                 for place, why in failures.items():
                     task = self.board.owners[owner].batches[number].task_id(int(place))

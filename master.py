@@ -20,7 +20,7 @@ The Board holds ranges. A *batch* is (owner, number, count), numbers count up fr
 
 Records, in order, are all that `restore` needs:
     ("life", n)                                         nth start of the master; lease ids of two lives never meet
-    ("owner", owner, kind, key, name, user) · ("gone", owner)
+    ("owner", owner, kind, key, name, user) · ("gone", owner) · ("paused", owner, whether)
     ("batch", owner, number, count, group, options, payload) · ("settled", owner, number)
     ("retry", owner, number, lo, hi, *`Past` but for shun)   these failed, or lost worker or slave, and wait again
     ("outcome", owner, number, lo, hi, seconds, failures, payload)
@@ -389,26 +389,33 @@ class Quotas(NamedTuple):
 
 
 class User:
-    """For whom owners work: its tasks that wait, bytes of payloads, leases in the hands of slaves. `spent`: the seconds
-    of slots that it had, to compare with those of others that have work, `expected` ones of its leases among them."""
+    """For whom owners work: its tasks that wait, those of them whose owner is paused, bytes of payloads, leases in the
+    hands of slaves. `spent`: the seconds of slots that it had, to compare with those of others that have work,
+    `expected` ones of its leases among them."""
 
-    __slots__ = ("bytes", "expected", "name", "queued", "running", "spent")
+    __slots__ = ("bytes", "expected", "name", "paused", "queued", "running", "spent")
 
     def __init__(self, name: str):
         self.name = name
-        self.queued = self.bytes = self.running = 0
+        self.queued = self.paused = self.bytes = self.running = 0
         self.spent = self.expected = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of it runs or may be leased."""
+        return not self.running and self.queued == self.paused
 
 
 class Owner:
-    """Whoever submits: a client or the host of a task system. `attached`: its connection is there."""
+    """Whoever submits: a client or the host of a task system. `attached`: its connection is there. `paused`: none of
+    what it has queued is leased; its lines are in no ring."""
 
-    __slots__ = ("attached", "batches", "forgotten", "id", "key", "kind", "kinds", "lines", "name", "served", "tasks",
-                 "turn", "user")
+    __slots__ = ("attached", "batches", "forgotten", "id", "key", "kind", "kinds", "lines", "name", "paused", "served",
+                 "tasks", "turn", "user")
 
     def __init__(self, owner: str, kind: str, key: str, name: str, user: User):
         self.id, self.kind, self.key, self.name, self.user = owner, kind, key, name, user
-        self.attached = False
+        self.attached = self.paused = False
         self.batches = {}  # number -> Batch, until settled
         self.forgotten = []  # numbers settled, as [lo, hi] lists
         self.tasks = 0  # of all batches here
@@ -773,6 +780,31 @@ class Board:
                     effects.after.append(("outcome", owner, number, *outcome))
         return effects
 
+    def owner_paused(self, owner: str, paused: bool, now: float) -> Effects:
+        """A person lets nothing more of it be leased, or lets it go on. What slaves have of it they run; its limits of
+        time pass all the same."""
+        effects = Effects([], [], [])
+        known = self.owners.get(owner)
+        if known is not None and known.paused != paused:
+            known.paused, user, sign = paused, known.user, 1 if paused else -1
+            for demand, line in known.lines.items():
+                (self._leave_ring if paused else self._join_ring)(known, demand, line)
+                user.paused += sign * line.tasks
+                demand.tasks -= sign * line.tasks
+            if user in self.busy and user.idle:
+                self._sleep(user)
+            elif user not in self.busy and not user.idle:
+                self._wake(user)
+            effects.records.append(("paused", owner, paused))
+        return self._assigned(effects, now)
+
+    def standing(self, owner: str) -> dict[str, int]:
+        """How many tasks of an owner wait, also for their next attempt, and how many slaves have to run."""
+        known = self.owners.get(owner)
+        batches = list(known.batches.values()) if known is not None else []
+        running = sum(total(lease.live(lease.open)) for batch in batches for lease in batch.leases.values())
+        return {"waiting": sum(batch.queued + total(batch.delayed) for batch in batches), "running": running}
+
     def owner_gone(self, owner: str, now: float, kill: bool = False) -> Effects:
         """It will not come back: what it has queued never runs, its leases are revoked (with `kill` what runs is
         killed), its outcomes forgotten."""
@@ -987,16 +1019,19 @@ class Board:
         owner, demand, user = batch.owner, batch.demand, batch.owner.user
         line = owner.lines.get(demand)
         if line is None:
-            line = owner.lines[demand] = demand.rings.setdefault(user, OrderedDict())[owner] = Line()
-            if not demand.able:
-                self._doubtful[demand] = None
-        if user not in self.busy:
-            self._wake(user)
+            line = owner.lines[demand] = Line()
+            if not owner.paused:
+                self._join_ring(owner, demand, line)
         tasks = total(pieces)
         user.queued += tasks
         line.tasks += tasks
-        demand.tasks += tasks
         batch.queued += tasks
+        if owner.paused:
+            user.paused += tasks
+        else:
+            demand.tasks += tasks
+            if user not in self.busy:
+                self._wake(user)
         line.batches[batch] = None
         if front:
             batch.queue = pieces + batch.queue
@@ -1040,16 +1075,33 @@ class Board:
         line = owner.lines[demand]
         user.queued -= tasks
         line.tasks -= tasks
-        demand.tasks -= tasks
         batch.queued -= tasks
+        if owner.paused:
+            user.paused -= tasks
+        else:
+            demand.tasks -= tasks
         if not batch.queued:
             del line.batches[batch]
             if not line.batches:
-                del owner.lines[demand], demand.rings[user][owner]
-                if not demand.rings[user]:
-                    del demand.rings[user]
-        if not (user.queued or user.running):
+                del owner.lines[demand]
+                if not owner.paused:
+                    self._leave_ring(owner, demand, line)
+        if not owner.paused and user.idle:
             self._sleep(user)
+
+    def _join_ring(self, owner, demand, line):
+        """The owner takes turns with the others that wait for the same."""
+        demand.rings.setdefault(owner.user, OrderedDict())[owner] = line
+        if not demand.able:
+            self._doubtful[demand] = None
+
+    def _leave_ring(self, owner, demand, line):
+        line.stuck = None
+        del demand.rings[owner.user][owner]
+        if not demand.rings[owner.user]:
+            del demand.rings[owner.user]
+            if demand.wanting:
+                self._doubtful[demand] = None
 
     # -- slaves ----------------------------------------------------------------------------------------------
 
@@ -1081,6 +1133,8 @@ class Board:
         batch.queue = tuple(outside)
         lease = Lease(number, batch, lo, hi, max((past for _, _, past in inside), key=lambda past: past[:4]), now)
         batch.take(lease)
+        if batch.owner.user not in self.busy:  # all that it has is paused
+            self._wake(batch.owner.user)
         self._shorten(batch, hi - lo)
         slave.take(lease)
         self.leases[number] = lease
@@ -1221,7 +1275,7 @@ class Board:
             lease.batch.drop(lease)
             del self.leases[lease.id]
             user = lease.batch.owner.user
-            if not (user.running or user.queued):
+            if user.idle:
                 self._sleep(user)
             while slave.missing:
                 slave.missing.pop().offer(slave)
@@ -1653,7 +1707,7 @@ class Board:
                 self._look_at(now + self._pause)
                 break
             wanted = not (lease.asked or lease.revoked) and lease.batch.demand in demands and lease.divisible
-            if wanted and not self._full(lease.batch.owner.user):
+            if wanted and not (lease.batch.owner.paused or self._full(lease.batch.owner.user)):
                 ripe.append(lease)
         return heapq.nlargest(STEAL_WIDTH, ripe, key=lambda lease: (lease.tasks, lease.id))
 
@@ -1738,7 +1792,7 @@ class Board:
                 slaves of the same kind, the next one first, with the tasks of each; `user`: whose task it is, and
                 `behind`: why other users come first, "" if none does; `slaves`: the first unmet condition
                 of each, "" where there is room; `unplaceable`: why no slave here can ever take it, "" if one can;
-                `fails_in`: seconds until it fails of that, None if it does not
+                `fails_in`: seconds until it fails of that, None if it does not; `paused`: by a person
             "running" -- `slave`, `first` and `last` task of the lease, for `since` seconds; `before`: leases that this
                 slave got earlier and still has, on `slots`
             "ended" -- `slave`, `failure`: None or its type, message and kind; its owner has not settled it yet
@@ -1799,7 +1853,7 @@ class Board:
                                       for one, other in demand.rings[user].items()],
             "user": batch.owner.user.name, "behind": self.behind(batch.owner.user),
             "slaves": {one.id: one.obstacle(demand, estimate) for one in self.slaves.values()},
-            "unplaceable": demand.wanting, "fails_in": fails_in,
+            "unplaceable": demand.wanting, "fails_in": fails_in, "paused": batch.owner.paused,
         }
 
     def _in_turn(self, users):
@@ -1809,7 +1863,7 @@ class Board:
         """Why other users come before this one now, "" if none does."""
         if self._full(user):
             return f"user {user.name} has {user.running:,} leases, as many as it may (quotas.running of the master)"
-        first = next(iter(self._in_turn(one for one in self.busy if one.queued)), user)
+        first = next(iter(self._in_turn(one for one in self.busy if one.queued > one.paused)), user)
         return "" if first is user else f"it is the turn of user {first.name}; users share the slots equally"
 
     # -- after a restart -------------------------------------------------------------------------------------
@@ -1846,6 +1900,8 @@ class Board:
             self._replay_snapshot(self.owners[owner], rest[1], dict(rest[2]), waiting)
         elif event == "owner":
             self._add_owner(owner, *rest)
+        elif event == "paused":
+            (self.owners[owner].paused,) = rest
         elif event == "gone":
             for batch in self.owners[owner].batches.values():
                 waiting.pop(batch, None)
@@ -1899,7 +1955,8 @@ class Board:
                     line[1] += 1
         for (owner, demand), (queued, batches) in lines.items():
             line = owner.lines[demand]
-            assert demand.rings[owner.user][owner] is line and self.demands[demand.needs, demand.tags] is demand
+            shown = demand.rings.get(owner.user, NONE).get(owner)
+            assert shown is (None if owner.paused else line) and self.demands[demand.needs, demand.tags] is demand
             assert line.tasks == queued and len(line.batches) == batches, "a queue holds what does not wait"
         for demand in self.demands.values():
             assert demand.tasks == sum(line.tasks for _, line in demand.lines) and all(demand.rings.values())
@@ -1907,7 +1964,8 @@ class Board:
             assert {line.stuck is not None for _, line in demand.lines} <= {stuck}, "flagged in vain, or not"
             assert not stuck or not self.unplaceable_wait or self.deadline is not None, "nobody will end what is stuck"
         assert len(lines) == sum(len(owner.lines) for owner in self.owners.values())
-        assert len(lines) == sum(len(demand.lines) for demand in self.demands.values())
+        taking_turns = [owner for owner, _ in lines if not owner.paused]
+        assert len(taking_turns) == sum(len(demand.lines) for demand in self.demands.values())
         self._check_users()
         for slave in self.slaves.values():
             self._check_slave(slave)
@@ -1925,7 +1983,8 @@ class Board:
             leases = [lease for lease in self.leases.values() if lease.batch.owner.user is user]
             found = sum(batch.queued for batch in batches), sum(map(self.weigh, payloads)), len(leases)
             assert (user.queued, user.bytes, user.running) == found, "miscounted"
-            assert (user in self.busy) == bool(user.queued or user.running), "not served, or waited for in vain"
+            assert user.paused == sum(batch.queued for batch in batches if batch.owner.paused), "miscounted"
+            assert (user in self.busy) == bool(user.queued > user.paused or user.running), "not served, or in vain"
 
     def _check_timers(self):
         """Whatever has a limit of time is looked at when it passes."""
@@ -2296,6 +2355,8 @@ class Journal(threading.Thread):
         else:
             if kind == "life":
                 self._base.execute("DELETE FROM records WHERE kind = 'life'")
+            elif kind == "paused":
+                self._base.execute("DELETE FROM records WHERE owner = ? AND kind = 'paused'", (owner,))
             elif kind == "snapshot":
                 self._forget_before(owner, *rest[:3])
             payload = rest.pop() if kind in WITH_PAYLOAD else None
@@ -2757,6 +2818,7 @@ FAILURES_TOLD = 1000  # kinds of failures that are logged
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NEVER_SENT = "its application was never sent here"
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
+PAUSED = "a person has paused it"
 
 
 def parse_task_id(task: str) -> tuple[str, int]:
@@ -4169,9 +4231,10 @@ class MasterNode(rpc.BaseNode):
         """What work of a client waits for while nothing else is to be seen of it: [kind, tasks, why, first task]."""
         owners = [client, *(system.name for system in self.systems.values() if system.client == client)]
         known = [self.board.owners[owner] for owner in owners if owner in self.board.owners]
-        lines = [pair for owner in known for pair in owner.lines.items()]
         used = {self._peers[client].info.get("bundle"), *(self.systems[one].bundle for one in owners[1:])}
         waits = [["preparing", 0, what, ""] for (_, digest), what in self._preparing.items() if digest in used]
+        waits += [["paused", line.tasks, PAUSED, line.head] for one in known if one.paused for line in one.lines.values()]
+        lines = [pair for owner in known if not owner.paused for pair in owner.lines.items()]
         waits += [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
         if running.isdisjoint(owners):
             others = ", ".join(sorted(running)[:SHOWN])

@@ -2819,6 +2819,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NEVER_SENT = "its application was never sent here"
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
 PAUSED = "a person has paused it"
+VIEWS_KEPT = 40  # pictures of task systems, of up to `tasks.MOST_VIEW` bytes
+REMOVED_KEPT = 1000  # slaves that were removed and may not join again
 
 
 def parse_task_id(task: str) -> tuple[str, int]:
@@ -2951,6 +2953,17 @@ class Names:
         self._last[prefix] = max(self._last[prefix], int(name[len(prefix) :]))
 
 
+def unknown(what: str, why: str, fix: str = "") -> rpc.RpcError:
+    """The error for a name of something that is not here."""
+    return rpc.RpcError(rpc.UNKNOWN_OBJECT, what, {"why": why, "fix": fix})
+
+
+def removed(slave: str, who: str) -> components.Unreachable:
+    """What a slave says that was removed."""
+    return components.Unreachable(f"{slave} was removed from the swarm by {who}", "what it ran goes on elsewhere",
+                                  "start it again to let it join anew")
+
+
 def weight_of(parts: list | None) -> int:
     """The bytes of a payload, in memory and in files."""
     return parts.weight if type(parts) is Counted else sum(map(rpc.size_of, parts or ()))
@@ -3023,6 +3036,14 @@ class Finished(NamedTuple):
     failure: dict | None
     stats: dict
     parts: list
+
+
+class View(NamedTuple):
+    """The newest picture that a task system has shown of itself, and the how manyth it is."""
+
+    type: str
+    data: bytes
+    version: int
 
 
 class History:
@@ -3167,6 +3188,8 @@ class MasterNode(rpc.BaseNode):
         self._finished: dict[tuple, Finished] = {}  # by client and number
         self._detached: set[str] = set()  # clients that left their systems here
         self._expected: set[str] = set()  # slaves of an earlier life that may come back
+        self._removed: collections.deque = collections.deque(maxlen=REMOVED_KEPT)  # (identity, by whom)
+        self.views: dict[str, View] = {}  # newest last
         self._gone_at: dict[str, float] = {}  # clients that went away without a word
         self._told: dict[str, Any] = {}
         self._counts: collections.Counter = collections.Counter()
@@ -3521,8 +3544,7 @@ class MasterNode(rpc.BaseNode):
         def step(handler, request, number):
             system = self._system_of(request.peer.label, number)
             if system:
-                self._record("step", system.name)
-                self._send(system.name, ["step"])
+                self._step(system)
 
         @rpc.tcpremote(channel, roles=owners)
         def work_settled(handler, request, number):
@@ -3596,6 +3618,8 @@ class MasterNode(rpc.BaseNode):
         return self._admit_client(peer, info, now)
 
     def _admit_slave(self, peer: rpc.Peer, info: dict, now: float) -> dict:
+        if by := dict(self._removed).get(identity_of(peer, info)):
+            raise removed("this slave", by)
         amounts, workers, tags = info.get("resources"), info.get("workers"), info.get("tags", [])
         check_offer(amounts, workers, tags)
         holds = info.get("holds", [])
@@ -4056,6 +4080,8 @@ class MasterNode(rpc.BaseNode):
         elif method == "system_step":
             system.step, system.waiting = params
             self._send(system.client, ["system_step", system.number, *params])
+        elif method == "view":
+            self.keep_view(system, *params, parts)
         elif method == "system_done":
             failure, stats = params
             if type(stats) is not dict or not (failure is None or _is_failure("*", failure)):
@@ -4233,7 +4259,8 @@ class MasterNode(rpc.BaseNode):
         known = [self.board.owners[owner] for owner in owners if owner in self.board.owners]
         used = {self._peers[client].info.get("bundle"), *(self.systems[one].bundle for one in owners[1:])}
         waits = [["preparing", 0, what, ""] for (_, digest), what in self._preparing.items() if digest in used]
-        waits += [["paused", line.tasks, PAUSED, line.head] for one in known if one.paused for line in one.lines.values()]
+        paused = [line for owner in known if owner.paused for line in owner.lines.values()]
+        waits += [["paused", line.tasks, PAUSED, line.head] for line in paused]
         lines = [pair for owner in known if not owner.paused for pair in owner.lines.items()]
         waits += [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
         if running.isdisjoint(owners):
@@ -4267,6 +4294,7 @@ class MasterNode(rpc.BaseNode):
         """Opens the HTTP port, writes the access files, and notes for nodes of this user where they are."""
         self.token = self.keyring.token()
         self._expose_to_people()
+        self._expose_controls_of_systems()
         self._expose_explanations()
         self.service.audit = self.audit
         tls, pin = None, {}
@@ -4319,10 +4347,34 @@ class MasterNode(rpc.BaseNode):
             """Lets a slave end what it runs, take no more, and leave."""
             return self.loop.ask(lambda: self.order_slave(slave, ["drain"]))
 
+        @rpc.jsonremote(service, name="slave.remove", roles=("admin",))
+        def remove(request, slave: str):
+            """Ends a slave at once; says how many tasks go back to the queue."""
+            return self.loop.ask(lambda: self.remove_slave(slave, f"an {request.role} at {request.address}"))
+
+    def _expose_controls_of_systems(self) -> None:
+        service = self.service
+
         @rpc.jsonremote(service, name="system.cancel", roles=("admin",))
         def cancel(request, system: str, kill: bool = False):
-            """Ends a task system; what it has queued never runs. kill: ends what runs of it, too."""
+            """Ends a task system; says how many tasks wait, which never run, and how many run. kill: ends these too."""
             return self.loop.ask(lambda: self.cancel_system(system, kill))
+
+        @rpc.jsonremote(service, name="system.pause", roles=("admin",))
+        def pause(request, system: str, paused: bool = True):
+            """Gives slaves nothing more of a task system, or again; says how many of its tasks wait, and run on."""
+            return self.loop.ask(lambda: self.pause_system(system, paused))
+
+        @rpc.jsonremote(service, name="system.step", roles=("admin",))
+        def step(request, system: str):
+            """Lets a task system that waits after each step begin the next one; says which."""
+            return self.loop.ask(lambda: self.step_system(system))
+
+        @rpc.jsonremote(service, name="ui.view", roles=("admin",), reads=True)
+        def view(request, system: str):
+            """The newest picture that a task system has shown of itself, as base64, and its number."""
+            kind, data, version = self.loop.ask(lambda: self.view_of(system))
+            return {"type": kind, "data": base64.b64encode(data).decode(), "version": version}
 
     def _expose_explanations(self) -> None:
         service = self.service
@@ -4371,18 +4423,74 @@ class MasterNode(rpc.BaseNode):
             raise
 
     def order_slave(self, slave: str, call: list) -> bool:
-        """Passes an order on. Raises Error for a slave that is not here."""
-        if slave not in self.board.slaves or slave not in self._peers:
-            raise components.Error(f"there is no slave {slave}", f"here are: {', '.join(self.board.slaves) or 'none'}")
-        self.channel.send(self._peers[slave], call)
+        """Passes an order on. Raises RpcError for a slave that is not here."""
+        self.channel.send(self._peers[self._slave(slave).id], call)
         return True
 
-    def cancel_system(self, name: str, kill: bool = False) -> bool:
-        """Ends a system by name. Raises Error if there is none."""
+    # controls: each says what becomes of how many tasks
+
+    def remove_slave(self, name: str, who: str) -> dict[str, Any]:
+        """Ends a slave at once: what it holds goes back to the queue, as when it is lost, and it hears who did it."""
+        slave, peer = self._slave(name), self._peers[name]
+        about = {"slave": name, "leases": slave.open_leases, "tasks": slave.open_tasks}
+        self._removed.append((identity_of(peer, peer.info), who))
+        self.channel.drop(peer, f"removed by {who}", removed(name, who))
+        return about
+
+    def cancel_system(self, name: str, kill: bool = False) -> dict[str, Any]:
+        """Ends a system by name. Raises RpcError if there is none."""
+        system, standing = self._running(name), self.board.standing(name)
+        self.end_system(system, tasks.cancelled_failure(), {}, (), kill)
+        return {"system": name, "kill": kill, **standing}
+
+    def pause_system(self, name: str, paused: bool) -> dict[str, Any]:
+        """Lets nothing more of a system be leased, or lets it go on. Raises RpcError if there is none."""
+        app = self._running(name).app
+        self.apply(self.board.owner_paused(name, paused, time.monotonic()))
+        log.info("system %s %s: %s", name, app, PAUSED if paused else "it goes on")
+        return {"system": name, "paused": paused, **self.board.standing(name)}
+
+    def step_system(self, name: str) -> dict[str, Any]:
+        """Lets a system begin its next step. Raises RpcError if there is none, or it does not wait for that."""
+        system = self._running(name)
+        if not system.waiting:
+            by_hand = system.options.get("by_hand")
+            raise components.Error(f"task system {name} does not wait for a person",
+                                   f"its step {system.step} is not over" if by_hand else "it goes on by itself",
+                                   "" if by_hand else "a client lets it wait after each step with --step")
+        self._step(system)
+        return {"system": name, "step": system.step + 1}
+
+    def _step(self, system: System) -> None:
+        system.waiting = False
+        self._record("step", system.name)
+        self._send(system.name, ["step"])
+
+    def _running(self, name: str) -> System:
         if name not in self.systems:
-            raise components.Error(f"no task system {name} runs", f"running: {', '.join(self.systems) or 'none'}")
-        self.end_system(self.systems[name], tasks.cancelled_failure(), {}, (), kill)
-        return True
+            raise unknown(f"no task system {name[:40]} runs", f"running: {', '.join(self.systems) or 'none'}")
+        return self.systems[name]
+
+    def _slave(self, name: str) -> Slave:
+        if name not in self.board.slaves or name not in self._peers:
+            raise unknown(f"there is no slave {name[:40]}", f"here are: {', '.join(self.board.slaves) or 'none'}")
+        return self.board.slaves[name]
+
+    def keep_view(self, system: System, kind: str, parts: list) -> None:
+        """Keeps a picture of a system, the newest of each; pictures of the last few systems are kept."""
+        if len(parts) != 1 or rpc.size_of(parts[0]) > tasks.MOST_VIEW or type(parts[0]) is rpc.Reference:
+            raise rpc.ProtocolError("a host sent a picture that is too large")
+        data, before = tasks.checked_view(bytes(parts[0]), kind), self.views.pop(system.name, None)
+        self.views[system.name] = View(kind, data, before.version + 1 if before else 1)
+        while len(self.views) > VIEWS_KEPT:
+            del self.views[next(iter(self.views))]
+
+    def view_of(self, name: str) -> View:
+        """The newest picture of a system. Raises RpcError if it has shown none."""
+        if name not in self.views:
+            raise unknown(f"task system {name[:40]} has shown no picture", "it never did, or it was long ago",
+                          "a system shows one with self.publish_view(data)")
+        return self.views[name]
 
     def describe_slaves(self) -> list[dict]:
         """A row per slave."""
@@ -4398,11 +4506,19 @@ class MasterNode(rpc.BaseNode):
     def describe_systems(self) -> list[dict]:
         """A row per running system."""
         now = time.monotonic()
+        standing = {name: self.board.standing(name) for name in self.systems}
         return [
             {"name": s.name, "app": s.app, "client": s.client, "step": s.step, "elapsed": round(now - s.since, 1),
-             "done": s.done, "tasks": s.known}
+             "done": s.done, "tasks": s.known, "queued": standing[s.name]["waiting"],
+             "running": standing[s.name]["running"], "state": self.state_of(s),
+             "view": self.views[s.name].version if s.name in self.views else 0}
             for s in self.systems.values()
         ]
+
+    def state_of(self, system: System) -> str:
+        """Of a running system: "paused" by a person, "waiting" for one at its barrier, or "running"."""
+        paused = self.board.owners[system.name].paused
+        return "paused" if paused else "waiting" if system.waiting else "running"
 
     def status(self) -> dict:
         slaves, workers, busy = self.swarm_size()

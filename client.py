@@ -846,6 +846,7 @@ def _explained_wait(head: str, about: dict) -> list[str]:
     if about["unplaceable"]:
         end = "it waits for one that comes" if about["fails_in"] is None else f"it fails in {about['fails_in']:.0f} s"
         lines.append(f"  {about['unplaceable']}: {end}")
+    lines += ["  paused   by a person: nothing of it is leased until somebody lets it go on"] if about["paused"] else []
     lines.append(f"  ahead    {about['ahead']:,} tasks of the same owner")
     turns = [f"{turn['owner']} ({turn['tasks']:,} tasks)" for turn in about["turns"]]
     lines.append(f"  turns    {', '.join(turns)}")

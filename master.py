@@ -20,7 +20,7 @@ The Board holds ranges. A *batch* is (owner, number, count), numbers count up fr
 
 Records, in order, are all that `restore` needs:
     ("life", n)                                         nth start of the master; lease ids of two lives never meet
-    ("owner", owner, kind, key, name, user) · ("gone", owner)
+    ("owner", owner, kind, key, name, user) · ("gone", owner) · ("paused", owner, whether)
     ("batch", owner, number, count, group, options, payload) · ("settled", owner, number)
     ("retry", owner, number, lo, hi, *`Past` but for shun)   these failed, or lost worker or slave, and wait again
     ("outcome", owner, number, lo, hi, seconds, failures, attempt, payload)
@@ -391,26 +391,33 @@ class Quotas(NamedTuple):
 
 
 class User:
-    """For whom owners work: its tasks that wait, bytes of payloads, leases in the hands of slaves. `spent`: the seconds
-    of slots that it had, to compare with those of others that have work, `expected` ones of its leases among them."""
+    """For whom owners work: its tasks that wait, those of them whose owner is paused, bytes of payloads, leases in the
+    hands of slaves. `spent`: the seconds of slots that it had, to compare with those of others that have work,
+    `expected` ones of its leases among them."""
 
-    __slots__ = ("bytes", "expected", "name", "queued", "running", "spent")
+    __slots__ = ("bytes", "expected", "name", "paused", "queued", "running", "spent")
 
     def __init__(self, name: str):
         self.name = name
-        self.queued = self.bytes = self.running = 0
+        self.queued = self.paused = self.bytes = self.running = 0
         self.spent = self.expected = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of it runs or may be leased."""
+        return not self.running and self.queued == self.paused
 
 
 class Owner:
-    """Whoever submits: a client or the host of a task system. `attached`: its connection is there."""
+    """Whoever submits: a client or the host of a task system. `attached`: its connection is there. `paused`: none of
+    what it has queued is leased; its lines are in no ring."""
 
-    __slots__ = ("attached", "batches", "forgotten", "id", "key", "kind", "kinds", "lines", "name", "served", "tasks",
-                 "turn", "user")
+    __slots__ = ("attached", "batches", "forgotten", "id", "key", "kind", "kinds", "lines", "name", "paused", "served",
+                 "tasks", "turn", "user")
 
     def __init__(self, owner: str, kind: str, key: str, name: str, user: User):
         self.id, self.kind, self.key, self.name, self.user = owner, kind, key, name, user
-        self.attached = False
+        self.attached = self.paused = False
         self.batches = {}  # number -> Batch, until settled
         self.forgotten = []  # numbers settled, as [lo, hi] lists
         self.tasks = 0  # of all batches here
@@ -770,6 +777,31 @@ class Board:
                     effects.after.append(("outcome", owner, number, *outcome))
         return effects
 
+    def owner_paused(self, owner: str, paused: bool, now: float) -> Effects:
+        """A person lets nothing more of it be leased, or lets it go on. What slaves have of it they run; its limits of
+        time pass all the same."""
+        effects = Effects([], [], [])
+        known = self.owners.get(owner)
+        if known is not None and known.paused != paused:
+            known.paused, user, sign = paused, known.user, 1 if paused else -1
+            for demand, line in known.lines.items():
+                (self._leave_ring if paused else self._join_ring)(known, demand, line)
+                user.paused += sign * line.tasks
+                demand.tasks -= sign * line.tasks
+            if user in self.busy and user.idle:
+                self._sleep(user)
+            elif user not in self.busy and not user.idle:
+                self._wake(user)
+            effects.records.append(("paused", owner, paused))
+        return self._assigned(effects, now)
+
+    def standing(self, owner: str) -> dict[str, int]:
+        """How many tasks of an owner wait, also for their next attempt, and how many slaves have to run."""
+        known = self.owners.get(owner)
+        batches = list(known.batches.values()) if known is not None else []
+        running = sum(total(lease.live(lease.open)) for batch in batches for lease in batch.leases.values())
+        return {"waiting": sum(batch.queued + total(batch.delayed) for batch in batches), "running": running}
+
     def owner_gone(self, owner: str, now: float, kill: bool = False) -> Effects:
         """It will not come back: what it has queued never runs, its leases are revoked (with `kill` what runs is
         killed), its outcomes forgotten."""
@@ -986,16 +1018,19 @@ class Board:
         owner, demand, user = batch.owner, batch.demand, batch.owner.user
         line = owner.lines.get(demand)
         if line is None:
-            line = owner.lines[demand] = demand.rings.setdefault(user, OrderedDict())[owner] = Line()
-            if not demand.able:
-                self._doubtful[demand] = None
-        if user not in self.busy:
-            self._wake(user)
+            line = owner.lines[demand] = Line()
+            if not owner.paused:
+                self._join_ring(owner, demand, line)
         tasks = total(pieces)
         user.queued += tasks
         line.tasks += tasks
-        demand.tasks += tasks
         batch.queued += tasks
+        if owner.paused:
+            user.paused += tasks
+        else:
+            demand.tasks += tasks
+            if user not in self.busy:
+                self._wake(user)
         line.batches[batch] = None
         if front:
             batch.queue = pieces + batch.queue
@@ -1039,16 +1074,33 @@ class Board:
         line = owner.lines[demand]
         user.queued -= tasks
         line.tasks -= tasks
-        demand.tasks -= tasks
         batch.queued -= tasks
+        if owner.paused:
+            user.paused -= tasks
+        else:
+            demand.tasks -= tasks
         if not batch.queued:
             del line.batches[batch]
             if not line.batches:
-                del owner.lines[demand], demand.rings[user][owner]
-                if not demand.rings[user]:
-                    del demand.rings[user]
-        if not (user.queued or user.running):
+                del owner.lines[demand]
+                if not owner.paused:
+                    self._leave_ring(owner, demand, line)
+        if not owner.paused and user.idle:
             self._sleep(user)
+
+    def _join_ring(self, owner, demand, line):
+        """The owner takes turns with the others that wait for the same."""
+        demand.rings.setdefault(owner.user, OrderedDict())[owner] = line
+        if not demand.able:
+            self._doubtful[demand] = None
+
+    def _leave_ring(self, owner, demand, line):
+        line.stuck = None
+        del demand.rings[owner.user][owner]
+        if not demand.rings[owner.user]:
+            del demand.rings[owner.user]
+            if demand.wanting:
+                self._doubtful[demand] = None
 
     # -- slaves ----------------------------------------------------------------------------------------------
 
@@ -1081,6 +1133,8 @@ class Board:
         lease = Lease(number, batch, lo, hi, max((past for _, _, past in inside), key=lambda past: past[:4]), now)
         lease.attempt = attempt
         batch.take(lease)
+        if batch.owner.user not in self.busy:  # all that it has is paused
+            self._wake(batch.owner.user)
         self._shorten(batch, hi - lo)
         slave.take(lease)
         self.leases[number] = lease
@@ -1221,7 +1275,7 @@ class Board:
             lease.batch.drop(lease)
             del self.leases[lease.id]
             user = lease.batch.owner.user
-            if not (user.running or user.queued):
+            if user.idle:
                 self._sleep(user)
             while slave.missing:
                 slave.missing.pop().offer(slave)
@@ -1655,7 +1709,7 @@ class Board:
                 self._look_at(now + self._pause)
                 break
             wanted = not (lease.asked or lease.revoked) and lease.batch.demand in demands and lease.divisible
-            if wanted and not self._full(lease.batch.owner.user):
+            if wanted and not (lease.batch.owner.paused or self._full(lease.batch.owner.user)):
                 ripe.append(lease)
         return heapq.nlargest(STEAL_WIDTH, ripe, key=lambda lease: (lease.tasks, lease.id))
 
@@ -1740,7 +1794,7 @@ class Board:
                 slaves of the same kind, the next one first, with the tasks of each; `user`: whose task it is, and
                 `behind`: why other users come first, "" if none does; `slaves`: the first unmet condition
                 of each, "" where there is room; `unplaceable`: why no slave here can ever take it, "" if one can;
-                `fails_in`: seconds until it fails of that, None if it does not
+                `fails_in`: seconds until it fails of that, None if it does not; `paused`: by a person
             "running" -- `slave`, `first` and `last` task of the lease, for `since` seconds; `before`: leases that this
                 slave got earlier and still has, on `slots`
             "ended" -- `slave`, `failure`: None or its type, message and kind; its owner has not settled it yet
@@ -1801,7 +1855,7 @@ class Board:
                                       for one, other in demand.rings[user].items()],
             "user": batch.owner.user.name, "behind": self.behind(batch.owner.user),
             "slaves": {one.id: one.obstacle(demand, estimate) for one in self.slaves.values()},
-            "unplaceable": demand.wanting, "fails_in": fails_in,
+            "unplaceable": demand.wanting, "fails_in": fails_in, "paused": batch.owner.paused,
         }
 
     def _in_turn(self, users):
@@ -1811,7 +1865,7 @@ class Board:
         """Why other users come before this one now, "" if none does."""
         if self._full(user):
             return f"user {user.name} has {user.running:,} leases, as many as it may (quotas.running of the master)"
-        first = next(iter(self._in_turn(one for one in self.busy if one.queued)), user)
+        first = next(iter(self._in_turn(one for one in self.busy if one.queued > one.paused)), user)
         return "" if first is user else f"it is the turn of user {first.name}; users share the slots equally"
 
     # -- after a restart -------------------------------------------------------------------------------------
@@ -1848,6 +1902,8 @@ class Board:
             self._replay_snapshot(self.owners[owner], rest[1], dict(rest[2]), waiting)
         elif event == "owner":
             self._add_owner(owner, *rest)
+        elif event == "paused":
+            (self.owners[owner].paused,) = rest
         elif event == "gone":
             for batch in self.owners[owner].batches.values():
                 waiting.pop(batch, None)
@@ -1902,7 +1958,8 @@ class Board:
                     line[1] += 1
         for (owner, demand), (queued, batches) in lines.items():
             line = owner.lines[demand]
-            assert demand.rings[owner.user][owner] is line and self.demands[demand.needs, demand.tags] is demand
+            shown = demand.rings.get(owner.user, NONE).get(owner)
+            assert shown is (None if owner.paused else line) and self.demands[demand.needs, demand.tags] is demand
             assert line.tasks == queued and len(line.batches) == batches, "a queue holds what does not wait"
         for demand in self.demands.values():
             assert demand.tasks == sum(line.tasks for _, line in demand.lines) and all(demand.rings.values())
@@ -1910,7 +1967,8 @@ class Board:
             assert {line.stuck is not None for _, line in demand.lines} <= {stuck}, "flagged in vain, or not"
             assert not stuck or not self.unplaceable_wait or self.deadline is not None, "nobody will end what is stuck"
         assert len(lines) == sum(len(owner.lines) for owner in self.owners.values())
-        assert len(lines) == sum(len(demand.lines) for demand in self.demands.values())
+        taking_turns = [owner for owner, _ in lines if not owner.paused]
+        assert len(taking_turns) == sum(len(demand.lines) for demand in self.demands.values())
         self._check_users()
         for slave in self.slaves.values():
             self._check_slave(slave)
@@ -1928,7 +1986,8 @@ class Board:
             leases = [lease for lease in self.leases.values() if lease.batch.owner.user is user]
             found = sum(batch.queued for batch in batches), sum(map(self.weigh, payloads)), len(leases)
             assert (user.queued, user.bytes, user.running) == found, "miscounted"
-            assert (user in self.busy) == bool(user.queued or user.running), "not served, or waited for in vain"
+            assert user.paused == sum(batch.queued for batch in batches if batch.owner.paused), "miscounted"
+            assert (user in self.busy) == bool(user.queued > user.paused or user.running), "not served, or in vain"
 
     def _check_timers(self):
         """Whatever has a limit of time is looked at when it passes."""
@@ -2299,6 +2358,8 @@ class Journal(threading.Thread):
         else:
             if kind == "life":
                 self._base.execute("DELETE FROM records WHERE kind = 'life'")
+            elif kind == "paused":
+                self._base.execute("DELETE FROM records WHERE owner = ? AND kind = 'paused'", (owner,))
             elif kind == "snapshot":
                 self._forget_before(owner, *rest[:3])
             payload = rest.pop() if kind in WITH_PAYLOAD else None
@@ -3672,6 +3733,9 @@ FAILURES_TOLD = 1000  # kinds of failures that are logged
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NEVER_SENT = "its application was never sent here"
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
+PAUSED = "a person has paused it"
+VIEWS_KEPT = 40  # pictures of task systems, of up to `tasks.MOST_VIEW` bytes
+REMOVED_KEPT = 1000  # slaves that were removed and may not join again
 
 
 def parse_task_id(task: str) -> tuple[str, int]:
@@ -3825,6 +3889,17 @@ class Names:
         self._last[prefix] = max(self._last[prefix], int(name[len(prefix) :]))
 
 
+def unknown(what: str, why: str, fix: str = "") -> rpc.RpcError:
+    """The error for a name of something that is not here."""
+    return rpc.RpcError(rpc.UNKNOWN_OBJECT, what, {"why": why, "fix": fix})
+
+
+def removed(slave: str, who: str) -> components.Unreachable:
+    """What a slave says that was removed."""
+    return components.Unreachable(f"{slave} was removed from the swarm by {who}", "what it ran goes on elsewhere",
+                                  "start it again to let it join anew")
+
+
 def weight_of(parts: list | None) -> int:
     """The bytes of a payload, in memory and in files."""
     return parts.weight if type(parts) is Counted else sum(map(rpc.size_of, parts or ()))
@@ -3935,6 +4010,14 @@ class Finished(NamedTuple):
     failure: dict | None
     stats: dict
     parts: list
+
+
+class View(NamedTuple):
+    """The newest picture that a task system has shown of itself, and the how manyth it is."""
+
+    type: str
+    data: bytes
+    version: int
 
 
 class History:
@@ -4085,6 +4168,8 @@ class MasterNode(rpc.BaseNode):
         self._finished: dict[tuple, Finished] = {}  # by client and number
         self._detached: set[str] = set()  # clients that left their systems here
         self._expected: set[str] = set()  # slaves of an earlier life that may come back
+        self._removed: collections.deque = collections.deque(maxlen=REMOVED_KEPT)  # (identity, by whom)
+        self.views: dict[str, View] = {}  # newest last
         self._gone_at: dict[str, float] = {}  # clients that went away without a word
         self._told: dict[str, Any] = {}
         self._counts: collections.Counter = collections.Counter()
@@ -4449,8 +4534,7 @@ class MasterNode(rpc.BaseNode):
         def step(handler, request, number):
             system = self._system_of(request.peer.label, number)
             if system:
-                self._record("step", system.name)
-                self._send(system.name, ["step"])
+                self._step(system)
 
         @rpc.tcpremote(channel, roles=owners)
         def work_settled(handler, request, number):
@@ -4531,6 +4615,8 @@ class MasterNode(rpc.BaseNode):
         return self._admit_client(peer, info, now)
 
     def _admit_slave(self, peer: rpc.Peer, info: dict, now: float) -> dict:
+        if by := dict(self._removed).get(identity_of(peer, info)):
+            raise removed("this slave", by)
         amounts, workers, tags = info.get("resources"), info.get("workers"), info.get("tags", [])
         check_offer(amounts, workers, tags)
         holds = info.get("holds", [])
@@ -5013,6 +5099,8 @@ class MasterNode(rpc.BaseNode):
             system.step, system.waiting = params
             self.gallery.system_step(system.name, *params, time.monotonic())
             self._send(system.client, ["system_step", system.number, *params])
+        elif method == "view":
+            self.keep_view(system, *params, parts)
         elif method == "system_done":
             failure, stats = params
             if type(stats) is not dict or not (failure is None or _is_failure("*", failure)):
@@ -5205,9 +5293,11 @@ class MasterNode(rpc.BaseNode):
         """What work of a client waits for while nothing else is to be seen of it: [kind, tasks, why, first task]."""
         owners = [client, *(system.name for system in self.systems.values() if system.client == client)]
         known = [self.board.owners[owner] for owner in owners if owner in self.board.owners]
-        lines = [pair for owner in known for pair in owner.lines.items()]
         used = {self._peers[client].info.get("bundle"), *(self.systems[one].bundle for one in owners[1:])}
         waits = [["preparing", 0, what, ""] for (_, digest), what in self._preparing.items() if digest in used]
+        paused = [line for owner in known if owner.paused for line in owner.lines.values()]
+        waits += [["paused", line.tasks, PAUSED, line.head] for line in paused]
+        lines = [pair for owner in known if not owner.paused for pair in owner.lines.items()]
         waits += [["unplaceable", line.tasks, demand.wanting, line.head] for demand, line in lines if demand.wanting]
         if running.isdisjoint(owners):
             others = ", ".join(sorted(running)[:SHOWN])
@@ -5240,6 +5330,7 @@ class MasterNode(rpc.BaseNode):
         """Opens the HTTP port, writes the access files, and notes for nodes of this user where they are."""
         self.token = self.keyring.token()
         self._expose_to_people()
+        self._expose_controls_of_systems()
         self._expose_explanations()
         self.service.audit = self.audit
         tls, pin = None, {}
@@ -5292,10 +5383,34 @@ class MasterNode(rpc.BaseNode):
             """Lets a slave end what it runs, take no more, and leave."""
             return self.loop.ask(lambda: self.order_slave(slave, ["drain"]))
 
+        @rpc.jsonremote(service, name="slave.remove", roles=("admin",))
+        def remove(request, slave: str):
+            """Ends a slave at once; says how many tasks go back to the queue."""
+            return self.loop.ask(lambda: self.remove_slave(slave, f"an {request.role} at {request.address}"))
+
+    def _expose_controls_of_systems(self) -> None:
+        service = self.service
+
         @rpc.jsonremote(service, name="system.cancel", roles=("admin",))
         def cancel(request, system: str, kill: bool = False):
-            """Ends a task system; what it has queued never runs. kill: ends what runs of it, too."""
+            """Ends a task system; says how many tasks wait, which never run, and how many run. kill: ends these too."""
             return self.loop.ask(lambda: self.cancel_system(system, kill))
+
+        @rpc.jsonremote(service, name="system.pause", roles=("admin",))
+        def pause(request, system: str, paused: bool = True):
+            """Gives slaves nothing more of a task system, or again; says how many of its tasks wait, and run on."""
+            return self.loop.ask(lambda: self.pause_system(system, paused))
+
+        @rpc.jsonremote(service, name="system.step", roles=("admin",))
+        def step(request, system: str):
+            """Lets a task system that waits after each step begin the next one; says which."""
+            return self.loop.ask(lambda: self.step_system(system))
+
+        @rpc.jsonremote(service, name="ui.view", roles=("admin",), reads=True)
+        def view(request, system: str):
+            """The newest picture that a task system has shown of itself, as base64, and its number."""
+            kind, data, version = self.loop.ask(lambda: self.view_of(system))
+            return {"type": kind, "data": base64.b64encode(data).decode(), "version": version}
 
     def _expose_explanations(self) -> None:
         service = self.service
@@ -5363,18 +5478,74 @@ class MasterNode(rpc.BaseNode):
             raise
 
     def order_slave(self, slave: str, call: list) -> bool:
-        """Passes an order on. Raises Error for a slave that is not here."""
-        if slave not in self.board.slaves or slave not in self._peers:
-            raise components.Error(f"there is no slave {slave}", f"here are: {', '.join(self.board.slaves) or 'none'}")
-        self.channel.send(self._peers[slave], call)
+        """Passes an order on. Raises RpcError for a slave that is not here."""
+        self.channel.send(self._peers[self._slave(slave).id], call)
         return True
 
-    def cancel_system(self, name: str, kill: bool = False) -> bool:
-        """Ends a system by name. Raises Error if there is none."""
+    # controls: each says what becomes of how many tasks
+
+    def remove_slave(self, name: str, who: str) -> dict[str, Any]:
+        """Ends a slave at once: what it holds goes back to the queue, as when it is lost, and it hears who did it."""
+        slave, peer = self._slave(name), self._peers[name]
+        about = {"slave": name, "leases": slave.open_leases, "tasks": slave.open_tasks}
+        self._removed.append((identity_of(peer, peer.info), who))
+        self.channel.drop(peer, f"removed by {who}", removed(name, who))
+        return about
+
+    def cancel_system(self, name: str, kill: bool = False) -> dict[str, Any]:
+        """Ends a system by name. Raises RpcError if there is none."""
+        system, standing = self._running(name), self.board.standing(name)
+        self.end_system(system, tasks.cancelled_failure(), {}, (), kill)
+        return {"system": name, "kill": kill, **standing}
+
+    def pause_system(self, name: str, paused: bool) -> dict[str, Any]:
+        """Lets nothing more of a system be leased, or lets it go on. Raises RpcError if there is none."""
+        app = self._running(name).app
+        self.apply(self.board.owner_paused(name, paused, time.monotonic()))
+        log.info("system %s %s: %s", name, app, PAUSED if paused else "it goes on")
+        return {"system": name, "paused": paused, **self.board.standing(name)}
+
+    def step_system(self, name: str) -> dict[str, Any]:
+        """Lets a system begin its next step. Raises RpcError if there is none, or it does not wait for that."""
+        system = self._running(name)
+        if not system.waiting:
+            by_hand = system.options.get("by_hand")
+            raise components.Error(f"task system {name} does not wait for a person",
+                                   f"its step {system.step} is not over" if by_hand else "it goes on by itself",
+                                   "" if by_hand else "a client lets it wait after each step with --step")
+        self._step(system)
+        return {"system": name, "step": system.step + 1}
+
+    def _step(self, system: System) -> None:
+        system.waiting = False
+        self._record("step", system.name)
+        self._send(system.name, ["step"])
+
+    def _running(self, name: str) -> System:
         if name not in self.systems:
-            raise components.Error(f"no task system {name} runs", f"running: {', '.join(self.systems) or 'none'}")
-        self.end_system(self.systems[name], tasks.cancelled_failure(), {}, (), kill)
-        return True
+            raise unknown(f"no task system {name[:40]} runs", f"running: {', '.join(self.systems) or 'none'}")
+        return self.systems[name]
+
+    def _slave(self, name: str) -> Slave:
+        if name not in self.board.slaves or name not in self._peers:
+            raise unknown(f"there is no slave {name[:40]}", f"here are: {', '.join(self.board.slaves) or 'none'}")
+        return self.board.slaves[name]
+
+    def keep_view(self, system: System, kind: str, parts: list) -> None:
+        """Keeps a picture of a system, the newest of each; pictures of the last few systems are kept."""
+        if len(parts) != 1 or rpc.size_of(parts[0]) > tasks.MOST_VIEW or type(parts[0]) is rpc.Reference:
+            raise rpc.ProtocolError("a host sent a picture that is too large")
+        data, before = tasks.checked_view(bytes(parts[0]), kind), self.views.pop(system.name, None)
+        self.views[system.name] = View(kind, data, before.version + 1 if before else 1)
+        while len(self.views) > VIEWS_KEPT:
+            del self.views[next(iter(self.views))]
+
+    def view_of(self, name: str) -> View:
+        """The newest picture of a system. Raises RpcError if it has shown none."""
+        if name not in self.views:
+            raise unknown(f"task system {name[:40]} has shown no picture", "it never did, or it was long ago",
+                          "a system shows one with self.publish_view(data)")
+        return self.views[name]
 
     def describe_slaves(self) -> list[dict]:
         """A row per slave."""
@@ -5390,11 +5561,19 @@ class MasterNode(rpc.BaseNode):
     def describe_systems(self) -> list[dict]:
         """A row per running system."""
         now = time.monotonic()
+        standing = {name: self.board.standing(name) for name in self.systems}
         return [
             {"name": s.name, "app": s.app, "client": s.client, "step": s.step, "elapsed": round(now - s.since, 1),
-             "done": s.done, "tasks": s.known}
+             "done": s.done, "tasks": s.known, "queued": standing[s.name]["waiting"],
+             "running": standing[s.name]["running"], "state": self.state_of(s),
+             "view": self.views[s.name].version if s.name in self.views else 0}
             for s in self.systems.values()
         ]
+
+    def state_of(self, system: System) -> str:
+        """Of a running system: "paused" by a person, "waiting" for one at its barrier, or "running"."""
+        paused = self.board.owners[system.name].paused
+        return "paused" if paused else "waiting" if system.waiting else "running"
 
     def status(self) -> dict:
         slaves, workers, busy = self.swarm_size()

@@ -372,8 +372,73 @@ class ITaskSystem:
     def gather_result(self, master: SystemMaster) -> Any:
         """Returns what the client gets in `work_finished`, as it is. To signal an error, raise."""
 
+    def publish_view(self, data: Any, type: str = "image/png") -> None:
+        """Shows a picture of the system on the master's page, in place of the last one.
+
+        `data` is a PNG, or an SVG ("image/svg+xml", as bytes or text), of up to 256 KiB, or a function that gives it:
+        that is called only when the picture goes out, twice a second at most, and should only look. Raises UsageError
+        for anything else.
+        """
+        VIEWS.show(data, type)
+
     def __getstate__(self):
         return {key: value for key, value in self.__dict__.items() if key != "log"}
+
+
+MOST_VIEW = 256 * 1024  # bytes of a picture
+VIEW_EVERY = 0.5  # seconds between two pictures that go out
+VIEW_TYPES = {  # how a picture begins
+    "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "image/svg+xml": re.compile(rb"(\xef\xbb\xbf)?\s*(?=<).{0,1000}?<svg[\s>]", re.DOTALL),
+}
+
+
+def checked_view(data: Any, type: str) -> bytes:
+    """The bytes of a picture that a page may show. Raises UsageError."""
+    if type not in VIEW_TYPES:
+        raise components.UsageError(f"a picture of the type {str(type)[:80]!r} cannot be shown",
+                                    f"it is one of {', '.join(VIEW_TYPES)}")
+    data = data.encode() if isinstance(data, str) else data
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise components.UsageError(f"a picture is bytes, not {data.__class__.__name__}", "it is a file's content")
+    data = bytes(data)
+    if not VIEW_TYPES[type].match(data):
+        raise components.UsageError(f"what begins with {data[:20]!r} is no {type}", "a picture begins otherwise",
+                                    "publish_view(data, type) takes the content of a file of that type")
+    if len(data) > MOST_VIEW:
+        raise components.UsageError(f"a picture of {len(data):,} bytes is too large",
+                                    f"a page shows up to {MOST_VIEW:,}", "draw it smaller, or with fewer colours")
+    return data
+
+
+class Views:
+    """The pictures that the task system of this process shows. `send(type, data)` is set where a master hears it."""
+
+    def __init__(self):
+        self.send: Callable[[str, bytes], None] = lambda type, data: None
+        self._next: tuple[Any, str] | None = None
+        self._due = -math.inf
+
+    def show(self, data: Any, type: str) -> None:
+        """Takes a picture, which goes out now or, if the last one just did, soon. Raises UsageError."""
+        self._next = data if callable(data) else checked_view(data, type), type
+        if time.monotonic() >= self._due:
+            self.flush()
+
+    @property
+    def wait(self) -> float | None:
+        """Seconds until a picture that waits may go out; None if none does."""
+        return None if self._next is None else max(0.0, self._due - time.monotonic())
+
+    def flush(self) -> None:
+        """Sends the picture that waits, if one does. Raises UsageError, and what its function raises."""
+        if self._next is not None:
+            (data, type), self._next = self._next, None
+            self.send(type, checked_view(data(), type) if callable(data) else data)
+            self._due = time.monotonic() + VIEW_EVERY
+
+
+VIEWS = Views()
 
 
 class IApp(Interface):
@@ -1527,6 +1592,7 @@ class SystemRun:
     def complete(self) -> None:
         """Gathers the result and sends it home; nothing of the system runs after that."""
         result = self._guarded("gather_result", self.system.gather_result, self.master)
+        self.show()
         if self.done:
             return
         try:
@@ -1538,6 +1604,11 @@ class SystemRun:
             return
         self.done = True
         self._report(None, [sealed])
+
+    def show(self) -> None:
+        """Sends the picture of itself that waits."""
+        if VIEWS.wait is not None and not self.done:
+            self._guarded("task_finished", VIEWS.flush)
 
     def fail(self, error: BaseException, hook: str) -> None:
         """Ends the system with an error."""
@@ -3160,6 +3231,10 @@ class Wire:
             self._read()
         return self._calls.popleft()
 
+    def is_quiet(self, seconds: float) -> bool:
+        """Waits for a call, but no longer; True if none came."""
+        return not (self._calls or select.select([self._sock], [], [], seconds)[0])
+
     def unwanted(self, lease: int) -> bool:
         """Whether a lease was dropped, as far as is known without waiting."""
         while select.select([self._sock], [], [], 0)[0]:
@@ -3431,6 +3506,7 @@ def host_main(sock: socket.socket, root: str) -> None:
         wire.call(method, *params, parts=parts)
 
     run = None
+    VIEWS.send = lambda type, data: wire.call("view", type, parts=[data])
     opened, error = attempt(rpc.open_sealed, parts[0])
     if error is not None:
         tell("system_done", describe_failure(error, root, "system"), {}, parts=[])
@@ -3443,6 +3519,9 @@ def host_main(sock: socket.socket, root: str) -> None:
     handlers = {"outcome": _host_outcome, "accepted": _host_accepted, "refused": _host_refused, "step": _host_step}
     while True:
         pulse[0] = 0
+        if run and not run.done and VIEWS.wait is not None and wire.is_quiet(VIEWS.wait):
+            run.show()
+            continue
         call, parts = wire.next()
         if run:
             handlers[call[0]](run, call[1:], parts)

@@ -105,6 +105,12 @@ class MandelbrotTaskSystem(ITaskSystem):
         if error:
             raise error
         self.job.put(self.counts, task, result)
+        self.publish_view(self.preview)
+
+    def preview(self):
+        """What there is of the picture, in up to 384 columns and rows, for the master's page."""
+        step = -(-max(self.job.width, self.job.height) // 384)
+        return png_of(len(range(0, self.job.width, step)), list(rows_of(self.counts, self.job, step)))
 
     def gather_result(self, master):
         return bytes(self.counts)
@@ -191,12 +197,12 @@ SHADES = [  # place on the scale, red, green, blue: from the night outside to th
 INSIDE = bytes((0, 0, 0))
 
 
-def rows_of(counts, job):
-    """The picture's rows from top to bottom, three bytes a pixel."""
+def rows_of(counts, job, step=1):
+    """The picture's rows from top to bottom, three bytes a pixel; of every so manyth row and column."""
     counts = array("I", counts)
     colours = [colour(count, job.iters) for count in range(job.iters)] + [INSIDE]
-    for y in range(job.height):
-        yield b"".join(map(colours.__getitem__, counts[y :: job.height]))
+    for y in range(0, job.height, step):
+        yield b"".join(map(colours.__getitem__, counts[y :: job.height * step]))
 
 
 def colour(count, iters):
@@ -208,11 +214,16 @@ def colour(count, iters):
 
 
 def write_png(path, width, rows):
-    """Writes rows of three bytes a pixel as a PNG (ISO/IEC 15948): a header, the compressed rows, an end."""
-    rows = list(rows)
+    """Writes rows of three bytes a pixel as a PNG."""
+    with open(path, "wb") as file:
+        file.write(png_of(width, list(rows)))
+
+
+def png_of(width, rows):
+    """A PNG (ISO/IEC 15948): a header, the compressed rows, an end."""
     pixels = zlib.compress(b"".join(chain.from_iterable((b"\0", row) for row in rows)))  # 0: a row as it is
     header = struct.pack(">IIBBBBB", width, len(rows), 8, 2, 0, 0, 0)  # 8 bits for each of red, green, blue
-    with open(path, "wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        for name, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
-            file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
+    made = [b"\x89PNG\r\n\x1a\n"]
+    for name, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
+        made += [struct.pack(">I", len(data)), name, data, struct.pack(">I", zlib.crc32(name + data))]
+    return b"".join(made)

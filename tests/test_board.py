@@ -321,6 +321,86 @@ def test_a_result_over_tasks_already_reported_is_dropped_and_its_open_part_runs_
     assert told.board.counters["repeated result"] == 1
 
 
+# -- pausing -------------------------------------------------------------------------------------------------------
+
+
+def test_a_paused_owner_gets_no_lease_until_it_goes_on_and_what_runs_of_it_ends():
+    told = Told(workers=1, max_lease=1)
+    told("submit", "c1", 1, 40)
+    held = told.leases()
+    effects = told("owner_paused", "c1", True)
+    assert effects == ([("paused", "c1", True)], [], [])
+    assert told.board.standing("c1") == {"waiting": 40 - len(held), "running": len(held)}
+    for lease in held:
+        told.ended(lease)
+    told("submit", "c1", 2, 5)
+    told("tick")
+    assert told.leases() == [] and len(told.sent("outcome")) == len(held)
+    assert told.board.standing("c1") == {"waiting": 45 - len(held), "running": 0}
+    told("owner_paused", "c1", False)
+    told.flow()
+    assert told.board.standing("c1") == {"waiting": 0, "running": 0}
+
+
+def test_a_paused_owner_holds_up_nobody_else_of_its_user_or_another():
+    told = Told(workers=1, owners=(), max_lease=1)
+    for owner, user in (("1", "a"), ("2", "a"), ("3", "b")):
+        told("owner_joined", owner, "system", user=user)
+        told("owner_paused", owner, owner == "1")
+        told("submit", owner, 1, 50)
+    told.flow()
+    standing = {owner: told.board.standing(owner)["waiting"] for owner in "123"}
+    assert standing == {"1": 50, "2": 0, "3": 0}
+    assert told.board.deadline is None or told("tick").messages == [], "nothing is to be done"
+
+
+def test_what_a_paused_owner_has_out_is_not_asked_back_for_others():
+    told = Told(workers=1)
+    told("submit", "c1", 1, 1000)
+    told.flow(seconds=0.0001)
+    told("submit", "c1", 2, 60)
+    told("owner_paused", "c1", True)
+    told("slave_joined", "s2", {"cpus": 1}, [], 1)
+    told.now = 2 * STEAL_AGE
+    told("tick")
+    assert told.board.leases and told.sent("steal") == []
+    told("owner_paused", "c1", False)
+    told("tick")
+    assert told.sent("steal")
+
+
+def test_what_comes_back_to_a_paused_owner_waits_with_the_rest():
+    told = Told(workers=1, slaves=2, max_lease=1)
+    told("submit", "c1", 1, 10)
+    told("owner_paused", "c1", True)
+    told("slave_lost", "s1")
+    assert told.sent("lease")[-1][1] != "s3" and told("tick").messages == []
+    told("slave_joined", "s3", {"cpus": 1}, [], 1)
+    assert told.leases() == [] and told.board.standing("c1")["waiting"] > 0
+
+
+def test_a_pause_outlives_a_restart(told):
+    told("owner_paused", "c1", True)
+    told("submit", "c1", 1, 8)
+    again = restarted(told)
+    again("slave_joined", "s1", {"cpus": 2}, [], 2)
+    assert again.leases() == [] and again.board.owners["c1"].paused
+    again("owner_paused", "c1", False)
+    assert again.leases()
+
+
+def test_a_paused_task_fails_of_no_slave_and_says_that_a_person_paused_it():
+    told = Told(slaves=1, unplaceable_wait=1.0)
+    told("submit", "c1", 1, 1, options={"first": 0, "resources": {"tags": ["gpu"]}})
+    told("owner_paused", "c1", True)
+    told.now = 5.0
+    told("tick")
+    about = told.board.explain("c1", 0, told.now)
+    assert (about["state"], about["paused"], about["unplaceable"]) == ("waiting", True, "")
+    told("owner_paused", "c1", False)
+    assert not told.board.explain("c1", 0, told.now)["paused"] and told.board.unplaced(told.now)
+
+
 # -- losses ------------------------------------------------------------------------------------------------------
 
 

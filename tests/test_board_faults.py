@@ -351,6 +351,8 @@ class Swarm:
         effects = verb(*params, now=self.now, **named)
         self.board.check()
         self.events += not self.calm
+        given = [message[2].batch.owner for message in effects.messages if message[0] == "lease"]
+        assert not any(owner.paused for owner in given), "a paused owner got a lease"
         self.apply(effects)
 
     def apply(self, effects):
@@ -427,6 +429,10 @@ class Swarm:
             self.event(self.board.owner_detached, owner.name)
             self.later(self.random.uniform(0, 0.3), owner.attach)
 
+    def pause(self, owner):
+        if owner.name in self.board.owners:
+            self.event(self.board.owner_paused, owner.name, not self.board.owners[owner.name].paused)
+
     def submit(self, owner):
         rng = self.random
         needs = rng.choice(({}, {}, {}, {"cpus": 0.5}, *RARE))
@@ -471,12 +477,13 @@ class Swarm:
                 self.detach,
                 self.gone,
                 self.crash,
+                self.pause,
             ),
-            (24, 6, 12, 10, 4, 6, 8, 1, 4),
+            (24, 6, 12, 10, 4, 6, 8, 1, 4, 4),
         )[0]
         target = {self.crash: ()}.get(action)
         if target is None:
-            of_owner = self.submit, self.cancel, self.cancel_task, self.detach, self.gone
+            of_owner = self.submit, self.cancel, self.cancel_task, self.detach, self.gone, self.pause
             target = (owner,) if action in of_owner else (slave,)
         action(*target)
         if self.events < MIN_EVENTS:
@@ -501,6 +508,7 @@ class Swarm:
         for owner in self.owners:
             owner.attached = False
             owner.attach()
+            self.event(self.board.owner_paused, owner.name, False)
 
     # one schedule
 
@@ -577,7 +585,7 @@ def fingerprint(board):
                 merged.append(piece)
             outcomes = sorted(outcome[:5] for outcome in batch.outcomes)
             batches[number] = (batch.count, batch.group, batch.options, batch.payload, merged, outcomes)
-        about = owner.kind, owner.key, owner.name, owner.user.name
+        about = owner.kind, owner.key, owner.name, owner.user.name, owner.paused
         owners[owner.id] = (*about, owner.tasks, str(owner.forgotten), batches)
     return owners
 
@@ -618,6 +626,8 @@ def test_a_crash_after_any_record_loses_no_accepted_task(seed):
     swarm.run()
     for length in range(len(swarm.journal) + 1):
         board = restored(swarm.journal[:length])
+        for owner in board.owners:
+            board.owner_paused(owner, False, 0.0)
         effects = board.slave_joined("s", {"cpus": 4, "gpu": 2}, ["big"], 4, 0.0)
         leases = [message[2] for message in effects.messages]
         while leases:
@@ -714,6 +724,7 @@ def test_nonsense_in_any_order_never_breaks_the_books(seed):
         lambda: board.settled(owner(), [rng.randrange(60), rng.randrange(60)], now),
         lambda: board.withdrawn(owner(), rng.randrange(60), "full", now),
         lambda: board.owner_detached(owner(), now),
+        lambda: board.owner_paused(owner(), rng.random() < 0.4, now),
         lambda: board.owner_gone(owner(), now) if rng.random() < 0.1 else board.owner_attached(owner(), now),
     ]
     for _ in range(3000):

@@ -342,3 +342,46 @@ class Waits(System):
 
 class WaitingSystem(Application):
     kind = Waits
+
+
+class PatientSystem(System):
+    """Steps whose tasks wait for the file `go`."""
+
+    def make(self, n):
+        return WaitingNumber(f"step{self.called}-{n}", number=n, folder=self.folder)
+
+
+class PatientSteps(Application):
+    kind = PatientSystem
+
+
+class Showing(PatientSystem):
+    """Shows pictures of itself, as `how` says, and then waits."""
+
+    def generate_tasks(self, master):
+        kinds = {"png": (PNG, "image/png"), "svg": ("<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml"),
+                 "gif": (b"GIF89a", "image/gif"), "text": (b"no picture", "image/png"), "large": (PNG + bytes(300_000), "image/png")}
+        if self.how == "many":
+            self.drawn = 0
+            for _ in range(1000):
+                self.publish_view(self.draw)
+        elif self.how == "raises":
+            self.publish_view(lambda: 1 / 0)
+        else:
+            self.publish_view(*kinds[self.how])
+        return System.generate_tasks(self, master)
+
+    def draw(self):
+        """Says in the picture how many were drawn before."""
+        self.drawn += 1
+        return PNG + str(self.drawn).encode()
+
+    def gather_result(self, master):
+        return getattr(self, "drawn", 0)
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class ShowingSystem(Application):
+    kind = Showing

@@ -1,0 +1,152 @@
+"""What a person may do to a running swarm: pause, step, cancel, remove, look at a picture, and the numbers in the answers."""
+
+import base64
+import json
+
+import pytest
+from conftest import running, text_of, wait_until
+from test_durable import rows_of
+from test_systems import APP, result_of
+
+from concurrent_swarm import rpc, tasks
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def left_alone(request, tmp_path):
+    """However a test ends, nothing of it runs on."""
+    yield
+    (tmp_path / "go").touch()
+    if "swarm_of_module" in request.fixturenames:
+        here = request.getfixturevalue("swarm_of_module")
+        for row in here.proxy.systems():
+            here.proxy.system.cancel(row["name"], True)
+
+
+def started(swarm, folder, app="PatientSteps", *words, **settings):
+    """A client whose system waits for the file `go`, and the row of that system."""
+    settings = {"folder": folder, "count": 8, "steps": 1, **settings}
+    told = [word for name, value in settings.items() for word in ("--set", f"systems.{name}={value}")]
+    known = {row["name"] for row in swarm.proxy.systems()}
+    client = swarm.start_client(APP, "--json", "--app", app, *told, *words)
+    rows = wait_until(lambda: [row for row in swarm.proxy.systems() if row["name"] not in known and row["tasks"]],
+                      "the system has made its tasks")  # fmt: skip
+    return client, rows[0]["name"]
+
+
+def system_row(swarm, name):
+    return next((row for row in swarm.proxy.systems() if row["name"] == name), None)
+
+
+def audited(swarm, event):
+    lines = text_of(swarm.master.folder / "logs" / "audit.jsonl").splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["event"] == event]
+
+
+# -- systems
+
+
+def test_a_paused_system_runs_no_further_task_until_it_goes_on(swarm_of_module, tmp_path):
+    here = swarm_of_module
+    client, name = started(here, tmp_path, count=200)
+    wait_until(lambda: system_row(here, name)["running"] >= 2, "both workers have one of its tasks")
+    about = here.proxy.system.pause(name)
+    assert (about["system"], about["paused"]) == (name, True) and about["running"] >= 2
+    assert about["waiting"] + about["running"] == 200 and system_row(here, name)["state"] == "paused"
+    (tmp_path / "go").touch()
+    wait_until(lambda: here.proxy.status()["busy"] == 0, "what ran has ended")
+    done = system_row(here, name)["done"]
+    assert done == about["running"] and here.proxy.system.pause(name)["waiting"] == 200 - done
+    waiting = here.proxy.task.explain(f"{name}.199")
+    assert (waiting["state"], waiting["paused"]) == ("waiting", True)
+    assert result_of(here.run_client(APP, "--app", "Stepping", "--set", "systems.steps=1"))["sum"] == 45, "others run"
+    assert system_row(here, name)["done"] == done
+    about = here.proxy.system.pause(name, False)
+    assert not about["paused"] and about["running"] and about["waiting"] + about["running"] == 200 - done
+    assert result_of(client.wait())["outcomes"] == 200
+
+
+def test_explain_and_the_progress_of_the_client_say_that_a_person_paused_it(swarm_of_module, tmp_path):
+    here = swarm_of_module
+    client, name = started(here, tmp_path, count=40)
+    wait_until(lambda: system_row(here, name)["running"] >= 2, "two of its tasks run")
+    here.proxy.system.pause(name)
+    told = here.start("client", "--master", here.address, "--explain", f"{name}.39").wait()
+    assert "paused   by a person" in told.out, told.out + told.err
+    here.proxy.system.cancel(name)
+    (tmp_path / "go").touch()
+    client.wait()
+
+
+def test_a_cancelled_system_says_how_many_tasks_waited_and_ran(swarm_of_module, tmp_path):
+    client, name = started(swarm_of_module, tmp_path, count=20)
+    wait_until(lambda: system_row(swarm_of_module, name)["running"] >= 2, "both workers have one of its tasks")
+    about = swarm_of_module.proxy.system.cancel(name, True)
+    assert (about["system"], about["kill"], about["waiting"] + about["running"]) == (name, True, 20)
+    assert about["running"] >= 2 and client.wait().about["error"]["type"] == "Cancelled"
+
+
+def test_a_system_in_lock_step_goes_on_when_a_person_says_so(swarm_of_module, tmp_path):
+    (tmp_path / "go").touch()
+    client, name = started(swarm_of_module, tmp_path, "PatientSteps", "--step", steps=2)
+    wait_until(lambda: system_row(swarm_of_module, name)["state"] == "waiting", "it waits at its barrier")
+    assert swarm_of_module.proxy.system.step(name) == {"system": name, "step": 2}
+    assert result_of(client.wait())["called"] == 2
+
+
+def test_a_system_that_waits_for_nobody_is_not_stepped(swarm_of_module, tmp_path):
+    client, name = started(swarm_of_module, tmp_path)
+    with pytest.raises(rpc.RpcError, match="does not wait for a person.*--step"):
+        swarm_of_module.proxy.system.step(name)
+    (tmp_path / "go").touch()
+    result_of(client.wait())
+
+
+@pytest.mark.parametrize("call", ["system.pause", "system.step", "system.cancel", "slave.remove", "ui.view"])
+def test_a_name_of_nothing_here_is_an_error_that_names_what_is(swarm_of_module, call):
+    with pytest.raises(rpc.RpcError) as caught:
+        swarm_of_module.proxy._request(call, ["s77"])
+    assert caught.value.code == rpc.UNKNOWN_OBJECT and "s77" in str(caught.value)
+
+
+@pytest.mark.parametrize("call", ["system.pause", "system.step", "slave.remove", "ui.view"])
+def test_a_guest_controls_nothing(swarm_of_module, call):
+    with pytest.raises(rpc.RpcError) as caught:
+        rpc.Proxy(swarm_of_module.address)._request(call, ["1"])
+    assert caught.value.code == rpc.NOT_AUTHENTICATED
+
+
+@pytest.mark.slow
+def test_a_pause_outlives_a_master_that_is_killed(swarm, tmp_path):
+    here = swarm(slaves=1, workers=1, journal=True)
+    client, name = started(here, tmp_path, count=5)
+    here.proxy.system.pause(name)
+    wait_until(lambda: rows_of(here, "paused"), "the pause is in the journal")
+    port = here.address.rpartition(":")[2]
+    here.master.process.kill()
+    here.master.wait()
+    (tmp_path / "go").touch()
+    here.start_master(port=port, journal=True)
+    row = wait_until(lambda: here.proxy.slaves() and system_row(here, name), "it is there again")
+    assert row["state"] == "paused"
+    here.proxy.system.pause(name, False)
+    assert result_of(client.wait())["outcomes"] == 5
+
+
+# -- slaves
+
+
+@pytest.mark.slow
+def test_a_removed_slave_ends_at_once_says_by_whom_and_its_tasks_run_elsewhere(swarm, tmp_path):
+    here = swarm(slaves=2, workers=1)
+    client, name = started(here, tmp_path, count=2)
+    wait_until(lambda: here.proxy.status()["busy"] == 2, "both slaves have a task")
+    gone = here.slaves[0]
+    removed = here.name_of(gone)
+    assert here.proxy.slave.remove(removed) == {"slave": removed, "leases": 1, "tasks": 1}
+    assert gone.wait(10).code == 3
+    assert "was removed from the swarm by an admin at 127.0.0.1" in gone.err and "Traceback" not in gone.err
+    (tmp_path / "go").touch()
+    assert result_of(client.wait())["outcomes"] == 2
+    assert [entry["method"] for entry in audited(here, "admin")] == ["slave.remove"]

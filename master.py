@@ -5630,6 +5630,7 @@ def parser() -> components.ArgumentParser:
     made.add_argument("--host", metavar="ADDR", help="address to listen on (127.0.0.1)")
     made.add_argument("--port", metavar="N", help="port of the control channel (8080)")
     made.add_argument("--scheduler", metavar="NAME", help="push, pull, or the name of a component")
+    made.add_argument("--no-page", action="store_true", help="show no page to browsers")
     made.add_argument("--no-journal", action="store_true", help="forget what was accepted when it ends")
     rpc.common_options(made)
     return made
@@ -5655,7 +5656,8 @@ def _main(argv: list[str]) -> int:
     chosen = {"host": options.host, "port": options.port, "task_scheduler": options.scheduler}
     chosen["task_scheduler"] = SCHEDULERS.get(options.scheduler, options.scheduler)
     settings = [f"master.{key}={value}" for key, value in chosen.items() if value is not None]
-    environment, config = rpc.open_environment("master", options, settings + ["master.journal=no"] * options.no_journal)
+    environment, config = rpc.open_environment("master", options, settings + ["master.journal=no"] * options.no_journal
+                                               + ["node.page=no"] * options.no_page)
     with environment:
         node = MasterNode(environment, config)
         with components.configure_logging(environment, node.log_format, node.log_level,
@@ -5795,6 +5797,7 @@ def _greet(node: MasterNode, seconds: float) -> None:
     address = node.addresses["http"]
     lines = [
         rpc.greeting("master"),
+        *[f"  page     http{'s' * bool(node.server.tls)}://{address}/#token={node.token}"] * node.shows_page,
         f"  slaves   python slave.py --master {address}",
         f"  run      python client.py samples/md5.py --master {address}",
         f"  folder   {node.environment.path}",

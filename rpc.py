@@ -95,6 +95,7 @@ import logging
 import math
 import mmap
 import os
+import pkgutil
 import pickle
 import platform
 import re
@@ -5079,6 +5080,14 @@ def speaking_up(text: str) -> Iterator[None]:
         timer.cancel()
 
 
+def read_beside(name: str) -> bytes | None:
+    """A file that lies beside this one, on the disk or in an archive; None where this file came alone."""
+    try:
+        return pkgutil.get_data(__name__, name)
+    except OSError:
+        return None
+
+
 class BaseNode(components.ComponentManager):
     """What every node has: an environment, a configuration that reloads itself, a loop, a server for people. Subclasses
     give `role`, override `status`, add methods to `service`. All but those methods belongs to the loop's thread."""
@@ -5090,6 +5099,7 @@ class BaseNode(components.ComponentManager):
         "node", "by_reference", True, "pass large payloads between nodes of one machine as files in memory")
     install = components.BoolItem("node", "install", True, "install what applications require")
     wheels = components.PathItem("node", "wheels", "", "a folder of wheels to install from, and from nowhere else")
+    shows_page = components.BoolItem("node", "page", True, "show a page to browsers")
     index = components.ConfigItem("node", "index", "", "address of a package index; empty: where pip's settings say")
     build_timeout = components.FloatItem("node", "build_timeout", 600.0,
                                          "seconds to install and compile what an application needs", minimum=1)
@@ -5121,9 +5131,14 @@ class BaseNode(components.ComponentManager):
         names = [socket.gethostname(), *names]
         logging.getLogger().addHandler(self.lines)
         self.closing.callback(logging.getLogger().removeHandler, self.lines)
-        self.server = ControlServer(self.service, host, port, token, allowed_hosts=names, tls=tls)
+        self.server = ControlServer(self.service, host, port, token, self.pages(), names, tls)
         self.server.start()
         self.closing.callback(self.server.stop)
+
+    def pages(self) -> dict[str, Any]:
+        """What is read by GET, by path, see `ControlServer`."""
+        page = read_beside("dashboard.html") if self.shows_page else None
+        return {"/": ("text/html; charset=utf-8", lambda: page)} if page else {}
 
     def tick(self, now: float) -> float | None:
         """Does what time asks for; returns when to be called again, None for only when something happens."""

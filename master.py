@@ -2816,8 +2816,11 @@ class Audit(threading.Thread):
 # of the loop; `tell` makes the rest of that copy, in the thread of whoever asks.
 
 LANES = 64  # workers that have a lane each; with more of them, slaves have
-ROWS = 200  # lanes at most, the most interesting
+MOST_LANES = 200  # lanes at most, the most interesting
 COLUMNS = 600
+WHOLE, EMPTY = 254 << 16, bytes(4 * MOST_LANES)
+MOST_FILMS, WATCHED = 4, 30.0  # seconds without a question after which nobody watches one
+REVIEW_EVERY = 10  # samples between two looks at which slaves are the most interesting
 SPANS_SHOWN = 2000  # spans in the window above which their density is told instead
 SETTLED = 0.3  # seconds after which nearly all spans of a column have been heard of, but for tasks that still run
 SECONDS, MINUTES = 900, 1440  # samples kept
@@ -2888,74 +2891,92 @@ class Texts(dict):
 
 
 class Grid:
-    """How busy each row was in each of the last COLUMNS columns, in units of which a whole column has 254."""
+    """How busy each row was in each of the last COLUMNS columns: 32 bits a row, WHOLE for a whole column."""
 
     def __init__(self, width: float):
         self.width = width
         self.newest = -1
-        self.columns = [array.array("f", bytes(4 * ROWS)) for _ in range(COLUMNS)]
+        self.columns = [array.array("I", EMPTY)] * COLUMNS  # each is made anew when its turn comes
 
     def add(self, row: int, scale: float, began: float, ended: float) -> None:
-        """The row was busy for a while; `scale` is 254 over its workers."""
-        first, last = int(began / self.width), int(ended / self.width)
+        """The row was busy for a while; `scale` is WHOLE over its workers."""
+        width, columns = self.width, self.columns
+        first, last = int(began / width), int(ended / width)
         if last > self.newest:
             self.turn(last)
-        if first == last:
-            self.columns[last % COLUMNS][row] += (ended - began) / self.width * scale
-            return
         oldest = self.newest - COLUMNS + 1
-        if first >= oldest:
-            self.columns[first % COLUMNS][row] += (first + 1 - began / self.width) * scale
-        for column in range(max(first + 1, oldest), last):
-            self.columns[column % COLUMNS][row] += scale
-        if last >= oldest:
-            self.columns[last % COLUMNS][row] += (ended / self.width - last) * scale
+        try:
+            if first == last:
+                if first >= oldest:
+                    columns[first % COLUMNS][row] += int((ended - began) / width * scale)
+                return
+            if first >= oldest:
+                columns[first % COLUMNS][row] += int((first + 1 - began / width) * scale)
+            for column in range(max(first + 1, oldest), last):
+                columns[column % COLUMNS][row] += int(scale)
+            if last >= oldest:
+                columns[last % COLUMNS][row] += int((ended / width - last) * scale)
+        except OverflowError:  # a slave says that it did far more at once than it can
+            columns[last % COLUMNS][row] = WHOLE
 
     def turn(self, newest: int) -> None:
         """Begins columns up to this one."""
         for column in range(max(self.newest + 1, newest - COLUMNS + 1), newest + 1):
-            self.columns[column % COLUMNS] = array.array("f", bytes(4 * ROWS))
-        self.newest = newest
+            self.columns[column % COLUMNS] = array.array("I", EMPTY)
+        self.newest = max(self.newest, newest)
 
     def clear(self, rows: Iterable[int]) -> None:
         """These rows are somebody else's now."""
         for row in rows:
             for column in self.columns:
-                column[row] = 0.0
+                column[row] = 0
 
-    def of(self, first: int, end: int) -> list:
-        """The columns from `first` to before `end`."""
-        self.turn(max(self.newest, end - 1))
-        return [self.columns[column % COLUMNS] for column in range(max(first, self.newest - COLUMNS + 1), end)]
+    def of(self, first: int, end: int) -> list[int]:
+        """The columns from `first` to before `end`, each as one number of 32 bits a row."""
+        self.turn(end - 1)
+        oldest = self.newest - COLUMNS + 1
+        return [0 if column < oldest else int.from_bytes(self.columns[column % COLUMNS].tobytes(), sys.byteorder)
+                for column in range(first, end)]
 
 
 class Film:
-    """The columns of a grid as bytes, each made once and told to everybody. `end`: the first that is not made."""
+    """What viewers are told of a grid: its columns as bytes, each made once. `end`: the first that is not made."""
 
-    def __init__(self, width: float, system: str = "", grid: Grid | None = None):
-        self.width, self.system, self.grid = width, system, grid
-        self.end = self.next = 0  # `next`: the serial of the first span that is not in `grid`
-        self.version, self.asked = -1, 0.0
+    def __init__(self, grid: Grid, system: str, since: int):
+        self.grid, self.system = grid, system
+        self.past: Grid | None = None  # of the spans before the serial `since`, if the grid began with that one
+        self.since, self.filled = since, False
+        self.end, self.asked = 0, 0.0
+        self.rows: dict[tuple, int] = {}  # of the layout for which it was made
         self.columns: collections.deque[bytes] = collections.deque(maxlen=COLUMNS)
 
-    def make(self, first: int, columns: list, running: list, scales: list) -> None:
+    def make(self, first: int, columns: list[int], running: list, scales: list) -> None:
         """Makes columns from number `first` on; `running` are (row, since when) of what has not been heard of."""
         if first != self.end:
             self.columns.clear()
         begins: collections.defaultdict = collections.defaultdict(list)
         for row, since in running:
-            begins[max(first, int(since / self.width))].append((row, since / self.width))
-        level = array.array("f", bytes(4 * ROWS))
-        for number, column in enumerate(columns, first):
-            column = array.array("f", map(operator.add, column, level)) if running else column
+            begins[max(first, int(since / self.grid.width))].append((row, since / self.grid.width))
+        level = 0
+        past = self.past.of(first, first + len(columns)) if self.past else itertools.repeat(0)
+        for number, column, before in zip(itertools.count(first), columns, past):
+            column += level + before
             for row, since in begins.get(number, ()):
-                column[row] += min(1.0, number + 1 - since) * scales[row]
-                level[row] += scales[row]
-            try:
-                self.columns.append(bytes(map(int, column)))
-            except ValueError:  # what runs and what has ended overlap
-                self.columns.append(bytes([min(255, int(value)) for value in column]))
+                column += int(min(1.0, number + 1 - since) * scales[row]) << 32 * row
+                level += int(scales[row]) << 32 * row
+            self.columns.append(shares(column))
         self.end = first + len(columns)
+
+    def fit(self, rows: dict) -> None:
+        """Lanes have other rows now: nothing is known of those that are new."""
+        gone = [row for lane, row in rows.items() if self.rows.get(lane) != row] if self.rows else []
+        self.rows = rows
+        if gone:
+            for place, column in enumerate(self.columns):
+                changed = bytearray(column)
+                for row in gone:
+                    changed[row] = 0
+                self.columns[place] = bytes(changed)
 
     def told(self, first: int, rows: list) -> tuple[int, bytes]:
         """The columns from number `first` on, of these rows, with the number of the first of them."""
@@ -2963,6 +2984,13 @@ class Film:
         chosen = itertools.islice(self.columns, first - self.end + len(self.columns), None)
         pick = operator.itemgetter(*rows, rows[0]) if rows else lambda column: ()
         return first, b"".join([bytes(pick(column)[: len(rows)]) for column in chosen])
+
+
+def shares(column: int) -> bytes:
+    """A byte for each row of a column, 254 where it is full."""
+    data = column.to_bytes(4 * MOST_LANES + 4, "little")
+    low, high = data[2 : 4 * MOST_LANES : 4], data[3 : 4 * MOST_LANES : 4]
+    return low if not any(high) else bytes([255 if over else share for share, over in zip(low, high)])
 
 
 class Layout(NamedTuple):
@@ -2980,7 +3008,7 @@ class Lanes:
     """The layout of the lanes, which is replaced when slaves come and go."""
 
     def __init__(self):
-        self.layout = Layout(True, {}, [0.0] * ROWS, [], 0)
+        self.layout = Layout(True, {}, [0.0] * MOST_LANES, [], 0)
 
     def fit(self, slaves: list) -> list[int]:
         """Gives rows to those that come first of these (name, workers). Returns the rows that have another owner."""
@@ -2989,13 +3017,13 @@ class Lanes:
         if by_worker:
             wanted = {(name, lane): 1 for name, workers in slaves for lane in range(workers)}
         else:
-            wanted = {(name, -1): workers for name, workers in slaves[:ROWS]}
+            wanted = {(name, -1): workers for name, workers in slaves[:MOST_LANES]}
         rows = {lane: row for lane, row in old.rows.items() if lane in wanted}
-        free = sorted(set(range(ROWS)).difference(rows.values()), reverse=True)
+        free = sorted(set(range(MOST_LANES)).difference(rows.values()), reverse=True)
         rows.update({lane: free.pop() for lane in wanted if lane not in rows})
-        scales = [0.0] * ROWS
+        scales = [0.0] * MOST_LANES
         for lane, workers in wanted.items():
-            scales[rows[lane]] = 254 / max(1, workers)
+            scales[rows[lane]] = WHOLE / max(1, workers)
         changed = (list(wanted), scales) != (old.order, old.scales)
         self.layout = Layout(by_worker, rows, scales, list(wanted), old.version + changed)
         return [row for lane, row in old.rows.items() if lane not in wanted]
@@ -3105,7 +3133,7 @@ class Asked(NamedTuple):
     def of(cls, cur: dict, stream: dict, slaves: dict, opened: str) -> Asked:
         """From the parameters of `ui.poll`."""
         first, count = (*stream["lanes"], 0, 0)[:2] if type(stream.get("lanes")) is list else (0, LANES)
-        lanes = int(asked_number(first, 0, 0, 1e6)), int(asked_number(count, LANES, 0, ROWS))
+        lanes = int(asked_number(first, 0, 0, 1e6)), int(asked_number(count, LANES, 0, MOST_LANES))
         page = int(asked_number(slaves.get("from"), 0, 0, 1e6)), int(asked_number(slaves.get("count"), 60, 0, 1000))
         window = round(asked_number(stream.get("window"), 10.0, 1.0, COLUMNS), 1)
         return cls(cur, window, lanes, str(stream.get("filter", "")), str(stream.get("system", "")), page,
@@ -3166,7 +3194,8 @@ class Gallery:
         self._past: collections.deque[tuple] = collections.deque(maxlen=MEAN + 1)  # when, done, failed, busy, serial
         self._serials: collections.deque[tuple] = collections.deque(maxlen=COLUMNS)  # when, spans seen
         self._finished_at, self._queue_then = now, 0  # when a task ended last, and how many waited
-        self._films: OrderedDict[tuple, Film] = OrderedDict()
+        self._films: OrderedDict[tuple, Film] = OrderedDict()  # (width, system) -> Film, the last used one last
+        self._live: list[Film] = []  # those of them that have a grid of their own
         self._stale = True  # the lanes are to be laid out anew
 
     # -- what it hears
@@ -3186,6 +3215,9 @@ class Gallery:
         row = layout.rows.get((slave, lane if layout.by_worker else -1))
         if row is not None:
             self.grid.add(row, layout.scales[row], began, ended)
+            for film in self._live:
+                if film.system in ("", owner):
+                    film.grid.add(row, layout.scales[row], began, ended)
         work = self.works.get(owner)
         if work is not None:
             work.busy += ran
@@ -3360,21 +3392,22 @@ class Gallery:
         if len(self.texts) > MOST_TEXTS:
             rows = list(self.spans.form.iter_unpack(self.spans.since(0)[1]))
             self.texts.keep({number for row in rows for number in (row[6], row[8], row[9])})
-        for key in [key for key, film in self._films.items() if now - film.asked > 30.0]:
-            self._films.pop(key, None)
-        if self._stale or len(self.slaves) > ROWS:
+        for key in [key for key, film in self._films.items() if now - film.asked > WATCHED]:
+            self._drop_film(key)
+        if self._stale or (len(self.slaves) > MOST_LANES and self.seconds.seen % REVIEW_EVERY == 0):
             self._lay_out(now)
 
     def _lay_out(self, now: float) -> None:
         self._stale = False
         names = sorted(self.slaves, key=lambda name: (self._dullness(name, now), self.slaves[name].key))
-        shown = [(name, self._workers(name)) for name in names]
-        self.grid.clear(self.lanes.fit(shown))
+        freed = self.lanes.fit([(name, self._workers(name)) for name in names])
+        for grid in (self.grid, *(film.grid for film in self._live)):
+            grid.clear(freed)
 
     def _dullness(self, name: str, now: float) -> int:
         """Which slaves come first if not all can be shown: what is lost, fails, or is slow."""
         seen, slave = self.slaves[name], self.board.slaves.get(name)
-        if len(self.slaves) <= ROWS:
+        if len(self.slaves) <= MOST_LANES:
             return 0
         if slave is None or seen.lost:
             return 0
@@ -3456,16 +3489,15 @@ class Gallery:
     def copy(self, asked: Asked, now: float) -> Copy:
         """What an answer is made of. It takes well under a millisecond, whatever is here."""
         mode, first, film = self._mode(asked, now)
-        limit = int((now - SETTLED) / film.width) if film else 0
+        limit = int((now - SETTLED) / film.grid.width) if film else 0
         spans, columns = (self.spans.seen, b""), (0, [])
         if film is None:
             key = self._key(asked, mode, self.lanes.layout)
             spans = self.spans.since(max(first, asked.after("span") if asked.cur.get("stream") == key else 0))
-        elif film.grid is not self.grid:
-            spans = self.spans.since(max(film.next, first))
         elif film.end < limit:
             begin = max(film.end, limit - COLUMNS)
-            columns = begin, [column[:] for column in self.grid.of(begin, limit)]
+            columns = begin, film.grid.of(begin, limit)
+            spans = spans if film.filled else self.spans.since(first)
         total, chosen = self._chosen(asked)
         layout = self.lanes.layout
         lanes = [lane for lane in layout.order if asked.lane_filter in lane[0]]
@@ -3475,7 +3507,7 @@ class Gallery:
             self._systems(now), [self._plain_row(work) for work in self.works.values() if work.id == work.client][:200],
             self._steps_of(asked.opened), [shown, len(lanes)], [layout.rows[lane] for lane in shown],
             layout, spans, self.texts.texts, self.spans.seen,
-            self._running(shown if film is None else None, now), list(self.barriers),
+            self._running(shown if film is None else None) if film is None or columns[1] else [], list(self.barriers),
             film and (film, limit), columns, list(self.failures), self._samples(asked.after("ts")),
             self.errors.since(asked.after("errors")), self.attention,
         )
@@ -3484,19 +3516,26 @@ class Gallery:
         """"spans" with the serial of the first in the window, or "density" with the film that shows it."""
         first = self._serial_at(now - asked.window)
         many = self.spans.seen - first
-        layout = self.lanes.layout
-        if self.keeps and layout.by_worker and many <= SPANS_SHOWN:
+        if self.keeps and self.lanes.layout.by_worker and many <= SPANS_SHOWN:
             return "spans", first, None
         fine = self.keeps and (asked.system or (asked.window <= 60 and many <= self.spans.size))
-        width, key = (asked.window / COLUMNS, asked.system) if fine else (1.0, "")
-        film = self._films.get((width, key))
-        if film is None or film.version != layout.version:
-            film = self._films[width, key] = Film(width, key, Grid(width) if fine else self.grid)
-            film.version = layout.version
-            while len(self._films) > 4:
-                self._films.popitem(last=False)
+        key = (asked.window / COLUMNS, asked.system) if fine else (1.0, "")
+        film = self._films.get(key) or self._begin_film(*key, fine)
+        self._films.move_to_end(key)
         film.asked = now
         return "density", first, film
+
+    def _begin_film(self, width: float, system: str, fine: bool) -> Film:
+        film = self._films[width, system] = Film(Grid(width) if fine else self.grid, system, self.spans.seen)
+        film.filled = not fine
+        self._live += [film] if fine else []
+        if len(self._films) > MOST_FILMS:
+            self._drop_film(next(iter(self._films)))
+        return film
+
+    def _drop_film(self, key: tuple) -> None:
+        film = self._films.pop(key)
+        self._live = [one for one in self._live if one is not film]
 
     def _serial_at(self, when: float) -> int:
         """The serial of the first span that was heard of after that."""
@@ -3548,7 +3587,7 @@ class Gallery:
         return [name, seen.host, *figures, seen.failed, seen.cpu, seen.memory, seen.trip, silent, seen.sandbox]
 
     def _systems(self, now: float) -> list[dict]:
-        here = [work for work in self.works.values() if work.id != work.client][:ROWS]
+        here = [work for work in self.works.values() if work.id != work.client][:MOST_LANES]
         return [self._system_row(work, now) for work in (*here, *reversed(self.ended.values()))]
 
     def _system_row(self, work: Work, now: float) -> dict:
@@ -3581,7 +3620,7 @@ class Gallery:
         rows = [step.row() for step in self.steps.values() if step.owner == system]
         return {"system": system, "rows": rows[-STEPS_SHOWN:]}
 
-    def _running(self, shown: list | None, now: float) -> list:
+    def _running(self, shown: list | None) -> list:
         """What runs in these lanes: (place of the lane, since, owner, first, tasks); for a film (row, since) of all."""
         by_worker, rows, *_ = self.lanes.layout
         found = []
@@ -3670,42 +3709,40 @@ class Gallery:
 
     def _tell_density(self, copy: Copy, asked: Asked, key: str) -> tuple[dict, int]:
         film, limit = copy.film
-        self._develop(copy, film, limit)
-        wanted = limit - min(COLUMNS, round(asked.window / film.width))
+        width = film.grid.width
+        self._develop(copy, film)
+        wanted = limit - min(COLUMNS, round(asked.window / width))
         if asked.cur.get("stream") == key:
             wanted = max(wanted, asked.after("column"))
         first, data = film.told(wanted, copy.rows)
         places = {lane: place for place, lane in enumerate(copy.lanes[0])}
-        failed = [[place, int(at / film.width) - first] for at, slave, lane, owner in copy.failed
-                  if (place := places.get((slave, lane), places.get((slave, -1)))) is not None
-                  and first <= int(at / film.width) < film.end and asked.system in ("", owner)]
-        return {"mode": "density", "from": round(first * film.width, 3), "column": film.width,
-                "columns": film.end - first, "data": base64.b64encode(data).decode(), "failed": failed}, film.end
+        failed = [[place, int(at / width) - first] for at, slave, lane, owner in copy.failed
+                  if first <= int(at / width) < film.end and asked.system in ("", owner)
+                  and (place := places.get((slave, lane), places.get((slave, -1)))) is not None]
+        return {"mode": "density", "from": round(first * width, 3), "column": width, "columns": film.end - first,
+                "data": base64.b64encode(data).decode(), "failed": failed}, film.end
 
-    def _develop(self, copy: Copy, film: Film, limit: int) -> None:
-        """Makes the columns of a film up to `limit`."""
-        if film.grid is self.grid:
-            first, columns = copy.columns
-            columns = columns[max(0, film.end - first) :]
-            first = max(film.end, first)
-        else:
-            self._expose(copy, film)
-            first = max(film.end, limit - COLUMNS)
-            columns = film.grid.of(first, limit) if first < limit else []
-        if columns:
+    def _develop(self, copy: Copy, film: Film) -> None:
+        """Makes what is new of a film, unless somebody else has meanwhile."""
+        first, columns = copy.columns
+        if not film.filled:
+            self._fill(copy, film)
+        film.fit(copy.layout.rows)
+        if columns and film.end <= first:
             film.make(first, columns, copy.running, copy.layout.scales)
+        if film.past and film.end > film.past.newest:
+            film.past = None
 
-    def _expose(self, copy: Copy, film: Film) -> None:
-        """Adds the spans that it has not to a film's own grid."""
+    def _fill(self, copy: Copy, film: Film) -> None:
+        """Takes what was heard before the film's grid began from the spans that are kept."""
         first, data = copy.spans
         texts, (by_worker, rows, scales, *_) = copy.texts, copy.layout
-        at = max(0, film.next - first) * self.spans.form.size
-        for row in self.spans.form.iter_unpack(memoryview(data)[at:]):
+        film.past, film.filled = Grid(film.grid.width), True
+        for row in self.spans.form.iter_unpack(data[: max(0, film.since - first) * self.spans.form.size]):
             began, ran, _, _, _, _, slave, lane, owner, *_ = row
             place = rows.get((texts[slave], lane if by_worker else -1))
             if place is not None and film.system in ("", texts[owner]):
-                film.grid.add(place, scales[place], began, began + ran)
-        film.next = max(film.next, copy.seen)
+                film.past.add(place, scales[place], began, began + ran)
 
     def find(self, data: tuple[int, bytes], texts: list, owner: str, ordinal: int) -> dict | None:
         """The last span of a task among copied rows, as an object."""

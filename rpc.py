@@ -2801,6 +2801,10 @@ class NodeKeys:
         self._clock = clock
         self._nonce = ""
 
+    def to_text(self) -> str:
+        """The content of its file, for another place."""
+        return json.dumps(self._pair)
+
     def enrolment(self, access: Access, name: str, verb: str = "enrol") -> dict:
         """The signed request to send to the master's `enrol`, or with the verb "check" to its `enrol.check`."""
         self._nonce = secrets.token_urlsafe(16)

@@ -1,10 +1,10 @@
-"""What a person may do to a running swarm: pause, step, cancel, remove, look at a picture, and the numbers in the answers."""
+"""What a person may do to a running swarm, and the numbers in the answers: pause, step, cancel, remove, start."""
 
 import base64
 import json
 
 import pytest
-from conftest import running, text_of, wait_until
+from conftest import SAMPLES, text_of, wait_until
 from test_durable import rows_of
 from test_systems import APP, result_of
 
@@ -97,7 +97,7 @@ def test_a_system_in_lock_step_goes_on_when_a_person_says_so(swarm_of_module, tm
 
 def test_a_system_that_waits_for_nobody_is_not_stepped(swarm_of_module, tmp_path):
     client, name = started(swarm_of_module, tmp_path)
-    with pytest.raises(rpc.RpcError, match="does not wait for a person.*--step"):
+    with pytest.raises(rpc.RpcError, match=r"does not wait for a person.*--step"):
         swarm_of_module.proxy.system.step(name)
     (tmp_path / "go").touch()
     result_of(client.wait())
@@ -134,13 +134,68 @@ def test_a_pause_outlives_a_master_that_is_killed(swarm, tmp_path):
     assert result_of(client.wait())["outcomes"] == 5
 
 
+# -- pictures
+
+
+@pytest.mark.parametrize(("how", "kind"), [("png", "image/png"), ("svg", "image/svg+xml")])
+def test_a_picture_that_a_system_shows_comes_by_ui_view_with_its_type_and_number(swarm_of_module, tmp_path, how, kind):
+    here = swarm_of_module
+    client, name = started(here, tmp_path, "ShowingSystem", how=how)
+    wait_until(lambda: system_row(here, name)["view"], "its picture is there")
+    about = here.proxy.ui.view(name)
+    assert (about["type"], about["version"]) == (kind, 1)
+    assert base64.b64decode(about["data"]) == (PNG if how == "png" else b"<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (tmp_path / "go").touch()
+    assert client.wait().code == 0
+    assert here.proxy.ui.view(name) == about, "it stays when the system has ended"
+    assert not [entry for entry in audited(here, "admin") if entry["method"] == "ui.view"], "who looks changes nothing"
+
+
+def test_of_many_pictures_two_a_second_are_drawn_and_the_last_one_is_not_lost(swarm_of_module, tmp_path):
+    here = swarm_of_module
+    client, name = started(here, tmp_path, "ShowingSystem", how="many")
+    wait_until(lambda: system_row(here, name)["view"] == 2, "the last one came, without anything else that happened")
+    assert base64.b64decode(here.proxy.ui.view(name)["data"]) == PNG + b"2", "of 1000, two were drawn"
+    (tmp_path / "go").touch()
+    assert result_of(client.wait()) == 2
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("gif", "a picture of the type 'image/gif' cannot be shown"),
+        ("text", "what begins with b'no picture' is no image/png"),
+        ("large", "a picture of 300,008 bytes is too large"),
+        ("raises", "division by zero"),
+    ],
+)
+def test_what_is_no_picture_ends_its_system_with_the_reason(swarm_of_module, tmp_path, how, why):
+    (tmp_path / "go").touch()
+    words = ("--set", f"systems.folder={tmp_path}", "--set", f"systems.how={how}")
+    run = swarm_of_module.run_client(APP, "--app", "ShowingSystem", *words)
+    assert run.code == 1 and why in run.about["error"]["message"], run.about["error"]
+
+
+def test_the_picture_of_mandelbrot_fills_up_while_it_runs(swarm_of_module, tmp_path):
+    here = swarm_of_module
+    words = {"picture": "", "width": 1536, "height": 1024, "iters": 3000, "factor": 16}
+    told = [word for name, value in words.items() for word in ("--set", f"mandelbrotsample.{name}={value}")]
+    client = here.start_client("mandelbrot.py", "--json", *told)
+    (name,) = wait_until(lambda: [row["name"] for row in here.proxy.systems() if row["view"]], "a picture is there")
+    first = here.proxy.ui.view(name)
+    assert client.wait(120).code == 0
+    last = here.proxy.ui.view(name)
+    assert last["version"] > first["version"] and last["data"] != first["data"]
+    assert len(base64.b64decode(last["data"])) <= tasks.MOST_VIEW
+
+
 # -- slaves
 
 
 @pytest.mark.slow
 def test_a_removed_slave_ends_at_once_says_by_whom_and_its_tasks_run_elsewhere(swarm, tmp_path):
     here = swarm(slaves=2, workers=1)
-    client, name = started(here, tmp_path, count=2)
+    client, _ = started(here, tmp_path, count=2)
     wait_until(lambda: here.proxy.status()["busy"] == 2, "both slaves have a task")
     gone = here.slaves[0]
     removed = here.name_of(gone)
@@ -150,3 +205,24 @@ def test_a_removed_slave_ends_at_once_says_by_whom_and_its_tasks_run_elsewhere(s
     (tmp_path / "go").touch()
     assert result_of(client.wait())["outcomes"] == 2
     assert [entry["method"] for entry in audited(here, "admin")] == ["slave.remove"]
+
+
+# -- applications
+
+
+def ended(swarm, run, seconds=60):
+    """What became of a run."""
+    return wait_until(lambda: [row for row in swarm.proxy.app.runs(run) if row["state"] == "ended"],
+                      "the run has ended", seconds)[0]  # fmt: skip
+
+
+def test_an_application_is_uploaded_started_and_its_output_kept(swarm_of_module):
+    here = swarm_of_module
+    app = here.proxy.app.upload("md5.py", (SAMPLES / "md5.py").read_text())["app"]
+    about = here.proxy.app.start(app, ["--no-color"] if False else [])
+    assert (about["app"], about["name"], about["running"]) == (app, "md5.py", 1)
+    row = ended(here, about["run"])
+    assert (row["app"], row["code"], row["how"]) == (app, 0, "exit code 0"), row["output"]
+    assert "result" in row["output"]
+    assert here.proxy.app.runs()[0]["id"] == about["run"]
+    assert not list((here.master.folder / "work").iterdir()), "its folder went with it"

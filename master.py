@@ -2823,7 +2823,7 @@ class Run:
 
     def __init__(self, number: int, app: str, name: str, arguments: list[str]):
         self.id, self.app, self.name, self.arguments = str(number), app, name, arguments
-        self.began, self.seconds = time.monotonic(), 0.0
+        self.began, self.seconds, self.pid = time.monotonic(), 0.0, 0
         self.how = self._said = ""  # how it ended, and what it printed
         self.ear: tasks.Ear | None = None
 
@@ -2852,6 +2852,7 @@ class Uploads:
         self._node, self._folder = node, node.environment / "uploads"
         self.allowed = node.uploads == "yes" or (node.uploads == "loopback" and rpc.is_loopback(node.host))
         self._numbers = itertools.count(1)
+        self._key = ""  # of all their clients
         self._runs: dict[str, Run] = {}
         self._running: dict[int, tuple[Run, rpc.Pipe]] = {}  # by token of the zygote
 
@@ -2906,12 +2907,20 @@ class Uploads:
         shown = tasks.OUTPUT_KEPT if number else SHOWN_OUTPUT
         return [run.row(shown) for run in reversed(self._runs.values()) if number in ("", run.id)]
 
+    def born(self, token: int, pid: int) -> None:
+        """A child of the zygote has begun."""
+        if token in self._running:
+            self._running[token][0].pid = pid
+
     def died(self, token: int, how: str) -> None:
         """A child of the zygote has ended."""
         if token in self._running:
             run, pipe = self._running.pop(token)
             pipe.close()
             run.ended(how)
+            for peer in self._node.peers_of(self._key):
+                if peer.info.get("pid") == run.pid:  # what it had no time to say
+                    self._node.channel.drop(peer, "its process ended")
             log.info("run %s of %s ended: %s", run.id, run.name, how)
             for old in [one.id for one in self._runs.values() if one.how][:-RUNS_KEPT]:
                 del self._runs[old]
@@ -2940,6 +2949,7 @@ class Uploads:
         keys = components.Environment(folder / "client", "client").create() / "keys"
         own = rpc.NodeKeys(str(node.environment / "uploads-keys"))  # one for all of them, for it is let in for good
         rpc.append_private(str(keys / "node.json"), own.to_text())
+        self._key = own.public_key
         access = node.keyring.access("client", {**node.addresses, "http": http, "tcp": tcp})
         rpc.append_private(str(folder / "client.access"), json.dumps(access))
         zygote = node.zygote
@@ -4397,8 +4407,7 @@ class MasterNode(rpc.BaseNode):
             self.start_zygote()
             events = [["died", token, "it went with the zygote"] for token in [*self._hosts, *self.runs.tokens]]
         for event, token, detail in events:
-            if event != "born":
-                self.runs.died(token, detail)
+            (self.runs.born if event == "born" else self.runs.died)(token, detail)
             system = self._hosts.pop(token, None) if event != "born" else None
             if system:
                 system.pipe.drain()
@@ -4534,6 +4543,10 @@ class MasterNode(rpc.BaseNode):
         self._note.write_text(f"{self.environment.path}\n")
         self.closing.callback(self._forget_note)
 
+    def peers_of(self, key: str) -> list[rpc.Peer]:
+        """The nodes here that have this key."""
+        return [peer for peer in self._peers.values() if peer.key == key]
+
     def loopback_addresses(self) -> tuple[str, str]:
         """The control and the compute channel, as a process of this machine reaches them."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.server.server_name, self.server.server_name)
@@ -4597,7 +4610,7 @@ class MasterNode(rpc.BaseNode):
             """Lets a task system that waits after each step begin the next one; says which."""
             return self.loop.ask(lambda: self.step_system(system))
 
-        @rpc.jsonremote(service, name="ui.view", roles=("admin",), reads=True)
+        @rpc.jsonremote(service, name="ui.view", roles=("admin",), audited=False)
         def view(request, system: str):
             """The newest picture that a task system has shown of itself, as base64, and its number."""
             kind, data, version = self.loop.ask(lambda: self.view_of(system))
@@ -4606,7 +4619,7 @@ class MasterNode(rpc.BaseNode):
     def _expose_applications(self) -> None:
         service = self.service
 
-        @rpc.jsonremote(service, name="app.upload", roles=("admin",))
+        @rpc.jsonremote(service, name="app.upload", roles=("admin",), audited=False)  # the source is too much
         def upload(request, name: str, source: str):
             """Keeps the source of an application, a file such as md5.py, to be started here; returns its id."""
             app = self.runs.upload(name, source)
@@ -4623,7 +4636,7 @@ class MasterNode(rpc.BaseNode):
             """Ends a client process that was started here, and its work with it."""
             return self.loop.ask(lambda: self.runs.stop(run))
 
-        @rpc.jsonremote(service, name="app.runs", roles=("admin",), reads=True)
+        @rpc.jsonremote(service, name="app.runs", roles=("admin",), audited=False)
         def runs(request, run: str = ""):
             """What was started here: state, exit code, the end of the output; of one run as much as is kept of it."""
             return self.loop.ask(lambda: self.runs.rows(run))

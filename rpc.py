@@ -255,15 +255,15 @@ class HttpRequest:
 
 @dataclass(frozen=True)
 class Method:
-    """A function that may be called from outside: `roles` is who may (None: anyone who is let in). What only
-    `reads` needs no line in the audit log."""
+    """A function that may be called from outside: `roles` is who may (None: anyone who is let in). Calls of
+    one with `roles` are `audited`, unless it says otherwise."""
 
     name: str
     function: Callable
     signature: inspect.Signature
     doc: str
     roles: frozenset[str] | None
-    reads: bool = False
+    audited: bool = True
 
     def call(self, request: HttpRequest, params: list | dict) -> object:
         """Calls the function. Raises RpcError -32602 that names the parameter if it cannot be called so."""
@@ -361,14 +361,14 @@ class Service:
             fix = "send the token of this node: Authorization: Bearer TOKEN"
             self.audit("refuse", request, why=f"a {request.role} may not call {name}")
             raise _error(code, f"{name} needs the role {who}", f"the caller's is {request.role}", fix)
-        if method.roles is not None and not method.reads:
+        if method.roles is not None and method.audited:
             self.audit("admin", request, method=name, params=params)
         return json.dumps(method.call(request, params), allow_nan=False)
 
-    def _add(self, name, function, doc, roles, reads=False):
+    def _add(self, name, function, doc, roles, audited=True):
         roles = None if roles is None else frozenset(roles)
         signature = inspect.signature(function, eval_str=True)
-        self.methods[name] = Method(name, function, signature, inspect.cleandoc(doc), roles, reads)
+        self.methods[name] = Method(name, function, signature, inspect.cleandoc(doc), roles, audited)
 
     def _discover(self, request):
         return {"methods": [{
@@ -390,19 +390,19 @@ def _failure(error, identity, request, mark="") -> tuple[int, str]:
 
 
 def jsonremote(service: Service, name: str | None = None, doc: str | None = None,
-               roles: Collection[str] | None = None, reads: bool = False) -> Callable[[Callable], Callable]:
+               roles: Collection[str] | None = None, audited: bool = True) -> Callable[[Callable], Callable]:
     """Marks a function as a method of `service`, under its own name and docstring unless others are given. It is called
     as `function(request, *params)` with an `HttpRequest`, in a thread of the server; signature and annotations (int,
     float, str, bool, list, dict, None and unions of them) are checked before. It returns what JSON can say, or raises
     `Error` or, to choose the code, `RpcError`. `roles` says who may call it, None is anyone who is let in. Calls
-    by some roles alone are audited, unless it only `reads`. Raises Error if the name is taken or reserved."""
+    for some roles alone are `audited`, unless they change nothing. Raises Error if the name is taken or reserved."""
 
     def mark(function: Callable) -> Callable:
         known = name or function.__name__
         if known in service.methods or known.startswith("rpc."):
             what = f"the method {known!r} cannot be added"
             raise components.Error(what, "the name is taken or begins with rpc.", "choose another name")
-        service._add(known, function, doc or function.__doc__ or "", roles, reads)
+        service._add(known, function, doc or function.__doc__ or "", roles, audited)
         return function
 
     return mark

@@ -2,9 +2,12 @@
 
 import base64
 import json
+import socket
+import textwrap
 
 import pytest
-from conftest import SAMPLES, text_of, wait_until
+from concurrent_swarm.master import MOST_RUNS
+from conftest import APPS, SAMPLES, children_of, text_of, wait_until
 from test_durable import rows_of
 from test_systems import APP, result_of
 
@@ -216,13 +219,168 @@ def ended(swarm, run, seconds=60):
                       "the run has ended", seconds)[0]  # fmt: skip
 
 
+def begun(swarm, name, source, *arguments):
+    """Uploads an application and starts it; returns the run."""
+    proxy = swarm.proxy
+    return proxy.app.start(proxy.app.upload(name, source)["app"], list(arguments))["run"]
+
+
+def says(body):
+    """An application whose client does something and ends."""
+    return (f"from concurrent_swarm.client import ApplicationNode\n\n\nclass Says(ApplicationNode):\n"
+            f"    def app_main(self):\n{textwrap.indent(textwrap.dedent(body), ' ' * 8)}")  # fmt: skip
+
+
 def test_an_application_is_uploaded_started_and_its_output_kept(swarm_of_module):
     here = swarm_of_module
     app = here.proxy.app.upload("md5.py", (SAMPLES / "md5.py").read_text())["app"]
-    about = here.proxy.app.start(app, ["--no-color"] if False else [])
+    about = here.proxy.app.start(app, ["--timeout", "50"])
     assert (about["app"], about["name"], about["running"]) == (app, "md5.py", 1)
     row = ended(here, about["run"])
     assert (row["app"], row["code"], row["how"]) == (app, 0, "exit code 0"), row["output"]
-    assert "result" in row["output"]
+    assert "result" in row["output"] and row["arguments"] == ["--timeout", "50"]
     assert here.proxy.app.runs()[0]["id"] == about["run"]
-    assert not list((here.master.folder / "work").iterdir()), "its folder went with it"
+    work = here.master.folder / "work"
+    wait_until(lambda: not list(work.iterdir()), "its folder went with it")
+    assert [entry["name"] for entry in audited(here, "upload") if entry["app"] == app] == ["md5.py"]
+    assert [entry["params"][0] for entry in audited(here, "admin") if entry["method"] == "app.start"][-1] == app
+
+
+def test_two_runs_are_one_node_for_the_master_however_many_there_are(swarm_of_module):
+    for _ in range(2):
+        assert ended(swarm_of_module, begun(swarm_of_module, "says.py", says("print('here')")))["code"] == 0
+    lines = (swarm_of_module.master.folder / "keys" / "authorized").read_text().splitlines()
+    assert len({line.split()[0] for line in lines}) == len(lines)
+    before = len(lines)
+    ended(swarm_of_module, begun(swarm_of_module, "says.py", says("print('here')")))
+    assert len((swarm_of_module.master.folder / "keys" / "authorized").read_text().splitlines()) == before
+
+
+def test_an_uploaded_application_is_no_part_of_the_master_and_reaches_its_own_folder_and_this_master_alone(
+    swarm_of_module, tmp_path
+):
+    here = swarm_of_module
+    (tmp_path / "secret").write_text("secret")
+    other = socket.create_server(("127.0.0.1", 0))
+    run = begun(here, "tries.py", says(f"""
+        import json, os, socket, sys
+
+        def tried(function, *arguments):
+            try:
+                return bool(function(*arguments)) or True
+            except OSError as error:
+                return type(error).__name__
+
+        keys = {str(here.master.folder / "keys")!r}
+        connect = lambda port: socket.create_connection(("127.0.0.1", port), 5)
+        own = os.path.join(os.getcwd(), "own")
+        print(json.dumps({{
+            "pid": os.getpid(),
+            "keys": tried(os.listdir, keys), "token": tried(open, keys + "/token.json"),
+            "secret": tried(open, {str(tmp_path / "secret")!r}), "write": tried(open, {str(tmp_path / "new")!r}, "w"),
+            "source": tried(open, sys.modules[type(self).__module__].__file__, "a"),
+            "other": tried(connect, {other.getsockname()[1]}), "listen": tried(socket.create_server, ("", 0)),
+            "master": tried(connect, {int(here.address.rpartition(":")[2])}), "own": tried(open, own, "w"),
+            "kill": tried(os.kill, {here.master.pid}, 0),
+        }}), flush=True)
+        """))  # fmt: skip
+    row = ended(here, run)
+    assert row["code"] == 0, row["output"]
+    tried = json.loads(next(line for line in row["output"].splitlines() if line.startswith("{")))
+    other.close()
+    assert tried.pop("pid") not in {here.master.pid, *children_of(here.master.pid)}
+    assert tried.pop("source") in ("PermissionError", "OSError"), "the last where the file system is read-only"
+    refused = dict.fromkeys(["keys", "token", "secret", "write", "other", "listen", "kill"], "PermissionError")
+    assert tried == {**refused, "master": True, "own": True}
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_is_stopped_ends_with_its_work(swarm_of_module, tmp_path):
+    here = swarm_of_module
+    source = text_of(APPS / "systems.py")
+    run = begun(here, "systems.py", source, "--app", "PatientSteps", "--set", f"systems.folder={tmp_path}")
+    wait_until(lambda: here.proxy.systems(), "its system runs")
+    assert here.proxy.app.runs()[0]["state"] == "running"
+    assert here.proxy.app.stop(run) == {"run": run, "running": True}
+    assert ended(here, run)["how"] == "killed by SIGKILL"
+    wait_until(lambda: not here.proxy.systems(), "its system went with it")
+
+
+def test_of_what_a_run_prints_the_last_64_kib_are_kept(swarm_of_module):
+    run = begun(swarm_of_module, "says.py", says("""
+        for n in range(20_000):
+            print(f"line {n:06}")
+        """))  # fmt: skip
+    row = ended(swarm_of_module, run)
+    assert row["code"] == 0 and 60_000 < len(row["output"].encode()) <= 65536
+    assert "line 019999" in row["output"] and "line 000001" not in row["output"]
+    assert len(swarm_of_module.proxy.app.runs()[0]["output"]) <= 2000
+
+
+def test_only_so_many_applications_run_at_once_and_all_end_with_the_master(swarm):
+    here = swarm(slaves=0)
+    source = text_of(APPS / "plain.py")
+    runs = [begun(here, "plain.py", source, "--app", "Many") for _ in range(MOST_RUNS)]
+    with pytest.raises(rpc.RpcError, match="4 applications run already") as caught:
+        begun(here, "plain.py", source, "--app", "Many")
+    assert caught.value.code == rpc.TOO_MANY
+    here.proxy.app.stop(runs[0])
+    ended(here, runs[0])
+    begun(here, "plain.py", source, "--app", "Many")
+    assert len([row for row in here.proxy.app.runs() if row["state"] == "running"]) == MOST_RUNS
+    # the fixture sees that no process is left
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "why"),
+    [
+        ("../up.py", "", "is no name for an application"),
+        ("a/b.py", "", "is no name"),
+        ("sh", "", "is no name"),
+        (".py", "", "is no name"),
+        ("large.py", "#" * 300_000, "has 300,000 bytes"),
+        ("x.py", 5, "source must be str"),
+    ],
+)
+def test_what_is_no_application_is_not_taken(swarm_of_module, name, source, why):
+    with pytest.raises(rpc.RpcError, match=why):
+        swarm_of_module.proxy.app.upload(name, source)
+
+
+@pytest.mark.parametrize(
+    ("app", "arguments", "why"),
+    [
+        ("0" * 16, [], "there is no application 0000"),
+        ("../../keys", [], "there is no application"),
+        (None, [5], "the arguments cannot be passed"),
+        (None, ["a\0b"], "the arguments cannot be passed"),
+        (None, ["a" * 9000], "the arguments cannot be passed"),
+    ],
+)
+def test_what_cannot_be_started_is_an_error(swarm_of_module, app, arguments, why):
+    app = app or swarm_of_module.proxy.app.upload("says.py", says("pass"))["app"]
+    with pytest.raises(rpc.RpcError, match=why):
+        swarm_of_module.proxy.app.start(app, arguments)
+
+
+def test_a_source_that_cannot_be_loaded_says_so_in_its_output(swarm_of_module):
+    row = ended(swarm_of_module, begun(swarm_of_module, "broken.py", "def (:\n"))
+    assert row["code"] and "broken.py:1: invalid syntax" in row["output"]
+
+
+@pytest.mark.parametrize("words", [("--set", "master.uploads=no"), ("--host", "0.0.0.0")])
+def test_a_master_takes_no_applications_where_its_owner_or_the_network_forbids_it(swarm, words):
+    here = swarm(slaves=0, master=words)
+    here.address = here.address.replace("0.0.0.0", "127.0.0.1")
+    for call, params in (("app.upload", ["says.py", says("pass")]), ("app.start", ["0" * 16])):
+        with pytest.raises(rpc.RpcError, match=r"takes no applications.*master.uploads=yes") as caught:
+            here.proxy._request(call, params)
+        assert caught.value.code == rpc.NOT_ALLOWED
+    assert not (here.master.folder / "uploads").exists() and here.proxy.app.runs() == []
+
+
+@pytest.mark.parametrize("call", ["app.upload", "app.start", "app.stop", "app.runs"])
+def test_a_guest_starts_nothing_and_reads_no_output(swarm_of_module, call):
+    with pytest.raises(rpc.RpcError) as caught:
+        rpc.Proxy(swarm_of_module.address)._request(call, ["x"])
+    assert caught.value.code == rpc.NOT_AUTHENTICATED

@@ -3301,6 +3301,9 @@ class MasterNode(rpc.BaseNode):
     """Takes work from owners, gives leases to slaves, hosts task systems; decides everything through its Board."""
 
     role = "master"
+    FIXED = rpc.BaseNode.FIXED | {f"master.{key}" for key in (
+        "host", "port", "compute_port", "certificate", "certificate_key", "allowed_hosts", "journal", "synchronous",
+        "sandbox", "uploads")}  # fmt: skip
     host = components.ConfigItem("master", "host", "127.0.0.1", "address to listen on; beyond loopback with keys")
     port = components.IntItem("master", "port", 8080, "port of the control channel; 0 is any", minimum=0, maximum=65535)
     certificate = components.PathItem("master", "certificate", "",
@@ -3435,6 +3438,8 @@ class MasterNode(rpc.BaseNode):
     def set_scheduler(self) -> None:
         """Puts the configured scheduler in charge of placing."""
         chosen = self.scheduler
+        if chosen is None:
+            raise components.UsageError("a master needs a scheduler", "none is named")
         if chosen is not self.board.scheduler:
             chosen.setup(self)  # may raise: then the old one stays
             old, self.board.scheduler = self.board.scheduler, chosen
@@ -4506,19 +4511,21 @@ class MasterNode(rpc.BaseNode):
                 waits.append(["delayed", sum(hi - lo for *_, lo, hi in pieces), why, batch.task_id(lo)])
         return waits[:SHOWN]
 
-    def config_changed(self, changes: set) -> None:
+    def config_changed(self, changes: set) -> BaseException | None:
         super().config_changed(changes)
         self.audit("config", "", changed=sorted(f"{section}.{key}" for section, key in changes))
+        self.board.max_lease, self.memory.limit = self.max_lease, self.memory_limit * 1024 * 1024
         if ("master", "unplaceable_wait") in changes:
             self.board.unplaceable_wait = self.unplaceable_wait
             self.apply(self.board.tick(time.monotonic()))
-        if ("master", "task_scheduler") in changes:
-            components.run_foreign("the scheduler stays as it was", self.set_scheduler)
         if any(section == "limits" for section, _ in changes):
             self.read_limits()
         if any(section == "quotas" for section, _ in changes):
             self.read_quotas()
             self.apply(self.board.tick(time.monotonic()))  # some may wait no more
+        if ("master", "task_scheduler") in changes:
+            return components.run_foreign("the scheduler stays as it was", self.set_scheduler)
+        return None
 
     def open_control_channel(self) -> None:
         """Opens the HTTP port, writes the access files, and notes for nodes of this user where they are."""

@@ -5001,6 +5001,7 @@ class BaseNode(components.ComponentManager):
     give `role`, override `status`, add methods to `service`. All but those methods belongs to the loop's thread."""
 
     role = ""
+    FIXED = frozenset(("baseon.file", "node.log_format", "node.by_reference", "node.compute_address"))  # from the start
     log_level = components.ChoiceItem("node", "log_level", "info", ("debug", "info", "warning", "error"), "what to log")
     log_format = components.ChoiceItem("node", "log_format", "text", ("text", "json"), "how to log")
     by_reference = components.BoolItem(
@@ -5088,20 +5089,38 @@ class BaseNode(components.ComponentManager):
         tell("config", "Every configuration item: section, key, value, and where the value comes from.",
              lambda: self.loop.ask(lambda: [list(row) for row in self.config.show()]))
 
+        tell("config.items", "Every item of the configuration with its type, choices and meaning; live: it can be set.",
+             lambda: self.loop.ask(self.describe_items))
+
         @jsonremote(self.service, name="config.set", roles=("admin",))
         def set_config(request, section: str, key: str, value: str):
             """Sets an item until the node ends; returns the value in force."""
             return self.loop.ask(lambda: self.change(section, key, value))
 
-    def config_changed(self, changes: set) -> None:
+    def config_changed(self, changes: set) -> BaseException | None:
+        """Takes over what is configured now; returns why that could not be, which is in the log."""
         super().config_changed(changes)
         if ("node", "log_level") in changes:
             logging.getLogger().setLevel(self.log_level.upper())
+        return None
+
+    def describe_items(self) -> list[dict]:
+        """A row for each configuration item."""
+        return [{**row, "live": f"{row['section']}.{row['key']}".lower() not in self.FIXED}
+                for row in self.config.describe()]  # fmt: skip
 
     def change(self, section: str, key: str, value: str) -> str:
-        """Sets a configuration item and tells the components. Raises UsageError for a value that does not fit."""
-        self.config.set(section, key, value)
-        self.config_changed({(section.lower(), key.lower())})
+        """Sets a configuration item and tells the components; returns the value in force. Raises UsageError for a value
+        that does not fit, or does not work, or for an item that counts at the start only: then all is as before."""
+        name = f"{section}.{key}".lower()
+        if name in self.FIXED:
+            raise components.UsageError(f"{name} counts when the {self.role} starts", "it runs already",
+                                        f"set it in {self.config.path}, and start it again")
+        undo = self.config.set(section, key, value)
+        problem = self.config_changed({(section.lower(), key.lower())})
+        if problem is not None:
+            undo()
+            raise components.UsageError(f"{name} stays as it was", components.describe(problem))
         return value
 
 

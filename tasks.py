@@ -1742,7 +1742,7 @@ class GenericTaskScheduler(_TaskScheduler):
 
     def config_changed(self, changes):
         """Another strategy takes over from the next lease on."""
-        if self.master is not None and ("GenericTaskScheduler", "strategy") in changes:
+        if self.master is not None and self.strategy is not self._strategy:
             self._use(self.strategy)
 
     def place(self, slaves, lease):

@@ -2,12 +2,13 @@
 
 import base64
 import json
+import re
 import socket
 import textwrap
 
 import pytest
-from concurrent_swarm.master import MOST_RUNS
-from conftest import APPS, SAMPLES, children_of, text_of, wait_until
+from concurrent_swarm.master import MOST_RUNS, MasterNode
+from conftest import APPS, CHECKOUT, SAMPLES, children_of, text_of, wait_until
 from test_durable import rows_of
 from test_systems import APP, result_of
 
@@ -384,3 +385,83 @@ def test_a_guest_starts_nothing_and_reads_no_output(swarm_of_module, call):
     with pytest.raises(rpc.RpcError) as caught:
         rpc.Proxy(swarm_of_module.address)._request(call, ["x"])
     assert caught.value.code == rpc.NOT_AUTHENTICATED
+
+
+# -- configuration
+
+
+def test_the_items_are_told_with_type_choices_and_meaning_so_that_a_form_can_be_drawn(swarm_of_module):
+    rows = {f"{row['section']}.{row['key']}": row for row in swarm_of_module.proxy.config.items()}
+    scheduler, quota, sandbox = (rows[name] for name in ("master.task_scheduler", "quotas.queued", "master.sandbox"))
+    assert {"GenericTaskScheduler", "ZMQTaskScheduler"} <= set(scheduler["choices"])
+    assert (scheduler["type"], scheduler["value"], scheduler["live"]) == ("extensionpoint", "ZMQTaskScheduler", True)
+    assert (quota["type"], quota["minimum"], quota["maximum"], quota["value"]) == ("int", 0, None, "1000000")
+    assert (sandbox["type"], sandbox["choices"], sandbox["live"]) == ("choice", ["standard", "strict", "off"], False)
+    assert all(row["doc"] or row["section"] == "baseon" for row in rows.values())
+
+
+def test_what_the_document_says_to_count_at_the_next_start_cannot_be_set_before():
+    rows = re.findall(r"^\| `((?:master|node|limits|quotas|baseon)\.\w+)` .*\| (at once|next start) \|$",
+                      (CHECKOUT / "docs" / "configuration.md").read_text(), re.MULTILINE)  # fmt: skip
+    assert len(rows) > 40 and {name for name, when in rows if when == "next start"} == MasterNode.FIXED
+
+
+def test_an_item_that_counts_from_the_start_is_not_set_and_says_where_to(swarm_of_module):
+    for section, key, value in (("master", "port", "9000"), ("Master", "Uploads", "yes"), ("node", "log_format", "")):
+        with pytest.raises(rpc.RpcError, match=r"counts when the master starts.*env\.ini"):
+            swarm_of_module.proxy.config.set(section, key, value)
+    rows = {row["key"]: row for row in swarm_of_module.proxy.config.items()}
+    assert rows["uploads"]["value"] == "loopback"
+
+
+def test_another_scheduler_and_another_strategy_count_at_once(swarm):
+    here = swarm(slaves=0)
+    (here.master.folder / "plugins" / "odd.py").write_text(textwrap.dedent("""
+        from concurrent_swarm.components import Component, implements
+        from concurrent_swarm.tasks import ITaskScheduler, ITaskScheduleStrategy
+
+        class Raises(Component):
+            implements(ITaskScheduler)
+            def setup(self, master): raise ArithmeticError("no setup")
+            def stop(self): pass
+            def place(self, slaves, lease): return slaves[0]
+            def rate_slaves(self): return []
+            def task_pushed(self, slave, count): pass
+            def task_finished(self, slave, count): pass
+
+        class Told(Component):
+            implements(ITaskScheduleStrategy)
+            def setup(self, scheduler, master): self.log.warning("a strategy is told")
+            def rate(self, slave): return 0
+            def get_next_slave(self, slaves): return slaves[0]
+        """))
+    wait_until(lambda: "plug-in odd" in here.master.err, "the plug-in is loaded")
+    set_item, status = here.proxy.config.set, here.proxy.status
+    assert set_item("master", "task_scheduler", "GenericTaskScheduler") == "GenericTaskScheduler"
+    assert status()["scheduler"] == "GenericTaskScheduler"
+    set_item("generictaskscheduler", "strategy", "Told")
+    assert "a strategy is told" in here.master.err
+    for value, why in (("Raises", "no setup"), ("Nonsense", "GenericTaskScheduler"), ("", "needs a")):
+        with pytest.raises(rpc.RpcError, match=why):
+            set_item("master", "task_scheduler", value)
+        rows = {row["key"]: row["value"] for row in here.proxy.config.items()}
+        assert (status()["scheduler"], rows["task_scheduler"]) == ("GenericTaskScheduler", "GenericTaskScheduler")
+
+
+def test_a_quota_counts_at_once_for_what_waits_and_nonsense_changes_nothing(swarm_of_module, tmp_path):
+    here = swarm_of_module
+    here.proxy.config.set("quotas", "running", "1")
+    try:
+        client, name = started(here, tmp_path, count=30)
+        wait_until(lambda: system_row(here, name)["running"] == 1, "one of its tasks runs")
+        for value in ("-1", "many", "1.5"):
+            with pytest.raises(rpc.RpcError, match="whole number from 0"):
+                here.proxy.config.set("quotas", "running", value)
+        with pytest.raises(rpc.RpcError, match=r"did you mean quotas\.running"):
+            here.proxy.config.set("quotas", "runing", "1")
+        assert here.proxy.status()["quotas"]["running"] == 1 and system_row(here, name)["running"] == 1
+    finally:
+        here.proxy.config.set("quotas", "running", "0")
+    wait_until(lambda: system_row(here, name)["running"] >= 2, "more of them run")
+    (tmp_path / "go").touch()
+    assert result_of(client.wait())["outcomes"] == 30

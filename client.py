@@ -454,6 +454,7 @@ class ClientNode(rpc.Node):
     master_address = components.ConfigItem("client", "master", "", "HOST:PORT of the master")
     on_disconnect = components.ChoiceItem("client", "on_disconnect", "wait",
                                           ("wait", "cancel"), "what becomes of the work when this client vanishes")
+    page = components.BoolItem("client", "page", True, "listen on a port of its own for people who look in")
     busy_loop = True
     app: ApplicationNode | None = None
     watch: "Watch | None" = None  # what shows the progress
@@ -474,7 +475,8 @@ class ClientNode(rpc.Node):
         self.app = app
         if not rpc.wait_for_master(self, self.wait, self.terminal):
             raise components.GaveUp("stopped while it waited for the master")
-        self.serve()
+        if self.page:
+            self.serve()
         self.open_link(self.expose)
         limit = time.monotonic() + WELCOME_WITHIN
         while not (app._welcomed or app._finishing or self.loop.stopped):

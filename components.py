@@ -405,6 +405,11 @@ class ConfigItem:
     def __get__(self, instance, owner=None):
         return self if instance is None else self.read(instance)
 
+    @property
+    def kind(self) -> str:
+        """One word for what it holds: text, bool, int, float, list, host, path, choice, extensionpoint."""
+        return {"config": "text"}.get(name := type(self).__name__.removesuffix("Item").lower(), name)
+
     def read(self, instance: Any) -> Any:
         """The value for the component or node that has this item."""
         return instance.config.get(self)
@@ -773,16 +778,34 @@ class Config:
                 rows.append((item.section, name, item.format(item.default) if text is None else text, origin))
         return rows
 
+    def describe(self) -> list[dict[str, Any]]:
+        """Every known item as JSON can say it: what it is set to, where, and what it may be."""
+        rows = []
+        for _, item in sorted(ConfigItem.registry.items()):
+            if item.key != "*":
+                text, origin = self._lookup(item.id)
+                default = item.format(item.default)
+                bounds = (getattr(item, name, None) for name in ("minimum", "maximum"))
+                least, most = (None if one in (None, math.inf, -math.inf) else one for one in bounds)
+                rows.append({
+                    "section": item.section, "key": item.key, "type": item.kind, "doc": item.doc, "default": default,
+                    "value": default if text is None else text, "origin": origin, "choices": list(item.choices),
+                    "expected": item.expected, "minimum": least, "maximum": most})
+        return rows
+
     # changing
 
-    def set(self, section: str, key: str, value: Any) -> None:
-        """Set a value at the strongest level, for as long as the program runs. Raises UsageError."""
+    def set(self, section: str, key: str, value: Any) -> Callable[[], None]:
+        """Set a value at the strongest level, for as long as the program runs. Returns what takes that back. Raises
+        UsageError."""
         id = (section.lower(), key.lower())
         text = item.format(value) if (item := _item(id)) else str(value)
         problems = self._problems([(id, text, f"--set {section}.{key}")])
         if problems or "\n" in text or "\r" in text:
             raise _mistakes(problems or [f"--set {section}.{key} has more than one line"])
+        before = {id: self._arguments[id]} if id in self._arguments else {}
         self._arguments[id] = text
+        return lambda: (self._arguments.pop(id), self._arguments.update(before))
 
     def _assign(self, text):
         name, equals, value = text.partition("=")

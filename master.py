@@ -78,6 +78,7 @@ import math
 import operator
 import os
 import queue
+import re
 import secrets
 import shutil
 import signal
@@ -3758,6 +3759,172 @@ class Gallery:
         return None
 
 
+# -- applications that people start --------------------------------------------------------------------------------
+
+MOST_SOURCE = 256 * 1024  # bytes of one
+MOST_UPLOADS = 100  # kept; the oldest goes first
+MOST_RUNS = 4  # at once
+RUNS_KEPT = 20  # of those that have ended
+MOST_ARGUMENTS = 8 * 1024  # characters
+SHOWN_OUTPUT = 2000  # characters of what a run has printed, in the list of all
+
+
+class Run:
+    """A client process that a person has started."""
+
+    def __init__(self, number: int, app: str, name: str, arguments: list[str]):
+        self.id, self.app, self.name, self.arguments = str(number), app, name, arguments
+        self.began, self.seconds, self.pid = time.monotonic(), 0.0, 0
+        self.how = self._said = ""  # how it ended, and what it printed
+        self.ear: tasks.Ear | None = None
+
+    def ended(self, how: str) -> None:
+        """Its process is gone."""
+        self.ear.settle()
+        self.ear.close()
+        self.how, self.seconds, self._said, self.ear = how, time.monotonic() - self.began, self.ear.output.last(), None
+
+    def row(self, characters: int) -> dict[str, Any]:
+        """What people are told, with so many characters of its output, the last ones."""
+        code = self.how.removeprefix("exit code ")
+        said = self.ear.output.last() if self.ear else self._said
+        return {"id": self.id, "app": self.app, "name": self.name, "arguments": self.arguments,
+                "state": "ended" if self.how else "running", "code": int(code) if code.isdecimal() else None,
+                "how": self.how, "seconds": round(self.seconds or time.monotonic() - self.began, 1),
+                "output": said[-characters:]}
+
+
+class Uploads:
+    """Applications that people have sent, and the client processes that run them, each as confined as its node can:
+    it reads Python and the application, writes in a folder that goes with it, and connects to this master alone.
+    `upload` may be called by any thread, all else belongs to the loop."""
+
+    def __init__(self, node: MasterNode):
+        self._node, self._folder = node, node.environment / "uploads"
+        self.allowed = node.uploads == "yes" or (node.uploads == "loopback" and rpc.is_loopback(node.host))
+        self._numbers = itertools.count(1)
+        self._key = ""  # of all their clients
+        self._runs: dict[str, Run] = {}
+        self._running: dict[int, tuple[Run, rpc.Pipe]] = {}  # by token of the zygote
+
+    def upload(self, name: str, source: str) -> str:
+        """Keeps a source; returns the id of the application. Raises RpcError."""
+        self._check_allowed()
+        data = source.encode()
+        if not re.fullmatch(r"[A-Za-z_]\w{0,99}\.py", name, re.ASCII):
+            raise components.UsageError(f"{name[:100]!r} is no name for an application", "it is a file such as md5.py")
+        if len(data) > MOST_SOURCE:
+            raise rpc.RpcError(rpc.TOO_LARGE, f"{name} has {len(data):,} bytes", {
+                "why": f"up to {MOST_SOURCE:,} are taken", "fix": "run it with client.py from where it is"})
+        app = hashlib.sha256(f"{name}\0".encode() + data).hexdigest()[:16]
+        (self._folder / app).mkdir(0o700, parents=True, exist_ok=True)
+        with components.replacing(self._folder / app / name, 0o600) as file:
+            file.write(data)
+        os.utime(self._folder / app)
+        for old in sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-MOST_UPLOADS]:
+            shutil.rmtree(old, ignore_errors=True)
+        return app
+
+    def start(self, app: str, arguments: list) -> dict[str, Any]:
+        """Starts a client process for an application. Raises RpcError."""
+        self._check_allowed()
+        sources = [*(self._folder / app).glob("*.py")] if re.fullmatch("[0-9a-f]{16}", app) else []
+        if not sources:
+            raise unknown(f"there is no application {app[:40]}", "it was not uploaded here, or long ago", "upload it")
+        texts = all(isinstance(one, str) and "\0" not in one for one in arguments)
+        if not texts or sum(map(len, arguments)) > MOST_ARGUMENTS or len(arguments) > MOST_ARGUMENTS // 80:
+            raise components.UsageError("the arguments cannot be passed", "they are a few texts, as in a command line")
+        if len(self._running) >= MOST_RUNS:
+            raise rpc.RpcError(rpc.TOO_MANY, f"{MOST_RUNS} applications run already", {
+                "why": "no more may at once", "fix": "stop one, or run it with client.py elsewhere"})
+        run = Run(next(self._numbers), app, sources[0].name, arguments)
+        try:
+            self._begin(run, sources[0])
+        except OSError as error:
+            raise components.Error(f"{run.name} cannot be started", str(error)) from None
+        self._runs[run.id] = run
+        return {"run": run.id, "app": app, "name": run.name, "running": len(self._running), "most": MOST_RUNS}
+
+    def stop(self, number: str) -> dict[str, Any]:
+        """Ends a run at once; its work at the master goes with it. Raises RpcError."""
+        if number not in self._runs:
+            raise unknown(f"there is no run {number[:40]}", f"here are: {', '.join(self._runs) or 'none'}")
+        for token in [token for token, (run, _) in self._running.items() if run.id == number]:
+            self._node.zygote.kill(token)
+        return {"run": number, "running": not self._runs[number].how}
+
+    def rows(self, number: str = "") -> list[dict[str, Any]]:
+        """A row for each run, or for one with all that is kept of its output, the newest first."""
+        shown = tasks.OUTPUT_KEPT if number else SHOWN_OUTPUT
+        return [run.row(shown) for run in reversed(self._runs.values()) if number in ("", run.id)]
+
+    def born(self, token: int, pid: int) -> None:
+        """A child of the zygote has begun."""
+        if token in self._running:
+            self._running[token][0].pid = pid
+
+    def died(self, token: int, how: str) -> None:
+        """A child of the zygote has ended."""
+        if token in self._running:
+            run, pipe = self._running.pop(token)
+            pipe.close()
+            run.ended(how)
+            for peer in self._node.peers_of(self._key):
+                if peer.info.get("pid") == run.pid:  # what it had no time to say
+                    self._node.channel.drop(peer, "its process ended")
+            log.info("run %s of %s ended: %s", run.id, run.name, how)
+            for old in [one.id for one in self._runs.values() if one.how][:-RUNS_KEPT]:
+                del self._runs[old]
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of the children that run."""
+        return list(self._running)
+
+    def close(self) -> None:
+        """The node has ended, and all that it forked."""
+        for token in self.tokens:
+            self.died(token, "it went with the master")
+
+    def _check_allowed(self) -> None:
+        if not self.allowed:
+            raise rpc.RpcError(rpc.NOT_ALLOWED, "this master takes no applications from its page", {
+                "why": f"master.uploads is {self._node.uploads}", "fix": "start it with --set master.uploads=yes"})
+
+    def _begin(self, run: Run, source: Path) -> None:
+        node = self._node
+        http, tcp = node.loopback_addresses()
+        confinement = node.guard.of_client([http, tcp])
+        folder = Path(confinement.folder)
+        folder.mkdir(0o700, parents=True)
+        keys = components.Environment(folder / "client", "client").create() / "keys"
+        own = rpc.NodeKeys(str(node.environment / "uploads-keys"))  # one for all of them, for it is let in for good
+        rpc.append_private(str(keys / "node.json"), own.to_text())
+        self._key = own.public_key
+        access = node.keyring.access("client", {**node.addresses, "http": http, "tcp": tcp})
+        rpc.append_private(str(folder / "client.access"), json.dumps(access))
+        zygote = node.zygote
+        token, sock, run.ear = tasks.fork_heard(zygote, "program", str(source.parent), confinement, node.loop, 0)
+        run.ear.send = lambda pieces: None  # it is asked for what it keeps
+        pipe = rpc.Pipe(node.loop, sock, lambda pipe, call, parts: self._heard(token, call), lambda pipe: pipe.close())
+        self._running[token] = run, pipe
+        settings = ["client.page=no", "client.on_disconnect=cancel", "node.by_reference=no",
+                    f"node.compute_address={tcp}"]
+        command = [sys.executable, "-m", f"{__package__}.client", str(source), "--master", http, "--access",
+                   str(folder / "client.access"), "--env", str(folder / "client"),
+                   *(word for setting in settings for word in ("--set", setting)), *run.arguments]
+        path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        pipe.call("program", command, {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"})
+        log.info("run %s of %s %s began", run.id, run.name, " ".join(run.arguments))
+
+    def _heard(self, token: int, call: list) -> None:
+        """What it has applied of the sandbox: all, or it ends."""
+        guard, told = self._node.guard, call[1] if len(call) == 2 else None
+        if call[0] == "confined" and not (type(told) is dict and guard.is_whole({**told, "uid": guard.applied["uid"]})):
+            log.error("an application is not started: of the sandbox it has applied %s", told)
+            self._node.zygote.kill(token)
+
+
 # -- the master ----------------------------------------------------------------------------------------------------
 
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
@@ -4097,6 +4264,9 @@ class MasterNode(rpc.BaseNode):
     """Takes work from owners, gives leases to slaves, hosts task systems; decides everything through its Board."""
 
     role = "master"
+    FIXED = rpc.BaseNode.FIXED | {f"master.{key}" for key in (
+        "host", "port", "compute_port", "certificate", "certificate_key", "allowed_hosts", "journal", "synchronous",
+        "sandbox", "uploads")}  # fmt: skip
     host = components.ConfigItem("master", "host", "127.0.0.1", "address to listen on; beyond loopback with keys")
     port = components.IntItem("master", "port", 8080, "port of the control channel; 0 is any", minimum=0, maximum=65535)
     certificate = components.PathItem("master", "certificate", "",
@@ -4146,6 +4316,9 @@ class MasterNode(rpc.BaseNode):
     history = components.IntItem("master", "history", 50_000,
                                  "parts of leases that the page can show one by one; 0: none", minimum=0,
                                  maximum=1_000_000)
+    uploads = components.ChoiceItem(
+        "master", "uploads", "loopback", ("loopback", "yes", "no"), "whether who has the token may upload and start "
+        "applications; loopback: if only this machine can call")
     sandbox = components.ChoiceItem("master", "sandbox", "standard", tasks.LEVELS, "how far task systems are confined")
     allow_network = components.ListItem("master", "allow_network", "", "HOST:PORT, each may be *, for apps that ask")
     allow_read = components.ListItem("master", "allow_read", "", "paths, for apps that ask to read there")
@@ -4169,6 +4342,8 @@ class MasterNode(rpc.BaseNode):
         self.start_zygote()
         self.closing.callback(lambda: self.zygote.stop())
         self.guard.start(self.zygote)
+        self.runs = Uploads(self)
+        self.closing.callback(self.runs.close)
         self.store = self.open_store()
         self.spool = rpc.Store(rpc.own_folder(self.environment / "spool"))
         self.closing.callback(self.spool.close)
@@ -4232,6 +4407,8 @@ class MasterNode(rpc.BaseNode):
     def set_scheduler(self) -> None:
         """Puts the configured scheduler in charge of placing."""
         chosen = self.scheduler
+        if chosen is None:
+            raise components.UsageError("a master needs a scheduler", "none is named")
         if chosen is not self.board.scheduler:
             chosen.setup(self)  # may raise: then the old one stays
             old, self.board.scheduler = self.board.scheduler, chosen
@@ -5234,8 +5411,9 @@ class MasterNode(rpc.BaseNode):
             self.loop.remove(self.zygote)
             self.zygote.stop()
             self.start_zygote()
-            events = [["died", token, "it went with the zygote"] for token in self._hosts]
+            events = [["died", token, "it went with the zygote"] for token in [*self._hosts, *self.runs.tokens]]
         for event, token, detail in events:
+            (self.runs.born if event == "born" else self.runs.died)(token, detail)
             system = self._hosts.pop(token, None) if event != "born" else None
             if system:
                 system.pipe.drain()
@@ -5350,25 +5528,28 @@ class MasterNode(rpc.BaseNode):
                 waits.append(["delayed", sum(hi - lo for *_, lo, hi in pieces), why, batch.task_id(lo)])
         return waits[:SHOWN]
 
-    def config_changed(self, changes: set) -> None:
+    def config_changed(self, changes: set) -> BaseException | None:
         super().config_changed(changes)
         self.audit("config", "", changed=sorted(f"{section}.{key}" for section, key in changes))
+        self.board.max_lease, self.memory.limit = self.max_lease, self.memory_limit * 1024 * 1024
         if ("master", "unplaceable_wait") in changes:
             self.board.unplaceable_wait = self.unplaceable_wait
             self.apply(self.board.tick(time.monotonic()))
-        if ("master", "task_scheduler") in changes:
-            components.run_foreign("the scheduler stays as it was", self.set_scheduler)
         if any(section == "limits" for section, _ in changes):
             self.read_limits()
         if any(section == "quotas" for section, _ in changes):
             self.read_quotas()
             self.apply(self.board.tick(time.monotonic()))  # some may wait no more
+        if ("master", "task_scheduler") in changes:
+            return components.run_foreign("the scheduler stays as it was", self.set_scheduler)
+        return None
 
     def open_control_channel(self) -> None:
         """Opens the HTTP port, writes the access files, and notes for nodes of this user where they are."""
         self.token = self.keyring.token()
         self._expose_to_people()
         self._expose_controls_of_systems()
+        self._expose_applications()
         self._expose_explanations()
         self.service.audit = self.audit
         tls, pin = None, {}
@@ -5385,6 +5566,15 @@ class MasterNode(rpc.BaseNode):
         self._note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._note.write_text(f"{self.environment.path}\n")
         self.closing.callback(self._forget_note)
+
+    def peers_of(self, key: str) -> list[rpc.Peer]:
+        """The nodes here that have this key."""
+        return [peer for peer in self._peers.values() if peer.key == key]
+
+    def loopback_addresses(self) -> tuple[str, str]:
+        """The control and the compute channel, as a process of this machine reaches them."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.server.server_name, self.server.server_name)
+        return rpc.format_address(host, self.server.port), rpc.format_address(host, self.tcp_port)
 
     def _forget_note(self) -> None:
         if self._note.exists() and self._note.read_text().strip() == str(self.environment.path):
@@ -5444,11 +5634,36 @@ class MasterNode(rpc.BaseNode):
             """Lets a task system that waits after each step begin the next one; says which."""
             return self.loop.ask(lambda: self.step_system(system))
 
-        @rpc.jsonremote(service, name="ui.view", roles=("admin",), reads=True)
+        @rpc.jsonremote(service, name="ui.view", roles=("admin",), audited=False)
         def view(request, system: str):
             """The newest picture that a task system has shown of itself, as base64, and its number."""
             kind, data, version = self.loop.ask(lambda: self.view_of(system))
             return {"type": kind, "data": base64.b64encode(data).decode(), "version": version}
+
+    def _expose_applications(self) -> None:
+        service = self.service
+
+        @rpc.jsonremote(service, name="app.upload", roles=("admin",), audited=False)  # the source is too much
+        def upload(request, name: str, source: str):
+            """Keeps the source of an application, a file such as md5.py, to be started here; returns its id."""
+            app = self.runs.upload(name, source)
+            self.audit("upload", request, app=app, name=name, characters=len(source))
+            return {"app": app}
+
+        @rpc.jsonremote(service, name="app.start", roles=("admin",))
+        def start(request, app: str, arguments: list | None = None):
+            """Starts a client process for an application that was uploaded, with arguments as of client.py."""
+            return self.loop.ask(lambda: self.runs.start(app, arguments or []))
+
+        @rpc.jsonremote(service, name="app.stop", roles=("admin",))
+        def stop(request, run: str):
+            """Ends a client process that was started here, and its work with it."""
+            return self.loop.ask(lambda: self.runs.stop(run))
+
+        @rpc.jsonremote(service, name="app.runs", roles=("admin",), audited=False)
+        def runs(request, run: str = ""):
+            """What was started here: state, exit code, the end of the output; of one run as much as is kept of it."""
+            return self.loop.ask(lambda: self.runs.rows(run))
 
     def _expose_explanations(self) -> None:
         service = self.service

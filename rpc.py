@@ -257,15 +257,15 @@ class HttpRequest:
 
 @dataclass(frozen=True)
 class Method:
-    """A function that may be called from outside: `roles` is who may (None: anyone who is let in). What only
-    `reads` needs no line in the audit log."""
+    """A function that may be called from outside: `roles` is who may (None: anyone who is let in). Calls of
+    one with `roles` are `audited`, unless it says otherwise."""
 
     name: str
     function: Callable
     signature: inspect.Signature
     doc: str
     roles: frozenset[str] | None
-    reads: bool = False
+    audited: bool = True
 
     def call(self, request: HttpRequest, params: list | dict) -> object:
         """Calls the function. Raises RpcError -32602 that names the parameter if it cannot be called so."""
@@ -363,14 +363,14 @@ class Service:
             fix = "send the token of this node: Authorization: Bearer TOKEN"
             self.audit("refuse", request, why=f"a {request.role} may not call {name}")
             raise _error(code, f"{name} needs the role {who}", f"the caller's is {request.role}", fix)
-        if method.roles is not None and not method.reads:
+        if method.roles is not None and method.audited:
             self.audit("admin", request, method=name, params=params)
         return json.dumps(method.call(request, params), allow_nan=False)
 
-    def _add(self, name, function, doc, roles, reads=False):
+    def _add(self, name, function, doc, roles, audited=True):
         roles = None if roles is None else frozenset(roles)
         signature = inspect.signature(function, eval_str=True)
-        self.methods[name] = Method(name, function, signature, inspect.cleandoc(doc), roles, reads)
+        self.methods[name] = Method(name, function, signature, inspect.cleandoc(doc), roles, audited)
 
     def _discover(self, request):
         return {"methods": [{
@@ -392,19 +392,19 @@ def _failure(error, identity, request, mark="") -> tuple[int, str]:
 
 
 def jsonremote(service: Service, name: str | None = None, doc: str | None = None,
-               roles: Collection[str] | None = None, reads: bool = False) -> Callable[[Callable], Callable]:
+               roles: Collection[str] | None = None, audited: bool = True) -> Callable[[Callable], Callable]:
     """Marks a function as a method of `service`, under its own name and docstring unless others are given. It is called
     as `function(request, *params)` with an `HttpRequest`, in a thread of the server; signature and annotations (int,
     float, str, bool, list, dict, None and unions of them) are checked before. It returns what JSON can say, or raises
     `Error` or, to choose the code, `RpcError`. `roles` says who may call it, None is anyone who is let in. Calls
-    by some roles alone are audited, unless it only `reads`. Raises Error if the name is taken or reserved."""
+    for some roles alone are `audited`, unless they change nothing. Raises Error if the name is taken or reserved."""
 
     def mark(function: Callable) -> Callable:
         known = name or function.__name__
         if known in service.methods or known.startswith("rpc."):
             what = f"the method {known!r} cannot be added"
             raise components.Error(what, "the name is taken or begins with rpc.", "choose another name")
-        service._add(known, function, doc or function.__doc__ or "", roles, reads)
+        service._add(known, function, doc or function.__doc__ or "", roles, audited)
         return function
 
     return mark
@@ -2824,6 +2824,10 @@ class NodeKeys:
         self._clock = clock
         self._nonce = ""
 
+    def to_text(self) -> str:
+        """The content of its file, for another place."""
+        return json.dumps(self._pair)
+
     def enrolment(self, access: Access, name: str, verb: str = "enrol") -> dict:
         """The signed request to send to the master's `enrol`, or with the verb "check" to its `enrol.check`."""
         self._nonce = secrets.token_urlsafe(16)
@@ -5093,6 +5097,7 @@ class BaseNode(components.ComponentManager):
     give `role`, override `status`, add methods to `service`. All but those methods belongs to the loop's thread."""
 
     role = ""
+    FIXED = frozenset(("baseon.file", "node.log_format", "node.by_reference", "node.compute_address"))  # from the start
     log_level = components.ChoiceItem("node", "log_level", "info", ("debug", "info", "warning", "error"), "what to log")
     log_format = components.ChoiceItem("node", "log_format", "text", ("text", "json"), "how to log")
     by_reference = components.BoolItem(
@@ -5191,6 +5196,8 @@ class BaseNode(components.ComponentManager):
              lambda: self.loop.ask(lambda: [list(row) for row in self.config.show()]))
 
         self._expose_page()
+        tell("config.items", "Every item of the configuration with its type, choices and meaning; live: it can be set.",
+             lambda: self.loop.ask(self.describe_items))
 
         @jsonremote(self.service, name="config.set", roles=("admin",))
         def set_config(request, section: str, key: str, value: str):
@@ -5243,15 +5250,30 @@ class BaseNode(components.ComponentManager):
         """What a page shows of this node beside its log and statistics."""
         return {"head": {"uptime": round(time.monotonic() - self.started, 1)}, "sandbox": {}}
 
-    def config_changed(self, changes: set) -> None:
+    def config_changed(self, changes: set) -> BaseException | None:
+        """Takes over what is configured now; returns why that could not be, which is in the log."""
         super().config_changed(changes)
         if ("node", "log_level") in changes:
             logging.getLogger().setLevel(self.log_level.upper())
+        return None
+
+    def describe_items(self) -> list[dict]:
+        """A row for each configuration item."""
+        return [{**row, "live": f"{row['section']}.{row['key']}".lower() not in self.FIXED}
+                for row in self.config.describe()]  # fmt: skip
 
     def change(self, section: str, key: str, value: str) -> str:
-        """Sets a configuration item and tells the components. Raises UsageError for a value that does not fit."""
-        self.config.set(section, key, value)
-        self.config_changed({(section.lower(), key.lower())})
+        """Sets a configuration item and tells the components; returns the value in force. Raises UsageError for a value
+        that does not fit, or does not work, or for an item that counts at the start only: then all is as before."""
+        name = f"{section}.{key}".lower()
+        if name in self.FIXED:
+            raise components.UsageError(f"{name} counts when the {self.role} starts", "it runs already",
+                                        f"set it in {self.config.path}, and start it again")
+        undo = self.config.set(section, key, value)
+        problem = self.config_changed({(section.lower(), key.lower())})
+        if problem is not None:
+            undo()
+            raise components.UsageError(f"{name} stays as it was", components.describe(problem))
         return value
 
 

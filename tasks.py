@@ -1742,7 +1742,7 @@ class GenericTaskScheduler(_TaskScheduler):
 
     def config_changed(self, changes):
         """Another strategy takes over from the next lease on."""
-        if self.master is not None and ("GenericTaskScheduler", "strategy") in changes:
+        if self.master is not None and self.strategy is not self._strategy:
             self._use(self.strategy)
 
     def place(self, slaves, lease):
@@ -2064,8 +2064,8 @@ def _numbers(table: str, column: int) -> dict[str, int]:
 def _conditions(wanted: Confinement) -> dict[str, list[tuple[float, int, list[int]]]]:
     """Calls that work only if each of these arguments, masked, is one of these values; without any, never."""
     every, mine = 0xFFFFFFFF, [0, os.getpid()]
-    told = {name: [(0, every, mine)] for name in ("prlimit64", "sched_setaffinity", "sched_setscheduler",
-                                                  "sched_setparam", "sched_setattr")}  # fmt: skip
+    told = {name: [(0, every, mine)] for name in ("prlimit64", "sched_setaffinity", "sched_setparam", "sched_setattr")}
+    told["sched_setscheduler"] = [(1, every, [0])]  # back to what is usual: each thread of ZeroMQ does so, or ends
     told["clone"] = [(0, NEW_SPACES, [0])] if wanted.subprocess else [(0, NEW_SPACES | THREAD, [THREAD])]
     told["clone3"] = []  # its flags cannot be seen: libraries go on with clone
     told["setpriority"], told["ioprio_set"] = [(0, every, [0]), (1, every, mine)], [(0, every, [1]), (1, every, mine)]
@@ -2255,6 +2255,11 @@ class Sandbox:
         read = [*map(os.path.realpath, [*read, *self._allowed("read")])]  # pip's settings may name folders of wheels
         made = self._next(read=read, write=write, network=[ANYWHERE] if network else [], subprocess=True)
         return made._replace(uid=0)  # what it makes belongs to the node
+
+    def of_client(self, addresses: list[str]) -> Confinement:
+        """That of a child that becomes a client: it reads Python and its application, and connects to its master alone.
+        With the sandbox off there is no more than its folder."""
+        return self._next(network=addresses, subprocess=True)._replace(uid=0)
 
     def _allowed(self, name: str) -> list:
         value = getattr(self._node, f"allow_{name}")
@@ -3560,7 +3565,14 @@ def builder_main(sock: socket.socket, root: str) -> None:
     wire.next()
 
 
-MAINS = {"worker": worker_main, "host": host_main, "builder": builder_main}
+def program_main(sock: socket.socket, root: str) -> None:
+    """The life of a child that becomes another program: it is told which, with what variables."""
+    (_, command, environ), _ = Wire(sock).next()
+    sock.close()
+    os.execve(command[0], command, {**os.environ, **environ})
+
+
+MAINS = {"worker": worker_main, "host": host_main, "builder": builder_main, "program": program_main}
 PIP_READS = ("~/.config/pip/pip.conf", "~/.pip/pip.conf", "/etc/pip.conf", "/etc/xdg/pip",
              "/etc/*release", "/etc/*[-_]version")  # it tells an index on which system it runs
 BUILDING = f"{rpc.PARTS}-new"  # its folder in the bundle's

@@ -3504,7 +3504,7 @@ class Gallery:
         lanes = [lane for lane in layout.order if asked.lane_filter in lane[0]]
         shown = lanes[asked.lanes[0] : asked.lanes[0] + asked.lanes[1]]
         return Copy(
-            now, self._head(now), [total, [self._slave_row(name, now) for name in chosen]],
+            now, self._head(now), [total, [self.slave_row(name, now) for name in chosen]],
             self._systems(now), [self._plain_row(work) for work in self.works.values() if work.id == work.client][:200],
             self._steps_of(asked.opened), [shown, len(lanes)], [layout.rows[lane] for lane in shown],
             layout, spans, self.texts.texts, self.spans.seen,
@@ -3569,13 +3569,13 @@ class Gallery:
         names.sort(key=lambda name: self.slaves[name].key)
         if key in SLAVE_COLUMNS and key != "name":
             at = SLAVE_COLUMNS.index(key)
-            rows = {name: self._slave_row(name, 0.0)[at] for name in names}
+            rows = {name: self.slave_row(name, 0.0)[at] for name in names}
             names.sort(key=lambda name: (rows[name] is not None, rows[name] if rows[name] is not None else 0))
         if asked.sort.startswith("-"):
             names.reverse()
         return len(names), names[asked.slaves[0] : asked.slaves[0] + asked.slaves[1]]
 
-    def _slave_row(self, name: str, now: float) -> list:
+    def slave_row(self, name: str, now: float) -> list:
         seen, slave = self.slaves[name], self.board.slaves.get(name)
         if slave is None or seen.lost:
             at, _, _, workers, done = seen.lost or (now, "", 0, 0, 0)
@@ -5684,6 +5684,20 @@ class MasterNode(rpc.BaseNode):
         def show(request, task: str):
             """What task.explain says, and when and where the task ran last, if that is still kept."""
             return self.explain(task)
+
+        @rpc.jsonremote(service, name="ui.slave")
+        def look(request, slave: str):
+            """A slave: how it is, what it offers, and what of the sandbox is active there."""
+            return self.loop.ask(lambda: self.describe_slave(slave))
+
+    def describe_slave(self, name: str) -> dict[str, Any]:
+        """What its row on the page shows, and what it told of itself. Raises RpcError for a slave that is not here."""
+        if name not in self.gallery.slaves:
+            raise unknown(f"there is no slave {name[:40]}", f"here are: {', '.join(self.board.slaves) or 'none'}")
+        row = dict(zip(SLAVE_COLUMNS, self.gallery.slave_row(name, time.monotonic()), strict=True))
+        told = self._peers[name].info if name in self._peers else {}
+        more = {key: told[key] for key in ("version", "python", "pid", "resources", "tags", "features") if key in told}
+        return {**row, **more}
 
     def tell(self, cur: dict, asked: dict, whole: bool) -> dict:
         """What the page shows. The loop only copies; one question at a time is made into an answer."""

@@ -903,7 +903,8 @@ class SlaveNode(rpc.Node):
 
     def info(self) -> dict:
         return {**super().info(), "resources": self.manager.pool, "tags": self.tags,
-                "workers": self.manager.get_num_workers(), "sandbox": self.guard.word}
+                "workers": self.manager.get_num_workers(), "sandbox": self.guard.word,
+                "features": self.guard.features()}
 
     def hello(self) -> dict:
         """Which leases it holds, those included of which a master may not have heard the end."""

@@ -2756,11 +2756,13 @@ class Audit(threading.Thread):
 
 LANES = 64  # workers that have a lane each; with more of them, slaves have
 MOST_LANES = 200  # lanes at most, the most interesting
-COLUMNS = 600
+COLUMNS = 600  # of a window
+KEPT = COLUMNS + 40  # for those that are not settled yet
 WHOLE, EMPTY = 254 << 16, bytes(4 * MOST_LANES)
 MOST_FILMS, WATCHED = 4, 30.0  # seconds without a question after which nobody watches one
 REVIEW_EVERY = 10  # samples between two looks at which slaves are the most interesting
 SPANS_SHOWN = 2000  # spans in the window above which their density is told instead
+SHORTEST = 5.0  # seconds of a window
 SETTLED = 0.3  # seconds after which nearly all spans of a column have been heard of, but for tasks that still run
 SECONDS, MINUTES = 900, 1440  # samples kept
 SAMPLE_EVERY = 1.0  # seconds
@@ -2830,12 +2832,12 @@ class Texts(dict):
 
 
 class Grid:
-    """How busy each row was in each of the last COLUMNS columns: 32 bits a row, WHOLE for a whole column."""
+    """How busy each row was in each of the last columns: 32 bits a row, WHOLE for a whole column."""
 
     def __init__(self, width: float):
         self.width = width
         self.newest = -1
-        self.columns = [array.array("I", EMPTY)] * COLUMNS  # each is made anew when its turn comes
+        self.columns = [array.array("I", EMPTY)] * KEPT  # each is made anew when its turn comes
 
     def add(self, row: int, scale: float, began: float, ended: float) -> None:
         """The row was busy for a while; `scale` is WHOLE over its workers."""
@@ -2843,25 +2845,25 @@ class Grid:
         first, last = int(began / width), int(ended / width)
         if last > self.newest:
             self.turn(last)
-        oldest = self.newest - COLUMNS + 1
+        oldest = self.newest - KEPT + 1
         try:
             if first == last:
                 if first >= oldest:
-                    columns[first % COLUMNS][row] += int((ended - began) / width * scale)
+                    columns[first % KEPT][row] += int((ended - began) / width * scale)
                 return
             if first >= oldest:
-                columns[first % COLUMNS][row] += int((first + 1 - began / width) * scale)
+                columns[first % KEPT][row] += int((first + 1 - began / width) * scale)
             for column in range(max(first + 1, oldest), last):
-                columns[column % COLUMNS][row] += int(scale)
+                columns[column % KEPT][row] += int(scale)
             if last >= oldest:
-                columns[last % COLUMNS][row] += int((ended / width - last) * scale)
+                columns[last % KEPT][row] += int((ended / width - last) * scale)
         except OverflowError:  # a slave says that it did far more at once than it can
-            columns[last % COLUMNS][row] = WHOLE
+            columns[last % KEPT][row] = WHOLE
 
     def turn(self, newest: int) -> None:
         """Begins columns up to this one."""
-        for column in range(max(self.newest + 1, newest - COLUMNS + 1), newest + 1):
-            self.columns[column % COLUMNS] = array.array("I", EMPTY)
+        for column in range(max(self.newest + 1, newest - KEPT + 1), newest + 1):
+            self.columns[column % KEPT] = array.array("I", EMPTY)
         self.newest = max(self.newest, newest)
 
     def clear(self, rows: Iterable[int]) -> None:
@@ -2873,8 +2875,8 @@ class Grid:
     def of(self, first: int, end: int) -> list[int]:
         """The columns from `first` to before `end`, each as one number of 32 bits a row."""
         self.turn(end - 1)
-        oldest = self.newest - COLUMNS + 1
-        return [0 if column < oldest else int.from_bytes(self.columns[column % COLUMNS].tobytes(), sys.byteorder)
+        oldest = self.newest - KEPT + 1
+        return [0 if column < oldest else int.from_bytes(self.columns[column % KEPT].tobytes(), sys.byteorder)
                 for column in range(first, end)]
 
 
@@ -3074,7 +3076,7 @@ class Asked(NamedTuple):
         first, count = (*stream["lanes"], 0, 0)[:2] if type(stream.get("lanes")) is list else (0, LANES)
         lanes = int(asked_number(first, 0, 0, 1e6)), int(asked_number(count, LANES, 0, MOST_LANES))
         page = int(asked_number(slaves.get("from"), 0, 0, 1e6)), int(asked_number(slaves.get("count"), 60, 0, 1000))
-        window = round(asked_number(stream.get("window"), 10.0, 1.0, COLUMNS), 1)
+        window = round(asked_number(stream.get("window"), 10.0, SHORTEST, COLUMNS), 1)
         return cls(cur, window, lanes, str(stream.get("filter", "")), str(stream.get("system", "")), page,
                    str(slaves.get("sort", "name")), str(slaves.get("filter", "")).lower(), opened)
 
@@ -3132,9 +3134,11 @@ class Gallery:
         self._minute: collections.defaultdict = collections.defaultdict(int)
         self._past: collections.deque[tuple] = collections.deque(maxlen=MEAN + 1)  # when, done, failed, busy, serial
         self._serials: collections.deque[tuple] = collections.deque(maxlen=COLUMNS)  # when, spans seen
-        self._finished_at, self._queue_then = now, 0  # when a task ended last, and how many waited
+        self._finished_at, self._queue_then = now, -1  # when a task ended last or a worker was free, and what waited
+        self._was_full = False
         self._films: OrderedDict[tuple, Film] = OrderedDict()  # (width, system) -> Film, the last used one last
         self._live: list[Film] = []  # those of them that have a grid of their own
+        self._names: list[str] | None = []
         self._stale = True  # the lanes are to be laid out anew
 
     # -- what it hears
@@ -3143,6 +3147,8 @@ class Gallery:
         """A part of a lease was run."""
         (owner, first, tasks, failed, attempt, slave, lane, _, _, began, ended, heard, opening, packing, step, kind, sent,
          received) = span
+        if self._stale and len(self.slaves) <= MOST_LANES:
+            self._lay_out(heard)
         numbers, ran, layout = self.texts, ended - began, self.lanes.layout
         if ran < 0:  # a clock of a slave that jumps
             began, ran = ended, 0.0
@@ -3194,6 +3200,11 @@ class Gallery:
         """A task system, or a client (of its own name), is here."""
         if owner not in self.works:
             self.works[owner] = Work(owner, client, app, user, by_hand, now)
+
+    def owner_is(self, owner: str, app: str) -> None:
+        """It is known now what the owner runs."""
+        if owner in self.works:
+            self.works[owner].app = app
 
     def owner_repeats(self, owner: str, known: int, done: int) -> None:
         """A system does again what an earlier process of it did; so many tasks it will not."""
@@ -3255,7 +3266,7 @@ class Gallery:
     def slave_joined(self, slave: str, host: str, python: str, sandbox: str) -> None:
         """A slave is here."""
         self.slaves[slave] = Seen(slave, host, python, sandbox)
-        self._stale = True
+        self._sort()
 
     def slave_changed(self) -> None:
         """A slave has more workers than before, or fewer."""
@@ -3264,11 +3275,21 @@ class Gallery:
     def slave_gone(self, slave: str, lost: str, tasks: int, now: float) -> None:
         """A slave has left, or was `lost` for this reason with so many tasks."""
         seen, known = self.slaves.get(slave), self.board.slaves.get(slave)
-        self._stale = True
         if seen is not None and lost and known is not None:
             seen.lost, seen.running = (now, lost, tasks, known.workers, known.done_tasks), {}
         else:
             self.slaves.pop(slave, None)
+        self._sort()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the slaves, as a person would sort them."""
+        if self._names is None:
+            self._names = sorted(self.slaves, key=lambda name: self.slaves[name].key)
+        return self._names
+
+    def _sort(self) -> None:
+        self._names, self._stale = None, True
 
     def vitals(self, slave: str, cpu: float | None, memory: int | None, trip: float | None, running: dict) -> None:
         """How a slave is: share of its machine's processors that is busy, bytes, seconds; lease -> lane of what runs."""
@@ -3295,10 +3316,12 @@ class Gallery:
             self._end_minute()
         for work in self.works.values():
             work.sample()
-        if self._queue_then < 0 or busy < workers or not queued:
+        full = 0 < workers <= busy and queued > 0
+        if self._queue_then < 0 or not (full and self._was_full):
             self._finished_at, self._queue_then = now, queued
+        self._was_full = full
         self._tidy(now)
-        self.attention = self._attention(now, workers, busy, queued, notes)
+        self.attention = self._attention(now, workers, queued, notes)
 
     def _size(self, weight: float = 0.0) -> tuple[int, int, int]:
         """Slaves, workers, and how many of these are busy, which the mean of each slave takes in with some weight."""
@@ -3315,7 +3338,7 @@ class Gallery:
     @property
     def queued(self) -> int:
         """Tasks that wait."""
-        return sum([user.queued for user in self.board.busy])
+        return sum([user.queued for user in self.board.users.values()])
 
     def _end_minute(self) -> None:
         rows = self.seconds.last(60)
@@ -3327,7 +3350,7 @@ class Gallery:
         """Forgets lost slaves, texts and films that nobody needs, and lays the lanes out anew if that is to be done."""
         for name in [name for name, seen in self.slaves.items() if seen.lost and now - seen.lost[0] > LOST_KEPT]:
             del self.slaves[name]
-            self._stale = True
+            self._sort()
         if len(self.texts) > MOST_TEXTS:
             rows = list(self.spans.form.iter_unpack(self.spans.since(0)[1]))
             self.texts.keep({number for row in rows for number in (row[6], row[8], row[9])})
@@ -3338,7 +3361,7 @@ class Gallery:
 
     def _lay_out(self, now: float) -> None:
         self._stale = False
-        names = sorted(self.slaves, key=lambda name: (self._dullness(name, now), self.slaves[name].key))
+        names = sorted(self.names, key=lambda name: self._dullness(name, now))
         freed = self.lanes.fit([(name, self._workers(name)) for name in names])
         for grid in (self.grid, *(film.grid for film in self._live)):
             grid.clear(freed)
@@ -3353,14 +3376,14 @@ class Gallery:
         return 1 if now - seen.failed_at < RECENTLY else 2 if slave.pace > 2 else 3
 
     def _workers(self, name: str) -> int:
-        slave, lost = self.board.slaves.get(name), self.slaves[name].lost
-        return slave.workers if slave else lost[3] if lost else 0
+        slave, seen = self.board.slaves.get(name), self.slaves.get(name)
+        return slave.workers if slave else seen.lost[3] if seen and seen.lost else 0
 
     # -- what a person should hear of
 
-    def _attention(self, now: float, workers: int, busy: int, queued: int, notes: Collection) -> list[list]:
+    def _attention(self, now: float, workers: int, queued: int, notes: Collection) -> list[list]:
         """[level, kind, text, place], the worst first."""
-        found = [*self._without_workers(workers, queued), *self._stuck(now, workers, busy, queued), *notes]
+        found = [*self._without_workers(workers, queued), *self._stuck(now, queued), *notes]
         found += [*self._of_slaves(now), *self._of_works(now)]
         return sorted(found, key=lambda one: one[0] != "error")[:3]
 
@@ -3374,10 +3397,10 @@ class Gallery:
             if demand.wanting:
                 yield ["error", "unplaceable", f"{demand.tasks:,} tasks wait in vain: {demand.wanting}", "#slaves"]
 
-    def _stuck(self, now: float, workers: int, busy: int, queued: int) -> Iterable[list]:
+    def _stuck(self, now: float, queued: int) -> Iterable[list]:
         """Nothing ends, nobody is free, and the queue grows."""
         still = now - self._finished_at
-        if workers and busy >= workers and still >= STUCK and queued > self._queue_then:
+        if self._was_full and still >= STUCK and queued > self._queue_then:
             more = f"{queued - self._queue_then:,} tasks more wait, {queued:,} in all"
             yield ["error", "stuck", f"no task has ended for {still:.0f} s, no worker is free, and {more}", "#slaves"]
 
@@ -3501,17 +3524,16 @@ class Gallery:
 
     def _chosen(self, asked: Asked) -> tuple[int, list[str]]:
         """How many slaves fit the filter, and those of them that are on the page."""
-        names = [name for name, seen in self.slaves.items()
-                 if asked.filter in name.lower() or asked.filter in seen.host.lower()]
-        key = asked.sort.lstrip("-")
-        names.sort(key=lambda name: self.slaves[name].key)
+        names, key = self.names, asked.sort.lstrip("-")
+        if asked.filter:
+            names = [name for name in names
+                     if asked.filter in name.lower() or asked.filter in self.slaves[name].host.lower()]
         if key in SLAVE_COLUMNS and key != "name":
             at = SLAVE_COLUMNS.index(key)
             rows = {name: self._slave_row(name, 0.0)[at] for name in names}
-            names.sort(key=lambda name: (rows[name] is not None, rows[name] if rows[name] is not None else 0))
-        if asked.sort.startswith("-"):
-            names.reverse()
-        return len(names), names[asked.slaves[0] : asked.slaves[0] + asked.slaves[1]]
+            names = sorted(names, key=lambda name: (rows[name] is not None, rows[name] if rows[name] is not None else 0))
+        first, count = asked.slaves
+        return len(names), (names[::-1] if asked.sort.startswith("-") else names)[first : first + count]
 
     def _slave_row(self, name: str, now: float) -> list:
         seen, slave = self.slaves[name], self.board.slaves.get(name)
@@ -3577,7 +3599,8 @@ class Gallery:
 
     def _lanes_of(self, name: str, leases: list) -> list[int]:
         """The lane of each lease, as its slave has told of those that run for a while; the others fill what is left."""
-        told = self.slaves[name].running if name in self.slaves else {}
+        known = self.slaves[name].running if name in self.slaves else {}
+        told = {lease.id: known[lease.id] for lease in leases if lease.id in known}
         free = iter([lane for lane in range(self._workers(name) + len(leases)) if lane not in told.values()])
         return [told[lease.id] if lease.id in told else next(free) for lease in leases]
 
@@ -4428,6 +4451,7 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=owners)
         def bundle(handler, request, digest, manifest):
             self.store_bundle(digest, manifest, bytes(request.parts[0]))
+            self.gallery.owner_is(request.peer.label, self.entry_of(digest))
 
         @rpc.tcpremote(channel, roles=owners)
         def submit(handler, request, number, count, group, first):
@@ -4605,8 +4629,7 @@ class MasterNode(rpc.BaseNode):
         known = name in self.board.owners
         self.audit("submit", peer, client=name, application=info.get("bundle"))
         self.apply(self.board.owner_joined(name, "client", now, key=identity, user=peer.name))
-        app = self.bundles.get(info.get("bundle"), {}).get("name", "") if not missing else ""
-        self.gallery.owner_began(name, name, app, peer.name, False, now)
+        self.gallery.owner_began(name, name, "" if missing else self.entry_of(info["bundle"]), peer.name, False, now)
         self._told.pop(name, None)
         slaves, workers, _ = self.swarm_size()
         return {
@@ -4753,6 +4776,10 @@ class MasterNode(rpc.BaseNode):
                 self._unstored = f"the application cannot be stored by the master ({error}): make room on its disk"
             else:
                 self.bundles[digest], self._unstored = manifest, ""
+
+    def entry_of(self, digest: str) -> str:
+        """The file with which an application begins; "" if it is not here."""
+        return str(self.bundles.get(digest, {}).get("entry", ""))[:100]
 
     def send_bundle(self, peer: rpc.Peer, digest: str) -> None:
         """Gives a slave what it runs leases of."""

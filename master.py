@@ -3260,7 +3260,9 @@ class Gallery:
         work = self.works.pop(owner, None)
         if work is not None and owner != work.client:
             work.state = "done" if failure is None else "cancelled" if failure.get("kind") == "cancelled" else "failed"
-            work.error, work.elapsed = failure, now - work.since
+            kept = failure or {}
+            work.error = failure and {key: str(kept.get(key) or "")[:1000] for key in ("type", "message", "where")}
+            work.elapsed = now - work.since
             self.ended[owner] = work
             if len(self.ended) > ENDED_KEPT:
                 self.ended.popitem(last=False)
@@ -3654,9 +3656,8 @@ class Gallery:
     def _tell_error(failure: dict | None, whole: bool) -> str | None:
         if failure is None:
             return None
-        kind, where = str(failure.get("type", "?")), str(failure.get("where", ""))
-        text = f"{kind}: {str(failure.get('message', ''))[:1000]}" if whole else kind
-        return f"{text} ({where})" if where else text
+        text = f"{failure['type']}: {failure['message']}" if whole else failure["type"]
+        return f"{text} ({failure['where']})" if failure["where"] else text
 
     def _tell_samples(self, minutes: bytes, seconds: bytes) -> list:
         later = list(self.seconds.form.iter_unpack(seconds))
@@ -3667,18 +3668,19 @@ class Gallery:
     def _tell_stream(self, copy: Copy, asked: Asked) -> tuple[dict, dict]:
         about = {"lanes": copy.lanes[0], "total_lanes": copy.lanes[1], "kept": self.spans.size * self.keeps,
                  "seen": copy.seen}
-        since = copy.now - asked.window
+        key = self._key(asked, "spans" if copy.film is None else "density", copy.layout)
+        fresh, since = asked.cur.get("stream") != key, copy.now - asked.window
+        if not fresh:
+            since = max(since, asked_number(asked.cur.get("at"), 0.0, 0.0, copy.now))
         barriers = [[round(at, 3), system, step] for at, system, step in copy.barriers
-                    if at >= since and asked.system in ("", system)]
+                    if at > since and asked.system in ("", system)]
         if copy.film is None:
-            key = self._key(asked, "spans", copy.layout)
             told = {"mode": "spans", "rows": self._tell_spans(copy, asked), "running": copy.running}
-            cursor = {"stream": key, "span": copy.seen}
+            cursor = {"span": copy.seen}
         else:
-            key = self._key(asked, "density", copy.layout)
-            told, column = self._tell_density(copy, asked, key)
-            cursor = {"stream": key, "span": 0, "column": column}
-        return {**told, "fresh": asked.cur.get("stream") != key, **about, "barriers": barriers}, cursor
+            told, column = self._tell_density(copy, asked, fresh)
+            cursor = {"span": 0, "column": column}
+        return {**told, "fresh": fresh, **about, "barriers": barriers}, {**cursor, "stream": key, "at": copy.now}
 
     def _tell_spans(self, copy: Copy, asked: Asked) -> list:
         first, data = copy.spans
@@ -3692,12 +3694,12 @@ class Gallery:
                              low | high << 32, attempt, texts[kind]])
         return rows
 
-    def _tell_density(self, copy: Copy, asked: Asked, key: str) -> tuple[dict, int]:
+    def _tell_density(self, copy: Copy, asked: Asked, fresh: bool) -> tuple[dict, int]:
         film, limit = copy.film
         width = film.grid.width
         self._develop(copy, film)
         wanted = limit - min(COLUMNS, round(asked.window / width))
-        if asked.cur.get("stream") == key:
+        if not fresh:
             wanted = max(wanted, asked.after("column"))
         first, data = film.told(wanted, copy.rows)
         places = {lane: place for place, lane in enumerate(copy.lanes[0])}

@@ -2818,11 +2818,13 @@ class Audit(threading.Thread):
 
 LANES = 64  # workers that have a lane each; with more of them, slaves have
 MOST_LANES = 200  # lanes at most, the most interesting
-COLUMNS = 600
-WHOLE, EMPTY = 254 << 16, bytes(4 * MOST_LANES)
+COLUMNS = 600  # of a window
+KEPT = COLUMNS + 40  # for those that are not settled yet
+WHOLE, EMPTY = 254 << 16, array.array("I", bytes(4 * MOST_LANES))
 MOST_FILMS, WATCHED = 4, 30.0  # seconds without a question after which nobody watches one
 REVIEW_EVERY = 10  # samples between two looks at which slaves are the most interesting
 SPANS_SHOWN = 2000  # spans in the window above which their density is told instead
+SHORTEST = 5.0  # seconds of a window
 SETTLED = 0.3  # seconds after which nearly all spans of a column have been heard of, but for tasks that still run
 SECONDS, MINUTES = 900, 1440  # samples kept
 SAMPLE_EVERY = 1.0  # seconds
@@ -2831,10 +2833,11 @@ STUCK = 30.0  # seconds without an end of a task while the queue grows that a pe
 LOST_KEPT = 600.0  # seconds for which a lost slave is shown
 RECENTLY = 60.0  # seconds for which a failure makes a slave interesting
 STRAGGLES = 5  # times the median that a task takes which a person should hear of
-STEPS_KEPT, STEPS_SHOWN = 1000, 200  # of all systems together, of one
-ENDED_KEPT = 20  # systems
+STEPS_KEPT, STEPS_SHOWN = 600, 200  # of all systems together, of one
+ENDED_KEPT, WORKS_SHOWN = 20, 100  # systems; those that run, and clients, in one answer
 MOST_TEXTS = 8192  # names of slaves, owners and kinds before those that no span has any more are let go
-SPAN_FORM = "<dfQIHIHHHHBx"  # began, seconds, first, tasks, failed, step, slave, lane, owner, kind, attempt
+SPAN_FORM = "<dfIBHHIHHHHB"  # began, seconds, first and what of it is above 32 bits, tasks, failed, step, slave, lane,
+# owner, kind, attempt
 SAMPLE_FORM = "<d6f"  # when, tasks and failures a second, queued, busy, median and 95 % of the seconds of a task
 SLAVE_COLUMNS = ("name", "host", "state", "workers", "busy", "mean_busy", "done", "failed", "cpu", "memory",
                  "round_trip", "seen", "sandbox")
@@ -2892,52 +2895,52 @@ class Texts(dict):
 
 
 class Grid:
-    """How busy each row was in each of the last COLUMNS columns: 32 bits a row, WHOLE for a whole column."""
+    """How busy each row was in each of the last columns: 32 bits a row, WHOLE for all of a column."""
 
     def __init__(self, width: float):
         self.width = width
         self.newest = -1
-        self.columns = [array.array("I", EMPTY)] * COLUMNS  # each is made anew when its turn comes
+        self.cells = array.array("I", bytes(4 * MOST_LANES * KEPT))
 
     def add(self, row: int, scale: float, began: float, ended: float) -> None:
         """The row was busy for a while; `scale` is WHOLE over its workers."""
-        width, columns = self.width, self.columns
+        width, cells = self.width, self.cells
         first, last = int(began / width), int(ended / width)
         if last > self.newest:
             self.turn(last)
-        oldest = self.newest - COLUMNS + 1
+        oldest = self.newest - KEPT + 1
         try:
             if first == last:
                 if first >= oldest:
-                    columns[first % COLUMNS][row] += int((ended - began) / width * scale)
+                    cells[first % KEPT * MOST_LANES + row] += int((ended - began) / width * scale)
                 return
             if first >= oldest:
-                columns[first % COLUMNS][row] += int((first + 1 - began / width) * scale)
+                cells[first % KEPT * MOST_LANES + row] += int((first + 1 - began / width) * scale)
             for column in range(max(first + 1, oldest), last):
-                columns[column % COLUMNS][row] += int(scale)
+                cells[column % KEPT * MOST_LANES + row] += int(scale)
             if last >= oldest:
-                columns[last % COLUMNS][row] += int((ended / width - last) * scale)
+                cells[last % KEPT * MOST_LANES + row] += int((ended / width - last) * scale)
         except OverflowError:  # a slave says that it did far more at once than it can
-            columns[last % COLUMNS][row] = WHOLE
+            cells[last % KEPT * MOST_LANES + row] = WHOLE
 
     def turn(self, newest: int) -> None:
         """Begins columns up to this one."""
-        for column in range(max(self.newest + 1, newest - COLUMNS + 1), newest + 1):
-            self.columns[column % COLUMNS] = array.array("I", EMPTY)
+        for column in range(max(self.newest + 1, newest - KEPT + 1), newest + 1):
+            at = column % KEPT * MOST_LANES
+            self.cells[at : at + MOST_LANES] = EMPTY
         self.newest = max(self.newest, newest)
 
     def clear(self, rows: Iterable[int]) -> None:
         """These rows are somebody else's now."""
         for row in rows:
-            for column in self.columns:
-                column[row] = 0
+            self.cells[row::MOST_LANES] = array.array("I", bytes(4 * KEPT))
 
     def of(self, first: int, end: int) -> list[int]:
         """The columns from `first` to before `end`, each as one number of 32 bits a row."""
         self.turn(end - 1)
-        oldest = self.newest - COLUMNS + 1
-        return [0 if column < oldest else int.from_bytes(self.columns[column % COLUMNS].tobytes(), sys.byteorder)
-                for column in range(first, end)]
+        oldest, size, data = self.newest - KEPT + 1, 4 * MOST_LANES, memoryview(self.cells).cast("B")
+        places = [column % KEPT * size if column >= oldest else -1 for column in range(first, end)]
+        return [int.from_bytes(data[at : at + size], sys.byteorder) if at >= 0 else 0 for at in places]
 
 
 class Film:
@@ -2991,7 +2994,7 @@ def shares(column: int) -> bytes:
     """A byte for each row of a column, 254 where it is full."""
     data = column.to_bytes(4 * MOST_LANES + 4, "little")
     low, high = data[2 : 4 * MOST_LANES : 4], data[3 : 4 * MOST_LANES : 4]
-    return low if not any(high) else bytes([255 if over else share for share, over in zip(low, high)])
+    return low if not any(high) else bytes([255 if over else share for share, over in zip(low, high, strict=True)])
 
 
 class Layout(NamedTuple):
@@ -3136,7 +3139,7 @@ class Asked(NamedTuple):
         first, count = (*stream["lanes"], 0, 0)[:2] if type(stream.get("lanes")) is list else (0, LANES)
         lanes = int(asked_number(first, 0, 0, 1e6)), int(asked_number(count, LANES, 0, MOST_LANES))
         page = int(asked_number(slaves.get("from"), 0, 0, 1e6)), int(asked_number(slaves.get("count"), 60, 0, 1000))
-        window = round(asked_number(stream.get("window"), 10.0, 1.0, COLUMNS), 1)
+        window = round(asked_number(stream.get("window"), 10.0, SHORTEST, COLUMNS), 1)
         return cls(cur, window, lanes, str(stream.get("filter", "")), str(stream.get("system", "")), page,
                    str(slaves.get("sort", "name")), str(slaves.get("filter", "")).lower(), opened)
 
@@ -3194,25 +3197,30 @@ class Gallery:
         self._minute: collections.defaultdict = collections.defaultdict(int)
         self._past: collections.deque[tuple] = collections.deque(maxlen=MEAN + 1)  # when, done, failed, busy, serial
         self._serials: collections.deque[tuple] = collections.deque(maxlen=COLUMNS)  # when, spans seen
-        self._finished_at, self._queue_then = now, 0  # when a task ended last, and how many waited
+        self._finished_at, self._queue_then = now, -1  # when a task ended last or a worker was free, and what waited
+        self._was_full = False
         self._films: OrderedDict[tuple, Film] = OrderedDict()  # (width, system) -> Film, the last used one last
         self._live: list[Film] = []  # those of them that have a grid of their own
+        self._names: list[str] | None = []
         self._stale = True  # the lanes are to be laid out anew
 
     # -- what it hears
 
     def hear(self, span: Span) -> None:
         """A part of a lease was run."""
-        (owner, first, tasks, failed, attempt, slave, lane, _, _, began, ended, heard, opening, packing, step, kind, sent,
-         received) = span
+        (owner, first, tasks, failed, attempt, slave, lane, _, _, began, ended, heard, opening, packing, step, kind,
+         *_) = span
+        if self._stale and len(self.slaves) <= MOST_LANES:
+            self._lay_out(heard)
         numbers, ran, layout = self.texts, ended - began, self.lanes.layout
         if ran < 0:  # a clock of a slave that jumps
             began, ran = ended, 0.0
         times = bucket((ran - opening - packing) / tasks)
         self._times[times] += tasks
         if self.keeps:
-            self.spans.put(began, ran, first, tasks, failed, step, numbers[slave], lane & 0xFFFF, numbers[owner],
-                           numbers[kind], attempt if attempt < 256 else 255)
+            self.spans.put(began, ran, first & 0xFFFFFFFF, first >> 32 & 0xFF, tasks if tasks < 65536 else 65535,
+                           failed if failed < 65536 else 65535, step & 0xFFFFFFFF, numbers[slave], lane & 0xFFFF,
+                           numbers[owner], numbers[kind], attempt if attempt < 256 else 255)
         row = layout.rows.get((slave, lane if layout.by_worker else -1))
         if row is not None:
             self.grid.add(row, layout.scales[row], began, ended)
@@ -3256,6 +3264,11 @@ class Gallery:
         """A task system, or a client (of its own name), is here."""
         if owner not in self.works:
             self.works[owner] = Work(owner, client, app, user, by_hand, now)
+
+    def owner_is(self, owner: str, app: str) -> None:
+        """It is known now what the owner runs."""
+        if owner in self.works:
+            self.works[owner].app = app
 
     def owner_repeats(self, owner: str, known: int, done: int) -> None:
         """A system does again what an earlier process of it did; so many tasks it will not."""
@@ -3304,12 +3317,19 @@ class Gallery:
         if owner in self.works:
             self.works[owner].state = "paused" if paused else "running"
 
+    def system_shown(self, owner: str, version: int) -> None:
+        """A system has a picture, the how manyth it is."""
+        if owner in self.works:
+            self.works[owner].view = version
+
     def owner_ended(self, owner: str, failure: dict | None, now: float) -> None:
         """An owner is done; of the last systems it is kept how they ended."""
         work = self.works.pop(owner, None)
         if work is not None and owner != work.client:
             work.state = "done" if failure is None else "cancelled" if failure.get("kind") == "cancelled" else "failed"
-            work.error, work.elapsed = failure, now - work.since
+            kept = failure or {}
+            work.error = failure and {key: str(kept.get(key) or "")[:1000] for key in ("type", "message", "where")}
+            work.elapsed = now - work.since
             self.ended[owner] = work
             if len(self.ended) > ENDED_KEPT:
                 self.ended.popitem(last=False)
@@ -3317,7 +3337,7 @@ class Gallery:
     def slave_joined(self, slave: str, host: str, python: str, sandbox: str) -> None:
         """A slave is here."""
         self.slaves[slave] = Seen(slave, host, python, sandbox)
-        self._stale = True
+        self._sort()
 
     def slave_changed(self) -> None:
         """A slave has more workers than before, or fewer."""
@@ -3326,14 +3346,25 @@ class Gallery:
     def slave_gone(self, slave: str, lost: str, tasks: int, now: float) -> None:
         """A slave has left, or was `lost` for this reason with so many tasks."""
         seen, known = self.slaves.get(slave), self.board.slaves.get(slave)
-        self._stale = True
         if seen is not None and lost and known is not None:
             seen.lost, seen.running = (now, lost, tasks, known.workers, known.done_tasks), {}
         else:
             self.slaves.pop(slave, None)
+        self._sort()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the slaves, as a person would sort them."""
+        if self._names is None:
+            self._names = sorted(self.slaves, key=lambda name: self.slaves[name].key)
+        return self._names
+
+    def _sort(self) -> None:
+        self._names, self._stale = None, True
 
     def vitals(self, slave: str, cpu: float | None, memory: int | None, trip: float | None, running: dict) -> None:
-        """How a slave is: share of its machine's processors that is busy, bytes, seconds; lease -> lane of what runs."""
+        """How a slave is: share of its machine's processors that is busy, bytes, seconds; lease -> lane of what
+        runs."""
         seen = self.slaves.get(slave)
         if seen is not None:
             seen.cpu, seen.memory, seen.trip, seen.running = cpu, memory, trip, running
@@ -3343,7 +3374,8 @@ class Gallery:
     def sample(self, now: float, notes: Collection = ()) -> None:
         """Takes its samples; to be called once a second. `notes`: what the node has to say to the attention of people.
         """
-        _, workers, busy = self._size(0.33)
+        workers, busy, _ = self._size()
+        self._average()
         then, done, failed = self._past[-1][:3] if self._past else (now - 1.0, self.done, self.failed)
         self._past.append((now, self.done, self.failed, busy / workers if workers else 0.0))
         self._serials.append((now, self.spans.seen))
@@ -3357,31 +3389,34 @@ class Gallery:
             self._end_minute()
         for work in self.works.values():
             work.sample()
-        if self._queue_then < 0 or busy < workers or not queued:
+        full = 0 < workers <= busy and queued > 0
+        if self._queue_then < 0 or not (full and self._was_full):
             self._finished_at, self._queue_then = now, queued
+        self._was_full = full
         self._tidy(now)
-        self.attention = self._attention(now, workers, busy, queued, notes)
+        self.attention = self._attention(now, workers, queued, notes)
 
-    def _size(self, weight: float = 0.0) -> tuple[int, int, int]:
-        """Slaves, workers, and how many of these are busy, which the mean of each slave takes in with some weight."""
-        workers = busy = 0
-        for slave in self.board.slaves.values():
-            most, held = slave.workers, len(slave.leases)
-            held = held if held < most else most
-            workers += most
-            busy += held
-            if weight and (seen := self.slaves.get(slave.id)):
-                seen.mean += weight * ((held / most if most else 0.0) - seen.mean)
-        return len(self.board.slaves), workers, busy
+    def _size(self) -> tuple[int, int, int]:
+        """Workers, how many of these are busy, and tasks in the hands of slaves."""
+        slaves = self.board.slaves.values()
+        workers, held = [slave.workers for slave in slaves], [len(slave.leases) for slave in slaves]
+        return sum(workers), sum(map(min, held, workers)), sum([slave.open_tasks for slave in slaves])
+
+    def _average(self) -> None:
+        for name, slave in self.board.slaves.items():
+            seen = self.slaves.get(name)
+            if seen is not None:
+                share = min(1.0, len(slave.leases) / slave.workers) if slave.workers else 0.0
+                seen.mean += 0.33 * (share - seen.mean)
 
     @property
     def queued(self) -> int:
         """Tasks that wait."""
-        return sum([user.queued for user in self.board.busy])
+        return sum([user.queued for user in self.board.users.values()])
 
     def _end_minute(self) -> None:
         rows = self.seconds.last(60)
-        means = [sum(column) / len(rows) for column in list(zip(*rows))[1:5]]
+        means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:5]]
         self.minutes.put(rows[-1][0], *means, *quantiles(self._minute, 0.5, 0.95))
         self._minute.clear()
 
@@ -3389,10 +3424,10 @@ class Gallery:
         """Forgets lost slaves, texts and films that nobody needs, and lays the lanes out anew if that is to be done."""
         for name in [name for name, seen in self.slaves.items() if seen.lost and now - seen.lost[0] > LOST_KEPT]:
             del self.slaves[name]
-            self._stale = True
+            self._sort()
         if len(self.texts) > MOST_TEXTS:
             rows = list(self.spans.form.iter_unpack(self.spans.since(0)[1]))
-            self.texts.keep({number for row in rows for number in (row[6], row[8], row[9])})
+            self.texts.keep({number for row in rows for number in (row[7], row[9], row[10])})
         for key in [key for key, film in self._films.items() if now - film.asked > WATCHED]:
             self._drop_film(key)
         if self._stale or (len(self.slaves) > MOST_LANES and self.seconds.seen % REVIEW_EVERY == 0):
@@ -3400,7 +3435,7 @@ class Gallery:
 
     def _lay_out(self, now: float) -> None:
         self._stale = False
-        names = sorted(self.slaves, key=lambda name: (self._dullness(name, now), self.slaves[name].key))
+        names = sorted(self.names, key=lambda name: self._dullness(name, now))
         freed = self.lanes.fit([(name, self._workers(name)) for name in names])
         for grid in (self.grid, *(film.grid for film in self._live)):
             grid.clear(freed)
@@ -3415,14 +3450,14 @@ class Gallery:
         return 1 if now - seen.failed_at < RECENTLY else 2 if slave.pace > 2 else 3
 
     def _workers(self, name: str) -> int:
-        slave, lost = self.board.slaves.get(name), self.slaves[name].lost
-        return slave.workers if slave else lost[3] if lost else 0
+        slave, seen = self.board.slaves.get(name), self.slaves.get(name)
+        return slave.workers if slave else seen.lost[3] if seen and seen.lost else 0
 
     # -- what a person should hear of
 
-    def _attention(self, now: float, workers: int, busy: int, queued: int, notes: Collection) -> list[list]:
+    def _attention(self, now: float, workers: int, queued: int, notes: Collection) -> list[list]:
         """[level, kind, text, place], the worst first."""
-        found = [*self._without_workers(workers, queued), *self._stuck(now, workers, busy, queued), *notes]
+        found = [*self._without_workers(workers, queued), *self._stuck(now, queued), *notes]
         found += [*self._of_slaves(now), *self._of_works(now)]
         return sorted(found, key=lambda one: one[0] != "error")[:3]
 
@@ -3436,18 +3471,19 @@ class Gallery:
             if demand.wanting:
                 yield ["error", "unplaceable", f"{demand.tasks:,} tasks wait in vain: {demand.wanting}", "#slaves"]
 
-    def _stuck(self, now: float, workers: int, busy: int, queued: int) -> Iterable[list]:
+    def _stuck(self, now: float, queued: int) -> Iterable[list]:
         """Nothing ends, nobody is free, and the queue grows."""
         still = now - self._finished_at
-        if workers and busy >= workers and still >= STUCK and queued > self._queue_then:
+        if self._was_full and still >= STUCK and queued > self._queue_then:
             more = f"{queued - self._queue_then:,} tasks more wait, {queued:,} in all"
             yield ["error", "stuck", f"no task has ended for {still:.0f} s, no worker is free, and {more}", "#slaves"]
 
     def _of_slaves(self, now: float) -> Iterable[list]:
         for name, seen in self.slaves.items():
             if seen.lost:
-                at, why, held, *_ = seen.lost
-                text = f"slave {name} on {seen.host} was lost {now - at:.0f} s ago: {held:,} tasks went back to the queue"
+                at, _, held, *_ = seen.lost
+                text = (f"slave {name} on {seen.host} was lost {now - at:.0f} s ago: {held:,} tasks went back to the "
+                        "queue")
                 yield ["error" if now - at < RECENTLY else "warn", "slave lost", text, f"#slave={name}"]
         ours = rpc.minor_version()
         others = [(name, seen) for name, seen in self.slaves.items() if seen.python and seen.python != ours]
@@ -3491,31 +3527,33 @@ class Gallery:
         """What an answer is made of. It takes well under a millisecond, whatever is here."""
         mode, first, film = self._mode(asked, now)
         limit = int((now - SETTLED) / film.grid.width) if film else 0
-        spans, columns = (self.spans.seen, b""), (0, [])
+        spans, columns, running = (self.spans.seen, b""), (0, []), []
         if film is None:
             key = self._key(asked, mode, self.lanes.layout)
             spans = self.spans.since(max(first, asked.after("span") if asked.cur.get("stream") == key else 0))
         elif film.end < limit:
             begin = max(film.end, limit - COLUMNS)
-            columns = begin, film.grid.of(begin, limit)
+            columns, running = (begin, film.grid.of(begin, limit)), self._unheard(limit * film.grid.width)
             spans = spans if film.filled else self.spans.since(first)
+        workers, busy, held = self._size()
         total, chosen = self._chosen(asked)
         layout = self.lanes.layout
         lanes = [lane for lane in layout.order if asked.lane_filter in lane[0]]
         shown = lanes[asked.lanes[0] : asked.lanes[0] + asked.lanes[1]]
+        running = self._running_rows(shown) if film is None else running
         return Copy(
-            now, self._head(now), [total, [self.slave_row(name, now) for name in chosen]],
-            self._systems(now), [self._plain_row(work) for work in self.works.values() if work.id == work.client][:200],
+            now, self._head(now, workers, busy), [total, [self._slave_row(name, now) for name in chosen]],
+            self._systems(now, held), self._plain(held),
             self._steps_of(asked.opened), [shown, len(lanes)], [layout.rows[lane] for lane in shown],
             layout, spans, self.texts.texts, self.spans.seen,
-            self._running(shown if film is None else None) if film is None or columns[1] else [], list(self.barriers),
+            running, list(self.barriers),
             film and (film, limit), columns, list(self.failures), self._samples(asked.after("ts")),
             self.errors.since(asked.after("errors")), self.attention,
         )
 
     def _mode(self, asked: Asked, now: float) -> tuple[str, int, Film | None]:
         """"spans" with the serial of the first in the window, or "density" with the film that shows it."""
-        first = self._serial_at(now - asked.window)
+        first = self._serial_at(now - asked.window - SETTLED)
         many = self.spans.seen - first
         if self.keeps and self.lanes.layout.by_worker and many <= SPANS_SHOWN:
             return "spans", first, None
@@ -3552,30 +3590,32 @@ class Gallery:
         """What an answer must have in common with the one before it to go on from there."""
         return f"{mode} {asked.window} {asked.lanes} {asked.system} {asked.lane_filter} {layout.version}"
 
-    def _head(self, now: float) -> dict:
-        slaves, workers, busy = self._size()
+    def _head(self, now: float, workers: int, busy: int) -> dict:
         past = self._past[0] if self._past else (self.since, 0, 0, 0.0)
         rate = (self.done - past[1]) / max(1.0, now - past[0])
         mean = sum([row[3] for row in self._past]) / len(self._past) if self._past else 0.0
-        return {"slaves": slaves, "workers": workers, "busy": busy, "mean_busy": round(mean, 3), "rate": round(rate, 2),
-                "queued": self.queued, "done": self.done, "failed": self.failed,
+        return {"slaves": len(self.board.slaves), "workers": workers, "busy": busy, "mean_busy": round(mean, 3),
+                "rate": round(rate, 2), "queued": self.queued, "done": self.done, "failed": self.failed,
                 "scheduler": type(self.board.scheduler).__name__, "uptime": round(now - self.since, 1)}
 
     def _chosen(self, asked: Asked) -> tuple[int, list[str]]:
         """How many slaves fit the filter, and those of them that are on the page."""
-        names = [name for name, seen in self.slaves.items()
-                 if asked.filter in name.lower() or asked.filter in seen.host.lower()]
-        key = asked.sort.lstrip("-")
-        names.sort(key=lambda name: self.slaves[name].key)
+        names, key = self.names, asked.sort.lstrip("-")
+        if asked.filter:
+            names = [name for name in names
+                     if asked.filter in name.lower() or asked.filter in self.slaves[name].host.lower()]
         if key in SLAVE_COLUMNS and key != "name":
             at = SLAVE_COLUMNS.index(key)
-            rows = {name: self.slave_row(name, 0.0)[at] for name in names}
-            names.sort(key=lambda name: (rows[name] is not None, rows[name] if rows[name] is not None else 0))
-        if asked.sort.startswith("-"):
-            names.reverse()
-        return len(names), names[asked.slaves[0] : asked.slaves[0] + asked.slaves[1]]
+            rows = {name: self._slave_row(name, 0.0)[at] for name in names}
+            names = sorted(names, key=lambda name: (rows[name] is not None, rows[name] or 0))
+        first, count = asked.slaves
+        return len(names), (names[::-1] if asked.sort.startswith("-") else names)[first : first + count]
 
-    def slave_row(self, name: str, now: float) -> list:
+    def look_at(self, slave: str, now: float) -> dict[str, Any]:
+        """A slave as its row has it, by the names of the columns."""
+        return dict(zip(SLAVE_COLUMNS, self._slave_row(slave, now), strict=True))
+
+    def _slave_row(self, name: str, now: float) -> list:
         seen, slave = self.slaves[name], self.board.slaves.get(name)
         if slave is None or seen.lost:
             at, _, _, workers, done = seen.lost or (now, "", 0, 0, 0)
@@ -3587,12 +3627,12 @@ class Gallery:
         silent = None if at is None else round(max(0.0, now - at), 1)
         return [name, seen.host, *figures, seen.failed, seen.cpu, seen.memory, seen.trip, silent, seen.sandbox]
 
-    def _systems(self, now: float) -> list[dict]:
-        here = [work for work in self.works.values() if work.id != work.client][:MOST_LANES]
-        return [self._system_row(work, now) for work in (*here, *reversed(self.ended.values()))]
+    def _systems(self, now: float, held: int) -> list[dict]:
+        here = [work for work in self.works.values() if work.id != work.client][:WORKS_SHOWN]
+        return [self._system_row(work, now, held) for work in (*here, *reversed(self.ended.values()))]
 
-    def _system_row(self, work: Work, now: float) -> dict:
-        running = self._in_hands(work)
+    def _system_row(self, work: Work, now: float, held: int) -> dict:
+        running = self._in_hands(work, held)
         left = work.known - work.done
         eta = work.eta(left) if work.elapsed is None else None
         elapsed = now - work.since if work.elapsed is None else work.elapsed
@@ -3603,17 +3643,20 @@ class Gallery:
                 "speedup": round(work.busy / elapsed, 2) if work.elapsed and work.busy else None,
                 "view": work.view, "error": work.error}
 
-    def _in_hands(self, work: Work) -> int:
-        """How many tasks of an owner are with slaves."""
+    def _in_hands(self, work: Work, held: int) -> int:
+        """How many tasks of an owner are with slaves, which have so many `held` in all: what waits for another attempt
+        is nowhere else counted."""
         owner = self.board.owners.get(work.id)
         if owner is None or work.elapsed is not None:
             return 0
         left = work.known - work.done - sum([line.tasks for line in owner.lines.values()])
-        return max(0, min(left, sum([slave.open_tasks for slave in self.board.slaves.values()]) if left > 0 else 0))
+        return max(0, min(left, held))
 
-    def _plain_row(self, work: Work) -> dict:
-        return {"id": work.id, "app": work.app, "user": work.user, "tasks": work.known, "done": work.done,
-                "running": self._in_hands(work), "failed": work.failed, "rate": round(work.rate, 2)}
+    def _plain(self, held: int) -> list[dict]:
+        works = [work for work in self.works.values() if work.id == work.client and work.known][:WORKS_SHOWN]
+        return [{"id": work.id, "app": work.app, "user": work.user, "tasks": work.known, "done": work.done,
+                 "running": self._in_hands(work, held), "failed": work.failed, "rate": round(work.rate, 2)}
+                for work in works]
 
     def _steps_of(self, system: str) -> dict | None:
         if system not in self.works and system not in self.ended:
@@ -3621,25 +3664,39 @@ class Gallery:
         rows = [step.row() for step in self.steps.values() if step.owner == system]
         return {"system": system, "rows": rows[-STEPS_SHOWN:]}
 
-    def _running(self, shown: list | None) -> list:
-        """What runs in these lanes: (place of the lane, since, owner, first, tasks); for a film (row, since) of all."""
+    def _unheard(self, before: float) -> list[tuple]:
+        """(row, since) of what began before then, and of which nothing was heard yet."""
         by_worker, rows, *_ = self.lanes.layout
+        if by_worker:
+            return [(rows[lane], lease.since) for lane, lease in self._running(rows) if lease.since < before]
+        slaves, found = self.board.slaves, []
+        for (name, _), row in rows.items():
+            slave = slaves.get(name)
+            if slave is not None and slave.leases:
+                found += [(row, lease.since) for lease in itertools.islice(slave.leases.values(), slave.workers)
+                          if lease.since < before and lease.open[0][0] == lease.lo]
+        return found
+
+    def _running(self, lanes: Collection) -> list[tuple]:
+        """What runs in these lanes of workers: (lane, lease)."""
         found = []
-        places = rows if shown is None else {lane: place for place, lane in enumerate(shown)}
-        for name in dict.fromkeys(lane[0] for lane in places):
+        for name in dict.fromkeys(lane[0] for lane in lanes):
             slave = self.board.slaves.get(name)
             leases = itertools.islice(slave.leases.values(), slave.workers) if slave else ()
-            whole = [lease for lease in leases if lease.open and lease.open[0][0] == lease.lo]
-            lanes = self._lanes_of(name, whole) if by_worker else itertools.repeat(-1)
-            found += [(places[name, lane], lease) for lane, lease in zip(lanes, whole) if (name, lane) in places]
-        if shown is None:
-            return [(place, lease.since) for place, lease in found]
-        return [[place, round(lease.since, 3), lease.batch.owner.id, lease.batch.first + lease.lo, lease.tasks]
-                for place, lease in found]
+            whole = [lease for lease in leases if lease.open[0][0] == lease.lo]
+            found += [((name, lane), lease) for lane, lease in zip(self._lanes_of(name, whole), whole, strict=True)]
+        return [one for one in found if one[0] in lanes]
+
+    def _running_rows(self, shown: list) -> list[list]:
+        """The same as the page gets it: place of the lane, since, owner, first, tasks."""
+        places = {lane: place for place, lane in enumerate(shown)}
+        return [[places[lane], round(lease.since, 3), lease.batch.owner.id, lease.batch.first + lease.lo, lease.tasks]
+                for lane, lease in self._running(places)]
 
     def _lanes_of(self, name: str, leases: list) -> list[int]:
         """The lane of each lease, as its slave has told of those that run for a while; the others fill what is left."""
-        told = self.slaves[name].running if name in self.slaves else {}
+        known = self.slaves[name].running if name in self.slaves else {}
+        told = {lease.id: known[lease.id] for lease in leases if lease.id in known}
         free = iter([lane for lane in range(self._workers(name) + len(leases)) if lane not in told.values()])
         return [told[lease.id] if lease.id in told else next(free) for lease in leases]
 
@@ -3670,9 +3727,8 @@ class Gallery:
     def _tell_error(failure: dict | None, whole: bool) -> str | None:
         if failure is None:
             return None
-        kind, where = str(failure.get("type", "?")), str(failure.get("where", ""))
-        text = f"{kind}: {str(failure.get('message', ''))[:1000]}" if whole else kind
-        return f"{text} ({where})" if where else text
+        text = f"{failure['type']}: {failure['message']}" if whole else failure["type"]
+        return f"{text} ({failure['where']})" if failure["where"] else text
 
     def _tell_samples(self, minutes: bytes, seconds: bytes) -> list:
         later = list(self.seconds.form.iter_unpack(seconds))
@@ -3683,37 +3739,38 @@ class Gallery:
     def _tell_stream(self, copy: Copy, asked: Asked) -> tuple[dict, dict]:
         about = {"lanes": copy.lanes[0], "total_lanes": copy.lanes[1], "kept": self.spans.size * self.keeps,
                  "seen": copy.seen}
-        since = copy.now - asked.window
+        key = self._key(asked, "spans" if copy.film is None else "density", copy.layout)
+        fresh, since = asked.cur.get("stream") != key, copy.now - asked.window
+        if not fresh:
+            since = max(since, asked_number(asked.cur.get("at"), 0.0, 0.0, copy.now))
         barriers = [[round(at, 3), system, step] for at, system, step in copy.barriers
-                    if at >= since and asked.system in ("", system)]
+                    if at > since and asked.system in ("", system)]
         if copy.film is None:
-            key = self._key(asked, "spans", copy.layout)
             told = {"mode": "spans", "rows": self._tell_spans(copy, asked), "running": copy.running}
-            cursor = {"stream": key, "span": copy.seen}
+            cursor = {"span": copy.seen}
         else:
-            key = self._key(asked, "density", copy.layout)
-            told, column = self._tell_density(copy, asked, key)
-            cursor = {"stream": key, "span": 0, "column": column}
-        return {**told, "fresh": asked.cur.get("stream") != key, **about, "barriers": barriers}, cursor
+            told, column = self._tell_density(copy, asked, fresh)
+            cursor = {"span": 0, "column": column}
+        return {**told, "fresh": fresh, **about, "barriers": barriers}, {**cursor, "stream": key, "at": copy.now}
 
     def _tell_spans(self, copy: Copy, asked: Asked) -> list:
         first, data = copy.spans
         texts, rows = copy.texts, []
         places = {lane: place for place, lane in enumerate(copy.lanes[0])}
         for serial, row in enumerate(self.spans.form.iter_unpack(data), first):
-            began, ran, ordinal, tasks, failed, step, slave, lane, owner, kind, attempt = row
+            began, ran, low, high, tasks, failed, step, slave, lane, owner, kind, attempt = row
             place = places.get((texts[slave], lane))
             if place is not None and asked.system in ("", texts[owner]):
-                rows.append([serial, place, round(began, 4), round(ran, 5), tasks, failed, step, texts[owner], ordinal,
-                             attempt, texts[kind]])
+                rows.append([serial, place, round(began, 4), round(ran, 5), tasks, failed, step, texts[owner],
+                             low | high << 32, attempt, texts[kind]])
         return rows
 
-    def _tell_density(self, copy: Copy, asked: Asked, key: str) -> tuple[dict, int]:
+    def _tell_density(self, copy: Copy, asked: Asked, fresh: bool) -> tuple[dict, int]:
         film, limit = copy.film
         width = film.grid.width
         self._develop(copy, film)
         wanted = limit - min(COLUMNS, round(asked.window / width))
-        if asked.cur.get("stream") == key:
+        if not fresh:
             wanted = max(wanted, asked.after("column"))
         first, data = film.told(wanted, copy.rows)
         places = {lane: place for place, lane in enumerate(copy.lanes[0])}
@@ -3740,7 +3797,7 @@ class Gallery:
         texts, (by_worker, rows, scales, *_) = copy.texts, copy.layout
         film.past, film.filled = Grid(film.grid.width), True
         for row in self.spans.form.iter_unpack(data[: max(0, film.since - first) * self.spans.form.size]):
-            began, ran, _, _, _, _, slave, lane, owner, *_ = row
+            began, ran, *_, slave, lane, owner, _, _ = row
             place = rows.get((texts[slave], lane if by_worker else -1))
             if place is not None and film.system in ("", texts[owner]):
                 film.past.add(place, scales[place], began, began + ran)
@@ -3751,8 +3808,9 @@ class Gallery:
         number = self.texts.get(owner)
         for at in range(len(rows) - size, -1, -size) if number is not None else ():
             row = self.spans.form.unpack_from(rows, at)
-            if row[8] == number and row[2] <= ordinal < row[2] + row[3]:
-                began, ran, first, tasks, failed, step, slave, lane, _, kind, attempt = row
+            began, ran, low, high, tasks, failed, step, slave, lane, whose, kind, attempt = row
+            first = low | high << 32
+            if whose == number and first <= ordinal < first + tasks:
                 return {"began": round(began, 4), "seconds": round(ran, 5), "first": first, "tasks": tasks,
                         "failed": failed, "step": step, "slave": texts[slave], "lane": lane, "kind": texts[kind],
                         "attempt": attempt}
@@ -4691,6 +4749,7 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=owners)
         def bundle(handler, request, digest, manifest):
             self.store_bundle(digest, manifest, bytes(request.parts[0]))
+            self.gallery.owner_is(request.peer.label, self.entry_of(digest))
 
         @rpc.tcpremote(channel, roles=owners)
         def submit(handler, request, number, count, group, first):
@@ -4869,8 +4928,7 @@ class MasterNode(rpc.BaseNode):
         known = name in self.board.owners
         self.audit("submit", peer, client=name, application=info.get("bundle"))
         self.apply(self.board.owner_joined(name, "client", now, key=identity, user=peer.name))
-        app = self.bundles.get(info.get("bundle"), {}).get("name", "") if not missing else ""
-        self.gallery.owner_began(name, name, app, peer.name, False, now)
+        self.gallery.owner_began(name, name, "" if missing else self.entry_of(info["bundle"]), peer.name, False, now)
         self._told.pop(name, None)
         slaves, workers, _ = self.swarm_size()
         return {
@@ -5017,6 +5075,10 @@ class MasterNode(rpc.BaseNode):
                 self._unstored = f"the application cannot be stored by the master ({error}): make room on its disk"
             else:
                 self.bundles[digest], self._unstored = manifest, ""
+
+    def entry_of(self, digest: str) -> str:
+        """The file with which an application begins; "" if it is not here."""
+        return str(self.bundles.get(digest, {}).get("entry", ""))[:100]
 
     def send_bundle(self, peer: rpc.Peer, digest: str) -> None:
         """Gives a slave what it runs leases of."""
@@ -5694,7 +5756,7 @@ class MasterNode(rpc.BaseNode):
         """What its row on the page shows, and what it told of itself. Raises RpcError for a slave that is not here."""
         if name not in self.gallery.slaves:
             raise unknown(f"there is no slave {name[:40]}", f"here are: {', '.join(self.board.slaves) or 'none'}")
-        row = dict(zip(SLAVE_COLUMNS, self.gallery.slave_row(name, time.monotonic()), strict=True))
+        row = self.gallery.look_at(name, time.monotonic())
         told = self._peers[name].info if name in self._peers else {}
         more = {key: told[key] for key in ("version", "python", "pid", "resources", "tags", "features") if key in told}
         return {**row, **more}
@@ -5769,6 +5831,7 @@ class MasterNode(rpc.BaseNode):
         """Lets nothing more of a system be leased, or lets it go on. Raises RpcError if there is none."""
         app = self._running(name).app
         self.apply(self.board.owner_paused(name, paused, time.monotonic()))
+        self.gallery.system_paused(name, paused)
         log.info("system %s %s: %s", name, app, PAUSED if paused else "it goes on")
         return {"system": name, "paused": paused, **self.board.standing(name)}
 
@@ -5804,6 +5867,7 @@ class MasterNode(rpc.BaseNode):
             raise rpc.ProtocolError("a host sent a picture that is too large")
         data, before = tasks.checked_view(bytes(parts[0]), kind), self.views.pop(system.name, None)
         self.views[system.name] = View(kind, data, before.version + 1 if before else 1)
+        self.gallery.system_shown(system.name, self.views[system.name].version)
         while len(self.views) > VIEWS_KEPT:
             del self.views[next(iter(self.views))]
 

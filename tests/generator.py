@@ -32,19 +32,20 @@ class Crowd:
     """Slaves that run what the board gives them, and systems that go from step to step, until all tasks are done."""
 
     def __init__(self, slaves=1000, workers=8, tasks=100_000, seed=1, start=1000.0, failing=0.01, history=50_000,
-                 steps=4):
+                 steps=4, apps=APPS):
         self.random, self.now, self.start, self.failing = random.Random(seed), start, start, failing
         self.board = master.Board(max_lease=200)
         self.gallery = master.Gallery(self.board, start, history)
         self.cursor = {}
         self.events, self.order = [], itertools.count()
         self.free = {}  # slave -> lanes without work
+        self.running = {}  # slave -> lease -> lane
         self.waiting = {}  # slave -> leases
         self.seconds = {}  # system -> of a task, about
         self.left = {}  # system -> (tasks of each further step)
         self.spans = []
         self._join(slaves, workers)
-        for number, (app, share, seconds) in enumerate(APPS, 1):
+        for number, (app, share, seconds) in enumerate(apps, 1):
             self._begin(str(number), app, seconds, int(tasks * share), steps)
         self.at(start + 1.0, self._sample)
 
@@ -72,7 +73,7 @@ class Crowd:
         asked = master.Asked.of(self.cursor if cursor is None else cursor, stream or {}, slaves or {}, opened)
         told = self.gallery.tell(self.gallery.copy(asked, self.now), asked, role == "admin")
         self.cursor = told["cur"]
-        return told
+        return json.loads(json.dumps(told, allow_nan=False))
 
     def _join(self, slaves, workers):
         for number in range(1, slaves + 1):
@@ -80,12 +81,14 @@ class Crowd:
             self.gallery.slave_joined(name, f"node{number:04}", rpc.minor_version(), "standard")
             self.apply(self.board.slave_joined(name, {"cpus": workers}, [], workers, self.now))
             self.free[name], self.waiting[name] = list(range(workers))[::-1], collections.deque()
+            self.running[name] = {}
             self.at(self.now + self.random.random() * 5, self._vitals, name)
 
     def _vitals(self, name):
         if name in self.board.slaves:
             cpu, trip = self.random.random(), 0.0003 + self.random.random() / 1000
-            self.gallery.vitals(name, round(cpu, 3), self.random.randrange(10**8, 10**9), round(trip, 5), {})
+            self.gallery.vitals(name, round(cpu, 3), self.random.randrange(10**8, 10**9), round(trip, 5),
+                                self.running[name].copy())
             self.at(self.now + 5, self._vitals, name)
 
     def _sample(self):
@@ -147,7 +150,7 @@ class Crowd:
         while self.waiting.get(slave) and self.free[slave]:
             lease, leased = self.waiting[slave].popleft()
             lane, each = self.free[slave].pop(), self.seconds[lease.batch.owner.id]
-            count = lease.hi - lease.lo
+            count, self.running[slave][lease.id] = lease.hi - lease.lo, lane
             seconds = count * each * self.random.lognormvariate(0, 0.4 if count == 1 else 0.05)
             self.at(self.now + seconds, self._end, slave, lane, lease, leased, self.now)
 
@@ -155,6 +158,7 @@ class Crowd:
         if slave not in self.free:
             return
         self.free[slave].append(lane)
+        del self.running[slave][lease.id]
         if lease.id in self.board.leases:
             failures = {str(task): self._failure() for task in range(lease.lo, lease.hi)
                         if self.random.random() < self.failing}  # fmt: skip
@@ -167,8 +171,9 @@ class Crowd:
     def _hear(self, slave, lane, lease, leased, began, failed):
         batch, count = lease.batch, lease.hi - lease.lo
         step = self.gallery.works[batch.owner.id].step
-        span = master.Span(batch.owner.id, batch.first + lease.lo, count, failed, lease.attempt, slave, lane, batch.since,
-                           leased, began, self.now, self.now, 1e-5, 1e-5, step, batch.options["name"], 900, 300)
+        first = batch.first + lease.lo
+        span = master.Span(batch.owner.id, first, count, failed, lease.attempt, slave, lane, batch.since, leased,
+                           began, self.now, self.now, 1e-5, 1e-5, step, batch.options["name"], 900, 300)
         self.spans.append(span)
         self.gallery.hear(span)
 
@@ -192,6 +197,7 @@ class Node(rpc.BaseNode):
     def __init__(self, crowd, folder):
         super().__init__(components.Environment(folder, "master").__enter__(), components.Config())
         self.crowd, self.gallery, self._viewing = crowd, crowd.gallery, threading.Lock()
+        self.failures = crowd.gallery.errors
         self.guard = SimpleNamespace(features=lambda: {"files": "active"})
 
     def tick(self, now):

@@ -2852,6 +2852,7 @@ class Uploads:
         self._node, self._folder = node, node.environment / "uploads"
         self.allowed = node.uploads == "yes" or (node.uploads == "loopback" and rpc.is_loopback(node.host))
         self._numbers = itertools.count(1)
+        self._lock = threading.Lock()  # guards the folder of sources
         self._key = ""  # of all their clients
         self._runs: dict[str, Run] = {}
         self._running: dict[int, tuple[Run, rpc.Pipe]] = {}  # by token of the zygote
@@ -2866,13 +2867,20 @@ class Uploads:
             raise rpc.RpcError(rpc.TOO_LARGE, f"{name} has {len(data):,} bytes", {
                 "why": f"up to {MOST_SOURCE:,} are taken", "fix": "run it with client.py from where it is"})
         app = hashlib.sha256(f"{name}\0".encode() + data).hexdigest()[:16]
-        (self._folder / app).mkdir(0o700, parents=True, exist_ok=True)
-        with components.replacing(self._folder / app / name, 0o600) as file:
+        try:
+            with self._lock:
+                self._keep(self._folder / app / name, data)
+        except OSError as error:
+            raise components.Error(f"{name} cannot be kept", str(error), "make room on the master's disk") from None
+        return app
+
+    def _keep(self, path: Path, data: bytes) -> None:
+        path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        with components.replacing(path, 0o600) as file:
             file.write(data)
-        os.utime(self._folder / app)
+        os.utime(path.parent)
         for old in sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-MOST_UPLOADS]:
             shutil.rmtree(old, ignore_errors=True)
-        return app
 
     def start(self, app: str, arguments: list) -> dict[str, Any]:
         """Starts a client process for an application. Raises RpcError."""
@@ -2915,15 +2923,19 @@ class Uploads:
     def died(self, token: int, how: str) -> None:
         """A child of the zygote has ended."""
         if token in self._running:
-            run, pipe = self._running.pop(token)
-            pipe.close()
-            run.ended(how)
+            run = self._end(token, how)
             for peer in self._node.peers_of(self._key):
                 if peer.info.get("pid") == run.pid:  # what it had no time to say
                     self._node.channel.drop(peer, "its process ended")
-            log.info("run %s of %s ended: %s", run.id, run.name, how)
             for old in [one.id for one in self._runs.values() if one.how][:-RUNS_KEPT]:
                 del self._runs[old]
+
+    def _end(self, token: int, how: str) -> Run:
+        run, pipe = self._running.pop(token)
+        pipe.close()
+        run.ended(how)
+        log.info("run %s of %s ended: %s", run.id, run.name, how)
+        return run
 
     @property
     def tokens(self) -> list[int]:
@@ -2933,7 +2945,7 @@ class Uploads:
     def close(self) -> None:
         """The node has ended, and all that it forked."""
         for token in self.tokens:
-            self.died(token, "it went with the master")
+            self._end(token, "it goes with the master")
 
     def _check_allowed(self) -> None:
         if not self.allowed:

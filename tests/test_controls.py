@@ -28,12 +28,12 @@ def left_alone(request, tmp_path):
             here.proxy.system.cancel(row["name"], True)
 
 
-def started(swarm, folder, app="PatientSteps", *words, **settings):
+def started(swarm, folder, app="PatientSteps", *words, json=True, **settings):
     """A client whose system waits for the file `go`, and the row of that system."""
     settings = {"folder": folder, "count": 8, "steps": 1, **settings}
     told = [word for name, value in settings.items() for word in ("--set", f"systems.{name}={value}")]
     known = {row["name"] for row in swarm.proxy.systems()}
-    client = swarm.start_client(APP, "--json", "--app", app, *told, *words)
+    client = swarm.start_client(APP, *["--json"] * json, "--app", app, *told, *words)
     rows = wait_until(lambda: [row for row in swarm.proxy.systems() if row["name"] not in known and row["tasks"]],
                       "the system has made its tasks")  # fmt: skip
     return client, rows[0]["name"]
@@ -73,13 +73,13 @@ def test_a_paused_system_runs_no_further_task_until_it_goes_on(swarm_of_module, 
 
 def test_explain_and_the_progress_of_the_client_say_that_a_person_paused_it(swarm_of_module, tmp_path):
     here = swarm_of_module
-    client, name = started(here, tmp_path, count=40)
+    client, name = started(here, tmp_path, count=40, json=False)
     wait_until(lambda: system_row(here, name)["running"] >= 2, "two of its tasks run")
     here.proxy.system.pause(name)
+    wait_until(lambda: "tasks wait: a person has paused it" in client.err, "the client says so")
     told = here.start("client", "--master", here.address, "--explain", f"{name}.39").wait()
     assert "paused   by a person" in told.out, told.out + told.err
-    here.proxy.system.cancel(name)
-    (tmp_path / "go").touch()
+    here.proxy.system.cancel(name, True)
     client.wait()
 
 

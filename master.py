@@ -2846,7 +2846,7 @@ class Run:
 class Uploads:
     """Applications that people have sent, and the client processes that run them, each as confined as its node can:
     it reads Python and the application, writes in a folder that goes with it, and connects to this master alone.
-    `upload` may be called by any thread, all else belongs to the loop."""
+    `upload` and `start` are for other threads than the loop's, to which all else belongs."""
 
     def __init__(self, node: MasterNode):
         self._node, self._folder = node, node.environment / "uploads"
@@ -2883,7 +2883,7 @@ class Uploads:
             shutil.rmtree(old, ignore_errors=True)
 
     def start(self, app: str, arguments: list) -> dict[str, Any]:
-        """Starts a client process for an application. Raises RpcError."""
+        """Starts a client process for an application. Raises Error."""
         self._check_allowed()
         sources = [*(self._folder / app).glob("*.py")] if re.fullmatch("[0-9a-f]{16}", app) else []
         if not sources:
@@ -2891,16 +2891,14 @@ class Uploads:
         texts = all(isinstance(one, str) and "\0" not in one for one in arguments)
         if not texts or sum(map(len, arguments)) > MOST_ARGUMENTS or len(arguments) > MOST_ARGUMENTS // 80:
             raise components.UsageError("the arguments cannot be passed", "they are a few texts, as in a command line")
-        if len(self._running) >= MOST_RUNS:
-            raise rpc.RpcError(rpc.TOO_MANY, f"{MOST_RUNS} applications run already", {
-                "why": "no more may at once", "fix": "stop one, or run it with client.py elsewhere"})
         run = Run(next(self._numbers), app, sources[0].name, arguments)
+        confinement = self._node.guard.of_client(list(self._node.loopback_addresses()))
         try:
-            self._begin(run, sources[0])
-        except OSError as error:
-            raise components.Error(f"{run.name} cannot be started", str(error)) from None
-        self._runs[run.id] = run
-        return {"run": run.id, "app": app, "name": run.name, "running": len(self._running), "most": MOST_RUNS}
+            command = self._prepare(run, sources[0], Path(confinement.folder))
+            return self._node.loop.ask(lambda: self._begin(run, sources[0], confinement, command))
+        except (OSError, Error) as error:
+            tasks.remove_tree(confinement.folder)
+            raise error if isinstance(error, Error) else Error(f"{run.name} cannot be started", str(error)) from None
 
     def stop(self, number: str) -> dict[str, Any]:
         """Ends a run at once; its work at the master goes with it. Raises RpcError."""
@@ -2952,11 +2950,9 @@ class Uploads:
             raise rpc.RpcError(rpc.NOT_ALLOWED, "this master takes no applications from its page", {
                 "why": f"master.uploads is {self._node.uploads}", "fix": "start it with --set master.uploads=yes"})
 
-    def _begin(self, run: Run, source: Path) -> None:
-        node = self._node
-        http, tcp = node.loopback_addresses()
-        confinement = node.guard.of_client([http, tcp])
-        folder = Path(confinement.folder)
+    def _prepare(self, run: Run, source: Path, folder: Path) -> list[str]:
+        """Makes the folder of a run, with what lets it in; returns its command line."""
+        node, (http, tcp) = self._node, self._node.loopback_addresses()
         folder.mkdir(0o700, parents=True)
         keys = components.Environment(folder / "client", "client").create() / "keys"
         own = rpc.NodeKeys(str(node.environment / "uploads-keys"))  # one for all of them, for it is let in for good
@@ -2964,19 +2960,25 @@ class Uploads:
         self._key = own.public_key
         access = node.keyring.access("client", {**node.addresses, "http": http, "tcp": tcp})
         rpc.append_private(str(folder / "client.access"), json.dumps(access))
-        zygote = node.zygote
-        token, sock, run.ear = tasks.fork_heard(zygote, "program", str(source.parent), confinement, node.loop, 0)
-        run.ear.send = lambda pieces: None  # it is asked for what it keeps
-        pipe = rpc.Pipe(node.loop, sock, lambda pipe, call, parts: self._heard(token, call), lambda pipe: pipe.close())
-        self._running[token] = run, pipe
         settings = ["client.page=no", "client.on_disconnect=cancel", "node.by_reference=no",
                     f"node.compute_address={tcp}"]
-        command = [sys.executable, "-m", f"{__package__}.client", str(source), "--master", http, "--access",
-                   str(folder / "client.access"), "--env", str(folder / "client"),
-                   *(word for setting in settings for word in ("--set", setting)), *run.arguments]
+        return [sys.executable, "-m", f"{__package__}.client", str(source), "--master", http, "--access",
+                str(folder / "client.access"), "--env", str(folder / "client"),
+                *(word for setting in settings for word in ("--set", setting)), *run.arguments]
+
+    def _begin(self, run: Run, source: Path, confinement: tasks.Confinement, command: list[str]) -> dict[str, Any]:
+        node, app = self._node, str(source.parent)
+        if len(self._running) >= MOST_RUNS:
+            raise rpc.RpcError(rpc.TOO_MANY, f"{MOST_RUNS} applications run already", {
+                "why": "no more may at once", "fix": "stop one, or run it with client.py elsewhere"})
+        token, sock, run.ear = tasks.fork_heard(node.zygote, "program", app, confinement, node.loop, 0)
+        run.ear.send = lambda pieces: None  # it is asked for what it keeps
+        pipe = rpc.Pipe(node.loop, sock, lambda pipe, call, parts: self._heard(token, call), lambda pipe: pipe.close())
         path = os.pathsep.join(path or os.getcwd() for path in sys.path)
         pipe.call("program", command, {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"})
+        self._running[token], self._runs[run.id] = (run, pipe), run
         log.info("run %s of %s %s began", run.id, run.name, " ".join(run.arguments))
+        return {"run": run.id, "app": run.app, "name": run.name, "running": len(self._running), "most": MOST_RUNS}
 
     def _heard(self, token: int, call: list) -> None:
         """What it has applied of the sandbox: all, or it ends."""
@@ -4648,7 +4650,7 @@ class MasterNode(rpc.BaseNode):
         @rpc.jsonremote(service, name="app.start", roles=("admin",))
         def start(request, app: str, arguments: list | None = None):
             """Starts a client process for an application that was uploaded, with arguments as of client.py."""
-            return self.loop.ask(lambda: self.runs.start(app, arguments or []))
+            return self.runs.start(app, arguments or [])
 
         @rpc.jsonremote(service, name="app.stop", roles=("admin",))
         def stop(request, run: str):

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 1476,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 5022,
+    "master.py": 5036,
     "rpc.py": 5704,
     "setup.py": 64,
     "slave.py": 1152,
-    "tasks.py": 3856,
+    "tasks.py": 3859,
 }
-TOTAL_LINES = 19_740
+TOTAL_LINES = 19_757
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

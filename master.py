@@ -3855,12 +3855,13 @@ class Run:
 class Uploads:
     """Applications that people have sent, and the client processes that run them, each as confined as its node can:
     it reads Python and the application, writes in a folder that goes with it, and connects to this master alone.
-    `upload` may be called by any thread, all else belongs to the loop."""
+    `upload` and `start` are for other threads than the loop's, to which all else belongs."""
 
     def __init__(self, node: MasterNode):
         self._node, self._folder = node, node.environment / "uploads"
         self.allowed = node.uploads == "yes" or (node.uploads == "loopback" and rpc.is_loopback(node.host))
         self._numbers = itertools.count(1)
+        self._lock = threading.Lock()  # guards the folder of sources
         self._key = ""  # of all their clients
         self._runs: dict[str, Run] = {}
         self._running: dict[int, tuple[Run, rpc.Pipe]] = {}  # by token of the zygote
@@ -3875,16 +3876,23 @@ class Uploads:
             raise rpc.RpcError(rpc.TOO_LARGE, f"{name} has {len(data):,} bytes", {
                 "why": f"up to {MOST_SOURCE:,} are taken", "fix": "run it with client.py from where it is"})
         app = hashlib.sha256(f"{name}\0".encode() + data).hexdigest()[:16]
-        (self._folder / app).mkdir(0o700, parents=True, exist_ok=True)
-        with components.replacing(self._folder / app / name, 0o600) as file:
-            file.write(data)
-        os.utime(self._folder / app)
-        for old in sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-MOST_UPLOADS]:
-            shutil.rmtree(old, ignore_errors=True)
+        try:
+            with self._lock:
+                self._keep(self._folder / app / name, data)
+        except OSError as error:
+            raise components.Error(f"{name} cannot be kept", str(error), "make room on the master's disk") from None
         return app
 
+    def _keep(self, path: Path, data: bytes) -> None:
+        path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        with components.replacing(path, 0o600) as file:
+            file.write(data)
+        os.utime(path.parent)
+        for old in sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-MOST_UPLOADS]:
+            shutil.rmtree(old, ignore_errors=True)
+
     def start(self, app: str, arguments: list) -> dict[str, Any]:
-        """Starts a client process for an application. Raises RpcError."""
+        """Starts a client process for an application. Raises Error."""
         self._check_allowed()
         sources = [*(self._folder / app).glob("*.py")] if re.fullmatch("[0-9a-f]{16}", app) else []
         if not sources:
@@ -3892,16 +3900,14 @@ class Uploads:
         texts = all(isinstance(one, str) and "\0" not in one for one in arguments)
         if not texts or sum(map(len, arguments)) > MOST_ARGUMENTS or len(arguments) > MOST_ARGUMENTS // 80:
             raise components.UsageError("the arguments cannot be passed", "they are a few texts, as in a command line")
-        if len(self._running) >= MOST_RUNS:
-            raise rpc.RpcError(rpc.TOO_MANY, f"{MOST_RUNS} applications run already", {
-                "why": "no more may at once", "fix": "stop one, or run it with client.py elsewhere"})
         run = Run(next(self._numbers), app, sources[0].name, arguments)
+        confinement = self._node.guard.of_client(list(self._node.loopback_addresses()))
         try:
-            self._begin(run, sources[0])
-        except OSError as error:
-            raise components.Error(f"{run.name} cannot be started", str(error)) from None
-        self._runs[run.id] = run
-        return {"run": run.id, "app": app, "name": run.name, "running": len(self._running), "most": MOST_RUNS}
+            command = self._prepare(run, sources[0], Path(confinement.folder))
+            return self._node.loop.ask(lambda: self._begin(run, sources[0], confinement, command))
+        except (OSError, Error) as error:
+            tasks.remove_tree(confinement.folder)
+            raise error if isinstance(error, Error) else Error(f"{run.name} cannot be started", str(error)) from None
 
     def stop(self, number: str) -> dict[str, Any]:
         """Ends a run at once; its work at the master goes with it. Raises RpcError."""
@@ -3924,15 +3930,19 @@ class Uploads:
     def died(self, token: int, how: str) -> None:
         """A child of the zygote has ended."""
         if token in self._running:
-            run, pipe = self._running.pop(token)
-            pipe.close()
-            run.ended(how)
+            run = self._end(token, how)
             for peer in self._node.peers_of(self._key):
                 if peer.info.get("pid") == run.pid:  # what it had no time to say
                     self._node.channel.drop(peer, "its process ended")
-            log.info("run %s of %s ended: %s", run.id, run.name, how)
             for old in [one.id for one in self._runs.values() if one.how][:-RUNS_KEPT]:
                 del self._runs[old]
+
+    def _end(self, token: int, how: str) -> Run:
+        run, pipe = self._running.pop(token)
+        pipe.close()
+        run.ended(how)
+        log.info("run %s of %s ended: %s", run.id, run.name, how)
+        return run
 
     @property
     def tokens(self) -> list[int]:
@@ -3942,18 +3952,16 @@ class Uploads:
     def close(self) -> None:
         """The node has ended, and all that it forked."""
         for token in self.tokens:
-            self.died(token, "it went with the master")
+            self._end(token, "it goes with the master")
 
     def _check_allowed(self) -> None:
         if not self.allowed:
             raise rpc.RpcError(rpc.NOT_ALLOWED, "this master takes no applications from its page", {
                 "why": f"master.uploads is {self._node.uploads}", "fix": "start it with --set master.uploads=yes"})
 
-    def _begin(self, run: Run, source: Path) -> None:
-        node = self._node
-        http, tcp = node.loopback_addresses()
-        confinement = node.guard.of_client([http, tcp])
-        folder = Path(confinement.folder)
+    def _prepare(self, run: Run, source: Path, folder: Path) -> list[str]:
+        """Makes the folder of a run, with what lets it in; returns its command line."""
+        node, (http, tcp) = self._node, self._node.loopback_addresses()
         folder.mkdir(0o700, parents=True)
         keys = components.Environment(folder / "client", "client").create() / "keys"
         own = rpc.NodeKeys(str(node.environment / "uploads-keys"))  # one for all of them, for it is let in for good
@@ -3961,19 +3969,25 @@ class Uploads:
         self._key = own.public_key
         access = node.keyring.access("client", {**node.addresses, "http": http, "tcp": tcp})
         rpc.append_private(str(folder / "client.access"), json.dumps(access))
-        zygote = node.zygote
-        token, sock, run.ear = tasks.fork_heard(zygote, "program", str(source.parent), confinement, node.loop, 0)
-        run.ear.send = lambda pieces: None  # it is asked for what it keeps
-        pipe = rpc.Pipe(node.loop, sock, lambda pipe, call, parts: self._heard(token, call), lambda pipe: pipe.close())
-        self._running[token] = run, pipe
         settings = ["client.page=no", "client.on_disconnect=cancel", "node.by_reference=no",
                     f"node.compute_address={tcp}"]
-        command = [sys.executable, "-m", f"{__package__}.client", str(source), "--master", http, "--access",
-                   str(folder / "client.access"), "--env", str(folder / "client"),
-                   *(word for setting in settings for word in ("--set", setting)), *run.arguments]
+        return [sys.executable, "-m", f"{__package__}.client", str(source), "--master", http, "--access",
+                str(folder / "client.access"), "--env", str(folder / "client"),
+                *(word for setting in settings for word in ("--set", setting)), *run.arguments]
+
+    def _begin(self, run: Run, source: Path, confinement: tasks.Confinement, command: list[str]) -> dict[str, Any]:
+        node, app = self._node, str(source.parent)
+        if len(self._running) >= MOST_RUNS:
+            raise rpc.RpcError(rpc.TOO_MANY, f"{MOST_RUNS} applications run already", {
+                "why": "no more may at once", "fix": "stop one, or run it with client.py elsewhere"})
+        token, sock, run.ear = tasks.fork_heard(node.zygote, "program", app, confinement, node.loop, 0)
+        run.ear.send = lambda pieces: None  # it is asked for what it keeps
+        pipe = rpc.Pipe(node.loop, sock, lambda pipe, call, parts: self._heard(token, call), lambda pipe: pipe.close())
         path = os.pathsep.join(path or os.getcwd() for path in sys.path)
         pipe.call("program", command, {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"})
+        self._running[token], self._runs[run.id] = (run, pipe), run
         log.info("run %s of %s %s began", run.id, run.name, " ".join(run.arguments))
+        return {"run": run.id, "app": run.app, "name": run.name, "running": len(self._running), "most": MOST_RUNS}
 
     def _heard(self, token: int, call: list) -> None:
         """What it has applied of the sandbox: all, or it ends."""
@@ -5715,7 +5729,7 @@ class MasterNode(rpc.BaseNode):
         @rpc.jsonremote(service, name="app.start", roles=("admin",))
         def start(request, app: str, arguments: list | None = None):
             """Starts a client process for an application that was uploaded, with arguments as of client.py."""
-            return self.loop.ask(lambda: self.runs.start(app, arguments or []))
+            return self.runs.start(app, arguments or [])
 
         @rpc.jsonremote(service, name="app.stop", roles=("admin",))
         def stop(request, run: str):

@@ -36,7 +36,7 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      settled([numbers]) · cancel(number, kill) · push_tasksystem(number, digest, options) {system}
                      cancel_task(number, place, kill) · cancel_tasksystem(number, kill) · step(number)
                      work_settled(number) · goodbye()
-    host → master    system_step(step, waiting) · system_done(failure, stats) {result}
+    host → master    system_step(step, waiting) · system_done(failure, stats) {result} · view(type) {picture}
     master → owner   accepted([numbers]) · refused(number, reason)
                      outcome(number, lo, hi, seconds, failures, slave, attempt) {groups…}
                      push_tasksystem_response(number, name) · push_tasksystem_failed(number, error)
@@ -58,6 +58,7 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
     worker → slave   result(id, lo, hi, seconds, failures, last, [began, ended, opening, packing]) {groups…}
                      publish(key, at, total) {, bytes} · fetch_shared(key) · begun(id), if its tasks have limits
     node → builder   build({what of, into which folder, from where}); it says built(size, [what, why, fix, kind] or [])
+    node → program   program(command, variables), which it becomes
 
 Beside its socketpair a child has a pipe for what it prints. What Python prints in a lease of several tasks stands
 between marks of its task; the lo..hi of an `output` are ordinals of the owner, 0..0 for it as a whole, such as the

@@ -1836,6 +1836,7 @@ class Confinement(NamedTuple):
     network: tuple[str, ...] = ()  # HOST:PORT to which it may connect
     subprocess: bool = False  # whether it may start programs
     uid: int = 0  # of its slot; 0: that of its node
+    client: bool = False  # whether it speaks ZeroMQ
 
 
 UNCONFINED = Confinement()
@@ -2064,8 +2065,10 @@ def _numbers(table: str, column: int) -> dict[str, int]:
 def _conditions(wanted: Confinement) -> dict[str, list[tuple[float, int, list[int]]]]:
     """Calls that work only if each of these arguments, masked, is one of these values; without any, never."""
     every, mine = 0xFFFFFFFF, [0, os.getpid()]
-    told = {name: [(0, every, mine)] for name in ("prlimit64", "sched_setaffinity", "sched_setparam", "sched_setattr")}
-    told["sched_setscheduler"] = [(1, every, [0])]  # back to what is usual: each thread of ZeroMQ does so, or ends
+    told = {name: [(0, every, mine)] for name in ("prlimit64", "sched_setaffinity", "sched_setscheduler",
+                                                  "sched_setparam", "sched_setattr")}  # fmt: skip
+    if wanted.client:  # its threads are no `mine`: those of ZeroMQ set themselves to what is usual, or all ends
+        told["sched_setscheduler"] = [(1, every, [0])]
     told["clone"] = [(0, NEW_SPACES, [0])] if wanted.subprocess else [(0, NEW_SPACES | THREAD, [THREAD])]
     told["clone3"] = []  # its flags cannot be seen: libraries go on with clone
     told["setpriority"], told["ioprio_set"] = [(0, every, [0]), (1, every, mine)], [(0, every, [1]), (1, every, mine)]
@@ -2259,7 +2262,7 @@ class Sandbox:
     def of_client(self, addresses: list[str]) -> Confinement:
         """That of a child that becomes a client: it reads Python and its application, and connects to its master alone.
         With the sandbox off there is no more than its folder."""
-        return self._next(network=addresses, subprocess=True)._replace(uid=0)
+        return self._next(network=addresses, subprocess=True, client=True)._replace(uid=0)
 
     def _allowed(self, name: str) -> list:
         value = getattr(self._node, f"allow_{name}")

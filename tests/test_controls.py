@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 from concurrent_swarm.master import MOST_RUNS, MasterNode
-from conftest import APPS, CHECKOUT, SAMPLES, children_of, text_of, wait_until
+from conftest import APPS, CHECKOUT, SAMPLES, children_of, processes_of, text_of, wait_until
 from test_durable import rows_of
 from test_systems import APP, result_of
 
@@ -28,15 +28,15 @@ def left_alone(request, tmp_path):
             here.proxy.system.cancel(row["name"], True)
 
 
-def started(swarm, folder, app="PatientSteps", *words, **settings):
+def started(swarm, folder, app="PatientSteps", *words, json=True, **settings):
     """A client whose system waits for the file `go`, and the row of that system."""
     settings = {"folder": folder, "count": 8, "steps": 1, **settings}
     told = [word for name, value in settings.items() for word in ("--set", f"systems.{name}={value}")]
     known = {row["name"] for row in swarm.proxy.systems()}
-    client = swarm.start_client(APP, "--json", "--app", app, *told, *words)
-    rows = wait_until(lambda: [row for row in swarm.proxy.systems() if row["name"] not in known and row["tasks"]],
-                      "the system has made its tasks")  # fmt: skip
-    return client, rows[0]["name"]
+    client = swarm.start_client(APP, *["--json"] * json, "--app", app, *told, *words)
+    (name,) = wait_until(lambda: {row["name"] for row in swarm.proxy.systems()} - known, "the system is there")
+    wait_until(lambda: system_row(swarm, name)["tasks"] == settings["count"], "the system has made its tasks")
+    return client, name
 
 
 def system_row(swarm, name):
@@ -71,15 +71,16 @@ def test_a_paused_system_runs_no_further_task_until_it_goes_on(swarm_of_module, 
     assert result_of(client.wait())["outcomes"] == 200
 
 
+@pytest.mark.slow
 def test_explain_and_the_progress_of_the_client_say_that_a_person_paused_it(swarm_of_module, tmp_path):
     here = swarm_of_module
-    client, name = started(here, tmp_path, count=40)
+    client, name = started(here, tmp_path, count=40, json=False)
     wait_until(lambda: system_row(here, name)["running"] >= 2, "two of its tasks run")
     here.proxy.system.pause(name)
+    wait_until(lambda: "tasks wait: a person has paused it" in client.err, "the client says so")
     told = here.start("client", "--master", here.address, "--explain", f"{name}.39").wait()
     assert "paused   by a person" in told.out, told.out + told.err
-    here.proxy.system.cancel(name)
-    (tmp_path / "go").touch()
+    here.proxy.system.cancel(name, True)
     client.wait()
 
 
@@ -155,6 +156,7 @@ def test_a_picture_that_a_system_shows_comes_by_ui_view_with_its_type_and_number
     assert not [entry for entry in audited(here, "admin") if entry["method"] == "ui.view"], "who looks changes nothing"
 
 
+@pytest.mark.slow
 def test_of_many_pictures_two_a_second_are_drawn_and_the_last_one_is_not_lost(swarm_of_module, tmp_path):
     here = swarm_of_module
     client, name = started(here, tmp_path, "ShowingSystem", how="many")
@@ -180,6 +182,7 @@ def test_what_is_no_picture_ends_its_system_with_the_reason(swarm_of_module, tmp
     assert run.code == 1 and why in run.about["error"]["message"], run.about["error"]
 
 
+@pytest.mark.slow
 def test_the_picture_of_mandelbrot_fills_up_while_it_runs(swarm_of_module, tmp_path):
     here = swarm_of_module
     words = {"picture": "", "width": 1536, "height": 1024, "iters": 3000, "factor": 16}
@@ -247,6 +250,7 @@ def test_an_application_is_uploaded_started_and_its_output_kept(swarm_of_module)
     assert [entry["params"][0] for entry in audited(here, "admin") if entry["method"] == "app.start"][-1] == app
 
 
+@pytest.mark.slow
 def test_two_runs_are_one_node_for_the_master_however_many_there_are(swarm_of_module):
     for _ in range(2):
         assert ended(swarm_of_module, begun(swarm_of_module, "says.py", says("print('here')")))["code"] == 0
@@ -318,6 +322,7 @@ def test_of_what_a_run_prints_the_last_64_kib_are_kept(swarm_of_module):
     assert len(swarm_of_module.proxy.app.runs()[0]["output"]) <= 2000
 
 
+@pytest.mark.slow
 def test_only_so_many_applications_run_at_once_and_all_end_with_the_master(swarm):
     here = swarm(slaves=0)
     source = text_of(APPS / "plain.py")
@@ -329,7 +334,8 @@ def test_only_so_many_applications_run_at_once_and_all_end_with_the_master(swarm
     ended(here, runs[0])
     begun(here, "plain.py", source, "--app", "Many")
     assert len([row for row in here.proxy.app.runs() if row["state"] == "running"]) == MOST_RUNS
-    # the fixture sees that no process is left
+    here.master.process.kill()
+    wait_until(lambda: not processes_of(here.folder), "no process is left, though the master could say nothing")
 
 
 @pytest.mark.parametrize(
@@ -369,6 +375,7 @@ def test_a_source_that_cannot_be_loaded_says_so_in_its_output(swarm_of_module):
     assert row["code"] and "broken.py:1: invalid syntax" in row["output"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("--set", "master.uploads=no"), ("--host", "0.0.0.0")])
 def test_a_master_takes_no_applications_where_its_owner_or_the_network_forbids_it(swarm, words):
     here = swarm(slaves=0, master=words)
@@ -414,6 +421,7 @@ def test_an_item_that_counts_from_the_start_is_not_set_and_says_where_to(swarm_o
     assert rows["uploads"]["value"] == "loopback"
 
 
+@pytest.mark.slow
 def test_another_scheduler_and_another_strategy_count_at_once(swarm):
     here = swarm(slaves=0)
     (here.master.folder / "plugins" / "odd.py").write_text(textwrap.dedent("""

@@ -528,6 +528,21 @@ def test_F20_a_short_partition_is_nothing_but_a_delay(swarm, nemesis, tmp_path, 
     assert lost(here) == 0 and "lost the master" not in slave.err
 
 
+@pytest.mark.slow
+def test_a_slave_that_was_removed_while_nothing_reached_it_is_not_let_in_again(swarm, nemesis):
+    here = swarm(slaves=0)
+    slave, relays = far_slave(here, nemesis)
+    for relay in relays:
+        relay.back = "drop"
+    here.proxy.slave.remove(here.name_of(slave))
+    assert here.proxy.slaves() == []
+    nemesis.reset(relays)
+    for relay in relays:
+        relay.back = "pass"
+    assert slave.wait().code == 3 and "was removed from the swarm by an admin" in slave.err
+    here.start_slave(workers=1)
+
+
 def give_to_both(here, nemesis, folder):
     """A slave behind relays and one beside the master, each of which runs a task that waits."""
     far, relays = far_slave(here, nemesis)

@@ -396,9 +396,10 @@ WHO_MAY = {
                      "publish_for"], SLAVES),
     "fetch_shared": OWNERS | SLAVES,
 }  # fmt: skip
-ADMINISTRATORS = {"config.set", "slave.set_workers", "slave.drain", "system.cancel"}
-EVERYBODY = {"rpc.discover", "ping", "status", "stats", "config", "enrol", "enrol.check", "slaves", "systems",
-             "task.explain"}  # fmt: skip
+ADMINISTRATORS = {"config.set", "slave.set_workers", "slave.drain", "slave.remove", "system.cancel", "system.pause",
+                  "system.step", "ui.view", "app.upload", "app.start", "app.stop", "app.runs"}  # fmt: skip
+EVERYBODY = {"rpc.discover", "ping", "status", "stats", "config", "config.items", "enrol", "enrol.check", "slaves",
+             "systems", "task.explain"}  # fmt: skip
 
 
 @pytest.fixture

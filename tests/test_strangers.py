@@ -126,7 +126,8 @@ def visit(swarm, user, executable, environ):
         "sockets": [str(path) for path in every if stat.S_ISSOCK(path.lstat().st_mode)],
         "methods": [one["name"] for one in swarm.proxy.rpc.discover()["methods"]],
         "changes": {"config.set": ["master", "max_lease", "7"], "slave.set_workers": ["s1", 3], "slave.drain": ["s1"],
-                    "system.cancel": ["1"]},
+                    "slave.remove": ["s1"], "system.cancel": ["1"], "system.pause": ["1"], "system.step": ["1"],
+                    "app.upload": ["x.py", ""], "app.start": ["0" * 16], "app.stop": ["1"]},
     }  # fmt: skip
     run = subprocess.run([executable, "-c", STRANGER, json.dumps(told)], user=user, group=user, extra_groups=[],
                          env=environ, stdout=subprocess.PIPE, text=True, timeout=60)

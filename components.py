@@ -1284,6 +1284,7 @@ NAMES = 1000  # that one Stats knows, at most
 OTHERS = "(other names)"  # which has the samples of all further ones
 STEPS = 200  # of a name that restarts with each step, kept
 LONGEST_NAME = 100  # characters
+MOST_ROWS = 2000  # figures of steps that a client is told
 LARGEST = sys.float_info.max  # where sums stop
 KEEP_WITHIN = 5.0  # seconds that a node that ends waits for its figures to be kept
 
@@ -1305,8 +1306,8 @@ class Figures(NamedTuple):
 class Series:
     """The samples of one name: count, sum, bounds and a histogram with 32 buckets between a number and its double.
 
-    A quantile is off by at most 1/64 of the sample that it stands for, while all samples lie in 512 buckets: so it is if
-    they have one sign and the largest is up to 32,768 times the smallest. Beyond that, two buckets become one, which
+    A quantile is off by at most 1/64 of the sample that it stands for, while all samples lie in 512 buckets: so it is
+    if they have one sign and the largest is up to 32,768 times the smallest. Beyond that, two buckets become one, which
     doubles this bound, as often as needed. All other figures are exact, as far as sums of doubles are.
 
     >>> one = Series()
@@ -1442,6 +1443,11 @@ class Stats:
         Stats._instance = Stats._instance or cls()
         return Stats._instance
 
+    def stand_in(self) -> Stats | None:
+        """Be what `getInstance` gives from now on; returns what it gave before."""
+        before, Stats._instance = Stats._instance, self
+        return before
+
     def __getattr__(self, name):
         if name.startswith("_") or not (found := self._figures(name)):
             raise AttributeError(f"no samples of {name}")
@@ -1459,17 +1465,25 @@ class Stats:
         """Add a sample. Raises ValueError unless it is a finite number."""
         try:
             if not isfinite(value):
-                raise ValueError(f"{name}: {value} is not a finite number")
+                self.number(name, value)
             one = self._series[name]
             if per_step and one.steps is None:
                 one.steps = {}
         except KeyError:
             one = self._declared(name, per_step)
         except OverflowError:
-            raise ValueError(f"{name}: a whole number of that size is none for statistics") from None
+            self.number(name, value)
         one.waiting.append(value)
         if len(one.waiting) >= MANY:
             self._settled(one)
+
+    @staticmethod
+    def number(name: str, value: Any) -> float:
+        """A sample as it is kept. Raises ValueError unless it is a finite number."""
+        with suppress(OverflowError):  # a whole number larger than any double
+            if isfinite(value):
+                return float(value)
+        raise ValueError(f"{name}: {str(value)[:50]} is not a finite number")
 
     def declare(self, name: str, per_step: bool = False) -> None:
         """Say before its first sample that a name restarts with each step. Raises ValueError for what is no name."""
@@ -1515,46 +1529,53 @@ class Stats:
 
     def pack(self, told: dict[str, int] | None = None) -> dict[str, list]:
         """All series, to travel as JSON; with `told`, only those that have grown since it was used last."""
+        told = {} if told is None else told
         with self._lock:
-            rows = {name: one.pack() for name, one in self.series().items() if told is None or told.get(name) != one.n}
-        if told is not None:
-            told.update({name: row[1] for name, row in rows.items()})
-        return rows
+            marks = {name: (one.steps is not None and self._step, one.n) for name, one in self.series().items()}
+            new = {name: mark for name, mark in marks.items() if told.get(name) != mark}
+            told.update(new)
+            return {name: self.series()[name].pack() for name in new}
+
+    def take_in(self, rows: Any, replacing: bool = False) -> None:
+        """Add what `pack` gave, from a stranger, or put it in the place of what is here. Raises ValueError if it is not
+        whole; then nothing of it counts."""
+        if type(rows) is not dict:
+            raise ValueError("figures are rows by name")
+        for name, one in [(name, Series.unpack(row)) for name, row in rows.items()]:
+            (self.replace if replacing else self.merge)(name, one)
 
     def next_step(self, step: int) -> None:
         """A step begins: what restarts with each becomes history."""
         with self._lock:
+            for name, one in self.series().items():
+                if one.steps is not None:
+                    kept = self._declared(name, True).steps
+                    kept[self._step] = one.figures()
+                    while len(kept) > STEPS:
+                        del kept[min(kept)]
             for one in self._series.values():
-                if one.steps is not None and one.settle().n:
-                    self.keep_step(one, one.figures())
+                if one.steps is not None:
                     one.clear()
             self._step = step
-
-    def keep_step(self, series: Series, figures: Figures) -> None:
-        """Make these the figures of the step that ends."""
-        series.steps[self._step] = figures
-        while len(series.steps) > STEPS:
-            del series.steps[min(series.steps)]
 
     def steps(self, name: str) -> dict[int, Figures]:
         """The figures of each step, this one included, of a name that restarts with each."""
         with self._lock:
-            one = self._series.get(name)
-            if one is None or one.steps is None:
-                return {}
-            return {**one.steps, **({self._step: one.figures()} if one.settle().n else {})}
+            one, now = self._series.get(name), self.series().get(name)
+            earlier = one.steps if one and one.steps else {}
+            return {**earlier, **({self._step: now.figures()} if now and now.steps is not None else {})}
 
     def rows(self) -> list[tuple[str, int | None, Figures]]:
         """(name, step, figures) of all that is known; the step is None for what accumulates."""
         with self._lock:
             rows = [(name, None, one.figures()) for name, one in self.series().items() if one.steps is None]
-            names = [name for name, one in self._series.items() if one.steps is not None]
+            names = {name for name, one in {**self._series, **self.series()}.items() if one.steps is not None}
             return rows + [(name, step, one) for name in sorted(names) for step, one in self.steps(name).items()]
 
     def _figures(self, name):
         with self._lock:
-            one = self._series.get(name)
-            return one.figures() if one and one.settle().n else None
+            one = self.series().get(name)
+            return one.figures() if one else None
 
     def dump(self, name: str) -> dict[str, float]:
         """The figures of one name. Raises AttributeError if it has no samples."""
@@ -1579,8 +1600,8 @@ class Stats:
         self._started.__dict__.setdefault("stack", []).append(time.perf_counter())
 
     def time_pop(self, name: str = "") -> float:
-        """Stop the latest stopwatch of this thread: its seconds, a sample of `name` if one is given. Raises UsageError if
-        there is none."""
+        """Stop the latest stopwatch of this thread: its seconds, a sample of `name` if one is given. Raises UsageError
+        if there is none."""
         stack = self._started.__dict__.get("stack")
         if not stack:
             raise UsageError("no stopwatch runs in this thread", "each time_pop ends a time_push")
@@ -1599,13 +1620,58 @@ class Stats:
             self.time_pop(name)
 
 
+class SystemStats(Stats):
+    """Figures of a task system: what its tasks have recorded and, in `hooks`, what its hooks have. These their host
+    says as a whole each time, since another host that takes its place repeats what the first one did."""
+
+    def __init__(self, names: int = NAMES):
+        super().__init__(names)
+        self.hooks = Stats(names)
+        self.step = 0  # the highest that it has reached
+
+    def series(self) -> dict[str, Series]:
+        """What has samples, by name: those of tasks and of hooks together."""
+        found = super().series()
+        for name, one in self.hooks.series().items():
+            both = Series()
+            for part in (found.get(name), one):
+                if part:
+                    both.merge(part)
+                    both.steps = both.steps if part.steps is None else {}
+            found[name] = both
+        return found
+
+    def hooks_say(self, step: int, rows: Any) -> None:
+        """What all hooks have recorded until now, in a step. Raises ValueError if that is not whole."""
+        rows = rows if type(rows) is not dict or step == self.step else {
+            name: row for name, row in rows.items() if not (type(row) is list and row and row[0] is True)}
+        self.hooks.take_in(rows, replacing=True)
+
+    def next_step(self, step: int) -> None:
+        """A step begins, if none as high has before."""
+        if step > self.step:
+            super().next_step(step)
+            self.hooks.next_step(step)
+            self.step = step
+
+    def reset(self) -> None:
+        """Forget all samples and names."""
+        super().reset()
+        self.hooks.reset()
+
+    def told(self) -> dict[str, dict]:
+        """What its client is told at the end."""
+        rows = self.rows()
+        return {"measured": by_name(rows), "measured_steps": by_name(rows[-MOST_ROWS:], per_step=True)}
+
+
 class IStatsBackend(Interface):
-    """Where the figures of nodes stay when these have gone. Called from one thread at a time; may take its time."""
+    """Where the figures of nodes stay when these have gone. Called from several threads; may take its time."""
 
     def store(self, folder, rows):
-        """Keep rows of (run, scope, name, step, at, figures) for the environment `folder`: a later row takes the place of
-        an earlier one with the same run, scope, name and step. `run` and `at` are seconds since 1970, `step` is None for
-        what accumulates, `figures` are `Figures`."""
+        """Keep rows of (run, scope, name, step, at, figures) for the environment `folder`: a later row takes the place
+        of an earlier one with the same run, scope, name and step. `run` and `at` are seconds since 1970, `step` is None
+        for what accumulates, `figures` are `Figures`."""
 
     def load(self, folder, scope):
         """Return such rows: those of the latest run that has measured this scope; of all scopes if it is None."""
@@ -1657,15 +1723,28 @@ class SQLiteStats(Component):
             return [(*row[:3], None if row[3] < 0 else row[3], row[4], Figures(*row[5:])) for row in found]
 
 
+def by_name(rows: Iterable[tuple[str, int | None, Figures]], per_step: bool = False) -> dict[str, dict]:
+    """What `Stats.rows` gives as {name: figures}, of what restarts with each step those of the latest one; with
+    `per_step`, {name: {step: figures}} of that alone."""
+    found: dict[str, dict] = {}
+    for name, step, figures in rows:  # the later steps come later
+        if not per_step:
+            found[name] = figures._asdict()
+        elif step is not None:
+            found.setdefault(name, {})[str(step)] = figures._asdict()
+    return found
+
+
 class StatsKeeper(threading.Thread):
     """Hands what a node measures to a backend, every so often and at the end, in a thread that may wait for a disk.
 
-    `scopes()` gives the node's `Stats` by scope, from any thread, and `every()` the seconds; 0: never.
+    `scopes()` gives the node's `Stats` by scope, and `every()` the seconds; 0: never. `after()` is called each time.
     """
 
     def __init__(self, backend: Callable[[], Any], folder: Path, scopes: Callable[[], dict[str, Stats]],
-                 every: Callable[[], float]):
+                 every: Callable[[], float], after: Callable[[], Any] = lambda: None):
         super().__init__(name="stats", daemon=True)
+        self._after = after
         self.run_at = time.time()  # names this life of the node; also shows when it was
         self._backend, self._folder, self._scopes, self._every = backend, folder, scopes, every
         self._stopped, self._failed = threading.Event(), False
@@ -1673,8 +1752,12 @@ class StatsKeeper(threading.Thread):
 
     def run(self) -> None:
         """Until `close`."""
-        while not self._stopped.wait((self._every() or POLL_SECONDS) * (10 if self._failed else 1)):
-            self.flush()
+        began = time.monotonic()
+        while not self._stopped.wait(POLL_SECONDS):
+            self._scopes()  # may have something to sort in
+            if time.monotonic() - began >= self._every() * (10 if self._failed else 1):
+                self.flush()
+                began = time.monotonic()
 
     def close(self) -> None:
         """Hands over what is new since the last time; returns when the backend has it, or has taken too long."""
@@ -1686,10 +1769,8 @@ class StatsKeeper(threading.Thread):
 
     def flush(self) -> None:
         """Hands over what is new since the last time. What goes wrong is logged, and tried again later."""
-        if not self._every():
-            return
         at, rows, kept = time.time(), [], {}
-        for scope, stats in self._scopes().items():
+        for scope, stats in self._scopes().items() if self._every() else ():
             for name, step, figures in stats.rows():
                 kept[scope, name, step] = figures.n
                 if self._kept.get((scope, name, step)) != figures.n:
@@ -1698,6 +1779,7 @@ class StatsKeeper(threading.Thread):
             self._failed = bool(run_foreign("statistics", lambda: self._backend().store(self._folder, rows)))
         if not self._failed:
             self._kept = kept
+        self._after()
 
 
 # -- command line --------------------------------------------------------------------------------------------

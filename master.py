@@ -87,7 +87,7 @@ import threading
 import time
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -2745,6 +2745,115 @@ class Audit(threading.Thread):
         self.join(5)
 
 
+# -- what is measured ----------------------------------------------------------------------------------------------
+
+REMEMBERED = 50  # systems, clients and slaves that are gone, of which the figures stay in memory
+MOST_SCOPES = 100  # slaves, and classes of tasks, that are measured one by one
+SPANS = 50_000  # that wait to be sorted in; then this happens at once
+OF_SPANS = ("queue", "transfer", "unpickle", "run", "pickle", "sent", "received", "tasks", "failed")
+
+
+def measured_of(span: Span) -> tuple:
+    """What a part of a lease says: seconds until it was sent, between master and worker, and in the worker; bytes both
+    ways; tasks, and those of them that failed."""
+    away = max(0.0, span.began - span.leased) + max(0.0, span.heard - span.ended)
+    run = max(0.0, span.ended - span.began - span.opening - span.packing)
+    queue = max(0.0, span.leased - span.queued)
+    return queue, away, span.opening, run, span.packing, span.sent, span.received, span.tasks, span.failed
+
+
+def kind_of(batch: Batch) -> str:
+    """What its tasks are, as far as it says."""
+    return str(batch.options.get("name", ""))[:80]
+
+
+@contextmanager
+def refusing_figures() -> Iterator[None]:
+    """Inside, figures that are none are a breach of the protocol."""
+    try:
+        yield
+    except ValueError as error:
+        raise rpc.ProtocolError(f"these are no figures: {error}") from None
+
+
+class Measures:
+    """Figures by scope: "" the node, a system's or client's name, `slave:NAME`, `class:NAME`. Spans wait until somebody
+    asks, at most a second: many together cost less, and another thread than the loop's may do it."""
+
+    def __init__(self, node: components.Stats):
+        self._scopes: dict[str, components.Stats] = {"": node}
+        self._spans: collections.defaultdict = collections.defaultdict(list)  # by owner
+        self._waiting = 0
+        self._gone: dict[str, None] = {}  # scopes of what is not here any more, the first to go first
+        self._lock = threading.RLock()
+
+    def hear(self, span: Span) -> None:
+        """A part of a lease was reported."""
+        with self._lock:
+            self._spans[span.owner].append(span)
+            self._waiting += 1
+        if self._waiting > SPANS:
+            self.sort_in()
+
+    def sort_in(self, owner: str | None = None) -> None:
+        """Adds what waits, of one owner or of all."""
+        for one in list(self._spans) if owner is None else [owner]:
+            with self._lock:
+                spans = self._spans.pop(one, [])
+                self._waiting -= len(spans)
+                if spans:
+                    self._add("", spans)
+                    self._add(one, spans)
+                    for key, kind in (("slave", "slave:"), ("kind", "class:")):
+                        groups = collections.defaultdict(list)
+                        for span in spans:
+                            groups[self._bounded(kind, getattr(span, key))].append(span)
+                        for name, some in groups.items():
+                            self._add(name, some)
+
+    def _bounded(self, kind, name):
+        name = kind + name
+        known = name in self._scopes or sum(one.startswith(kind) for one in self._scopes) < MOST_SCOPES
+        return name if known else f"{kind}(others)"
+
+    def _add(self, name, spans):
+        stats = self.of(name)
+        for measure, values in zip(OF_SPANS, zip(*map(measured_of, spans), strict=True), strict=True):
+            stats.add_many(f"swarm.{measure}", values)
+        counts = [span.tasks for span in spans]
+        stats.add_many("swarm.task", [measured_of(span)[3] / span.tasks for span in spans], counts)
+
+    def of(self, scope: str) -> components.SystemStats:
+        """The figures of a scope, which may be new."""
+        with self._lock:
+            if scope not in self._scopes:
+                self._scopes[scope] = components.SystemStats(tasks.FIGURES + len(OF_SPANS) + 1)
+            return self._scopes[scope]
+
+    def take_in(self, owner: str, kind: str, figures: Any) -> None:
+        """What tasks of a class have recorded themselves. Raises ValueError if it is not whole."""
+        self.of(owner).take_in(figures)
+        self.of(self._bounded("class:", kind)).take_in(figures)
+
+    def figures(self, owner: str) -> components.SystemStats:
+        """The figures of an owner, with what has waited."""
+        self.sort_in(owner)
+        return self.of(owner)
+
+    def forget(self, living: set[str]) -> None:
+        """Lets go of systems, clients and slaves that have gone, but for the last ones."""
+        with self._lock:
+            gone = [one for one in self._scopes if one not in living and not one.startswith("class:")]
+            self._gone = {one: None for one in [*self._gone, *gone] if one in gone}
+            for scope in list(self._gone)[:-REMEMBERED]:
+                del self._gone[scope], self._scopes[scope]
+
+    def scopes(self) -> dict[str, components.Stats]:
+        """All of it, with what has waited."""
+        self.sort_in()
+        return dict(self._scopes)
+
+
 # -- the master ----------------------------------------------------------------------------------------------------
 
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
@@ -3118,6 +3227,7 @@ class MasterNode(rpc.BaseNode):
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
         self.journal: Journal | None = None
         self.storage = ""  # why the journal takes no new work
+        self.measures = Measures(self.stats)
         self._unstored = ""  # why the last application was not stored
 
     def start_zygote(self) -> None:
@@ -3463,6 +3573,11 @@ class MasterNode(rpc.BaseNode):
                 self._send(system.name, ["step"])
 
         @rpc.tcpremote(channel, roles=owners)
+        def get_stats(handler, request, number):
+            check_whole(number)
+            self.tell_figures(request.peer.label, number)
+
+        @rpc.tcpremote(channel, roles=owners)
         def work_settled(handler, request, number):
             self._forget_finished(request.peer.label, number)
 
@@ -3485,9 +3600,9 @@ class MasterNode(rpc.BaseNode):
         slaves = ("slave",)
 
         @rpc.tcpremote(channel, roles=slaves)
-        def result(handler, request, lease, lo, hi, seconds, failures):
+        def result(handler, request, lease, lo, hi, seconds, failures, figures=None):
             check_report(lease, lo, hi, failures)
-            self.take_result(request.peer.label, lease, lo, hi, seconds, failures, request.parts)
+            self.take_result(request.peer.label, lease, lo, hi, seconds, failures, request.parts, figures)
 
         @rpc.tcpremote(channel, roles=slaves)
         def given_back(handler, request, lease, lo, hi):
@@ -3640,17 +3755,29 @@ class MasterNode(rpc.BaseNode):
                 return
             self.apply(self.board.submit(owner, number, count, time.monotonic(), group, options, parts))
 
-    def take_result(self, slave: str, lease: int, lo: int, hi: int, seconds: float, failures: dict, parts: list
-                    ) -> None:
-        """What a slave reports of a lease; results that cannot be opened any more are computed again."""
+    def take_result(self, slave: str, lease: int, lo: int, hi: int, seconds: float, failures: dict, parts: list,
+                    figures: Any = None) -> None:
+        """What a slave reports of a lease; results that cannot be opened any more are computed again. `figures`: what
+        its tasks have recorded, which counts with their outcome."""
         now = time.monotonic()
+        held = self.board.leases.get(lease)
         try:
             parts = self.take_in(parts)
         except OSError as error:
             reason = f"the file with its results cannot be opened ({error})"
             self.apply(self.board.worker_lost(slave, lease, lo, hi, reason, now))
         else:
-            self.apply(self.board.result(slave, lease, lo, hi, seconds, parts, failures, now))
+            effects = self.board.result(slave, lease, lo, hi, seconds, parts, failures, now)
+            self.apply(effects)
+            if figures and held:
+                self._take_figures(held.batch, lo, hi, effects, figures)
+
+    def _take_figures(self, batch: Batch, lo: int, hi: int, effects: Effects, figures: Any) -> None:
+        """Counts what tasks have recorded if this report has brought their outcome: no attempt counts twice."""
+        owner = batch.owner.id
+        if any(record[:5] == ("outcome", owner, batch.number, lo, hi) for record in effects.records):
+            with refusing_figures():
+                self.measures.take_in(owner, kind_of(batch), figures)
 
     def take_in(self, parts: list, first: int = 0) -> list:
         """Parts that this master holds on to: files are linked, so that they stay whatever becomes of their sender, and
@@ -3991,8 +4118,12 @@ class MasterNode(rpc.BaseNode):
         elif method == "cancel_task":
             number, place, kill = params
             self.apply(self.board.cancel_task(system.name, number, place, time.monotonic(), kill))
+        elif method == "figures":
+            with refusing_figures():
+                self.measures.of(system.name).hooks_say(*params)
         elif method == "system_step":
             system.step, system.waiting = params
+            self.measures.of(system.name).next_step(system.step)
             self._send(system.client, ["system_step", system.number, *params])
         elif method == "system_done":
             failure, stats = params
@@ -4054,7 +4185,7 @@ class MasterNode(rpc.BaseNode):
         del self.systems[system.name]
         seconds = time.monotonic() - system.since
         stats = {**stats, "elapsed": seconds, "id": system.name, "app": system.app,
-                 "system_id": system.options.get("system_id")}
+                 "system_id": system.options.get("system_id"), **self.measures.figures(system.name).told()}
         what = f"failed ({failure['type']}: {failure['message']})" if failure else "done"
         log.info("system %s %s: %s, %s tasks in %.1f s", system.name, system.app, what, stats.get("tasks", 0), seconds)
         if system.pipe:
@@ -4064,6 +4195,16 @@ class MasterNode(rpc.BaseNode):
         end = Finished(system.name, system.app, system.user, failure, stats, list(parts))
         self._keep_finished(system.client, system.number, end)
         self._send_finished(system.client, system.number)
+
+    def tell_figures(self, client: str, number: int) -> None:
+        """Answers a client what was measured of one of its systems, or of its plain tasks (0)."""
+        system = self._system_of(client, number)
+        if system or not number:
+            figures = self.measures.figures(system.name if system else client).dump_all()
+        else:
+            end = self._finished.get((client, number))
+            figures = end.stats.get("measured", {}) if end else {}
+        self._send(client, ["stats_response", number, figures])
 
     def _send_finished(self, client: str, number: int) -> None:
         end = self._finished[client, number]
@@ -4320,6 +4461,13 @@ class MasterNode(rpc.BaseNode):
             raise components.Error(f"no task system {name} runs", f"running: {', '.join(self.systems) or 'none'}")
         self.end_system(self.systems[name], tasks.cancelled_failure(), {}, (), kill)
         return True
+
+    def scopes(self) -> dict[str, components.Stats]:
+        return self.measures.scopes()
+
+    def figures_kept(self) -> None:
+        owners, slaves = list(self.board.owners), list(self.board.slaves)
+        self.measures.forget({"", *owners, *(f"slave:{name}" for name in slaves)})
 
     def describe_slaves(self) -> list[dict]:
         """A row per slave."""

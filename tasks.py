@@ -89,6 +89,9 @@ TRACEBACK_LIMIT = 64 * 1024  # characters of a remote traceback that travel
 NOT_RUN = frozenset({"unsendable", "refused", "cancelled", "lost", "setup"})  # failures of what no worker ran to an end
 SNAPSHOT_LEAST = 1024 * 1024  # bytes of history from which on a task system is saved
 HISTORY_EACH = 200  # bytes, about, of an outcome in the journal besides its results
+FIGURES = 100  # names that tasks, or hooks of a system, may record
+TELL_FIGURES = 1.0  # seconds between two moments at which a host says what hooks have recorded
+MANY_ROWS = 8192  # samples of a task that wait one by one
 FORGOTTEN = {"type": "Forgotten", "message": "the master was started again without its journal", "traceback": "",
              "where": "", "kind": "lost"}
 CHAIN_LIMIT = 20  # exceptions of a chain of causes that are told
@@ -116,6 +119,13 @@ def attempt(function: Callable, *args: Any) -> tuple[Any, BaseException | None]:
 
 # -- tasks ---------------------------------------------------------------------------------------------------------
 
+class Measured:
+    """The attribute `stats` of tasks and task systems that have none of their own: where their code records figures."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else vars(instance).get("_stats") or components.Stats.getInstance()
+
+
 class Task:
     """One piece of work: subclass it, keep the arguments as attributes, compute in `__call__`.
 
@@ -138,6 +148,7 @@ class Task:
     process_limit: float | None = None  # processes that it may have at once beside its worker
     retries: int | dict | None = None  # further attempts after an exception of its own: 3, or {ConnectionError: 3}
     retry_wait: float | None = None  # seconds before the first of them; each later one waits twice as long
+    stats = Measured()  # `self.stats.add_avg("rounds", 3)` in `__call__`: it counts if the task succeeds
     _owner = ""
     _ordinal = -1
 
@@ -324,6 +335,7 @@ class ITaskSystem:
     lockstep = False
     resumable = False  # a new `generate_tasks` goes on where an earlier one, cut off, had come to
     hook_timeout: float | None = None  # seconds that a call of a hook may take; None: what the master says, 0: any
+    stats = Measured()  # `self.stats.add_avg("rating", 0.3)` in a hook
 
     def __init__(self):
         self._system_id = str(uuid.uuid1())
@@ -361,7 +373,7 @@ class ITaskSystem:
         """Returns what the client gets in `work_finished`, as it is. To signal an error, raise."""
 
     def __getstate__(self):
-        return {key: value for key, value in self.__dict__.items() if key != "log"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("log", "_stats")}
 
 
 class IApp(Interface):
@@ -1347,6 +1359,9 @@ class SystemRun:
         self._saves = bool(options.pop("saves", False))
         self._heard = self._history = 0  # messages, and bytes about, since the last snapshot
         self._saved_size = SNAPSHOT_LEAST // 2
+        self.stats = self.system._stats = components.Stats(FIGURES)
+        self._told: dict[str, tuple] = {}  # what of it the master has heard
+        self._tell_at = 0.0
         options.pop("hook_timeout", None)  # the master's affair
         self.by_hand = bool(options.pop("by_hand", False))
         self.lockstep = bool(options.pop("lockstep", False) or system.lockstep or self.by_hand)
@@ -1386,8 +1401,16 @@ class SystemRun:
         """A message was dealt with; saves the system once its history outweighs it."""
         self._heard += 1
         self._history += size
+        if self.stats.used and time.monotonic() >= self._tell_at:
+            self._tell_figures()
         if self._saves and not self.done and self._history > 2 * self._saved_size and self._can_save():
             self._save()
+
+    def _tell_figures(self) -> None:
+        """Says what hooks have recorded, as far as that has grown."""
+        self._tell_at = time.monotonic() + TELL_FIGURES
+        if rows := self.stats.pack(self._told):
+            self.call("figures", self.step, rows)
 
     def _can_save(self) -> bool:
         published = sys.modules[rpc.WIRE].Shared.exchange.used  # only a repetition publishes it again
@@ -1395,7 +1418,8 @@ class SystemRun:
 
     def _save(self) -> None:
         state = {"system": self.system, "step": self.step, "began_at": self._began_at, "waiting": self.waiting,
-                 "random": (self.random.getstate(), random.getstate()), "owner": self.owner.save(self._renewable)}
+                 "random": (self.random.getstate(), random.getstate()), "owner": self.owner.save(self._renewable),
+                 "figures": self.stats.pack()}
         sealed, error = attempt(rpc.seal, state, "the system")
         if error is not None or not fits(rpc.size_of(sealed)):
             log.warning("the system cannot be saved, its whole history is kept: %s", error or "it is too large")
@@ -1409,6 +1433,8 @@ class SystemRun:
     def resume(self, state: dict) -> None:
         """Goes on from a snapshot."""
         self.step, self._began_at, self.waiting = state["step"], state["began_at"], state["waiting"]
+        self.stats.next_step(self.step)
+        self.stats.take_in(state.get("figures", {}))
         self.random.setstate(state["random"][0])
         random.setstate(state["random"][1])
         renew = None in state["owner"]["sources"]
@@ -1439,7 +1465,9 @@ class SystemRun:
         if self.done:
             return
         self.waiting = False
+        self._tell_figures()
         self.step += 1
+        self.stats.next_step(self.step)
         self._began_at = self.owner.drawn
         held, self._held = self._held, []
         for tasks in held:
@@ -1526,6 +1554,7 @@ class SystemRun:
         for task, record in owner.records.items():
             stats["records"][task] = [base64.b64encode(part).decode() for part in record]
         owner.close()
+        self._tell_figures()
         self.call("system_done", failure, stats, parts=parts)
 
     def _guarded(self, hook: str, function: Callable, *args: Any) -> Any:
@@ -3150,6 +3179,80 @@ class Wire:
                 os.close(file)
 
 
+class Attempts(components.Stats):
+    """What tasks record in a worker, until they are done: it counts with their results, and what a task records that
+    fails is dropped. `whose()` is the task that runs."""
+
+    def __init__(self, whose: Callable[[], int]):
+        super().__init__(FIGURES)
+        self._whose, self._rows, self._most = whose, [], MANY_ROWS
+        self._sorted: dict[int, components.Stats] = {}  # of tasks with very many samples
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was recorded that was not taken."""
+        return bool(self._rows or self._sorted)
+
+    def add_avg(self, name: str, value: float = 0, per_step: bool = False) -> None:
+        """Add a sample. Raises ValueError unless it is a finite number."""
+        if name not in self._series or per_step:
+            self.declare(name, per_step)
+        self._rows.append((self._whose(), name, self.number(name, value)))
+        if len(self._rows) >= self._most:
+            self._sort_own()
+
+    def _sort_own(self):
+        """The task that runs has recorded a lot, or those before it have: their fate is not known yet."""
+        with self._lock:
+            whose, rows = self._whose(), self._taken()
+            self._sum_up([row for row in rows if row[0] == whose], self._sorted.setdefault(whose, self._empty()))
+            self._rows[:0] = others = [row for row in rows if row[0] != whose]
+            self._most = len(others) + MANY_ROWS
+
+    def _taken(self):
+        rows = self._rows[:]
+        del self._rows[: len(rows)]  # what other threads add meanwhile stays
+        return rows
+
+    def _empty(self):
+        made = components.Stats(FIGURES)
+        for name, one in self._series.items():
+            made.declare(name, one.steps is not None)
+        return made
+
+    @staticmethod
+    def _sum_up(rows, into):
+        values: dict[str, list] = {}
+        for _, name, value in rows:
+            values.setdefault(name, []).append(value)
+        for name, some in values.items():
+            into.add_many(name, some)
+
+    def _but_for(self, failed, rows):
+        found = self._empty()
+        self._sum_up([row for row in rows if row[0] not in failed], found)
+        for whose, stats in self._sorted.items():
+            for name, one in stats.series().items() if whose not in failed else ():
+                found.merge(name, one)
+        return found
+
+    def series(self) -> dict[str, components.Series]:
+        """What the tasks that are not reported yet have recorded."""
+        with self._lock:
+            return self._but_for((), self._rows[:]).series()
+
+    def take(self, failed: set[int]) -> dict[str, list]:
+        """What tasks have recorded since the last time, but for these, to travel as JSON."""
+        with self._lock:
+            found = self._but_for(failed, self._taken())
+            self._sorted, self._most = {}, MANY_ROWS
+        return found.pack()
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        self.take(set())
+
+
 class LeaseRunner:
     """Runs the tasks of a lease one after the other and reports in pieces.
 
@@ -3173,6 +3276,8 @@ class LeaseRunner:
         self._first, self._place, self._several = 0, 0, False
         self._head: dict = {}
         self._quick = False  # a lease was: others may have run before the slave has heard of one
+        self.stats = Attempts(lambda: self.current)
+        self.figures: list[dict] = []  # what the tasks of a report have recorded, if anything
 
     @property
     def current(self) -> int:
@@ -3181,6 +3286,10 @@ class LeaseRunner:
         Costs the loop nothing: what runs is as many places further as it has appended results.
         """
         return self._place + len(self._plain) if self._several else NOBODY
+
+    def _places(self, failures: dict) -> set[int]:
+        """These tasks, as `current` names them."""
+        return {self._first + int(i) for i in failures} if self._several else {NOBODY} if failures else set()
 
     def _runs(self, i: int) -> None:
         self._place = self._first + i - len(self._plain)
@@ -3300,6 +3409,7 @@ class LeaseRunner:
         lo, seconds, self._lo, self._began = self._lo, now - self._began, hi, now
         parts, self._parts, self._weight, self._lent = self._parts, [], 0, False
         failures, self._failures = self._failures, {}
+        self.figures = [self.stats.take(self._places(failures))] if self.stats.used else []
         self.report(lo, hi, seconds, failures, parts, last)
 
 
@@ -3313,9 +3423,11 @@ def worker_main(sock: socket.socket, root: str) -> None:
 
     def report(lo: int, hi: int, seconds: float, failures: dict, parts: list, last: bool) -> None:
         flush()  # what a task has printed is there before its outcome
-        wire.call("result", lease, lo, hi, seconds, failures, last, parts=parts)
+        figures, runner.figures = runner.figures, []
+        wire.call("result", lease, lo, hi, seconds, failures, last, *figures, parts=parts)
 
     runner = LeaseRunner(report, lambda: wire.unwanted(lease), root)
+    runner.stats.stand_in()
     flush = speak(lambda: runner.current)
     while True:
         call, parts = wire.next()
@@ -3382,9 +3494,11 @@ def host_main(sock: socket.socket, root: str) -> None:
         tell("system_done", describe_failure(error, root, "system"), {}, parts=[])
     elif options.pop("saved"):
         run = SystemRun(opened["system"], tell, options, name, root, pulse)
+        run.stats.stand_in()
         run.resume(opened)
     else:
         run = SystemRun(opened, tell, options, name, root, pulse)
+        run.stats.stand_in()
         run.start()
     handlers = {"outcome": _host_outcome, "accepted": _host_accepted, "refused": _host_refused, "step": _host_step}
     while True:

@@ -709,7 +709,7 @@ class Inline(components.ComponentManager):
             before.stand_in()
             for figures in runner.figures:
                 self.scopes[owner.name].take_in(figures)
-            hear("outcome", [envelope.number, lo, hi, seconds, failures, "here"], results)
+            hear("outcome", [envelope.number, lo, hi, seconds, failures, "here", envelope.attempt], results)
             runner.stats.stand_in()
 
         os.environ["CONCURRENT_SWARM_ATTEMPT"] = str(envelope.attempt)
@@ -727,7 +727,7 @@ class Inline(components.ComponentManager):
         for flight in list(owner.flights.values()):
             if number in (None, flight.number):
                 lo, hi = (details[0], details[0] + 1) if method == "cancel_task" else (0, len(flight.tasks))
-                hear("outcome", [flight.number, lo, hi, 0.0, {"*": tasks.cancelled_failure()}, ""], [])
+                hear("outcome", [flight.number, lo, hi, 0.0, {"*": tasks.cancelled_failure()}, "", 1], [])
 
     def _run_system(self, params: tuple, parts: list) -> None:
         number, _digest, options = params

@@ -1639,7 +1639,7 @@ class SystemStats(Stats):
                     both.merge(part)
                     both.steps = both.steps if part.steps is None else {}
             found[name] = both
-        return found
+        return dict(sorted(found.items()))
 
     def hooks_say(self, step: int, rows: Any) -> None:
         """What all hooks have recorded until now, in a step. Raises ValueError if that is not whole."""

@@ -1391,7 +1391,7 @@ class SystemRun:
         self._saved_size = SNAPSHOT_LEAST // 2
         self.stats = self.system._stats = components.Stats(FIGURES)
         self._told: dict[str, tuple] = {}  # what of it the master has heard
-        self._tell_at = 0.0
+        self._tell_at, self.unsaid = 0.0, True  # there may be something to say
         options.pop("hook_timeout", None)  # the master's affair
         self.by_hand = bool(options.pop("by_hand", False))
         self.lockstep = bool(options.pop("lockstep", False) or system.lockstep or self.by_hand)
@@ -1431,14 +1431,15 @@ class SystemRun:
         """A message was dealt with; saves the system once its history outweighs it."""
         self._heard += 1
         self._history += size
-        if self.stats.used and time.monotonic() >= self._tell_at:
-            self._tell_figures()
+        self.unsaid = self.stats.used
+        if self.unsaid and time.monotonic() >= self._tell_at:
+            self.tell_figures()
         if self._saves and not self.done and self._history > 2 * self._saved_size and self._can_save():
             self._save()
 
-    def _tell_figures(self) -> None:
+    def tell_figures(self) -> None:
         """Says what hooks have recorded, as far as that has grown."""
-        self._tell_at = time.monotonic() + TELL_FIGURES
+        self._tell_at, self.unsaid = time.monotonic() + TELL_FIGURES, False
         if rows := self.stats.pack(self._told):
             self.call("figures", self.step, rows)
 
@@ -1495,7 +1496,7 @@ class SystemRun:
         if self.done:
             return
         self.waiting = False
-        self._tell_figures()
+        self.tell_figures()
         self.step += 1
         self.stats.next_step(self.step)
         self._began_at = self.owner.drawn
@@ -1507,6 +1508,7 @@ class SystemRun:
             source = self._guarded("generate_tasks", self.owner.draw, tasks or ())
             self._renewable = source if self.system.resumable else None
             self.call("system_step", self.step, self.waiting)
+            self.unsaid = self.stats.used
             self.pump()
 
     def outcome(self, *params: Any) -> None:
@@ -1584,7 +1586,7 @@ class SystemRun:
         for task, record in owner.records.items():
             stats["records"][task] = [base64.b64encode(part).decode() for part in record]
         owner.close()
-        self._tell_figures()
+        self.tell_figures()
         self.call("system_done", failure, stats, parts=parts)
 
     def _guarded(self, hook: str, function: Callable, *args: Any) -> Any:
@@ -3175,6 +3177,10 @@ class Wire:
             self._read()
         return self._calls.popleft()
 
+    def is_silent(self, seconds: float) -> bool:
+        """Whether nothing comes for so long."""
+        return not self._calls and not select.select([self._sock], [], [], seconds)[0]
+
     def unwanted(self, lease: int) -> bool:
         """Whether a lease was dropped, as far as is known without waiting."""
         while select.select([self._sock], [], [], 0)[0]:
@@ -3542,6 +3548,8 @@ def host_main(sock: socket.socket, root: str) -> None:
     handlers = {"outcome": _host_outcome, "accepted": _host_accepted, "refused": _host_refused, "step": _host_step}
     while True:
         pulse[0] = 0
+        if run and run.unsaid and wire.is_silent(TELL_FIGURES):
+            run.tell_figures()
         call, parts = wire.next()
         if run:
             handlers[call[0]](run, call[1:], parts)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 from concurrent_swarm.client import ApplicationNode
@@ -68,7 +69,7 @@ class TwoAtOnce(ApplicationNode):
     """Two systems and plain tasks that record under the same name. It asks for the figures of each."""
 
     def start_processing(self):
-        self.result, self.left = {}, 2
+        self.sums = {}
         self.systems = [Counting(10, 1), Counting(10, 1, base=100)]
         self.push_tasks(Rounds(f"p{n}", number=n, how="") for n in range(1000, 1010))
         for system in self.systems:
@@ -80,8 +81,9 @@ class TwoAtOnce(ApplicationNode):
 
     def stats_response(self, system_id, figures):
         which = [system.system_id for system in self.systems].index(system_id) if system_id else "plain"
-        self.result[which] = figures["rounds"]["sum"]
-        if len(self.result) == 3:
+        self.sums[which] = figures["rounds"]["sum"]
+        if len(self.sums) == 3:
+            self.result = self.sums
             self.shutdown_main_loop()
 
     def work_finished(self, result, task_system):
@@ -92,6 +94,7 @@ class Asking(ApplicationNode):
     """Asks for the figures of a system that still runs, until its tasks have recorded something."""
 
     folder = TextItem("measures", "folder", "")
+    write = ["/tmp"]
 
     def get_task_system(self):
         self.system = Holding(self.folder)
@@ -101,11 +104,15 @@ class Asking(ApplicationNode):
         self.get_stats(self.system)
 
     def stats_response(self, system_id, figures):
-        self.result = figures
         if {"held", "called"} <= figures.keys() and not Path(self.folder, "go").exists():
-            Path(self.folder, "go").write_text(json.dumps(figures))
+            Path(self.folder, "go.new").write_text(json.dumps(figures))
+            Path(self.folder, "go.new").rename(Path(self.folder, "go"))
         if self.pending:
             self.get_stats(self.system)
+
+    def work_finished(self, result, task_system):
+        self.result = task_system.stats["measured"]
+        self.shutdown_main_loop()
 
 
 class Held(Task):
@@ -114,7 +121,7 @@ class Held(Task):
     def __call__(self):
         self.stats.add_avg("held", self.number)
         while self.number == 3 and not Path(self.folder, "go").exists():
-            pass
+            time.sleep(0.01)
 
 
 class Holding(ITaskSystem):
@@ -125,6 +132,15 @@ class Holding(ITaskSystem):
     def generate_tasks(self, master):
         self.stats.add_avg("called")
         return [Held(f"h{n}", number=n, folder=self.folder) for n in range(4)]
+
+
+class Recording(ApplicationNode):
+    """Records something in the client itself."""
+
+    def start_processing(self):
+        Stats.getInstance().add_avg("own", 7)
+        assert self.stats.own.n == 1
+        self.shutdown_main_loop()
 
 
 class OwnAttributes(ApplicationNode):

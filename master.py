@@ -89,6 +89,7 @@ import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from operator import truediv
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -2756,11 +2757,25 @@ OF_SPANS = ("queue", "transfer", "unpickle", "run", "pickle", "sent", "received"
 
 def measured_of(span: Span) -> tuple:
     """What a part of a lease says: seconds until it was sent, between master and worker, and in the worker; bytes both
-    ways; tasks, and those of them that failed."""
-    away = max(0.0, span.began - span.leased) + max(0.0, span.heard - span.ended)
-    run = max(0.0, span.ended - span.began - span.opening - span.packing)
-    queue = max(0.0, span.leased - span.queued)
-    return queue, away, span.opening, run, span.packing, span.sent, span.received, span.tasks, span.failed
+    ways; tasks, and those of them that failed; what it is about."""
+    (owner, _, count, failed, _, slave, _, queued, leased, began, ended, heard, opening, packing, _, kind, sent,
+     received) = span
+    run = max(0.0, ended - began - opening - packing)
+    away = began - leased + heard - ended
+    return leased - queued, away, opening, run, packing, sent, received, count, failed, kind, slave
+
+
+def summed_up(rows: list[tuple]) -> dict[str, components.Series]:
+    """Parts of leases, as `measured_of` gives them, in one series for each thing that is measured."""
+    found = {}
+    columns = list(zip(*rows, strict=True))
+    for name, values in zip(OF_SPANS, columns, strict=False):
+        found[f"swarm.{name}"] = one = components.Series()
+        one.add(values)
+    found["swarm.task"] = one = components.Series()
+    runs, counts = columns[OF_SPANS.index("run")], columns[OF_SPANS.index("tasks")]
+    one.add(map(truediv, runs, counts), None if {*counts} == {1} else counts)
+    return found
 
 
 @contextmanager
@@ -2798,26 +2813,26 @@ class Measures:
                 spans = self._spans.pop(one, [])
                 self._waiting -= len(spans)
                 if spans:
-                    self._add("", spans)
-                    self._add(one, spans)
-                    for key, kind in (("slave", "slave:"), ("kind", "class:")):
-                        groups = collections.defaultdict(list)
-                        for span in spans:
-                            groups[self._bounded(kind, getattr(span, key))].append(span)
-                        for name, some in groups.items():
-                            self._add(name, some)
+                    self._add(one, list(map(measured_of, spans)))
+
+    def _add(self, owner, rows):
+        whole = summed_up(rows)
+        scopes = [("", whole), (owner, whole)]
+        for place, kind in ((-1, "slave:"), (-2, "class:")):
+            groups = collections.defaultdict(list)
+            for row in rows:
+                groups[row[place]].append(row)
+            scopes += [(self._bounded(kind, name), whole if len(groups) == 1 else summed_up(some))
+                       for name, some in groups.items()]
+        for scope, found in scopes:
+            stats = self.of(scope)
+            for name, one in found.items():
+                stats.merge(name, one)
 
     def _bounded(self, kind, name):
         name = kind + name
         known = name in self._scopes or sum(one.startswith(kind) for one in self._scopes) < MOST_SCOPES
         return name if known else f"{kind}(others)"
-
-    def _add(self, name, spans):
-        stats = self.of(name)
-        for measure, values in zip(OF_SPANS, zip(*map(measured_of, spans), strict=True), strict=True):
-            stats.add_many(f"swarm.{measure}", values)
-        counts = [span.tasks for span in spans]
-        stats.add_many("swarm.task", [measured_of(span)[3] / span.tasks for span in spans], counts)
 
     def of(self, scope: str) -> components.SystemStats:
         """The figures of a scope, which may be new."""

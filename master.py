@@ -2758,7 +2758,7 @@ OF_SPANS = ("queue", "transfer", "unpickle", "run", "pickle", "sent", "received"
 def measured_of(span: Span) -> tuple:
     """What a part of a lease says: seconds until it was sent, between master and worker, and in the worker; bytes both
     ways; tasks, and those of them that failed; what it is about."""
-    (owner, _, count, failed, _, slave, _, queued, leased, began, ended, heard, opening, packing, _, kind, sent,
+    (_, _, count, failed, _, slave, _, queued, leased, began, ended, heard, opening, packing, _, kind, sent,
      received) = span
     run = max(0.0, ended - began - opening - packing)
     away = began - leased + heard - ended
@@ -3571,6 +3571,7 @@ class MasterNode(rpc.BaseNode):
         self._expose_to_slaves(self.channel)
         self._expose_bundles(self.channel)
         self._expose_shared(self.channel)
+        self._expose_figures(self.channel)
 
     def _expose_to_owners(self, channel: rpc.Channel) -> None:
         owners = ("client", "admin")
@@ -3640,11 +3641,6 @@ class MasterNode(rpc.BaseNode):
                 self._send(system.name, ["step"])
 
         @rpc.tcpremote(channel, roles=owners)
-        def get_stats(handler, request, number):
-            check_whole(number)
-            self.tell_figures(request.peer.label, number)
-
-        @rpc.tcpremote(channel, roles=owners)
         def work_settled(handler, request, number):
             self._forget_finished(request.peer.label, number)
 
@@ -3662,6 +3658,12 @@ class MasterNode(rpc.BaseNode):
         def collect(handler, request, number, name):
             check_whole(number)
             self.collect(request.peer, number, str(name))
+
+    def _expose_figures(self, channel: rpc.Channel) -> None:
+        @rpc.tcpremote(channel, roles=("client", "admin"))
+        def get_stats(handler, request, number):
+            check_whole(number)
+            self.tell_figures(request.peer.label, number)
 
     def _expose_to_slaves(self, channel: rpc.Channel) -> None:
         slaves = ("slave",)
@@ -4601,6 +4603,7 @@ EXAMPLES = """examples:
   master.py --host 0.0.0.0         also others, with a file of its keys
   master.py config show --origin   what is configured, and where
   master.py doctor                 what is missing here, and what to do
+  master.py stats --system 1       what was measured, also of what has gone
   master.py journal check          what is accepted and not done, is it whole
   master.py keys invite slave      a file that lets slaves in for a day
   master.py keys list              who is let in; keys revoke NAME, keys rotate

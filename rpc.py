@@ -47,14 +47,14 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      revoke(id, kill) · steal(id) · late(id, seconds) · bundle(digest, manifest) {zip}
                      workers(count) · drain() · shared(key, at, total) {, bytes} · no_shared(key, reason)
                      forget_shared([keys]) · no_bundle(digest)
-    slave → master   result(id, lo, hi, seconds, failures, [lane, began, ended, opening, packing]) {groups…}
+    slave → master   result(id, lo, hi, seconds, failures, [lane, began, ended, opening, packing], figures) {groups…}
                      given_back(id, lo, hi) · fetch(digest)
                      output(id, [[lo, hi, text, dropped]…]) · worker_lost(id, lo, hi, reason, output)
                      resources(amounts, workers) · leaving() · preparing(digest, what), "" when that is over
                      publish_for(owner, key, at, total) {, bytes} · fetch_shared(key)
     slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
                      shared(key) {bytes} · no_shared(key, reason) · spare() and stack(), with a descriptor each
-    worker → slave   result(id, lo, hi, seconds, failures, last, [began, ended, opening, packing]) {groups…}
+    worker → slave   result(id, lo, hi, seconds, failures, last, [began, ended, opening, packing], figures) {groups…}
                      publish(key, at, total) {, bytes} · fetch_shared(key) · begun(id), if its tasks have limits
     node → builder   build({what of, into which folder, from where}); it says built(size, [what, why, fix, kind] or [])
 
@@ -5649,12 +5649,12 @@ def administer(role: str, argv: list[str], more: Callable[[], Iterable[Check]] =
     stats [--system ID | --node s1 | --kind CLASS] [--steps] [--json] [--env DIR] [--set section.key=value]"""
     if not argv or argv[0] not in ("config", "create", "backup", "doctor", "stats"):
         return None
+    if argv[0] == "stats":
+        return _show_stats(role, argv[1:])
     parser = components.ArgumentParser(prog=f"{role}.py {argv[0]}")
     parser.add_argument("--env", metavar="DIR", help="the node's folder")
     if argv[0] == "config":
         return _show_config(role, parser, argv[1:])
-    if argv[0] == "stats":
-        return _show_stats(role, parser, argv[1:])
     if argv[0] == "doctor":
         return _run_doctor(role, parser, argv[1:], more)
     parser.add_argument("target", nargs="?", help="a folder to create, or the file to write the backup to")
@@ -5677,16 +5677,23 @@ def _show_config(role: str, parser: components.ArgumentParser, argv: list[str]) 
     return components.EXIT_OK
 
 
-def _show_stats(role: str, parser: components.ArgumentParser, argv: list[str]) -> int:
-    """`stats`: what was measured, by a master that runs here as it is now, else as it was kept."""
+def stats_parser(role: str) -> components.ArgumentParser:
+    """The options of `stats`."""
+    parser = components.ArgumentParser(prog=f"{role}.py stats")
     of = parser.add_mutually_exclusive_group()
     of.add_argument("--system", metavar="ID", help="of a task system, or the plain tasks of a client (c1)")
     of.add_argument("--node", metavar="NAME", help="of a slave, as its master sees it")
     of.add_argument("--kind", metavar="CLASS", help="of all tasks of a class")
     parser.add_argument("--steps", action="store_true", help="of each step, where figures restart with it")
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--env", metavar="DIR", help="the node's folder")
     parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[])
-    options = parser.parse_args(argv)
+    return parser
+
+
+def _show_stats(role: str, argv: list[str]) -> int:
+    """`stats`: what was measured, by a master that runs here as it is now, else as it was kept."""
+    options = stats_parser(role).parse_args(argv)
     named = {"": options.system, "slave:": options.node, "class:": options.kind}
     scope = next((kind + name for kind, name in named.items() if name), "")
     folder = components.Environment(options.env or components.state_root() / role, role).path

@@ -44,17 +44,17 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 1700,
-    "components.py": 1453,
+    "client.py": 1756,
+    "components.py": 1896,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4627,
-    "rpc.py": 5678,
+    "master.py": 4795,
+    "rpc.py": 5776,
     "setup.py": 64,
-    "slave.py": 1152,
-    "tasks.py": 3765,
+    "slave.py": 1154,
+    "tasks.py": 3886,
 }
-TOTAL_LINES = 19_202
+TOTAL_LINES = 20_090
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8
@@ -72,10 +72,11 @@ WALL_CLOCK = {"components.py": 2, "rpc.py": 2, "tasks.py": 1}  # mentions of tim
 # Names of the original that stay where a user would look for them.
 CALLBACKS = """app_init app_main get_task_system start_processing task_finished work_finished push_task push_tasks
     push_task_response push_task_failed push_tasks_response push_tasks_failed push_tasksystem_response
-    push_tasksystem_failed shutdown_main_loop node_id_str"""
+    push_tasksystem_failed shutdown_main_loop node_id_str stats"""
 NAMES = {
     "components": "Component Interface ExtensionPoint ComponentManager implements IntItem BoolItem FloatItem HostItem "
     "ExtensionPointItem",
+    "components.Stats": "getInstance add_avg dump dump_all dump_stats",
     "client": "ApplicationNode",
     "client.ApplicationNode": CALLBACKS,
     "tasks": "IApp Task ITaskSystem ITaskManager ITaskScheduler ITaskScheduleStrategy GenericTaskScheduler "

@@ -1539,7 +1539,7 @@ class Stats:
     def take_in(self, rows: Any, replacing: bool = False) -> None:
         """Add what `pack` gave, from a stranger, or put it in the place of what is here. Raises ValueError if it is not
         whole; then nothing of it counts."""
-        if type(rows) is not dict:
+        if type(rows) is not dict or not all(0 < len(name) <= LONGEST_NAME for name in rows):
             raise ValueError("figures are rows by name")
         for name, one in [(name, Series.unpack(row)) for name, row in rows.items()]:
             (self.replace if replacing else self.merge)(name, one)
@@ -1767,6 +1767,10 @@ class StatsKeeper(threading.Thread):
         if not self.is_alive():
             self.flush()
 
+    def _store(self, rows):
+        if backend := self._backend():
+            backend.store(self._folder, rows)
+
     def flush(self) -> None:
         """Hands over what is new since the last time. What goes wrong is logged, and tried again later."""
         at, rows, kept = time.time(), [], {}
@@ -1776,7 +1780,7 @@ class StatsKeeper(threading.Thread):
                 if self._kept.get((scope, name, step)) != figures.n:
                     rows.append((self.run_at, scope, name, step, at, figures))
         if rows:
-            self._failed = bool(run_foreign("statistics", lambda: self._backend().store(self._folder, rows)))
+            self._failed = bool(run_foreign("statistics", self._store, rows))
         if not self._failed:
             self._kept = kept
         self._after()

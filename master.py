@@ -87,7 +87,7 @@ import threading
 import time
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from contextlib import contextmanager, suppress
 from operator import truediv
 from pathlib import Path
@@ -2752,6 +2752,7 @@ class Audit(threading.Thread):
 REMEMBERED = 50  # systems, clients and slaves that are gone, of which the figures stay in memory
 MOST_SCOPES = 100  # slaves, and classes of tasks, that are measured one by one
 SPANS = 50_000  # that wait to be sorted in; then this happens at once
+AT_A_TIME = 1000  # of them, for who waits meanwhile
 OF_SPANS = ("queue", "transfer", "unpickle", "run", "pickle", "sent", "received", "tasks", "failed")
 
 
@@ -2778,15 +2779,6 @@ def summed_up(rows: list[tuple]) -> dict[str, components.Series]:
     return found
 
 
-@contextmanager
-def refusing_figures() -> Iterator[None]:
-    """Inside, figures that are none are a breach of the protocol."""
-    try:
-        yield
-    except ValueError as error:
-        raise rpc.ProtocolError(f"these are no figures: {error}") from None
-
-
 class Measures:
     """Figures by scope: "" the node, a system's or client's name, `slave:NAME`, `class:NAME`. Spans wait until somebody
     asks, at most a second: many together cost less, and another thread than the loop's may do it."""
@@ -2796,7 +2788,8 @@ class Measures:
         self._spans: collections.defaultdict = collections.defaultdict(list)  # by owner
         self._waiting = 0
         self._gone: dict[str, None] = {}  # scopes of what is not here any more, the first to go first
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # held for moments
+        self._sorting = threading.RLock()  # held while some spans are sorted in
 
     def hear(self, span: Span) -> None:
         """A part of a lease was reported."""
@@ -2809,11 +2802,21 @@ class Measures:
     def sort_in(self, owner: str | None = None) -> None:
         """Adds what waits, of one owner or of all."""
         for one in list(self._spans) if owner is None else [owner]:
-            with self._lock:
-                spans = self._spans.pop(one, [])
-                self._waiting -= len(spans)
-                if spans:
-                    self._add(one, list(map(measured_of, spans)))
+            more = True
+            while more:
+                with self._sorting:
+                    spans, more = self._taken(one)
+                    if spans:
+                        self._add(one, list(map(measured_of, spans)))
+
+    def _taken(self, owner):
+        with self._lock:
+            waiting = self._spans.pop(owner, [])
+            spans, more = waiting[:AT_A_TIME], waiting[AT_A_TIME:]
+            self._waiting -= len(spans)
+            if more:
+                self._spans[owner] = more
+        return spans, more
 
     def _add(self, owner, rows):
         whole = summed_up(rows)
@@ -2831,7 +2834,7 @@ class Measures:
 
     def _bounded(self, kind, name):
         name = kind + name
-        known = name in self._scopes or sum(one.startswith(kind) for one in self._scopes) < MOST_SCOPES
+        known = name in self._scopes or sum(one.startswith(kind) for one in list(self._scopes)) < MOST_SCOPES
         return name if known else f"{kind}(others)"
 
     def of(self, scope: str) -> components.SystemStats:
@@ -2853,7 +2856,7 @@ class Measures:
 
     def forget(self, living: set[str]) -> None:
         """Lets go of systems, clients and slaves that have gone, but for the last ones."""
-        with self._lock:
+        with self._sorting, self._lock:
             gone = [one for one in self._scopes if one not in living and not one.startswith("class:")]
             self._gone = {one: None for one in [*self._gone, *gone] if one in gone}
             for scope in list(self._gone)[:-REMEMBERED]:
@@ -3850,9 +3853,14 @@ class MasterNode(rpc.BaseNode):
     def _take_figures(self, batch: Batch, lo: int, hi: int, effects: Effects, figures: Any) -> None:
         """Counts what tasks have recorded if this report has brought their outcome: no attempt counts twice."""
         owner = batch.owner.id
-        if any(record[:5] == ("outcome", owner, batch.number, lo, hi) for record in effects.records):
-            with refusing_figures():
-                self.measures.take_in(owner, kind_of(batch), figures)
+        if not any(record[:5] == ("outcome", owner, batch.number, lo, hi) for record in effects.records):
+            return
+        try:
+            self.measures.take_in(owner, kind_of(batch), figures)
+        except ValueError as error:  # from a worker: its slave is not to blame
+            if f"{owner} figures" not in self._failures and len(self._failures) < FAILURES_TOLD:
+                self._failures.add(f"{owner} figures")
+                log.warning("what tasks of %s have recorded is left out: %s", owner, error)
 
     def take_in(self, parts: list, first: int = 0) -> list:
         """Parts that this master holds on to: files are linked, so that they stay whatever becomes of their sender, and
@@ -4194,8 +4202,7 @@ class MasterNode(rpc.BaseNode):
             number, place, kill = params
             self.apply(self.board.cancel_task(system.name, number, place, time.monotonic(), kill))
         elif method == "figures":
-            with refusing_figures():
-                self.measures.of(system.name).hooks_say(*params)
+            self.measures.of(system.name).hooks_say(*params)
         elif method == "system_step":
             system.step, system.waiting = params
             self.measures.of(system.name).next_step(system.step)

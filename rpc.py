@@ -5138,9 +5138,10 @@ def kept_figures(holder: Any, folder: Path, scope: str) -> list[tuple]:
     """(name, step, figures) of a scope that `holder`, a component manager, finds in the backend. Raises Error if there
     are none."""
     backend = BaseNode.stats_backend.read(holder)
-    rows = [(row[2], row[3], row[5]) for row in backend.load(folder, scope)]
+    load = backend.load if backend else lambda folder, scope: []
+    rows = [(row[2], row[3], row[5]) for row in load(folder, scope)]
     if not rows:
-        scopes = sorted({row[1] for row in backend.load(folder, None)})
+        scopes = sorted({row[1] for row in load(folder, None)})
         known = ", ".join(scope or "the node itself" for scope in scopes[:10])
         raise Error(f"nothing was measured of {scope or 'this node'}", f"known are: {known or 'none'}",
                     components.did_you_mean(scope, scopes))

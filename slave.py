@@ -427,7 +427,7 @@ class ProcessTaskManager(components.Component):
         self.done["failed"] += hi - lo if "*" in failures else len(failures)
         worker.lo = hi
         if hi > lo and not worker.forgotten:
-            self.node.report("result", lease, lo, hi, seconds, failures, worker.ago(spent), *figures, parts=parts)
+            self.node.report("result", lease, lo, hi, seconds, failures, worker.ago(spent), *figures[:1], parts=parts)
             self.node.stats.add_avg("swarm.run", seconds)
             self.node.stats.add_avg("swarm.tasks", hi - lo)
         if last:

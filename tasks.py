@@ -123,7 +123,7 @@ class Measured:
     """The attribute `stats` of tasks and task systems that have none of their own: where their code records figures."""
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else vars(instance).get("_stats") or components.Stats.getInstance()
+        return self if instance is None else vars(instance).get("_swarm_stats") or components.Stats.getInstance()
 
 
 class Task:
@@ -385,7 +385,7 @@ class ITaskSystem:
         """Returns what the client gets in `work_finished`, as it is. To signal an error, raise."""
 
     def __getstate__(self):
-        return {key: value for key, value in self.__dict__.items() if key not in ("log", "_stats")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("log", "_swarm_stats")}
 
 
 class IApp(Interface):
@@ -1389,7 +1389,7 @@ class SystemRun:
         self._saves = bool(options.pop("saves", False))
         self._heard = self._history = 0  # messages, and bytes about, since the last snapshot
         self._saved_size = SNAPSHOT_LEAST // 2
-        self.stats = self.system._stats = components.Stats(FIGURES)
+        self.stats = self.system._swarm_stats = components.Stats(FIGURES)
         self._told: dict[str, tuple] = {}  # what of it the master has heard
         self._tell_at, self.unsaid = 0.0, True  # there may be something to say
         options.pop("hook_timeout", None)  # the master's affair

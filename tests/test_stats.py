@@ -11,6 +11,7 @@ import struct
 import sys
 import threading
 import timeit
+from contextlib import suppress
 
 import pytest
 from concurrent_swarm.components import Figures, Series, SQLiteStats, Stats, StatsKeeper, SystemStats
@@ -546,6 +547,20 @@ def test_figures_are_there_after_the_node_has_gone(swarm):
     here.master.parent.close()
     here.start_master()
     assert rpc.Proxy(here.address).stats.get("1")["rounds"] == found["rounds"], "a later master knows it"
+
+
+def test_figures_outlive_a_master_that_is_killed_but_for_the_last_moments(swarm):
+    here = swarm(slaves=1, master=["--set", "stats.flush_every=0.1"])
+    found = measured(here, "count=10", "steps=1")
+
+    def kept():
+        with suppress(components.Error):
+            node = components.ComponentManager(components.Config())
+            return components.by_name(rpc.kept_figures(node, here.master.folder, "1")).get("rounds")
+
+    wait_until(lambda: kept() == found["rounds"], "what was measured is kept")
+    here.master.ends(signal.SIGKILL)
+    assert json.loads(command(here, "master", "m", "--system", "1", "--json").wait().out)["rounds"] == found["rounds"]
 
 
 def test_one_setting_switches_it_off(swarm):

@@ -154,6 +154,9 @@ class ApplicationNode(components.Component):
     def push_tasks_failed(self, result: dict) -> None:
         """A task of a `push_tasks` could not be sent; it also ends as failed. `m` says why."""
 
+    def stats_response(self, system_id: str, figures: dict) -> None:
+        """What `get_stats` has asked for: {name: {"n", "sum", "avg", "min", "max", "last", "p50", "p95", "p99"}}."""
+
     def step_reached(self, number: int, step: int) -> None:
         """With `--step`: a system has ended a step and waits. By default, Enter in the terminal begins the next one."""
         print(f"step {step} of system {number} is done; Enter begins the next", file=sys.stderr, flush=True)
@@ -171,6 +174,11 @@ class ApplicationNode(components.Component):
         """The master went away; work goes on when it comes back."""
 
     # what an application has and calls
+
+    @functools.cached_property
+    def stats(self) -> components.Stats:
+        """Figures of this client's process: `self.stats.add_avg("rating", 0.3)`."""
+        return self.swarm.stats
 
     @property
     def node_id_str(self) -> str:
@@ -219,6 +227,24 @@ class ApplicationNode(components.Component):
         number = next(number for number, known in self._systems.items() if known is system)
         self.swarm.on_loop(lambda: self.swarm.call("cancel_tasksystem", number, kill))
 
+    def get_stats(self, system_id: str | tasks.ITaskSystem | None = None) -> None:
+        """Asks what was measured of a task system, by itself or its id, or of the plain tasks; `stats_response` gets
+        the answer. From any thread. Raises UsageError for a system that is not of this application."""
+        wanted = str(getattr(system_id, "system_id", system_id or ""))
+        ids = {"": 0, **{one.system_id: number for number, one in self._systems.items()},
+               **{name: number for number, name in self._names.items()}}
+        if wanted not in ids:
+            raise components.UsageError(f"there are no figures of a task system {wanted}",
+                                        "this client has not pushed it", "give the system, or its system_id")
+        self.swarm.on_loop(lambda: self._ask_stats(ids[wanted], wanted))
+
+    def _ask_stats(self, number: int, wanted: str) -> None:
+        if number in self._ended:
+            self.stats_response(wanted, self._ended[number].get("measured", {}))
+        else:
+            self._asked[number] = wanted
+            self.swarm.call("get_stats", number)
+
     def shutdown_main_loop(self) -> None:
         """Lets `main_loop` return once the current callback has. From any thread."""
         self._finishing = True
@@ -237,6 +263,7 @@ class ApplicationNode(components.Component):
         self._systems: dict[int, tasks.ITaskSystem] = {}
         self._names: dict[int, str] = {}  # number of a system -> its name at the master
         self._ended: dict[int, dict] = {}  # number of a system -> its stats
+        self._asked: dict[int, str] = {}  # number of a system -> the id by which its figures were asked for
         self._sealed: dict[int, tuple] = {}
         self._collecting: dict[int, str] = {}
         self._published: dict[str, Any] = {}  # what was published, for a master that must be told again
@@ -285,6 +312,8 @@ class ApplicationNode(components.Component):
                 self.swarm.call("push_tasksystem", number, self._bundle.digest, options, parts=[sealed])
             for number, name in self._collecting.items():
                 self.swarm.call("collect", number, name)
+            for number in self._asked:
+                self.swarm.call("get_stats", number)
 
     @property
     def slaves(self) -> int:
@@ -395,6 +424,10 @@ class ApplicationNode(components.Component):
             self.output_dropped += dropped
             self.task_output(name, attempt, f"… {dropped:,} bytes dropped\n{text}" if dropped else text)
 
+    def _hear_stats(self, parts: list, number: int, figures: dict) -> None:
+        if number in self._asked:
+            self.stats_response(self._asked.pop(number), figures)
+
     def _hear_swarm(self, parts: list, *params: Any) -> None:
         *self._size, self._progress, self._waits = params
 
@@ -409,6 +442,7 @@ class ApplicationNode(components.Component):
         self.swarm.call("work_settled", number)
         self._system_handle = tasks.Handle(stats.get("system_id") or system.system_id)
         self._system_handle.title, self._system_handle.stats = stats.get("app") or type(system).__name__, stats
+        self._hear_stats([], number, stats.get("measured", {}))  # whoever has asked and had no answer
         if error is None:
             self.result = result
         self._announce(result, error, stats)
@@ -436,6 +470,7 @@ class ApplicationNode(components.Component):
         "system_step": lambda self, parts, number, step, waits: self.step_reached(number, step) if waits else None,
         "push_tasksystem_response": _hear_system_taken, "push_tasksystem_failed": _hear_system_refused,
         "work_finished": _hear_work_finished, "output": _hear_output, "swarm": _hear_swarm,
+        "stats_response": _hear_stats,
     }
 
 
@@ -618,6 +653,9 @@ class Inline(components.ComponentManager):
     def __init__(self, config: components.Config, on_error: Callable | None = None):
         super().__init__(config)
         self._on_error = on_error
+        self.stats = components.Stats()
+        self.stats.stand_in()
+        self.scopes: collections.defaultdict = collections.defaultdict(components.SystemStats)  # by owner
         self._objects: dict[str, bytes] = {}
         self._runs: dict[int, tasks.SystemRun] = {}
         self._todo: collections.deque = collections.deque()
@@ -656,6 +694,9 @@ class Inline(components.ComponentManager):
             self._run_system(params, parts)
         elif method == "step":
             self._runs[params[0]].next_step()
+        elif method == "get_stats":
+            figures = self.scopes[str(params[0] or owner.name)].told()["measured"]
+            self._node._hear("stats_response", [params[0], figures], [])
         elif method in ("cancel", "cancel_task"):
             self._cancel(owner, hear, method, *params)
 
@@ -689,10 +730,19 @@ class Inline(components.ComponentManager):
                 if failure.get("retries", 0) >= envelope.attempt:
                     again.append(int(task))
                     failure["retried"] = True
+            before.stand_in()
+            for figures in runner.figures:
+                self.scopes[owner.name].take_in(figures)
             hear("outcome", [envelope.number, lo, hi, seconds, failures, "here", envelope.attempt], results)
+            runner.stats.stand_in()
 
         os.environ["CONCURRENT_SWARM_ATTEMPT"] = str(envelope.attempt)
-        tasks.LeaseRunner(report, lambda: owner.closed, str(self._node._bundle.root), self._on_error).run(envelope)
+        runner = tasks.LeaseRunner(report, lambda: owner.closed, str(self._node._bundle.root), self._on_error)
+        before = runner.stats.stand_in()
+        try:
+            runner.run(envelope)
+        finally:
+            before.stand_in()
         return again
 
     @staticmethod
@@ -710,10 +760,16 @@ class Inline(components.ComponentManager):
             if method in ("submit", "cancel", "cancel_task"):
                 self._todo.append((run.owner, hear, method, details, tasks.Owner.keep(parts)))
                 self._todo.rotate(method != "submit")  # before the batches that wait
-            elif method == "system_step" and details[1]:
-                self._node._hear("system_step", [number, *details], [])
+            elif method == "system_step":
+                self.scopes[str(number)].next_step(details[0])
+                if details[1]:
+                    self._node._hear("system_step", [number, *details], [])
+            elif method == "figures":
+                self.scopes[str(number)].hooks_say(*details)
             elif method == "system_done":
-                self._node._hear("work_finished", [number, *details], list(parts))
+                failure, stats = details
+                stats = {**stats, **self.scopes[str(number)].told()}
+                self._node._hear("work_finished", [number, failure, stats], list(parts))
 
         def hear(method: str, details: list, parts: list) -> None:
             if method == "outcome" and not run.done:

@@ -40,16 +40,20 @@ import json
 import logging
 import math
 import os
+import struct
 import sys
 import threading
 import time
-from collections import deque, namedtuple
+from array import array
+from collections import Counter, deque, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from inspect import getattr_static
+from math import isfinite
+from operator import mul, rshift
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
 
@@ -1332,58 +1336,335 @@ def configure_logging(env: Environment, format: str = "text", level: str = "info
 
 # -- statistics ----------------------------------------------------------------------------------------------
 
-Average = namedtuple("Average", "n sum avg min max last")  # what is known of the samples of one name
+MANY = 512  # samples of a name that wait until they are sorted in together
+FINEST = 47  # bits of a double that a bucket leaves out: it keeps sign, exponent and 5 bits of the fraction
+BUCKETS = 512  # of a name, at most
+NAMES = 1000  # that one Stats knows, at most
+OTHERS = "(other names)"  # which has the samples of all further ones
+STEPS = 200  # of a name that restarts with each step, kept
+LONGEST_NAME = 100  # characters
+MOST_ROWS = 2000  # figures of steps that a client is told
+LARGEST = sys.float_info.max  # where sums stop
+KEEP_WITHIN = 5.0  # seconds that a node that ends waits for its figures to be kept
+
+
+class Figures(NamedTuple):
+    """What is known of the samples of one name. p50, p95 and p99: so many per cent of them are not above it."""
+
+    n: int
+    sum: float
+    avg: float
+    min: float
+    max: float
+    last: float
+    p50: float
+    p95: float
+    p99: float
+
+
+class Series:
+    """The samples of one name: count, sum, bounds and a histogram with 32 buckets between a number and its double.
+
+    A quantile is off by at most 1/64 of the sample that it stands for, while all samples lie in 512 buckets: so it is
+    if they have one sign and the largest is up to 32,768 times the smallest. Beyond that, two buckets become one, which
+    doubles this bound, as often as needed. All other figures are exact, as far as sums of doubles are.
+
+    >>> one = Series()
+    >>> one.add([1.0, 2.0, 40.0])
+    >>> one.figures().max, one.quantile(0.5)
+    (40.0, 2.03125)
+    """
+
+    __slots__ = ("counts", "last", "max", "min", "n", "shift", "steps", "sum", "waiting")
+
+    def __init__(self):
+        self.waiting: list[float] = []  # samples that are not sorted in yet; any thread appends
+        self.steps: dict[int, Figures] | None = None  # of earlier steps, if it restarts with each
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets the samples that are sorted in."""
+        self.n, self.sum, self.last, self.min, self.max = 0, 0.0, 0.0, math.inf, -math.inf
+        self.shift, self.counts = FINEST, Counter()
+
+    def add(self, values: Iterable[float], weights: Iterable[int] | None = None) -> None:
+        """Takes samples in; with `weights`, each as often as its weight says."""
+        values = array("d", values)
+        if not values:
+            return
+        buckets = map(rshift, memoryview(values).cast("B").cast("q"), itertools.repeat(self.shift))
+        if weights is None:
+            self.counts.update(buckets)
+            self._note(len(values), sum(values), min(values), max(values), values[-1])
+        else:
+            weights = list(weights)
+            for bucket, weight in zip(buckets, weights, strict=True):
+                self.counts[bucket] += weight
+            self._note(sum(weights), sum(map(mul, values, weights)), min(values), max(values), values[-1])
+
+    def merge(self, other: Series) -> None:
+        """Takes the samples of another one in, as later ones."""
+        if other.n:
+            self._coarsen(other.shift)
+            for bucket, count in other.counts.items():
+                self.counts[bucket >> self.shift - other.shift] += count
+            self._note(other.n, other.sum, other.min, other.max, other.last)
+
+    def _note(self, n, total, low, high, last):
+        self.n, self.sum = self.n + n, min(max(self.sum + total, -LARGEST), LARGEST)
+        self.min, self.max, self.last = min(self.min, low), max(self.max, high), last
+        while len(self.counts) > BUCKETS:
+            self._coarsen(self.shift + 1)
+
+    def _coarsen(self, shift):
+        if shift > self.shift:
+            counts: Counter = Counter()
+            for bucket, count in self.counts.items():
+                counts[bucket >> shift - self.shift] += count
+            self.shift, self.counts = shift, counts
+
+    def settle(self) -> Series:
+        """Sorts in what waits; for one thread at a time."""
+        if batch := self.waiting[:]:
+            del self.waiting[: len(batch)]
+            self.add(batch)
+        return self
+
+    def quantile(self, share: float) -> float:
+        """About the smallest sample that so large a share (0..1) of all is not above."""
+        return self._quantiles([share])[0]
+
+    def _quantiles(self, shares):
+        negative = 1 << 63 - self.shift  # buckets of these are -negative..-1, those near zero first
+        order = sorted((~(one + negative) if one < 0 else one, one) for one in self.counts)
+        found, passed, ordered = [], 0, iter(order)
+        for share in shares:
+            while passed < max(1, math.ceil(share * self.n)):
+                _, bucket = next(ordered)
+                passed += self.counts[bucket]
+            found.append(min(max(self._middle(bucket, negative), self.min), self.max))
+        return found
+
+    def _middle(self, bucket, negative):
+        bits = (bucket + negative if bucket < 0 else bucket) << self.shift | 1 << self.shift - 1
+        (size,) = struct.unpack("d", struct.pack("Q", bits if bits >> self.shift else 0))
+        return -size if bucket < 0 else size
+
+    def figures(self) -> Figures:
+        """What is known of the samples. Raises ZeroDivisionError if there are none."""
+        average = min(max(self.sum / self.n, self.min), self.max)
+        return Figures(self.n, self.sum, average, self.min, self.max, self.last, *self._quantiles((0.5, 0.95, 0.99)))
+
+    def pack(self) -> list:
+        """All of it, to travel as JSON."""
+        flat = [number for pair in self.counts.items() for number in pair]
+        return [self.steps is not None, self.n, self.sum, self.min, self.max, self.last, self.shift, flat]
+
+    @classmethod
+    def unpack(cls, row: Any) -> Series:
+        """What `pack` gave, from a stranger. Raises ValueError."""
+        if type(row) is not list or [*map(type, row)] != [bool, int, float, float, float, float, int, list]:
+            raise ValueError("the figures of a name are a flag, six numbers and a list")
+        self = cls()
+        per_step, self.n, self.sum, self.min, self.max, self.last, self.shift, flat = row
+        self.steps = {} if per_step else None
+        self.counts = Counter(dict(zip(flat[::2], flat[1::2], strict=True)))
+        whole = {*map(type, flat)} == {int} and min(flat[1::2]) > 0 and sum(flat[1::2]) == self.n < 1 << 53
+        if not (whole and FINEST <= self.shift <= 63 and 2 * BUCKETS >= len(flat) == 2 * len(self.counts)):
+            raise ValueError("the histogram of a name is not whole")
+        most = 1 << 63 - self.shift
+        if not (-most <= min(flat[::2]) and max(flat[::2]) < most and math.isfinite(self.sum)
+                and -LARGEST <= self.min <= self.last <= self.max <= LARGEST):
+            raise ValueError("the figures of a name are not within bounds")
+        return self
 
 
 class Stats:
-    """Named averages, from any thread: `stats.add_avg("rating", 0.3)`, then `stats.rating.max`.
+    """Figures by name, from any thread: `stats.add_avg("rating", 0.3)`, then `stats.rating.max`.
+
+    Samples accumulate, or restart with each step where `per_step` says so; those of the last 200 steps are kept.
 
     >>> stats = Stats()
     >>> stats.add_avg("load", -2); stats.add_avg("load", 0)
-    >>> stats.dump("load")
-    {'n': 2, 'sum': -2, 'avg': -1.0, 'min': -2, 'max': 0, 'last': 0}
+    >>> stats.load
+    Figures(n=2, sum=-2.0, avg=-1.0, min=-2.0, max=0.0, last=0.0, p50=-2.0, p95=0.0, p99=0.0)
     """
 
-    _instance = None
+    _instance: Stats | None = None
 
-    def __init__(self):
-        self._averages, self._lock, self._started = {}, threading.Lock(), threading.local()
+    def __init__(self, names: int = NAMES):
+        self._most, self._step, self._series = names, 0, {}
+        self._lock, self._started = threading.RLock(), threading.local()
 
     @classmethod
     def getInstance(cls) -> Stats:
-        """The one of this process."""
-        cls._instance = cls._instance or cls()
-        return cls._instance
+        """The one of this process: of its node, in a worker of the task that runs, in a host of the task system."""
+        Stats._instance = Stats._instance or cls()
+        return Stats._instance
+
+    def stand_in(self) -> Stats | None:
+        """Be what `getInstance` gives from now on; returns what it gave before."""
+        before, Stats._instance = Stats._instance, self
+        return before
 
     def __getattr__(self, name):
-        if name.startswith("_") or name not in self._averages:
+        if name.startswith("_") or not (found := self._figures(name)):
             raise AttributeError(f"no samples of {name}")
-        return self._averages[name]
+        return found
 
-    def add_avg(self, name: str, value: float = 0) -> None:
+    def __reduce__(self):
+        return Stats, ()  # of an object that goes elsewhere: samples stay where they were taken
+
+    @property
+    def used(self) -> bool:
+        """Whether there are any names."""
+        return bool(self._series)
+
+    def add_avg(self, name: str, value: float = 0, per_step: bool = False) -> None:
         """Add a sample. Raises ValueError unless it is a finite number."""
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: {value} is not a finite number")
+        try:
+            if not isfinite(value):
+                self.number(name, value)
+            one = self._series[name]
+            if per_step and one.steps is None:
+                one.steps = {}
+        except KeyError:
+            one = self._declared(name, per_step)
+        except OverflowError:
+            self.number(name, value)
+        one.waiting.append(value)
+        if len(one.waiting) >= MANY:
+            self._settled(one)
+
+    @staticmethod
+    def number(name: str, value: Any) -> float:
+        """A sample as it is kept. Raises ValueError unless it is a finite number."""
+        with suppress(OverflowError):  # a whole number larger than any double
+            if isfinite(value):
+                return float(value)
+        raise ValueError(f"{name}: {str(value)[:50]} is not a finite number")
+
+    def declare(self, name: str, per_step: bool = False) -> None:
+        """Say before its first sample that a name restarts with each step. Raises ValueError for what is no name."""
+        self._declared(name, per_step)
+
+    def _declared(self, name, per_step):
+        if type(name) is not str or not 0 < len(name) <= LONGEST_NAME:
+            raise ValueError(f"{str(name)[:LONGEST_NAME]!r} is no name: up to {LONGEST_NAME} characters are one")
         with self._lock:
-            n, total, _, low, high, _ = self._averages.get(name, (0, 0, 0, value, value, 0))
-            n, total = n + 1, total + value
-            self._averages[name] = Average(n, total, total / n, min(low, value), max(high, value), value)
+            name = name if name in self._series or len(self._series) < self._most else OTHERS
+            one = self._series.get(name) or self._series.setdefault(name, Series())
+            if per_step and one.steps is None:
+                one.steps = {}
+            return one
+
+    def _settled(self, one):
+        with self._lock:
+            return one.settle()
+
+    def add_many(self, name: str, values: Iterable[float], weights: Iterable[int] | None = None) -> None:
+        """Add samples that are finite numbers; with `weights`, each as often as its weight says."""
+        one = self._declared(name, False)
+        with self._lock:
+            one.settle().add(values, weights)
+
+    def merge(self, name: str, series: Series) -> None:
+        """Add the samples of a series."""
+        one = self._declared(name, series.steps is not None)
+        with self._lock:
+            one.settle().merge(series)
+
+    def replace(self, name: str, series: Series) -> None:
+        """Put these samples in the place of those of a name."""
+        one = self._declared(name, series.steps is not None)
+        with self._lock:
+            one.clear()
+            one.merge(series)
+
+    def series(self) -> dict[str, Series]:
+        """What has samples, by name, all of them sorted in."""
+        with self._lock:
+            return {name: one for name, one in sorted(self._series.items()) if one.settle().n}
+
+    def pack(self, told: dict[str, int] | None = None) -> dict[str, list]:
+        """All series, to travel as JSON; with `told`, only those that have grown since it was used last."""
+        told = {} if told is None else told
+        with self._lock:
+            marks = {name: (one.steps is not None and self._step, one.n) for name, one in self.series().items()}
+            new = {name: mark for name, mark in marks.items() if told.get(name) != mark}
+            told.update(new)
+            return {name: self.series()[name].pack() for name in new}
+
+    def take_in(self, rows: Any, replacing: bool = False) -> None:
+        """Add what `pack` gave, from a stranger, or put it in the place of what is here. Raises ValueError if it is not
+        whole; then nothing of it counts."""
+        if type(rows) is not dict or not all(0 < len(name) <= LONGEST_NAME for name in rows):
+            raise ValueError("figures are rows by name")
+        for name, one in [(name, Series.unpack(row)) for name, row in rows.items()]:
+            (self.replace if replacing else self.merge)(name, one)
+
+    def next_step(self, step: int) -> None:
+        """A step begins: what restarts with each becomes history."""
+        with self._lock:
+            for name, one in self.series().items():
+                if one.steps is not None:
+                    kept = self._declared(name, True).steps
+                    kept[self._step] = one.figures()
+                    while len(kept) > STEPS:
+                        del kept[min(kept)]
+            for one in self._series.values():
+                if one.steps is not None:
+                    one.clear()
+            self._step = step
+
+    def steps(self, name: str) -> dict[int, Figures]:
+        """The figures of each step, this one included, of a name that restarts with each."""
+        with self._lock:
+            one, now = self._series.get(name), self.series().get(name)
+            earlier = one.steps if one and one.steps else {}
+            return {**earlier, **({self._step: now.figures()} if now and now.steps is not None else {})}
+
+    def rows(self) -> list[tuple[str, int | None, Figures]]:
+        """(name, step, figures) of all that is known; the step is None for what accumulates."""
+        with self._lock:
+            rows = [(name, None, one.figures()) for name, one in self.series().items() if one.steps is None]
+            names = {name for name, one in {**self._series, **self.series()}.items() if one.steps is not None}
+            return rows + [(name, step, one) for name in sorted(names) for step, one in self.steps(name).items()]
+
+    def _figures(self, name):
+        with self._lock:
+            one = self.series().get(name)
+            return one.figures() if one else None
 
     def dump(self, name: str) -> dict[str, float]:
-        """The numbers of one name. Raises AttributeError if it has none."""
-        return getattr(self, name)._asdict()
+        """The figures of one name. Raises AttributeError if it has no samples."""
+        return (self._figures(name) or getattr(self, name))._asdict()
 
     def dump_all(self) -> dict[str, dict[str, float]]:
-        """The numbers of all names."""
-        return {name: one._asdict() for name, one in sorted(self._averages.copy().items())}
+        """The figures of all names."""
+        with self._lock:
+            return {name: one.figures()._asdict() for name, one in self.series().items()}
+
+    def dump_stats(self, log: logging.Logger) -> None:
+        """Log the figures of each name."""
+        for name, one in self.dump_all().items():
+            log.info("%s: %s", name, ", ".join(f"{key} {value:.6g}" for key, value in one.items()))
+
+    def reset(self) -> None:
+        """Forget all samples and names."""
+        self._series = {}
 
     def time_push(self) -> None:
         """Start a stopwatch of this thread; they nest."""
         self._started.__dict__.setdefault("stack", []).append(time.perf_counter())
 
     def time_pop(self, name: str = "") -> float:
-        """Stop the latest stopwatch of this thread: its seconds, a sample of `name` if one is given."""
-        seconds = time.perf_counter() - self._started.stack.pop()
+        """Stop the latest stopwatch of this thread: its seconds, a sample of `name` if one is given. Raises UsageError
+        if there is none."""
+        stack = self._started.__dict__.get("stack")
+        if not stack:
+            raise UsageError("no stopwatch runs in this thread", "each time_pop ends a time_push")
+        seconds = time.perf_counter() - stack.pop()
         if name:
             self.add_avg(name, seconds)
         return seconds
@@ -1396,6 +1677,172 @@ class Stats:
             yield
         finally:
             self.time_pop(name)
+
+
+class SystemStats(Stats):
+    """Figures of a task system: what its tasks have recorded and, in `hooks`, what its hooks have. These their host
+    says as a whole each time, since another host that takes its place repeats what the first one did."""
+
+    def __init__(self, names: int = NAMES):
+        super().__init__(names)
+        self.hooks = Stats(names)
+        self.step = 0  # the highest that it has reached
+
+    def series(self) -> dict[str, Series]:
+        """What has samples, by name: those of tasks and of hooks together."""
+        found = super().series()
+        for name, one in self.hooks.series().items():
+            both = Series()
+            for part in (found.get(name), one):
+                if part:
+                    both.merge(part)
+                    both.steps = both.steps if part.steps is None else {}
+            found[name] = both
+        return dict(sorted(found.items()))
+
+    def hooks_say(self, step: int, rows: Any) -> None:
+        """What all hooks have recorded until now, in a step. Raises ValueError if that is not whole."""
+        rows = rows if type(rows) is not dict or step == self.step else {
+            name: row for name, row in rows.items() if not (type(row) is list and row and row[0] is True)}
+        self.hooks.take_in(rows, replacing=True)
+
+    def next_step(self, step: int) -> None:
+        """A step begins, if none as high has before."""
+        if step > self.step:
+            super().next_step(step)
+            self.hooks.next_step(step)
+            self.step = step
+
+    def reset(self) -> None:
+        """Forget all samples and names."""
+        super().reset()
+        self.hooks.reset()
+
+    def told(self) -> dict[str, dict]:
+        """What its client is told at the end."""
+        rows = self.rows()
+        return {"measured": by_name(rows), "measured_steps": by_name(rows[-MOST_ROWS:], per_step=True)}
+
+
+class IStatsBackend(Interface):
+    """Where the figures of nodes stay when these have gone. Called from several threads; may take its time."""
+
+    def store(self, folder, rows):
+        """Keep rows of (run, scope, name, step, at, figures) for the environment `folder`: a later row takes the place
+        of an earlier one with the same run, scope, name and step. `run` and `at` are seconds since 1970, `step` is None
+        for what accumulates, `figures` are `Figures`."""
+
+    def load(self, folder, scope):
+        """Return such rows: those of the latest run that has measured this scope; of all scopes if it is None."""
+
+
+class SQLiteStats(Component):
+    """Figures in `stats.db` in the folder of the node."""
+
+    implements(IStatsBackend)
+    rows = IntItem("stats", "rows", 100_000, "figures to keep in stats.db, the latest ones", minimum=1)
+    days = FloatItem("stats", "days", 30.0, "how long to keep them", minimum=0)
+    COLUMNS = ("run REAL", "scope TEXT", "name TEXT", "step INTEGER", "at REAL", "n INTEGER",
+               *(f"{name} REAL" for name in Figures._fields[1:]))
+
+    @contextmanager
+    def _opened(self, folder):
+        import sqlite3
+
+        base = sqlite3.connect(Path(folder) / "stats.db", timeout=10.0)
+        try:
+            with base:
+                base.execute(f"CREATE TABLE IF NOT EXISTS figures ({', '.join(self.COLUMNS)}, "
+                             "PRIMARY KEY (scope, run, name, step))")
+                yield base
+        except sqlite3.Error as error:
+            what = f"the figures in {Path(folder) / 'stats.db'} cannot be used ({error})"
+            raise Error(what, "it is damaged, or its disk full", "remove it, or set stats.flush_every=0") from error
+        finally:
+            base.close()
+
+    def store(self, folder, rows):
+        marks = ", ".join("?" * len(self.COLUMNS))
+        flat = [(run, scope, name, -1 if step is None else step, at, *one) for run, scope, name, step, at, one in rows]
+        with self._opened(folder) as base:
+            base.executemany(f"INSERT OR REPLACE INTO figures VALUES ({marks})", flat)
+            oldest = max((row[4] for row in flat), default=0.0) - self.days * 86400
+            base.execute("DELETE FROM figures WHERE at < ?", (oldest,))
+            if base.execute("SELECT COUNT(*) FROM figures").fetchone()[0] > self.rows:
+                base.execute("DELETE FROM figures WHERE rowid NOT IN (SELECT rowid FROM figures ORDER BY at DESC, "
+                             "rowid DESC LIMIT ?)", (self.rows,))
+
+    def load(self, folder, scope):
+        if not (Path(folder) / "stats.db").exists():
+            return []
+        with self._opened(folder) as base:
+            found = base.execute("SELECT * FROM figures AS one WHERE ? IN (scope, '*') AND run = (SELECT MAX(run) FROM "
+                                 "figures WHERE scope = one.scope) ORDER BY scope, name, step",
+                                 ("*" if scope is None else scope,))
+            return [(*row[:3], None if row[3] < 0 else row[3], row[4], Figures(*row[5:])) for row in found]
+
+
+def by_name(rows: Iterable[tuple[str, int | None, Figures]], per_step: bool = False) -> dict[str, dict]:
+    """What `Stats.rows` gives as {name: figures}, of what restarts with each step those of the latest one; with
+    `per_step`, {name: {step: figures}} of that alone."""
+    found: dict[str, dict] = {}
+    for name, step, figures in rows:  # the later steps come later
+        if not per_step:
+            found[name] = figures._asdict()
+        elif step is not None:
+            found.setdefault(name, {})[str(step)] = figures._asdict()
+    return found
+
+
+class StatsKeeper(threading.Thread):
+    """Hands what a node measures to a backend, every so often and at the end, in a thread that may wait for a disk.
+
+    `scopes()` gives the node's `Stats` by scope, and `every()` the seconds; 0: never. `after()` is called each time.
+    """
+
+    def __init__(self, backend: Callable[[], Any], folder: Path, scopes: Callable[[], dict[str, Stats]],
+                 every: Callable[[], float], after: Callable[[], Any] = lambda: None):
+        super().__init__(name="stats", daemon=True)
+        self._after = after
+        self.run_at = time.time()  # names this life of the node; also shows when it was
+        self._backend, self._folder, self._scopes, self._every = backend, folder, scopes, every
+        self._stopped, self._failed = threading.Event(), False
+        self._kept: dict[tuple, int] = {}  # (scope, name, step) -> samples, of all that the backend has
+
+    def run(self) -> None:
+        """Until `close`."""
+        began = time.monotonic()
+        while not self._stopped.wait(POLL_SECONDS):
+            self._scopes()  # may have something to sort in
+            if time.monotonic() - began >= self._every() * (10 if self._failed else 1):
+                self.flush()
+                began = time.monotonic()
+
+    def close(self) -> None:
+        """Hands over what is new since the last time; returns when the backend has it, or has taken too long."""
+        self._stopped.set()
+        if self.is_alive():
+            self.join(KEEP_WITHIN)
+        if not self.is_alive():
+            self.flush()
+
+    def _store(self, rows):
+        if backend := self._backend():
+            backend.store(self._folder, rows)
+
+    def flush(self) -> None:
+        """Hands over what is new since the last time. What goes wrong is logged, and tried again later."""
+        at, rows, kept = time.time(), [], {}
+        for scope, stats in self._scopes().items() if self._every() else ():
+            for name, step, figures in stats.rows():
+                kept[scope, name, step] = figures.n
+                if self._kept.get((scope, name, step)) != figures.n:
+                    rows.append((self.run_at, scope, name, step, at, figures))
+        if rows:
+            self._failed = bool(run_foreign("statistics", self._store, rows))
+        if not self._failed:
+            self._kept = kept
+        self._after()
 
 
 # -- command line --------------------------------------------------------------------------------------------

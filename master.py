@@ -92,6 +92,7 @@ import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from contextlib import contextmanager, suppress
+from operator import truediv
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -3995,6 +3996,125 @@ class Uploads:
         if call[0] == "confined" and not (type(told) is dict and guard.is_whole({**told, "uid": guard.applied["uid"]})):
             log.error("an application is not started: of the sandbox it has applied %s", told)
             self._node.zygote.kill(token)
+# -- what is measured ----------------------------------------------------------------------------------------------
+
+REMEMBERED = 50  # systems, clients and slaves that are gone, of which the figures stay in memory
+MOST_SCOPES = 100  # slaves, and classes of tasks, that are measured one by one
+SPANS = 50_000  # that wait to be sorted in; then this happens at once
+AT_A_TIME = 1000  # of them, for who waits meanwhile
+OF_SPANS = ("queue", "transfer", "unpickle", "run", "pickle", "sent", "received", "tasks", "failed")
+
+
+def measured_of(span: Span) -> tuple:
+    """What a part of a lease says: seconds until it was sent, between master and worker, and in the worker; bytes both
+    ways; tasks, and those of them that failed; what it is about."""
+    (_, _, count, failed, _, slave, _, queued, leased, began, ended, heard, opening, packing, _, kind, sent,
+     received) = span
+    run = max(0.0, ended - began - opening - packing)
+    away = began - leased + heard - ended
+    return leased - queued, away, opening, run, packing, sent, received, count, failed, kind, slave
+
+
+def summed_up(rows: list[tuple]) -> dict[str, components.Series]:
+    """Parts of leases, as `measured_of` gives them, in one series for each thing that is measured."""
+    found = {}
+    columns = list(zip(*rows, strict=True))
+    for name, values in zip(OF_SPANS, columns, strict=False):
+        found[f"swarm.{name}"] = one = components.Series()
+        one.add(values)
+    found["swarm.task"] = one = components.Series()
+    runs, counts = columns[OF_SPANS.index("run")], columns[OF_SPANS.index("tasks")]
+    one.add(map(truediv, runs, counts), None if {*counts} == {1} else counts)
+    return found
+
+
+class Measures:
+    """Figures by scope: "" the node, a system's or client's name, `slave:NAME`, `class:NAME`. Spans wait until somebody
+    asks, at most a second: many together cost less, and another thread than the loop's may do it."""
+
+    def __init__(self, node: components.Stats):
+        self._scopes: dict[str, components.Stats] = {"": node}
+        self._spans: collections.defaultdict = collections.defaultdict(list)  # by owner
+        self._waiting = 0
+        self._gone: dict[str, None] = {}  # scopes of what is not here any more, the first to go first
+        self._lock = threading.RLock()  # held for moments
+        self._sorting = threading.RLock()  # held while some spans are sorted in
+
+    def hear(self, span: Span) -> None:
+        """A part of a lease was reported."""
+        with self._lock:
+            self._spans[span.owner].append(span)
+            self._waiting += 1
+        if self._waiting > SPANS:
+            self.sort_in()
+
+    def sort_in(self, owner: str | None = None) -> None:
+        """Adds what waits, of one owner or of all."""
+        for one in list(self._spans) if owner is None else [owner]:
+            more = True
+            while more:
+                with self._sorting:
+                    spans, more = self._taken(one)
+                    if spans:
+                        self._add(one, list(map(measured_of, spans)))
+
+    def _taken(self, owner):
+        with self._lock:
+            waiting = self._spans.pop(owner, [])
+            spans, more = waiting[:AT_A_TIME], waiting[AT_A_TIME:]
+            self._waiting -= len(spans)
+            if more:
+                self._spans[owner] = more
+        return spans, more
+
+    def _add(self, owner, rows):
+        whole = summed_up(rows)
+        scopes = [("", whole), (owner, whole)]
+        for place, kind in ((-1, "slave:"), (-2, "class:")):
+            groups = collections.defaultdict(list)
+            for row in rows:
+                groups[row[place]].append(row)
+            scopes += [(self._bounded(kind, name), whole if len(groups) == 1 else summed_up(some))
+                       for name, some in groups.items()]
+        for scope, found in scopes:
+            stats = self.of(scope)
+            for name, one in found.items():
+                stats.merge(name, one)
+
+    def _bounded(self, kind, name):
+        name = kind + name
+        known = name in self._scopes or sum(one.startswith(kind) for one in list(self._scopes)) < MOST_SCOPES
+        return name if known else f"{kind}(others)"
+
+    def of(self, scope: str) -> components.SystemStats:
+        """The figures of a scope, which may be new."""
+        with self._lock:
+            if scope not in self._scopes:
+                self._scopes[scope] = components.SystemStats(tasks.FIGURES + len(OF_SPANS) + 1)
+            return self._scopes[scope]
+
+    def take_in(self, owner: str, kind: str, figures: Any) -> None:
+        """What tasks of a class have recorded themselves. Raises ValueError if it is not whole."""
+        self.of(owner).take_in(figures)
+        self.of(self._bounded("class:", kind)).take_in(figures)
+
+    def figures(self, owner: str) -> components.SystemStats:
+        """The figures of an owner, with what has waited."""
+        self.sort_in(owner)
+        return self.of(owner)
+
+    def forget(self, living: set[str]) -> None:
+        """Lets go of systems, clients and slaves that have gone, but for the last ones."""
+        with self._sorting, self._lock:
+            gone = [one for one in self._scopes if one not in living and not one.startswith("class:")]
+            self._gone = {one: None for one in [*self._gone, *gone] if one in gone}
+            for scope in list(self._gone)[:-REMEMBERED]:
+                del self._gone[scope], self._scopes[scope]
+
+    def scopes(self) -> dict[str, components.Stats]:
+        """All of it, with what has waited."""
+        self.sort_in()
+        return dict(self._scopes)
 
 
 # -- the master ----------------------------------------------------------------------------------------------------
@@ -4240,6 +4360,14 @@ class Span(NamedTuple):
     received: int
 
 
+def kind_of(batch: Batch) -> str:
+    """The class of its tasks, the first one if they have several; "" if whoever sent them does not say it."""
+    try:
+        return str(batch.options["classes"][0][1])[:80]
+    except (LookupError, TypeError):
+        return ""
+
+
 def span_of(lease: Lease, lo: int, hi: int, failures: dict, spent: list, parts: Iterable, step: int, now: float
             ) -> Span:
     """What a report tells of the tasks lo..hi of a lease. `spent`: see `check_spent`; clocks need not agree, for it
@@ -4248,11 +4376,10 @@ def span_of(lease: Lease, lo: int, hi: int, failures: dict, spent: list, parts: 
     lane, *ago = spent or (0, 0, 0, 0, 0)
     began, ended, opening, packing = (each / 1e6 for each in ago)
     sent = batch.payload[2 + lo // batch.group : 2 - (-hi // batch.group)] if batch.payload else ()
-    classes = batch.options.get("classes") or [["", ""]]
     failed = hi - lo if "*" in failures else len(failures)
     return Span(batch.owner.id, batch.first + lo, hi - lo, failed, lease.attempt, lease.slave.id, lane, batch.since,
                 lease.since, max(now - began, lease.since), max(now - ended, lease.since), now, opening, packing, step,
-                classes[0][1], sum(map(rpc.size_of, sent)), sum(map(rpc.size_of, parts)))
+                kind_of(batch), sum(map(rpc.size_of, sent)), sum(map(rpc.size_of, parts)))
 
 
 class System:
@@ -4462,7 +4589,8 @@ class MasterNode(rpc.BaseNode):
         self._slow_at = self._sample_at = self._sweep_at = self._tell_at = self._accept_at = self._audit_at = 0.0
         self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
         self._zygotes = tasks.Recent()
-        self.span_ears: list[Callable[[Span], None]] = []  # who is told of each report of a slave
+        self.measures = Measures(self.stats)
+        self.span_ears: list[Callable[[Span], None]] = [self.measures.hear]  # who is told of each report of a slave
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
         self._lasting: set[str] = set()  # those of them that are in the journal
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
@@ -4756,6 +4884,7 @@ class MasterNode(rpc.BaseNode):
         self._expose_to_slaves(self.channel)
         self._expose_bundles(self.channel)
         self._expose_shared(self.channel)
+        self._expose_figures(self.channel)
 
     def _expose_to_owners(self, channel: rpc.Channel) -> None:
         owners = ("client", "admin")
@@ -4843,14 +4972,20 @@ class MasterNode(rpc.BaseNode):
             check_whole(number)
             self.collect(request.peer, number, str(name))
 
+    def _expose_figures(self, channel: rpc.Channel) -> None:
+        @rpc.tcpremote(channel, roles=("client", "admin"))
+        def get_stats(handler, request, number):
+            check_whole(number)
+            self.tell_figures(request.peer.label, number)
+
     def _expose_to_slaves(self, channel: rpc.Channel) -> None:
         slaves = ("slave",)
 
         @rpc.tcpremote(channel, roles=slaves)
-        def result(handler, request, lease, lo, hi, seconds, failures, spent):
+        def result(handler, request, lease, lo, hi, seconds, failures, spent, figures=None):
             check_report(lease, lo, hi, failures)
             check_spent(spent)
-            self.take_result(request.peer.label, lease, lo, hi, seconds, failures, request.parts, spent)
+            self.take_result(request.peer.label, lease, lo, hi, seconds, failures, request.parts, spent, figures)
 
         @rpc.tcpremote(channel, roles=slaves)
         def given_back(handler, request, lease, lo, hi):
@@ -5020,11 +5155,12 @@ class MasterNode(rpc.BaseNode):
             self.apply(self.board.submit(owner, number, count, time.monotonic(), group, options, parts))
 
     def take_result(self, slave: str, lease: int, lo: int, hi: int, seconds: float, failures: dict, parts: list,
-                    spent: list) -> None:
-        """What a slave reports of a lease; results that cannot be opened any more are computed again."""
+                    spent: list, figures: Any = None) -> None:
+        """What a slave reports of a lease; results that cannot be opened any more are computed again. `figures`: what
+        its tasks have recorded, which counts with their outcome."""
         now = time.monotonic()
-        held = self.board.leases.get(lease) if self.span_ears else None
-        if held is not None and held.slave.id == slave:
+        held = self.board.leases.get(lease)
+        if self.span_ears and held is not None and held.slave.id == slave:
             step = self.systems[held.batch.owner.id].step if held.batch.owner.id in self.systems else 0
             span = span_of(held, lo, hi, failures, spent, parts, step, now)
             for hear in self.span_ears:
@@ -5035,7 +5171,22 @@ class MasterNode(rpc.BaseNode):
             reason = f"the file with its results cannot be opened ({error})"
             self.apply(self.board.worker_lost(slave, lease, lo, hi, reason, now))
         else:
-            self.apply(self.board.result(slave, lease, lo, hi, seconds, parts, failures, now))
+            effects = self.board.result(slave, lease, lo, hi, seconds, parts, failures, now)
+            self.apply(effects)
+            if figures and held:
+                self._take_figures(held.batch, lo, hi, effects, figures)
+
+    def _take_figures(self, batch: Batch, lo: int, hi: int, effects: Effects, figures: Any) -> None:
+        """Counts what tasks have recorded if this report has brought their outcome: no attempt counts twice."""
+        owner = batch.owner.id
+        if not any(record[:5] == ("outcome", owner, batch.number, lo, hi) for record in effects.records):
+            return
+        try:
+            self.measures.take_in(owner, kind_of(batch), figures)
+        except ValueError as error:  # from a worker: its slave is not to blame
+            if f"{owner} figures" not in self._failures and len(self._failures) < FAILURES_TOLD:
+                self._failures.add(f"{owner} figures")
+                log.warning("what tasks of %s have recorded is left out: %s", owner, error)
 
     def take_in(self, parts: list, first: int = 0) -> list:
         """Parts that this master holds on to: files are linked, so that they stay whatever becomes of their sender, and
@@ -5386,9 +5537,12 @@ class MasterNode(rpc.BaseNode):
         elif method == "cancel_task":
             number, place, kill = params
             self.apply(self.board.cancel_task(system.name, number, place, time.monotonic(), kill))
+        elif method == "figures":
+            self.measures.of(system.name).hooks_say(*params)
         elif method == "system_step":
             system.step, system.waiting = params
             self.gallery.system_step(system.name, *params, time.monotonic())
+            self.measures.of(system.name).next_step(system.step)
             self._send(system.client, ["system_step", system.number, *params])
         elif method == "view":
             self.keep_view(system, *params, parts)
@@ -5453,7 +5607,7 @@ class MasterNode(rpc.BaseNode):
         self.gallery.owner_ended(system.name, failure, time.monotonic())
         seconds = time.monotonic() - system.since
         stats = {**stats, "elapsed": seconds, "id": system.name, "app": system.app,
-                 "system_id": system.options.get("system_id")}
+                 "system_id": system.options.get("system_id"), **self.measures.figures(system.name).told()}
         what = f"failed ({failure['type']}: {failure['message']})" if failure else "done"
         log.info("system %s %s: %s, %s tasks in %.1f s", system.name, system.app, what, stats.get("tasks", 0), seconds)
         if system.pipe:
@@ -5463,6 +5617,16 @@ class MasterNode(rpc.BaseNode):
         end = Finished(system.name, system.app, system.user, failure, stats, list(parts))
         self._keep_finished(system.client, system.number, end)
         self._send_finished(system.client, system.number)
+
+    def tell_figures(self, client: str, number: int) -> None:
+        """Answers a client what was measured of one of its systems, or of its plain tasks (0)."""
+        system = self._system_of(client, number)
+        if system or not number:
+            figures = self.measures.figures(system.name if system else client).dump_all()
+        else:
+            end = self._finished.get((client, number))
+            figures = end.stats.get("measured", {}) if end else {}
+        self._send(client, ["stats_response", number, figures])
 
     def _send_finished(self, client: str, number: int) -> None:
         end = self._finished[client, number]
@@ -5892,6 +6056,13 @@ class MasterNode(rpc.BaseNode):
                           "a system shows one with self.publish_view(data)")
         return self.views[name]
 
+    def scopes(self) -> dict[str, components.Stats]:
+        return self.measures.scopes()
+
+    def figures_kept(self) -> None:
+        owners, slaves = list(self.board.owners), list(self.board.slaves)
+        self.measures.forget({"", *owners, *(f"slave:{name}" for name in slaves)})
+
     def describe_slaves(self) -> list[dict]:
         """A row per slave."""
         now = time.monotonic()
@@ -5959,6 +6130,7 @@ EXAMPLES = """examples:
   master.py --host 0.0.0.0         also others, with a file of its keys
   master.py config show --origin   what is configured, and where
   master.py doctor                 what is missing here, and what to do
+  master.py stats --system 1       what was measured, also of what has gone
   master.py journal check          what is accepted and not done, is it whole
   master.py keys invite slave      a file that lets slaves in for a day
   master.py keys list              who is let in; keys revoke NAME, keys rotate

@@ -35,19 +35,20 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      bundle(digest, manifest) {zip} · submit(number, count, group, first) {head, index, groups…}
                      settled([numbers]) · cancel(number, kill) · push_tasksystem(number, digest, options) {system}
                      cancel_task(number, place, kill) · cancel_tasksystem(number, kill) · step(number)
-                     work_settled(number) · goodbye()
-    host → master    system_step(step, waiting) · system_done(failure, stats) {result} · view(type) {picture}
+                     work_settled(number) · get_stats(number) · goodbye()
+    host → master    system_step(step, waiting) · figures(step, rows) · system_done(failure, stats) {result}
+                     view(type) {picture}
     master → owner   accepted([numbers]) · refused(number, reason)
                      outcome(number, lo, hi, seconds, failures, slave, attempt) {groups…}
                      push_tasksystem_response(number, name) · push_tasksystem_failed(number, error)
                      work_finished(number, failure, stats) {result} · swarm(slaves, workers, busy, systems)
                      shared(key, at, total) {, bytes} · no_shared(key, reason)
-                     output(owner, attempt, [[lo, hi, text, dropped]…])
+                     output(owner, attempt, [[lo, hi, text, dropped]…]) · stats_response(number, figures)
     master → slave   lease(id, owner, number, lo, hi, group, attempt, first) {head, index, groups…}
                      revoke(id, kill) · steal(id) · late(id, seconds) · bundle(digest, manifest) {zip}
                      workers(count) · drain() · shared(key, at, total) {, bytes} · no_shared(key, reason) · seen(when)
                      forget_shared([keys]) · no_bundle(digest)
-    slave → master   result(id, lo, hi, seconds, failures, [lane, began, ended, opening, packing]) {groups…}
+    slave → master   result(id, lo, hi, seconds, failures, [lane, began, ended, opening, packing], figures) {groups…}
                      given_back(id, lo, hi) · fetch(digest)
                      output(id, [[lo, hi, text, dropped]…]) · worker_lost(id, lo, hi, reason, output)
                      resources(amounts, workers) · leaving() · preparing(digest, what), "" when that is over
@@ -55,7 +56,7 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      vitals(cpu, memory, round trip, [[lane, id] of what runs…], when), every few seconds
     slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
                      shared(key) {bytes} · no_shared(key, reason) · spare() and stack(), with a descriptor each
-    worker → slave   result(id, lo, hi, seconds, failures, last, [began, ended, opening, packing]) {groups…}
+    worker → slave   result(id, lo, hi, seconds, failures, last, [began, ended, opening, packing], figures) {groups…}
                      publish(key, at, total) {, bytes} · fetch_shared(key) · begun(id), if its tasks have limits
     node → builder   build({what of, into which folder, from where}); it says built(size, [what, why, fix, kind] or [])
     node → program   program(command, variables), which it becomes
@@ -97,8 +98,8 @@ import logging
 import math
 import mmap
 import os
-import pkgutil
 import pickle
+import pkgutil
 import platform
 import re
 import secrets
@@ -5112,6 +5113,10 @@ class BaseNode(components.ComponentManager):
                                          "seconds to install and compile what an application needs", minimum=1)
     keep_apps = components.FloatItem("node", "keep_apps", 3600.0,
                                      "seconds to keep that once nothing of the application is here", minimum=0)
+    flush_every = components.FloatItem("stats", "flush_every", 30.0,
+                                       "seconds between two moments at which figures are kept; 0: never", minimum=0)
+    stats_backend = components.ExtensionPointItem("stats", "backend", "SQLiteStats",
+                                                  components.IStatsBackend, "what keeps figures")
 
     def __init__(self, environment: components.Environment, config: components.Config):
         super().__init__(config)
@@ -5122,6 +5127,7 @@ class BaseNode(components.ComponentManager):
         components.load_entry_points()
         self.plugins = components.load_plugins(environment / "plugins")
         self.stats = components.Stats()
+        self.stats.stand_in()
         self.store: Store | None = None  # where large payloads lie for others on this machine
         self._look_at = 0.0
         self.service = Service()
@@ -5135,6 +5141,10 @@ class BaseNode(components.ComponentManager):
     def serve(self, host: str = "127.0.0.1", port: int = 0, token: str | None = None,
               names: Iterable[str] = (), tls: ssl.SSLContext | None = None) -> None:
         """Opens the control channel. `names` are those by which others may call this machine, beside its own."""
+        keeper = components.StatsKeeper(lambda: self.stats_backend, self.environment.path, self.scopes,
+                                        lambda: self.flush_every, self.figures_kept)
+        keeper.start()
+        self.closing.callback(keeper.close)
         names = [socket.gethostname(), *names]
         logging.getLogger().addHandler(self.lines)
         self.closing.callback(logging.getLogger().removeHandler, self.lines)
@@ -5170,6 +5180,19 @@ class BaseNode(components.ComponentManager):
             "environment": str(self.environment.path), "plugins_failed": self.plugins.failed,
         }
 
+    def scopes(self) -> dict[str, components.Stats]:
+        """What is measured here, by whom it is about; "" is this node. From any thread."""
+        return {"": self.stats}
+
+    def figures_kept(self) -> None:
+        """What was measured until now is kept, as far as it can be."""
+
+    def figures_of(self, scope: str, per_step: bool = False) -> dict[str, dict]:
+        """The figures of a scope, also of one that a node before this one has measured. Raises Error if none has."""
+        stats = self.scopes().get("" if scope == getattr(self, "name", "") else scope)
+        rows = stats.rows() if stats else kept_figures(self, self.environment.path, scope)
+        return components.by_name(rows, per_step)
+
     def open_store(self) -> Store | None:
         """Where this node lays large payloads for others on this machine; None where they travel as frames."""
         if not self.by_reference:
@@ -5192,7 +5215,7 @@ class BaseNode(components.ComponentManager):
 
         tell("ping", 'Answers "pong": the node\'s loop is alive.', lambda: self.loop.ask(lambda: "pong"))
         tell("status", "What the node is and does.", lambda: self.loop.ask(self.status))
-        tell("stats", "Count, average, smallest, largest and last value of everything the node measures.",
+        tell("stats", "Count, sum, average, smallest, largest, last value and quantiles of what the node measures.",
              lambda: self.stats.dump_all())
         tell("config", "Every configuration item: section, key, value, and where the value comes from.",
              lambda: self.loop.ask(lambda: [list(row) for row in self.config.show()]))
@@ -5200,6 +5223,19 @@ class BaseNode(components.ComponentManager):
         self._expose_page()
         tell("config.items", "Every item of the configuration with its type, choices and meaning; live: it can be set.",
              lambda: self.loop.ask(self.describe_items))
+
+        @jsonremote(self.service, name="stats.get")
+        def get_stats(request, scope: str = "", per_step: bool = False):
+            """Figures by name of a scope: "" the node, a system's or client's name, slave:NAME, class:NAME; with
+            per_step, by step of what restarts with each."""
+            return self.figures_of(scope, per_step)
+
+        @jsonremote(self.service, name="stats.reset", roles=("admin",))
+        def reset_stats(request):
+            """Forgets what this node has measured; what was kept by then stays."""
+            for stats in self.scopes().values():
+                stats.reset()
+            return True
 
         @jsonremote(self.service, name="config.set", roles=("admin",))
         def set_config(request, section: str, key: str, value: str):
@@ -5278,6 +5314,20 @@ class BaseNode(components.ComponentManager):
             undo()
             raise components.UsageError(f"{name} stays as it was", components.describe(problem))
         return value
+
+
+def kept_figures(holder: Any, folder: Path, scope: str) -> list[tuple]:
+    """(name, step, figures) of a scope that `holder`, a component manager, finds in the backend. Raises Error if there
+    are none."""
+    backend = BaseNode.stats_backend.read(holder)
+    load = backend.load if backend else lambda folder, scope: []
+    rows = [(row[2], row[3], row[5]) for row in load(folder, scope)]
+    if not rows:
+        scopes = sorted({row[1] for row in load(folder, None)})
+        known = ", ".join(scope or "the node itself" for scope in scopes[:10])
+        raise Error(f"nothing was measured of {scope or 'this node'}", f"known are: {known or 'none'}",
+                    components.did_you_mean(scope, scopes))
+    return rows
 
 
 class Node(BaseNode):
@@ -5774,13 +5824,16 @@ def configuration(role: str, options: argparse.Namespace) -> components.Config:
 
 
 def administer(role: str, argv: list[str], more: Callable[[], Iterable[Check]] = tuple) -> int | None:
-    """The commands that every role has beside running: config show, create, backup, doctor. None if argv is none of
-    them. `more` gives further checks for `doctor`.
+    """The commands that every role has beside running: config show, create, backup, doctor, stats. None if argv is none
+    of them. `more` gives further checks for `doctor`.
 
     doctor [--env DIR] [--master HOST[:PORT]] [--access FILE]
-    create DIR · backup [--env DIR] [FILE] · config show [--origin] [--env DIR] [--set section.key=value]"""
-    if not argv or argv[0] not in ("config", "create", "backup", "doctor"):
+    create DIR · backup [--env DIR] [FILE] · config show [--origin] [--env DIR] [--set section.key=value]
+    stats [--system ID | --node s1 | --kind CLASS] [--steps] [--json] [--env DIR] [--set section.key=value]"""
+    if not argv or argv[0] not in ("config", "create", "backup", "doctor", "stats"):
         return None
+    if argv[0] == "stats":
+        return _show_stats(role, argv[1:])
     parser = components.ArgumentParser(prog=f"{role}.py {argv[0]}")
     parser.add_argument("--env", metavar="DIR", help="the node's folder")
     if argv[0] == "config":
@@ -5805,6 +5858,53 @@ def _show_config(role: str, parser: components.ArgumentParser, argv: list[str]) 
     for section, key, value, origin in config.show():
         print(f"{section}.{key} = {value}" + (f"    # {origin}" if options.origin else ""))
     return components.EXIT_OK
+
+
+def stats_parser(role: str) -> components.ArgumentParser:
+    """The options of `stats`."""
+    parser = components.ArgumentParser(prog=f"{role}.py stats")
+    of = parser.add_mutually_exclusive_group()
+    of.add_argument("--system", metavar="ID", help="of a task system, or the plain tasks of a client (c1)")
+    of.add_argument("--node", metavar="NAME", help="of a slave, as its master sees it")
+    of.add_argument("--kind", metavar="CLASS", help="of all tasks of a class")
+    parser.add_argument("--steps", action="store_true", help="of each step, where figures restart with it")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--env", metavar="DIR", help="the node's folder")
+    parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[])
+    return parser
+
+
+def _show_stats(role: str, argv: list[str]) -> int:
+    """`stats`: what was measured, by a master that runs here as it is now, else as it was kept."""
+    options = stats_parser(role).parse_args(argv)
+    named = {"": options.system, "slave:": options.node, "class:": options.kind}
+    scope = next((kind + name for kind, name in named.items() if name), "")
+    folder = components.Environment(options.env or components.state_root() / role, role).path
+    config = configuration(role, options)
+    try:
+        own = Access.load(str(folder / "keys" / "client.access"))
+        with closing(Proxy(own.addresses["http"], None, PATIENCE, own.certificate)) as proxy:
+            if proxy.status()["environment"] != str(folder):
+                raise Unreachable(f"another master is at {own.addresses['http']}")
+            found = proxy.stats.get(scope, options.steps)
+    except (Error, OSError, KeyError):  # none runs, or none that knows of it
+        components.load_entry_points()
+        components.load_plugins(folder / "plugins")
+        rows = kept_figures(components.ComponentManager(config), folder, scope)
+        found = components.by_name(rows, options.steps)
+    print(json.dumps(found) if options.json else "\n".join(_stats_table(found, options.steps)))
+    return components.EXIT_OK
+
+
+def _stats_table(found: dict[str, dict], steps: bool) -> Iterator[str]:
+    rows = found
+    if steps:
+        rows = {f"{name} {step}": one for name, by_step in found.items() for step, one in by_step.items()}
+    width = max(map(len, rows), default=4)
+    columns = components.Figures._fields
+    yield f"{'':{width}}" + "".join(f"{column:>11}" for column in columns)
+    for name, one in rows.items():
+        yield f"{components.printable(name):{width}}" + "".join(f"{one[column]:>11.4g}" for column in columns)
 
 
 def with_local_names(text: str, bundle: Bundle) -> str:

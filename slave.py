@@ -428,7 +428,7 @@ class ProcessTaskManager(components.Component):
             return
         if envelope is None or call[1] != envelope.lease or worker.passed or not worker.confined:
             return
-        _, lease, lo, hi, seconds, failures, last, spent = call
+        _, lease, lo, hi, seconds, failures, last, spent, *figures = call
         self.node.remember(envelope)
         worker.ear.settle(bool(last))
         if failures:
@@ -437,7 +437,9 @@ class ProcessTaskManager(components.Component):
         self.done["failed"] += hi - lo if "*" in failures else len(failures)
         worker.lo = hi
         if hi > lo and not worker.forgotten:
-            self.node.report("result", lease, lo, hi, seconds, failures, worker.ago(spent), parts=parts)
+            self.node.report("result", lease, lo, hi, seconds, failures, worker.ago(spent), *figures[:1], parts=parts)
+            self.node.stats.add_avg("swarm.run", seconds)
+            self.node.stats.add_avg("swarm.tasks", hi - lo)
         if last:
             self.done["leases"] += 1
             if hi < envelope.hi and not worker.forgotten:

@@ -89,6 +89,9 @@ TRACEBACK_LIMIT = 64 * 1024  # characters of a remote traceback that travel
 NOT_RUN = frozenset({"unsendable", "refused", "cancelled", "lost", "setup"})  # failures of what no worker ran to an end
 SNAPSHOT_LEAST = 1024 * 1024  # bytes of history from which on a task system is saved
 HISTORY_EACH = 200  # bytes, about, of an outcome in the journal besides its results
+FIGURES = 100  # names that tasks, or hooks of a system, may record
+TELL_FIGURES = 1.0  # seconds between two moments at which a host says what hooks have recorded
+MANY_ROWS = 8192  # samples of a task that wait one by one
 FORGOTTEN = {"type": "Forgotten", "message": "the master was started again without its journal", "traceback": "",
              "where": "", "kind": "lost"}
 CHAIN_LIMIT = 20  # exceptions of a chain of causes that are told
@@ -116,6 +119,13 @@ def attempt(function: Callable, *args: Any) -> tuple[Any, BaseException | None]:
 
 # -- tasks ---------------------------------------------------------------------------------------------------------
 
+class Measured:
+    """The attribute `stats` of tasks and task systems that have none of their own: where their code records figures."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else vars(instance).get("_swarm_stats") or components.Stats.getInstance()
+
+
 class Task:
     """One piece of work: subclass it, keep the arguments as attributes, compute in `__call__`.
 
@@ -138,6 +148,7 @@ class Task:
     process_limit: float | None = None  # processes that it may have at once beside its worker
     retries: int | dict | None = None  # further attempts after an exception of its own: 3, or {ConnectionError: 3}
     retry_wait: float | None = None  # seconds before the first of them; each later one waits twice as long
+    stats = Measured()  # `self.stats.add_avg("rounds", 3)` in `__call__`: it counts if the task succeeds
     _owner = ""
     _ordinal = -1
 
@@ -336,6 +347,7 @@ class ITaskSystem:
     lockstep = False
     resumable = False  # a new `generate_tasks` goes on where an earlier one, cut off, had come to
     hook_timeout: float | None = None  # seconds that a call of a hook may take; None: what the master says, 0: any
+    stats = Measured()  # `self.stats.add_avg("rating", 0.3)` in a hook
 
     def __init__(self):
         self._system_id = str(uuid.uuid1())
@@ -382,7 +394,7 @@ class ITaskSystem:
         VIEWS.show(data, type)
 
     def __getstate__(self):
-        return {key: value for key, value in self.__dict__.items() if key != "log"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("log", "_swarm_stats")}
 
 
 MOST_VIEW = 256 * 1024  # bytes of a picture
@@ -1442,6 +1454,9 @@ class SystemRun:
         self._saves = bool(options.pop("saves", False))
         self._heard = self._history = 0  # messages, and bytes about, since the last snapshot
         self._saved_size = SNAPSHOT_LEAST // 2
+        self.stats = self.system._swarm_stats = components.Stats(FIGURES)
+        self._told: dict[str, tuple] = {}  # what of it the master has heard
+        self._tell_at, self.unsaid = 0.0, True  # there may be something to say
         options.pop("hook_timeout", None)  # the master's affair
         self.by_hand = bool(options.pop("by_hand", False))
         self.lockstep = bool(options.pop("lockstep", False) or system.lockstep or self.by_hand)
@@ -1481,8 +1496,17 @@ class SystemRun:
         """A message was dealt with; saves the system once its history outweighs it."""
         self._heard += 1
         self._history += size
+        self.unsaid = self.stats.used
+        if self.unsaid and time.monotonic() >= self._tell_at:
+            self.tell_figures()
         if self._saves and not self.done and self._history > 2 * self._saved_size and self._can_save():
             self._save()
+
+    def tell_figures(self) -> None:
+        """Says what hooks have recorded, as far as that has grown."""
+        self._tell_at, self.unsaid = time.monotonic() + TELL_FIGURES, False
+        if rows := self.stats.pack(self._told):
+            self.call("figures", self.step, rows)
 
     def _can_save(self) -> bool:
         published = sys.modules[rpc.WIRE].Shared.exchange.used  # only a repetition publishes it again
@@ -1490,7 +1514,8 @@ class SystemRun:
 
     def _save(self) -> None:
         state = {"system": self.system, "step": self.step, "began_at": self._began_at, "waiting": self.waiting,
-                 "random": (self.random.getstate(), random.getstate()), "owner": self.owner.save(self._renewable)}
+                 "random": (self.random.getstate(), random.getstate()), "owner": self.owner.save(self._renewable),
+                 "figures": self.stats.pack()}
         sealed, error = attempt(rpc.seal, state, "the system")
         if error is not None or not fits(rpc.size_of(sealed)):
             log.warning("the system cannot be saved, its whole history is kept: %s", error or "it is too large")
@@ -1504,6 +1529,8 @@ class SystemRun:
     def resume(self, state: dict) -> None:
         """Goes on from a snapshot."""
         self.step, self._began_at, self.waiting = state["step"], state["began_at"], state["waiting"]
+        self.stats.next_step(self.step)
+        self.stats.take_in(state.get("figures", {}))
         self.random.setstate(state["random"][0])
         random.setstate(state["random"][1])
         renew = None in state["owner"]["sources"]
@@ -1534,7 +1561,9 @@ class SystemRun:
         if self.done:
             return
         self.waiting = False
+        self.tell_figures()
         self.step += 1
+        self.stats.next_step(self.step)
         self._began_at = self.owner.drawn
         held, self._held = self._held, []
         for tasks in held:
@@ -1544,6 +1573,7 @@ class SystemRun:
             source = self._guarded("generate_tasks", self.owner.draw, tasks or ())
             self._renewable = source if self.system.resumable else None
             self.call("system_step", self.step, self.waiting)
+            self.unsaid = self.stats.used
             self.pump()
 
     def outcome(self, *params: Any) -> None:
@@ -1627,6 +1657,7 @@ class SystemRun:
         for task, record in owner.records.items():
             stats["records"][task] = [base64.b64encode(part).decode() for part in record]
         owner.close()
+        self.tell_figures()
         self.call("system_done", failure, stats, parts=parts)
 
     def _guarded(self, hook: str, function: Callable, *args: Any) -> Any:
@@ -3277,6 +3308,80 @@ class Wire:
                 os.close(file)
 
 
+class Attempts(components.Stats):
+    """What tasks record in a worker, until they are done: it counts with their results, and what a task records that
+    fails is dropped. `whose()` is the task that runs."""
+
+    def __init__(self, whose: Callable[[], int]):
+        super().__init__(FIGURES)
+        self._whose, self._rows, self._most = whose, [], MANY_ROWS
+        self._sorted: dict[int, components.Stats] = {}  # of tasks with very many samples
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was recorded that was not taken."""
+        return bool(self._rows or self._sorted)
+
+    def add_avg(self, name: str, value: float = 0, per_step: bool = False) -> None:
+        """Add a sample. Raises ValueError unless it is a finite number."""
+        if name not in self._series or per_step:
+            self.declare(name, per_step)
+        self._rows.append((self._whose(), name, self.number(name, value)))
+        if len(self._rows) >= self._most:
+            self._sort_own()
+
+    def _sort_own(self):
+        """The task that runs has recorded a lot, or those before it have: their fate is not known yet."""
+        with self._lock:
+            whose, rows = self._whose(), self._taken()
+            self._sum_up([row for row in rows if row[0] == whose], self._sorted.setdefault(whose, self._empty()))
+            self._rows[:0] = others = [row for row in rows if row[0] != whose]
+            self._most = len(others) + MANY_ROWS
+
+    def _taken(self):
+        rows = self._rows[:]
+        del self._rows[: len(rows)]  # what other threads add meanwhile stays
+        return rows
+
+    def _empty(self):
+        made = components.Stats(FIGURES)
+        for name, one in self._series.items():
+            made.declare(name, one.steps is not None)
+        return made
+
+    @staticmethod
+    def _sum_up(rows, into):
+        values: dict[str, list] = {}
+        for _, name, value in rows:
+            values.setdefault(name, []).append(value)
+        for name, some in values.items():
+            into.add_many(name, some)
+
+    def _but_for(self, failed, rows):
+        found = self._empty()
+        self._sum_up([row for row in rows if row[0] not in failed], found)
+        for whose, stats in self._sorted.items():
+            for name, one in stats.series().items() if whose not in failed else ():
+                found.merge(name, one)
+        return found
+
+    def series(self) -> dict[str, components.Series]:
+        """What the tasks that are not reported yet have recorded."""
+        with self._lock:
+            return self._but_for((), self._rows[:]).series()
+
+    def take(self, failed: set[int]) -> dict[str, list]:
+        """What tasks have recorded since the last time, but for these, to travel as JSON."""
+        with self._lock:
+            found = self._but_for(failed, self._taken())
+            self._sorted, self._most = {}, MANY_ROWS
+        return found.pack()
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        self.take(set())
+
+
 class LeaseRunner:
     """Runs the tasks of a lease one after the other and reports in pieces.
 
@@ -3303,6 +3408,8 @@ class LeaseRunner:
         self._first, self._place, self._several = 0, 0, False
         self._head: dict = {}
         self._quick = False  # a lease was: others may have run before the slave has heard of one
+        self.stats = Attempts(lambda: self.current)
+        self.figures: list[dict] = []  # what the tasks of a report have recorded, if anything
 
     @property
     def current(self) -> int:
@@ -3311,6 +3418,10 @@ class LeaseRunner:
         Costs the loop nothing: what runs is as many places further as it has appended results.
         """
         return self._place + len(self._plain) if self._several else NOBODY
+
+    def _places(self, failures: dict) -> set[int]:
+        """These tasks, as `current` names them."""
+        return {self._first + int(i) for i in failures} if self._several else {NOBODY} if failures else set()
 
     def _runs(self, i: int) -> None:
         self._place = self._first + i - len(self._plain)
@@ -3436,6 +3547,7 @@ class LeaseRunner:
         lo, seconds, self._lo, self._began = self._lo, now - self._began, hi, now
         parts, self._parts, self._weight, self._lent = self._parts, [], 0, False
         failures, self._failures = self._failures, {}
+        self.figures = [self.stats.take(self._places(failures))] if self.stats.used else []
         self.report(lo, hi, seconds, failures, parts, last)
 
 
@@ -3449,10 +3561,11 @@ def worker_main(sock: socket.socket, root: str) -> None:
 
     def report(lo: int, hi: int, seconds: float, failures: dict, parts: list, last: bool) -> None:
         flush()  # what a task has printed is there before its outcome
-        wire.call("result", lease, lo, hi, seconds, failures, last, runner.spent, parts=parts)
-        runner.spent = []
+        wire.call("result", lease, lo, hi, seconds, failures, last, runner.spent, *runner.figures, parts=parts)
+        runner.spent, runner.figures = [], []
 
     runner = LeaseRunner(report, lambda: wire.unwanted(lease), root)
+    runner.stats.stand_in()
     flush = speak(lambda: runner.current)
     while True:
         call, parts = wire.next()
@@ -3520,9 +3633,11 @@ def host_main(sock: socket.socket, root: str) -> None:
         tell("system_done", describe_failure(error, root, "system"), {}, parts=[])
     elif options.pop("saved"):
         run = SystemRun(opened["system"], tell, options, name, root, pulse)
+        run.stats.stand_in()
         run.resume(opened)
     else:
         run = SystemRun(opened, tell, options, name, root, pulse)
+        run.stats.stand_in()
         run.start()
     handlers = {"outcome": _host_outcome, "accepted": _host_accepted, "refused": _host_refused, "step": _host_step}
     while True:
@@ -3530,6 +3645,8 @@ def host_main(sock: socket.socket, root: str) -> None:
         if run and not run.done and VIEWS.wait is not None and wire.is_quiet(VIEWS.wait):
             run.show()
             continue
+        if run and run.unsaid and wire.is_quiet(TELL_FIGURES):
+            run.tell_figures()
         call, parts = wire.next()
         if run:
             handlers[call[0]](run, call[1:], parts)

@@ -31,7 +31,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "setup")
 FENCE = re.compile(r"(?:<!-- ([^\n]+) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ROLES = {"master": master, "slave": slave, "client": client}
-COMMANDS = {"config", "create", "backup", "doctor", "keys"}  # they end by themselves
+COMMANDS = {"config", "create", "backup", "doctor", "keys", "stats"}  # they end by themselves
 PATIENCE = 60.0  # seconds for one command
 
 
@@ -273,12 +273,13 @@ def options_of(role):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_that_a_page_names_exists(page):
     of_keys = {option for action in master.keys_parser()._actions for option in action.option_strings}
-    everyone = set().union(*map(options_of, ROLES), of_keys)
+    of_stats = {option for action in rpc.stats_parser("master")._actions for option in action.option_strings}
+    everyone = set().union(*map(options_of, ROLES), of_keys, of_stats)
     for line in page.read_text("utf-8").splitlines():
         role = re.search(r"(master|slave|client)\.py(?! (?:config|create|backup|doctor|journal|keys))", line)
         named_here = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", line))
-        if "master.py keys" in line:
-            assert named_here <= of_keys, line
+        if "master.py keys" in line or ".py stats" in line:
+            assert named_here <= (of_stats if ".py stats" in line else of_keys), line
         elif role and line.count(".py ") == 1:
             assert named_here <= options_of(role[1]), line
         elif not re.search(r"\b(pip|pytest|pdoc|git|ruff|config|create|backup|doctor|journal)\b", line):

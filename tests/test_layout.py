@@ -66,15 +66,17 @@ OPENERS = {  # what opens the user's pickles or runs the user's code, of rpc and
     "open_sealed", "open_failure", "Records", "LeaseRunner", "Owner", "SystemRun", "load_app",
     "install_bundle", "find_class", "worker_main", "host_main",
 }  # fmt: skip
-WALL_CLOCK = {"rpc.py": 2, "tasks.py": 1}  # mentions of time.time: dates of keys, enrolments, and `master.now`
+WALL_CLOCK = {"components.py": 2, "rpc.py": 2, "tasks.py": 1}  # mentions of time.time: dates of
+# figures, of keys and enrolments, and `master.now`
 
 # Names of the original that stay where a user would look for them.
 CALLBACKS = """app_init app_main get_task_system start_processing task_finished work_finished push_task push_tasks
     push_task_response push_task_failed push_tasks_response push_tasks_failed push_tasksystem_response
-    push_tasksystem_failed shutdown_main_loop node_id_str"""
+    push_tasksystem_failed shutdown_main_loop node_id_str stats"""
 NAMES = {
     "components": "Component Interface ExtensionPoint ComponentManager implements IntItem BoolItem FloatItem HostItem "
     "ExtensionPointItem",
+    "components.Stats": "getInstance add_avg dump dump_all dump_stats",
     "client": "ApplicationNode",
     "client.ApplicationNode": CALLBACKS,
     "tasks": "IApp Task ITaskSystem ITaskManager ITaskScheduler ITaskScheduleStrategy GenericTaskScheduler "

@@ -244,8 +244,9 @@ class ApplicationNode(components.Component):
         rpc.Exchange(self._publish, self.swarm.fetch, load=self._load)
         unheard = type(self).task_finished is ApplicationNode.task_finished
         callback = self._unheard if unheard else self.task_finished
-        self._owner = tasks.Owner(self.swarm.call, callback, {"bundle": self._bundle.digest}, handles=True,
-                                  load=self._load)
+        kind = tasks.TracedOwner if self.swarm.tracer else tasks.Owner
+        self._owner = kind(self.swarm.call, callback, {"bundle": self._bundle.digest}, handles=True, load=self._load)
+        self._owner.tracer = self.swarm.tracer
         self._owner.keep = self.swarm.keep
 
     @classmethod
@@ -449,6 +450,7 @@ class ClientNode(rpc.Node):
     busy_loop = True
     app: ApplicationNode | None = None
     watch: "Watch | None" = None  # what shows the progress
+    tracer: tasks.Tracer | None = None
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
@@ -458,7 +460,8 @@ class ClientNode(rpc.Node):
         self.wait, self.terminal = 0.0, components.Terminal()  # how long for a master that is away, and who is told
 
     def info(self) -> dict:
-        return {**super().info(), "bundle": self.app._bundle.digest, "on_disconnect": self.on_disconnect}
+        return {**super().info(), "bundle": self.app._bundle.digest, "on_disconnect": self.on_disconnect,
+                "trace": bool(self.tracer)}
 
     def join(self, app: ApplicationNode) -> None:
         """Enrols and connects; what is sent before the welcome waits for it. Raises Unreachable, GaveUp."""
@@ -493,6 +496,10 @@ class ClientNode(rpc.Node):
         def no_shared(handler, request, key, reason):
             self._missing[key] = reason
 
+        @rpc.tcpremote(link)
+        def spans(handler, request, said, *more):
+            self.tracer.hear(said, time.monotonic(), json.loads(bytes(request.parts[0])), *more)
+
     def _take(self, method: str, handler: rpc.Link, request: rpc.Request, *params: Any) -> None:
         self._todo.append((self.app._hear, method, params, list(map(self._kept, request.parts))))
 
@@ -507,6 +514,8 @@ class ClientNode(rpc.Node):
             return part  # the file alone is missing: whoever opens it says so
 
     def welcomed(self, info: dict, fresh: bool) -> None:
+        if self.tracer and fresh:
+            self.tracer.begin(info["name"], self.is_local)
         self._todo.append((self.app._joined, info, fresh))
 
     def lost(self, reason: str) -> None:
@@ -548,6 +557,20 @@ class ClientNode(rpc.Node):
         self._shelf.forget([key])
         return part
 
+    def unready(self) -> str:
+        return "" if self.link and self.link.state == "ready" else "it has no master"
+
+    def metrics(self) -> list[components.Metric]:
+        owner, app, metric = self.app._owner, self.app, components.metric
+        return [
+            *super().metrics(),
+            metric("connected", "1 while its master is there.", int(not self.unready())),
+            metric("systems", "Task systems without an end.", len(app._systems) - len(app._ended)),
+            metric("tasks_out", "Plain tasks without an outcome.", owner.outstanding),
+            metric("tasks_total", "Plain tasks with an outcome.", owner.done + owner.failed),
+            metric("tasks_failed_total", "Those of them that failed.", owner.failed),
+        ]
+
     def step(self) -> None:
         """Waits for something and lets the application hear it. Its exceptions pass through."""
         self.app._owner.pump()
@@ -571,10 +594,14 @@ class ClientNode(rpc.Node):
     def close(self) -> None:
         """Tells the master that nobody waits here any more, and leaves."""
         if self.link and self.link.state == "ready":
+            limit = time.monotonic() + HEARD_WITHIN
+            if self.tracer:
+                self.call("rest_of_trace")
+                while self.link.state == "ready" and not self.tracer.complete and time.monotonic() < limit:
+                    self.loop.step(0.1)
             if not self.app._detached:
                 self.call("goodbye")
             self.link.tick(time.monotonic())
-            limit = time.monotonic() + HEARD_WITHIN
             while self.app._detached and self.link.master.unheard and time.monotonic() < limit:
                 self.loop.step(0.1)
         super().close()
@@ -590,6 +617,7 @@ class Inline(components.ComponentManager):
     store = None
     is_local = False
     watch: "Watch | None" = None
+    tracer: tasks.Tracer | None = None
 
     def __init__(self, config: components.Config, on_error: Callable | None = None):
         super().__init__(config)
@@ -601,6 +629,8 @@ class Inline(components.ComponentManager):
     def join(self, node: ApplicationNode) -> None:
         """Welcomes the node."""
         self._node = node
+        if self.tracer:
+            self.tracer.begin("c1", True)
         node._joined({"name": "c1", "slaves": 1, "workers": 1, "missing": False}, True)
 
     def on_loop(self, function) -> None:
@@ -1431,6 +1461,7 @@ def parser() -> components.ArgumentParser:
     run.add_argument("--replay", metavar="TASK", help="run a task that failed again, here, with pdb")
     output = made.add_argument_group("output and limits")
     output.add_argument("--json", action="store_true", help="one object on stdout at the end")
+    output.add_argument("--trace", metavar="FILE", help="write what ran where and when, for ui.perfetto.dev")
     output.add_argument("--explain", metavar="TASK", help="say where a task is and what it waits for")
     output.add_argument("--full-traceback", action="store_true", help="show every frame")
     output.add_argument("--pdb", action="store_true", help="debug a failing task (with --workers 0)")
@@ -1515,6 +1546,9 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
     else:
         swarm = ClientNode(environment, config, config.get(ClientNode.master_address), options.access)
     stack.enter_context(components.configure_logging(environment, swarm.log_format, swarm.log_level, terminal))
+    if options.trace:
+        swarm.tracer = tasks.Tracer(tasks.TraceFile(options.trace))
+        stack.callback(swarm.tracer.close)
     stack.callback(swarm.close)
     swarm.wait, swarm.terminal = options.wait, terminal
     app = swarm[cls]

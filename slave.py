@@ -1029,6 +1029,26 @@ class SlaveNode(rpc.Node):
             "sandbox": self.guard.status(),
         }
 
+    def unready(self) -> str:
+        if self.leaving_at:
+            return "it is leaving"
+        return "" if self.link and self.link.state == "ready" else "it has no master"
+
+    def metrics(self) -> list[components.Metric]:
+        manager, metric = self.manager, components.metric
+        return [
+            *super().metrics(),
+            metric("connected", "1 while its master is there.", int(not self.unready())),
+            metric("workers", "Leases that it runs at once.", manager.get_num_workers()),
+            metric("worker_processes", "Processes that are there for them.", len(manager.workers)),
+            metric("leases_running", "Leases that run.", len(manager.running)),
+            metric("leases_waiting", "Leases that wait for a worker.", len(manager.waiting)),
+            metric("applications", "Applications that can run here.", len(self.bundles)),
+            metric("leases_total", "Leases that workers have ended.", manager.done["leases"]),
+            metric("tasks_total", "Tasks that workers have ended.", manager.done["tasks"]),
+            metric("tasks_failed_total", "Those of them that failed.", manager.done["failed"]),
+        ]
+
     def _zygote_speaks(self) -> None:
         try:
             events = self.zygote.receive()

@@ -1548,7 +1548,7 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
     stack.enter_context(components.configure_logging(environment, swarm.log_format, swarm.log_level, terminal))
     if options.trace:
         swarm.tracer = tasks.Tracer(tasks.TraceFile(options.trace))
-        stack.callback(swarm.tracer.close)
+        stack.callback(_end_trace, swarm.tracer, options.quiet)
     stack.callback(swarm.close)
     swarm.wait, swarm.terminal = options.wait, terminal
     app = swarm[cls]
@@ -1562,6 +1562,13 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
     return code
+
+
+def _end_trace(tracer: tasks.Tracer, quiet: bool) -> None:
+    tracer.close()
+    if not quiet:
+        size = tracer.file.size / 2**20
+        print(f"trace    {tracer.file.path} ({size:.1f} MiB), for https://ui.perfetto.dev", file=sys.stderr)
 
 
 def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: components.Terminal) -> int:

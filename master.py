@@ -2745,29 +2745,6 @@ class Audit(threading.Thread):
         self.join(5)
 
 
-class Span(NamedTuple):
-    """What became of a part of a lease."""
-
-    owner: str
-    first: int
-    tasks: int
-    failed: int
-    attempt: int
-    slave: str
-    lane: int
-    queued: float
-    leased: float
-    began: float
-    ended: float
-    heard: float
-    opening: float
-    packing: float
-    step: int
-    kind: str
-    sent: int
-    received: int
-
-
 # -- who follows spans ---------------------------------------------------------------------------------------------
 
 MOST_ROWS = 20_000  # spans that wait for a client to be told
@@ -3264,7 +3241,6 @@ class MasterNode(rpc.BaseNode):
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
         self._lasting: set[str] = set()  # those of them that are in the journal
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
-        self.span_ears: list = []
         self.measures = Measures()
         self.span_ears.append(self.measures.hear)
         self.traces = Traces(self)

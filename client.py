@@ -625,6 +625,9 @@ class Inline(components.ComponentManager):
         self._objects: dict[str, bytes] = {}
         self._runs: dict[int, tasks.SystemRun] = {}
         self._todo: collections.deque = collections.deque()
+        self._spans: list[tuple] = []  # that were not traced yet, and barriers
+        self._barriers: list[tuple] = []
+        self._traced = 0.0
 
     def join(self, node: ApplicationNode) -> None:
         """Welcomes the node."""
@@ -643,7 +646,7 @@ class Inline(components.ComponentManager):
             key, at, _total = params
             self._objects[key] = self._objects.get(key, b"") + parts[0] if at else bytes(parts[0])
             return
-        self._todo.append((self._node._owner, self._node._hear, method, params, list(parts)))
+        self._todo.append((self._node._owner, self._node._hear, method, params, list(parts), time.monotonic()))
         if method in ("cancel", "cancel_task"):
             self._todo.rotate()  # before the batches that wait
 
@@ -655,9 +658,9 @@ class Inline(components.ComponentManager):
                 "the application waits for ever", "no task is out and shutdown_main_loop was not called",
                 "call self.shutdown_main_loop() when the work is done",
             )
-        owner, hear, method, params, parts = self._todo.popleft()
+        owner, hear, method, params, parts, since = self._todo.popleft()
         if method == "submit":
-            self._run_batch(owner, hear, params, parts)
+            self._run_batch(owner, hear, params, parts, since)
         elif method == "push_tasksystem":
             self._run_system(params, parts)
         elif method == "step":
@@ -674,18 +677,22 @@ class Inline(components.ComponentManager):
         return self._objects[key]
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Traces what was not traced yet."""
+        if self._spans or self._barriers:
+            now = time.monotonic()
+            self.tracer.hear(now, now, self._spans, self._barriers)
+            self._spans, self._barriers = [], []
 
-    def _run_batch(self, owner: tasks.Owner, hear, params: tuple, parts: list) -> None:
+    def _run_batch(self, owner: tasks.Owner, hear, params: tuple, parts: list, since: float) -> None:
         number, count, group, first = params
         hear("accepted", [[number]], [])
         waiting = [(0, count, 1)]
         while waiting:
             lo, hi, attempt = waiting.pop(0)
             envelope = tasks.Envelope(0, owner.name, number, lo, hi, group, attempt, first, parts)
-            waiting += [(task, task + 1, attempt + 1) for task in self._run_lease(owner, hear, envelope)]
+            waiting += [(task, task + 1, attempt + 1) for task in self._run_lease(owner, hear, envelope, since)]
 
-    def _run_lease(self, owner: tasks.Owner, hear, envelope: tasks.Envelope) -> list[int]:
+    def _run_lease(self, owner: tasks.Owner, hear, envelope: tasks.Envelope, since: float) -> list[int]:
         """Returns the tasks of it that failed and run again: at once, for nobody else would use the time."""
         again = []
 
@@ -695,11 +702,30 @@ class Inline(components.ComponentManager):
                 if failure.get("retries", 0) >= envelope.attempt:
                     again.append(int(task))
                     failure["retried"] = True
+            if self.tracer:
+                self._trace(envelope, lo, hi, len(failures), since, runner.spent, results)
             hear("outcome", [envelope.number, lo, hi, seconds, failures, "here", envelope.attempt], results)
 
         os.environ["CONCURRENT_SWARM_ATTEMPT"] = str(envelope.attempt)
-        tasks.LeaseRunner(report, lambda: owner.closed, str(self._node._bundle.root), self._on_error).run(envelope)
+        runner = tasks.LeaseRunner(report, lambda: owner.closed, str(self._node._bundle.root), self._on_error)
+        runner.run(envelope)
         return again
+
+    def _trace(self, envelope: tasks.Envelope, lo: int, hi: int, failed: int, since: float, spent: list,
+               results: list) -> None:
+        """Notes a span as a master would, see `master.Span`."""
+        *times, opening, packing = spent
+        now, ahead = time.monotonic(), time.monotonic() - time.perf_counter()
+        began, ended = (each + ahead for each in times)
+        run = self._runs.get(int(envelope.owner)) if envelope.owner.isdecimal() else None
+        sent = sum(map(rpc.size_of, envelope.parts[2:]))
+        self._spans.append((
+            envelope.owner, envelope.first + lo, hi - lo, failed, envelope.attempt, "here", 0, since, began, began,
+            ended, now, opening, packing, run.step if run else 0, envelope.head["classes"][0][1], sent,
+            sum(map(rpc.size_of, results))))
+        if now - self._traced > PROGRESS_EVERY:
+            self._traced = now
+            self.close()
 
     @staticmethod
     def _cancel(owner: tasks.Owner, hear, method: str, number: int | None, *details) -> None:
@@ -714,9 +740,11 @@ class Inline(components.ComponentManager):
 
         def call(method: str, *details: Any, parts: Iterable = ()) -> None:
             if method in ("submit", "cancel", "cancel_task"):
-                self._todo.append((run.owner, hear, method, details, tasks.Owner.keep(parts)))
+                self._todo.append((run.owner, hear, method, details, tasks.Owner.keep(parts), time.monotonic()))
                 self._todo.rotate(method != "submit")  # before the batches that wait
-            elif method == "system_step" and details[1]:
+            elif method == "system_step":
+                if self.tracer:
+                    self._barriers.append((time.monotonic(), str(number), *details))
                 self._node._hear("system_step", [number, *details], [])
             elif method == "system_done":
                 self._node._hear("work_finished", [number, *details], list(parts))

@@ -2761,11 +2761,12 @@ class Measures:
 
     def hear(self, span: Span) -> None:
         """One more; of the tasks of a span, the mean counts."""
-        self.task_seconds.add((span.ended - span.began) / span.tasks, span.tasks)
+        ran = max(0.0, span.ended - span.began)
+        self.task_seconds.add(ran / span.tasks, span.tasks)
         self.queue_seconds.add(span.leased - span.queued, span.tasks)
         self.opening += span.opening
         self.packing += span.packing
-        self.transfer += span.heard - span.leased - (span.ended - span.began)
+        self.transfer += max(0.0, span.heard - span.leased - ran)
         self.sent += span.sent
         self.received += span.received
 

@@ -3840,7 +3840,7 @@ class Tracer:
         rows += [("counts", said, *counts)] if counts else []
         self._own, self._spans = [], spans
         self._missing += missing
-        self.complete = last
+        self.complete = self.complete or last
         self.file.put(rows)
 
     def close(self) -> None:

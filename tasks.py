@@ -3605,25 +3605,28 @@ class Prerequisites:
 
 MOST_TRACE = 1 << 30  # bytes of a trace file; no viewer opens more
 MOST_UNWRITTEN = 100  # batches of events that may wait for the disk
+FIRST_LANE = 10**6  # number of the first thread that is a lane; below are those of processes
 MOST_SETTLED = 100_000  # submissions and outcomes that a client remembers until it hears of their spans
 
 _NAME = '{"ph":"M","pid":%d,"tid":%d,"name":"%s","args":{"%s":%s}}'
 _SLICE = '{"ph":"X","pid":%d,"tid":%d,"ts":%d,"dur":%d,"name":"%s","args":{%s}}'
-_ARROW = '{"ph":"%s","bp":"e","cat":"flow","id":"%s","pid":%d,"tid":%d,"ts":%d,"name":"task"}'
-_COUNT = '{"ph":"C","pid":%d,"tid":0,"ts":%d,"name":"%s","args":{"%s":%d}}'
-_INSTANT = '{"ph":"i","s":"g","pid":%d,"tid":0,"ts":%d,"name":"%s"}'
+_ARROW = '{"ph":"%s","bp":"e","cat":"flow","id":%d,"pid":%d,"tid":%d,"ts":%d,"name":"task"}'
+_COUNT = '{"ph":"C","pid":%d,"tid":%d,"ts":%d,"name":"%s","args":{"%s":%d}}'
+_INSTANT = '{"ph":"i","s":"g","pid":%d,"tid":%d,"ts":%d,"name":"%s"}'
 
 
 class Trace:
     """Turns spans (see `master.Span`) into events of Chrome's trace format: each method returns JSON texts. Processes
     are owners, the master and slaves, threads are lanes of a slave. Pure; it remembers what it has named, and how far
-    each lane is. Times are the master's in seconds; events have whole microseconds, for slices must nest."""
+    each lane is. Times are the master's in seconds; events have whole microseconds, for slices must nest. Numbers of
+    threads are never used twice, and those of arrows are no texts: Perfetto would mix them up."""
 
     ROLES = ("client", "system", "master", "slave")  # in the order in which they are shown
 
     def __init__(self):
         self._pids: dict[str, int] = {}
-        self._lanes: dict[tuple[int, int], int] = {}  # slave and lane -> when its last span ended
+        self._lanes: dict[tuple[str, int], list[int]] = {}  # slave and lane -> pid, tid, when its last span ended
+        self._arrows = itertools.count(1)
         self._kinds: dict[str, str] = {}
         self._names: list[str] = []  # of what is new
 
@@ -3632,49 +3635,51 @@ class Trace:
         client also knows from when to when they were `submitted` and `settled`."""
         owner, first, count, failed, attempt, slave, lane, *times, opening, packing, step, kind, sent, received = span
         task, name = f'"task":"{owner}.{first}","attempt":{attempt}', self._kind(kind)
-        key, home, (pid, tid) = f"{owner}.{first}/{attempt}", self._owner(owner), self._lane(slave, lane)
+        home, place, arrow = self._owner(owner), self._lane(slave, lane), next(self._arrows)
+        pid, tid, last = place
         queued, leased, began, ended, heard = map(_micro, itertools.accumulate(times, max))
-        began = max(began, self._lanes[pid, tid])  # the reports of two spans were not equally long on their way
-        ended = self._lanes[pid, tid] = max(began, ended)
+        began = max(began, last)  # the reports of two spans were not equally long on their way
+        ended = place[2] = max(began, ended)
         unpickled = min(began + _micro(opening), ended)
         pickling = max(ended - _micro(packing), unpickled)
         heard = max(ended, heard)
         lane = f'{{"ph":"X","pid":{pid},"tid":{tid},"ts":'
         return [
-            *_life(key, home, name, f'{task},"slave":"{slave}"', (queued, leased, began, ended, heard),
-                   submitted if attempt == 1 else None, settled),
-            *self._end("s", key, home, submitted, leased, "lease"),
+            *_life(f"{owner}.{first}/{attempt}", home, name, f'{task},"slave":"{slave}"',
+                   (queued, leased, began, ended, heard), submitted if attempt == 1 else None, settled),
+            *self._end("s", arrow, home, submitted, leased, "lease"),
             f'{lane}{began},"dur":{ended - began},"name":"{name}","args":{{{task},"tasks":{count},"failed":{failed},'
             f'"step":{step},"sent":{sent},"received":{received}}}}}',
-            f'{{"ph":"t","cat":"flow","id":"{key}","pid":{pid},"tid":{tid},"ts":{began},"name":"task"}}',
+            f'{{"ph":"t","cat":"flow","id":{arrow},"pid":{pid},"tid":{tid},"ts":{began},"name":"task"}}',
             f'{lane}{began},"dur":{unpickled - began},"name":"unpickle"}}',
             f'{lane}{unpickled},"dur":{pickling - unpickled},"name":"run"}}',
             f'{lane}{pickling},"dur":{ended - pickling},"name":"pickle"}}',
-            *self._end("f", key, home, settled, heard, "result"),
+            *self._end("f", arrow, home, settled, heard, "result"),
             *self._new(),
         ]
 
     def barrier(self, when: float, system: str, step: int, waits: bool) -> list[str]:
         """A step of a task system begins, or is done and waits for somebody."""
-        text = f"system {system}: step {step} {'is done and waits' if waits else 'begins'}"
-        return [_INSTANT % (self._owner(system), _micro(when), text), *self._new()]
+        text, pid = f"system {system}: step {step} {'is done and waits' if waits else 'begins'}", self._owner(system)
+        return [_INSTANT % (pid, pid, _micro(when), text), *self._new()]
 
     def counts(self, when: float, queued: int, busy: int) -> list[str]:
         """How many tasks wait and how many workers are busy."""
-        pid, at = self._pid("master"), _micro(when)
-        return [_COUNT % (pid, at, "queue", "tasks", queued), _COUNT % (pid, at, "busy", "workers", busy), *self._new()]
+        place = [self._pid("master")] * 2 + [_micro(when)]
+        rows = ("queue", "tasks", queued), ("busy", "workers", busy)
+        return [*(_COUNT % (*place, *row) for row in rows), *self._new()]
 
     def own(self, owner: str, what: str, tasks: int, began: float, ended: float) -> list[str]:
         """What a client did in its one thread."""
-        start, count = _micro(began), f'"tasks":{tasks}'
-        return [_SLICE % (self._owner(owner), 1, start, _micro(ended) - start, what, count), *self._new()]
+        pid, start, count = self._owner(owner), _micro(began), f'"tasks":{tasks}'
+        return [_SLICE % (pid, pid, start, _micro(ended) - start, what, count), *self._new()]
 
-    def _end(self, phase: str, key: str, home: int, known: tuple | None, at: int, what: str) -> list[str]:
+    def _end(self, phase: str, arrow: int, home: int, known: tuple | None, at: int, what: str) -> list[str]:
         """Where an arrow begins or ends: in what the client did, or at the master where nobody knows of that."""
         if known:
-            return [_ARROW % (phase, key, home, 1, _micro(known[0]))]
+            return [_ARROW % (phase, arrow, home, home, _micro(known[0]))]
         master = self._pid("master")
-        return [_SLICE % (master, 1, at, 1, what, ""), _ARROW % (phase, key, master, 1, at)]
+        return [_SLICE % (master, master, at, 1, what, ""), _ARROW % (phase, arrow, master, master, at)]
 
     def _kind(self, kind: str) -> str:
         if kind not in self._kinds:
@@ -3684,23 +3689,21 @@ class Trace:
     def _owner(self, owner: str) -> int:
         return self._pid(f"system {owner}" if owner.isdecimal() else f"client {owner}")
 
-    def _lane(self, slave: str, lane: int) -> tuple[int, int]:
-        place = self._pid(f"slave {slave}"), lane + 1
-        if place not in self._lanes:
-            self._lanes[place] = 0
-            self._names.append(_NAME % (*place, "thread_name", "name", f'"worker {lane}"'))
+    def _lane(self, slave: str, lane: int) -> list[int]:
+        place = self._lanes.get((slave, lane))
+        if place is None:
+            place = self._lanes[slave, lane] = [self._pid(f"slave {slave}"), FIRST_LANE + len(self._lanes), 0]
+            self._names.append(_NAME % (*place[:2], "thread_name", "name", f'"worker {lane}"'))
         return place
 
     def _pid(self, name: str) -> int:
         if name not in self._pids:
             pid = self._pids[name] = len(self._pids) + 1
             role, _, number = name.partition(" ")
-            place = self.ROLES.index(role) * 10**6 + int("0" + re.sub("[^0-9]", "", number)[:5])
-            self._names += _NAME % (pid, 0, "process_name", "name", json.dumps(name)), _NAME % (
-                pid, 0, "process_sort_index", "sort_index", place)
-            if role in ("client", "master"):
-                thread = '"callbacks"' if role == "client" else '"leases"'
-                self._names.append(_NAME % (pid, 1, "thread_name", "name", thread))
+            order = self.ROLES.index(role) * 10**6 + int("0" + re.sub("[^0-9]", "", number)[:5])
+            thread = {"client": "callbacks", "master": "leases"}.get(role, role)
+            named = ("process_name", "name", json.dumps(name)), ("process_sort_index", "sort_index", order)
+            self._names += [_NAME % (pid, pid, *row) for row in (*named, ("thread_name", "name", f'"{thread}"'))]
         return self._pids[name]
 
     def _new(self) -> list[str]:
@@ -3721,7 +3724,7 @@ def _life(key: str, home: int, name: str, about: str, times: tuple, submitted: t
         phases.insert(0, ("submit", *(min(_micro(at), queued) for at in submitted)))
     if settled:
         phases.append(("settle", *(max(_micro(at), heard) for at in settled)))
-    begin, end = (f'{{"ph":"{one}","cat":"task","id":"{key}","pid":{home},"tid":0,"ts":' for one in "be")
+    begin, end = (f'{{"ph":"{one}","cat":"task","id":"{key}","pid":{home},"tid":{home},"ts":' for one in "be")
     events = [f'{begin}{phases[0][1]},"name":"{name}","args":{{{about}}}}}']
     for what, since, until in phases:
         events += f'{begin}{since},"name":"{what}"}}', f'{end}{until},"name":"{what}"}}'

@@ -8,12 +8,12 @@ import collections
 import itertools
 import json
 import random
+import signal
 
 import pytest
-from concurrent_swarm.master import Span
-from conftest import text_of
+from conftest import APPS, text_of, wait_until
 
-from concurrent_swarm import components, tasks
+from concurrent_swarm import components, master, tasks
 
 PHASES = ["queue", "transfer", "run", "send"]
 
@@ -55,6 +55,7 @@ class Slices:
         assert not any(stack for key, stack in self._stacks.items() if key[0] == "life"), "what begins must end"
         assert {pid for pid, _ in self.lanes} | {self.home(key) for key in self.lives} <= set(self.names)
         assert set(self.lanes) <= set(self.threads)
+        assert len({tid for _, tid in self.threads}) == len(self.threads), "Perfetto knows threads by their tid alone"
 
     def _M(self, event):
         named = self.names if event["name"] == "process_name" else self.threads
@@ -90,6 +91,7 @@ class Slices:
     def _arrow(self, event):
         place, at = (event["pid"], event["tid"]), event["ts"]
         assert any(begin <= at <= end for _, begin, end, _ in self.lanes[place]), f"{event} is in no slice"
+        assert type(event["id"]) is int, "a text is read as a hexadecimal number"
         self.arrows[event["id"]].append((event["ph"], place))
 
     _s = _t = _f = _arrow
@@ -117,7 +119,7 @@ def span(**given):
         "leased": 100.001, "began": 100.002, "ended": 100.006, "heard": 100.007, "opening": 0.001, "packing": 0.0005,
         "step": 2, "kind": "app.Kind", "sent": 1000, "received": 200,
     }  # fmt: skip
-    return Span(**{**usual, **given})
+    return master.Span(**{**usual, **given})
 
 
 def read(*spans, barriers=()):
@@ -190,7 +192,7 @@ def test_slices_nest_and_lanes_never_overlap_whatever_clocks_say(seed):
             times.sort()
         spans.append(span(
             first=number, slave=f"s{chance.randrange(3)}", lane=chance.randrange(2), owner=chance.choice(["c1", "7"]),
-            **dict(zip(Span._fields[7:12], times, strict=True)),
+            **dict(zip(master.Span._fields[7:12], times, strict=True)),
             opening=chance.choice([0.0, 0.001, 3.0]), packing=chance.choice([0.0, 0.001, 3.0]),
         ))  # fmt: skip
     seen = read(*spans)
@@ -243,3 +245,170 @@ def test_a_disk_without_room_ends_a_trace_with_a_line_and_nothing_else(caplog):
 def test_a_trace_that_cannot_be_written_is_a_mistake_of_usage(tmp_path):
     with pytest.raises(components.UsageError, match="cannot be written"):
         tasks.TraceFile(tmp_path / "no" / "run.json")
+
+
+# -- what a client knows itself ------------------------------------------------------------------------------------
+
+
+def traced(tmp_path, *batches, ahead=0.0, same=True):
+    """What the trace of a client shows that submitted tasks 0..9 at 100.0 of the master's time and settled them at
+    100.02; its clock is `ahead`. `batches` are those of the master: (said, took until it came, spans)."""
+    tracer = tasks.Tracer(tasks.TraceFile(tmp_path / "run.json"))
+    tracer.begin("c1", same)
+    tracer.did("submit", 0, 10, 100.0 + ahead, 100.001 + ahead)
+    tracer.did("settle", 0, 10, 100.02 + ahead, 100.03 + ahead)
+    for said, took, spans in batches:
+        tracer.hear(said, said + took + ahead, spans)
+    tracer.close()
+    return Slices(json.loads(text_of(tmp_path / "run.json")))
+
+
+NEAR = span(first=0, queued=100.002, leased=100.003, began=100.004, ended=100.01, heard=100.012)
+
+
+@pytest.mark.parametrize("ahead", [0.0, 5_000.0, -99.0])
+def test_the_clock_of_a_client_elsewhere_is_told_by_what_must_come_before_what(tmp_path, ahead):
+    seen = traced(tmp_path, (100.25, 0.004, [NEAR]), (100.5, 0.003, []), ahead=ahead, same=False)
+    (_, submit, *_), = seen.lives.values()
+    assert submit[0] == "submit" and abs(submit[1] - 100_000_000) <= 2_500, "half of what is not known"
+    assert [row[0] for row in seen.on("client c1")] == ["submit", "settle"]
+
+
+def test_a_client_of_the_master_s_machine_has_its_clock(tmp_path):
+    seen = traced(tmp_path, (100.25, 0.2, [NEAR]))
+    (_, *phases), = seen.lives.values()
+    assert phases[0][:3] == ["submit", 100_000_000, 100_001_000]
+    assert phases[-1][:3] == ["settle", 100_020_000, 100_030_000]
+
+
+def test_spans_wait_a_batch_for_outcomes_that_are_on_their_way(tmp_path):
+    tracer = tasks.Tracer(tasks.TraceFile(tmp_path / "run.json"))
+    tracer.begin("c1", True)
+    tracer.hear(100.25, 100.25, [NEAR])
+    tracer.did("settle", 0, 10, 100.3, 100.4)
+    tracer.hear(100.5, 100.5, [])
+    tracer.close()
+    (life,) = Slices(json.loads(text_of(tmp_path / "run.json"))).lives.values()
+    assert life[-1][0] == "settle"
+
+
+# -- runs ----------------------------------------------------------------------------------------------------------
+
+
+def client_trace(here, file, app, *args, **more):
+    """Runs a client with `--trace` to its end; what the file shows."""
+    run = here.run_client(app, "--trace", file, *args, **more)
+    assert run.code == 0, run.err
+    return Slices(json.loads(text_of(file)))
+
+
+def tasks_in(seen):
+    """The tasks of all runs, by slave."""
+    return sum(about["tasks"] for about in seen.args if about and "task" in about)
+
+
+def test_a_trace_of_a_client_has_every_task_from_its_submission_to_its_outcome(swarm_of_module, tmp_path):
+    seen = client_trace(swarm_of_module, tmp_path / "run.json", "plain.py", "--app", "Many", "--set", "plain.count=500")
+    assert tasks_in(seen) == 500
+    for life in seen.lives.values():
+        assert [row[0] for row in life[1:]] == ["submit", *PHASES, "settle"]
+        assert all(before[2] <= after[1] for before, after in itertools.pairwise(life[1:]))
+    assert len(seen.of("client")) == 1 and seen.of("slave")
+    for arrow in seen.arrows.values():
+        assert [(phase, seen.names[place[0]].partition(" ")[0]) for phase, place in arrow] == [
+            ("s", "client"), ("t", "slave"), ("f", "client")]  # fmt: skip
+    assert {"queue", "busy"} == {name for name, _ in seen.counts}
+
+
+def test_a_trace_of_a_system_has_its_steps_and_nothing_of_other_clients(swarm_of_module, tmp_path):
+    here, file = swarm_of_module, tmp_path / "run.json"
+    words = ["--app", "WaitingSystem", "--set", "systems.count=2", "--set", f"systems.folder={tmp_path}"]
+    client = here.start_client("systems.py", "--trace", file, *words)
+    wait_until(lambda: list(tmp_path.glob("run-*")), "its tasks run")
+    other = here.start_client("plain.py", "--app", "Many", "--set", "plain.count=3", "--json")
+    wait_until(lambda: len(here.proxy.status()["clients"]) == 2, "another client is there")
+    (tmp_path / "go").touch()
+    assert client.wait().code == other.wait().code == 0
+    seen = Slices(json.loads(text_of(file)))
+    assert tasks_in(seen) == 2 and len(seen.of("system")) == 1
+    (name,) = seen.of("system")
+    assert seen.instants == [f"{name}: step 1 begins"]
+    assert {about["step"] for about in seen.args if about and "step" in about} == {1}
+
+
+def test_a_client_that_is_killed_leaves_a_trace_that_can_be_read(swarm_of_module, tmp_path):
+    file = tmp_path / "run.json"
+    words = ["--app", "OneByOneThenWait", "--set", "plain.count=50", "--set", f"plain.folder={tmp_path}"]
+    client = swarm_of_module.start_client("plain.py", "--trace", file, *words)
+    wait_until(lambda: tasks_in(Slices(events_of(text_of(file) or "["))) == 49, "the trace has those that are done")
+    client.ends(signal.SIGKILL)
+    (tmp_path / "go").touch()
+    assert tasks_in(Slices(events_of(text_of(file)))) == 49
+    wait_until(lambda: not swarm_of_module.proxy.status()["busy"], "its last task has ended")
+
+
+def test_each_attempt_of_a_task_is_a_run_of_its_own(swarm_of_module, tmp_path):
+    seen = client_trace(swarm_of_module, tmp_path / "run.json", "retries.py", "--app", "Retrying", "--set",
+                        f"retries.folder={tmp_path}")  # fmt: skip
+    found = collections.defaultdict(list)
+    for about in seen.args:
+        if about and "task" in about:
+            found[about["task"]].append(about["attempt"])
+    assert list(found.values()) == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("app", ["plain.py", "systems.py"])
+def test_a_run_in_one_process_is_traced_too(swarm_of_module, tmp_path, app):
+    words = {"plain.py": ["--app", "Many", "--set", "plain.count=200"],
+             "systems.py": ["--app", "LockStepping", "--set", "systems.count=100", "--set", "systems.steps=2"]}
+    seen = client_trace(swarm_of_module, tmp_path / "run.json", app, "--workers", "0", *words[app])
+    assert tasks_in(seen) == {"plain.py": 200, "systems.py": 201}[app] and seen.of("slave") == ["slave here"]
+    assert seen.instants == (["system 1: step 1 begins", "system 1: step 2 begins"] if app == "systems.py" else [])
+
+
+@pytest.mark.slow
+def test_a_trace_of_a_local_swarm_is_that_of_its_client(tmp_path, swarm):
+    here = swarm(slaves=0)
+    words = ["--local", "--workers", "2", "--app", "Many", "--set", "plain.count=300", "--trace", tmp_path / "run.json"]
+    run = here.start("client", str(APPS / "plain.py"), "--json", *words).wait()
+    assert run.code == 0, run.err
+    assert tasks_in(Slices(json.loads(text_of(tmp_path / "run.json")))) == 300
+    assert f"trace    {tmp_path / 'run.json'} (" in run.err
+
+
+def test_a_trace_that_cannot_be_written_stops_a_run_before_it_begins(swarm_of_module, tmp_path):
+    run = swarm_of_module.run_client("plain.py", "--app", "Many", "--trace", tmp_path / "no" / "run.json")
+    assert (run.code, run.out) == (2, "") and run.err.startswith("error: the trace ") and run.err.count("\n") == 3
+
+
+# -- a master ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_master_traces_the_tasks_of_all(swarm, tmp_path, end):
+    file = tmp_path / "all.json"
+    here = swarm(slaves=2, workers=1, master=["--trace", file])
+    assert here.run_client("plain.py", "--app", "Many", "--set", "plain.count=100").code == 0
+    assert here.run_client("systems.py", "--app", "LockStepping", "--set", "systems.count=10").code == 0
+    wait_until(lambda: tasks_in(Slices(events_of(text_of(file)))) == 132, "all is written")
+    here.master.ends(end)
+    text = text_of(file)
+    seen = Slices(events_of(text))
+    assert (len(seen.of("client")), len(seen.of("system")), len(seen.of("slave"))) == (1, 1, 2)
+    assert len(seen.instants) == 3 and max(busy for name, busy in seen.counts if name == "busy") <= 2
+    assert text.endswith("\n]\n") == (end == signal.SIGTERM)
+
+
+def test_nothing_is_heard_for_traces_while_nobody_traces(tmp_path):
+    environment = components.Environment(tmp_path / "m", "master").create()
+    config = components.Config(arguments=["master.port=0", "master.journal=no"], folder=environment.path)
+    node = master.MasterNode(environment, config)
+    node.setup()
+    try:
+        assert node.traces.hear not in node.span_ears
+        node.traces.follow("c1")
+        assert node.span_ears.count(node.traces.hear) == 1
+        node.traces.leave("c1")
+        assert node.traces.hear not in node.span_ears
+    finally:
+        node.close()

@@ -3630,6 +3630,10 @@ class Trace:
         self._kinds: dict[str, str] = {}
         self._names: list[str] = []  # of what is new
 
+    def events(self, rows: Iterable[tuple]) -> list[str]:
+        """Those of all rows, each the name of a method and its arguments."""
+        return [event for name, *details in rows for event in getattr(self, name)(*details)]
+
     def span(self, span: Iterable, submitted: tuple | None = None, settled: tuple | None = None) -> list[str]:
         """A span: its life at its owner, its run in its lane, and arrows from one to the other. Of its own tasks a
         client also knows from when to when they were `submitted` and `settled`."""
@@ -3657,6 +3661,14 @@ class Trace:
             *self._end("f", arrow, home, settled, heard, "result"),
             *self._new(),
         ]
+
+    def run(self, owner: str, first: int, count: int, failed: int, attempt: int, slave: str, lane: int, began: float,
+            ended: float, step: int, kind: str) -> list[str]:
+        """Of a span of which no more was kept, its run."""
+        place, since = self._lane(slave, lane), max(_micro(began), self._lane(slave, lane)[2])
+        place[2] = max(since, _micro(ended))
+        about = f'"task":"{owner}.{first}","attempt":{attempt},"tasks":{count},"failed":{failed},"step":{step}'
+        return [_SLICE % (*place[:2], since, place[2] - since, self._kind(kind), about), *self._new()]
 
     def barrier(self, when: float, system: str, step: int, waits: bool) -> list[str]:
         """A step of a task system begins, or is done and waits for somebody."""
@@ -3732,12 +3744,9 @@ def _life(key: str, home: int, name: str, about: str, times: tuple, submitted: t
     return events
 
 
-def trace_of(spans: Iterable, barriers: Iterable = ()) -> bytes:
-    """A whole trace of spans and barriers (see `Trace.barrier`), as one JSON object."""
-    made = Trace()
-    events = [event for row in spans for event in made.span(row)]
-    events += [event for row in barriers for event in made.barrier(*row)]
-    return b'{"displayTimeUnit":"ms","traceEvents":[\n%s\n]}\n' % ",\n".join(events).encode()
+def trace_of(rows: Iterable[tuple]) -> bytes:
+    """A whole trace as one JSON object, of rows as `Trace.events` takes them."""
+    return b'{"displayTimeUnit":"ms","traceEvents":[\n%s\n]}\n' % ",\n".join(Trace().events(rows)).encode()
 
 
 class TraceFile(threading.Thread):
@@ -3760,7 +3769,7 @@ class TraceFile(threading.Thread):
         self.start()
 
     def put(self, rows: list[tuple]) -> None:
-        """Takes [name of a method of `Trace`, its arguments], ... Never waits."""
+        """Takes rows as `Trace.events` does. Never waits."""
         try:
             self._waiting.put_nowait(rows)
         except queue.Full:
@@ -3769,7 +3778,7 @@ class TraceFile(threading.Thread):
     def run(self) -> None:
         """Writes until `close`."""
         while (rows := self._waiting.get()) is not None:
-            events = [event for name, *details in rows for event in getattr(self._trace, name)(*details)]
+            events = self._trace.events(rows)
             if self._open and events:
                 text = (",\n" * (self.size > 2) + ",\n".join(events)).encode()
                 self._open = self._write(text, self._most)

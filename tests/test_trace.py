@@ -122,8 +122,12 @@ def span(**given):
     return master.Span(**{**usual, **given})
 
 
-def read(*spans, barriers=()):
-    return Slices(events_of(tasks.trace_of(spans, barriers).decode()))
+def read(*spans):
+    return shown(*(("span", one) for one in spans))
+
+
+def shown(*rows):
+    return Slices(events_of(tasks.trace_of(rows).decode()))
 
 
 # -- one span ------------------------------------------------------------------------------------------------------
@@ -155,10 +159,8 @@ def test_an_arrow_leads_from_the_lease_to_the_run_to_the_result():
 
 
 def test_what_a_client_knows_of_its_tasks_is_part_of_their_life():
-    made = tasks.Trace()
-    events = made.own("c1", "submit", 10, 99.0, 99.5) + made.own("c1", "settle", 10, 100.01, 100.02)
-    events += made.span(span(), (99.0, 99.5), (100.01, 100.02))
-    seen = Slices(events_of(f"[{','.join(events)}]"))
+    seen = shown(("own", "c1", "submit", 10, 99.0, 99.5), ("own", "c1", "settle", 10, 100.01, 100.02),
+                 ("span", span(), (99.0, 99.5), (100.01, 100.02)))
     ((_, *phases),) = seen.lives.values()
     assert [row[0] for row in phases] == ["submit", *PHASES, "settle"]
     assert (phases[0][1:3], phases[-1][1:3]) == ([99_000_000, 99_500_000], [100_010_000, 100_020_000])
@@ -168,11 +170,17 @@ def test_what_a_client_knows_of_its_tasks_is_part_of_their_life():
 
 
 def test_barriers_and_counts_are_instants_and_counters():
-    made = tasks.Trace()
-    events = made.barrier(5.0, "7", 3, False) + made.barrier(6.0, "7", 3, True) + made.counts(7.0, 1200, 8)
-    seen = Slices(events_of(f"[{','.join(events)}]"))
+    seen = shown(("barrier", 5.0, "7", 3, False), ("barrier", 6.0, "7", 3, True), ("counts", 7.0, 1200, 8))
     assert seen.instants == ["system 7: step 3 begins", "system 7: step 3 is done and waits"]
     assert seen.counts == [("queue", 1200), ("busy", 8)]
+
+
+def test_of_a_span_of_which_little_was_kept_there_is_the_run():
+    seen = shown(("run", "7", 3, 2, 0, 1, "s1", 1, 5.0, 5.5, 4, "Kind"),
+                 ("run", "7", 5, 2, 0, 1, "s1", 1, 5.4, 5.6, 4, "Kind"))
+    assert seen.on("slave") == [("Kind", 5_000_000, 5_500_000, 0), ("Kind", 5_500_000, 5_600_000, 0)]
+    assert not seen.lives and not seen.arrows
+    assert seen.args[0] == {"task": "7.3", "attempt": 1, "tasks": 2, "failed": 0, "step": 4}
 
 
 def test_names_of_a_user_s_classes_cannot_break_a_trace():

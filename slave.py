@@ -814,6 +814,8 @@ class SlaveNode(rpc.Node):
 
     role = "slave"
     master_address = components.ConfigItem("slave", "master", "", "HOST:PORT of the master")
+    page_host = components.ConfigItem("slave", "host", "127.0.0.1", "address of its own page, metrics and health")
+    page_port = components.IntItem("slave", "port", 0, "port of these; 0 is any", minimum=0, maximum=65535)
     workers = components.IntItem("slave", "workers", -1, "leases that run at once; -1: one per processor", minimum=-1)
     amounts = components.ListItem("slave", "resources", "", "named amounts on offer, such as gpu=2, memory=16")
     shared_limit = components.IntItem("slave", "shared", 1024,
@@ -1152,7 +1154,8 @@ def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
         node.setup()
         node.config.check_unknown()
         tell_parent = rpc.follow_parent(options.parent, node.loop, node.loop.stop)
-        node.serve()
+        node.serve(node.page_host, node.page_port)
+        log.info("its page, metrics and health are at http://%s", node.server.address)
         if rpc.wait_for_master(node, options.wait, terminal):
             node.open_link(node.expose)
             tell_parent({"address": node.server.address})

@@ -3586,6 +3586,10 @@ class MasterNode(rpc.BaseNode):
             self.submit(request.peer.label, number, count, group, first, request.parts)
 
         @rpc.tcpremote(channel, roles=owners)
+        def rest_of_trace(handler, request):
+            self.traces.tell_client(request.peer.label, time.monotonic())
+
+        @rpc.tcpremote(channel, roles=owners)
         def settled(handler, request, numbers):
             check_whole(*numbers)
             self.apply(self.board.settled(request.peer.label, numbers, time.monotonic()))
@@ -3640,10 +3644,6 @@ class MasterNode(rpc.BaseNode):
             if system:
                 self._record("step", system.name)
                 self._send(system.name, ["step"])
-
-        @rpc.tcpremote(channel, roles=owners)
-        def rest_of_trace(handler, request):
-            self.traces.tell_client(request.peer.label, time.monotonic())
 
         @rpc.tcpremote(channel, roles=owners)
         def work_settled(handler, request, number):

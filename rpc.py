@@ -35,7 +35,7 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      bundle(digest, manifest) {zip} · submit(number, count, group, first) {head, index, groups…}
                      settled([numbers]) · cancel(number, kill) · push_tasksystem(number, digest, options) {system}
                      cancel_task(number, place, kill) · cancel_tasksystem(number, kill) · step(number)
-                     work_settled(number) · goodbye()
+                     work_settled(number) · goodbye() · rest_of_trace(), of one that said `trace` in its hello
     host → master    system_step(step, waiting) · system_done(failure, stats) {result}
     master → owner   accepted([numbers]) · refused(number, reason)
                      outcome(number, lo, hi, seconds, failures, slave, attempt) {groups…}
@@ -43,6 +43,7 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      work_finished(number, failure, stats) {result} · swarm(slaves, workers, busy, systems)
                      shared(key, at, total) {, bytes} · no_shared(key, reason)
                      output(owner, attempt, [[lo, hi, text, dropped]…])
+                     spans(now, [[when, system, step, waits]…], missing, [queued, busy], last) {spans as JSON}
     master → slave   lease(id, owner, number, lo, hi, group, attempt, first) {head, index, groups…}
                      revoke(id, kill) · steal(id) · late(id, seconds) · bundle(digest, manifest) {zip}
                      workers(count) · drain() · shared(key, at, total) {, bytes} · no_shared(key, reason)
@@ -4999,8 +5000,8 @@ def _close_all(files: list[int]) -> None:
 
 LOOK_EVERY = 1.0  # seconds between two looks at the configuration file and the plug-in folder
 SILENT = 3.0  # seconds that anything may wait without saying what for
-ALIVE_WITHIN = 5.0  # seconds in which a loop must have turned
-STUCK = b"the loop of this node has not turned for 5 s\n", 503
+ALIVE_WITHIN = 10.0  # seconds in which a loop must have turned: knocking at a master may take as long
+STUCK = b"the loop of this node has not turned for 10 s\n", 503
 
 
 @contextmanager

@@ -35,6 +35,7 @@ Nothing here starts a thread or opens a socket; `configure_logging` is for `main
 from __future__ import annotations
 
 import argparse
+import bisect
 import itertools
 import json
 import logging
@@ -43,7 +44,6 @@ import os
 import sys
 import threading
 import time
-from bisect import bisect_left
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -1356,7 +1356,7 @@ class Histogram:
 
     def add(self, value: float, times: int = 1) -> None:
         """Counts a value, so many times."""
-        self.counts[bisect_left(self.bounds, value)] += times
+        self.counts[bisect.bisect_left(self.bounds, value)] += times
         self.sum += value * times
 
     def copy(self) -> Histogram:

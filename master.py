@@ -2669,83 +2669,6 @@ def summary_of(folder: str | None) -> str:
         )
 
 
-# -- audit log -----------------------------------------------------------------------------------------------------
-
-AUDIT_LINES = 30  # of one event from one source in AUDIT_WINDOW seconds; what is more is counted
-AUDIT_WINDOW = 60.0
-AUDIT_SOURCES = 1000  # beyond, those that are new count as one
-AUDIT_TEXT = 2000  # characters of what is known of an event; of more the beginning is kept
-
-
-class Audit(threading.Thread):
-    """Who did what, in a file of this user's own: a JSON line per event, that no value in it can break. What one source
-    does too often is counted instead, and so are lines that cannot be written; neither stops anybody. Any thread may
-    `put`; a thread of its own writes. `counts`: lines written, suppressed, lost."""
-
-    def __init__(self, path: Path):
-        super().__init__(name="audit", daemon=True)
-        self.counts: Counter[str] = Counter()
-        self._path = path
-        self._queue: queue.SimpleQueue = queue.SimpleQueue()
-        self._lock = threading.Lock()  # guards the next
-        self._lines: Counter[tuple[str, str]] = Counter()  # event, source
-        self._works = True
-
-    def put(self, event: str, source: str, facts: dict) -> None:
-        """Takes note of an event; `source`, a key or an address, is whose lines are counted."""
-        with self._lock:
-            known = (event, source) in self._lines or len(self._lines) < AUDIT_SOURCES
-            place = event, source if known else "others"
-            self._lines[place] += 1
-            if self._lines[place] > AUDIT_LINES:
-                self.counts["suppressed"] += 1
-                return
-        self._queue.put({"event": event, **facts})
-
-    def next_window(self) -> None:
-        """Says what was suppressed, and counts anew."""
-        with self._lock:
-            lines, self._lines = self._lines, Counter()
-        for (event, source), count in lines.items():
-            if count > AUDIT_LINES:
-                told = {"event": "suppressed", "of": event, "from": source, "lines": count - AUDIT_LINES}
-                self._queue.put(told)
-
-    def run(self) -> None:
-        """What the thread does."""
-        while (entry := self._queue.get()) is not None:
-            entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **entry}
-            try:
-                text = json.dumps(entry, default=str)
-            except (ValueError, RecursionError) as error:
-                text = json.dumps({"time": entry["time"], "event": entry["event"], "begins": str(error)})
-            if len(text) > AUDIT_TEXT:
-                text = json.dumps({"time": entry["time"], "event": entry["event"], "begins": text[:AUDIT_TEXT]})
-            try:
-                self._write(text.replace("\x7f", r"\u007f") + "\n")  # the one control character that JSON lets through
-                self.counts["written"] += 1
-                self._works = True
-            except OSError as error:
-                self.counts["lost"] += 1
-                if self._works:
-                    self._works = False
-                    log.error("the audit log cannot be written (%s): what it misses is counted in the status", error)
-
-    def _write(self, line: str) -> None:
-        """At the end, whoever else writes there; a file that is large enough makes room for the next."""
-        if rpc.append_private(str(self._path), line) > components.LOG_BYTES:
-            names = [self._path, *(Path(f"{self._path}.{n}") for n in range(1, components.LOG_FILES + 1))]
-            for old, new in [*itertools.pairwise(names)][::-1]:
-                with suppress(FileNotFoundError):
-                    os.replace(old, new)
-
-    def close(self) -> None:
-        """Writes what is left, and ends."""
-        self.next_window()
-        self._queue.put(None)
-        self.join(5)
-
-
 # -- who follows spans ---------------------------------------------------------------------------------------------
 
 MOST_ROWS = 20_000  # spans that wait for a client to be told
@@ -2865,6 +2788,83 @@ class Traces:
     def _counts(self) -> tuple[int, int]:
         queued = sum(one.queued for one in dict.fromkeys(owner.user for owner in self._node.board.owners.values()))
         return queued, self._node.swarm_size()[2]
+
+
+# -- audit log -----------------------------------------------------------------------------------------------------
+
+AUDIT_LINES = 30  # of one event from one source in AUDIT_WINDOW seconds; what is more is counted
+AUDIT_WINDOW = 60.0
+AUDIT_SOURCES = 1000  # beyond, those that are new count as one
+AUDIT_TEXT = 2000  # characters of what is known of an event; of more the beginning is kept
+
+
+class Audit(threading.Thread):
+    """Who did what, in a file of this user's own: a JSON line per event, that no value in it can break. What one source
+    does too often is counted instead, and so are lines that cannot be written; neither stops anybody. Any thread may
+    `put`; a thread of its own writes. `counts`: lines written, suppressed, lost."""
+
+    def __init__(self, path: Path):
+        super().__init__(name="audit", daemon=True)
+        self.counts: Counter[str] = Counter()
+        self._path = path
+        self._queue: queue.SimpleQueue = queue.SimpleQueue()
+        self._lock = threading.Lock()  # guards the next
+        self._lines: Counter[tuple[str, str]] = Counter()  # event, source
+        self._works = True
+
+    def put(self, event: str, source: str, facts: dict) -> None:
+        """Takes note of an event; `source`, a key or an address, is whose lines are counted."""
+        with self._lock:
+            known = (event, source) in self._lines or len(self._lines) < AUDIT_SOURCES
+            place = event, source if known else "others"
+            self._lines[place] += 1
+            if self._lines[place] > AUDIT_LINES:
+                self.counts["suppressed"] += 1
+                return
+        self._queue.put({"event": event, **facts})
+
+    def next_window(self) -> None:
+        """Says what was suppressed, and counts anew."""
+        with self._lock:
+            lines, self._lines = self._lines, Counter()
+        for (event, source), count in lines.items():
+            if count > AUDIT_LINES:
+                told = {"event": "suppressed", "of": event, "from": source, "lines": count - AUDIT_LINES}
+                self._queue.put(told)
+
+    def run(self) -> None:
+        """What the thread does."""
+        while (entry := self._queue.get()) is not None:
+            entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **entry}
+            try:
+                text = json.dumps(entry, default=str)
+            except (ValueError, RecursionError) as error:
+                text = json.dumps({"time": entry["time"], "event": entry["event"], "begins": str(error)})
+            if len(text) > AUDIT_TEXT:
+                text = json.dumps({"time": entry["time"], "event": entry["event"], "begins": text[:AUDIT_TEXT]})
+            try:
+                self._write(text.replace("\x7f", r"\u007f") + "\n")  # the one control character that JSON lets through
+                self.counts["written"] += 1
+                self._works = True
+            except OSError as error:
+                self.counts["lost"] += 1
+                if self._works:
+                    self._works = False
+                    log.error("the audit log cannot be written (%s): what it misses is counted in the status", error)
+
+    def _write(self, line: str) -> None:
+        """At the end, whoever else writes there; a file that is large enough makes room for the next."""
+        if rpc.append_private(str(self._path), line) > components.LOG_BYTES:
+            names = [self._path, *(Path(f"{self._path}.{n}") for n in range(1, components.LOG_FILES + 1))]
+            for old, new in [*itertools.pairwise(names)][::-1]:
+                with suppress(FileNotFoundError):
+                    os.replace(old, new)
+
+    def close(self) -> None:
+        """Writes what is left, and ends."""
+        self.next_window()
+        self._queue.put(None)
+        self.join(5)
 
 
 # -- the master ----------------------------------------------------------------------------------------------------

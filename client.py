@@ -1473,9 +1473,10 @@ def parser() -> components.ArgumentParser:
     """The options of `client.py`."""
     made = components.ArgumentParser(
         prog="client.py", usage="client.py APP [options]   run a .py file or package; or client.py doctor",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False,
     )
     run = made.add_argument_group("run")
+    run.add_argument("-h", "--help", action="help", help="show this help message and exit")
     run.add_argument("app", nargs="?", metavar="APP", help="a .py file or a package folder")
     run.add_argument("-m", dest="module", metavar="MODULE", help="a module of an importable package instead of APP")
     run.add_argument("--master", metavar="HOST[:PORT]", help="where the master is (127.0.0.1:8080)")

@@ -498,7 +498,7 @@ class ClientNode(rpc.Node):
 
         @rpc.tcpremote(link)
         def spans(handler, request, said, *more):
-            self.tracer.hear(said, time.monotonic(), json.loads(bytes(request.parts[0])), *more)
+            self.tracer.hear(said, time.monotonic(), tasks.unpack_spans(request.parts), *more)
 
     def _take(self, method: str, handler: rpc.Link, request: rpc.Request, *params: Any) -> None:
         self._todo.append((self.app._hear, method, params, list(map(self._kept, request.parts))))

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 1537,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4818,
+    "master.py": 4819,
     "rpc.py": 5752,
     "setup.py": 65,
     "slave.py": 1175,
-    "tasks.py": 4076,
+    "tasks.py": 4104,
 }
-TOTAL_LINES = 19_956
+TOTAL_LINES = 19_985
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -5091,7 +5091,7 @@ class BaseNode(components.ComponentManager):
 
     def _measured(self) -> tuple[bytes, int]:
         found = self._ask_soon(self.metrics)
-        return STUCK if found is None else (components.exposition(found).encode(), 200)
+        return STUCK if found is None else (components.exposition(found), 200)
 
     def unready(self) -> str:
         """Why this node cannot do its work now, "" if it can. In the loop's thread."""

@@ -45,7 +45,7 @@ TOP_LEVEL = {
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
     "client.py": 1770,
-    "components.py": 1537,
+    "components.py": 1534,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
     "master.py": 4819,
@@ -54,7 +54,7 @@ LINES = {
     "slave.py": 1175,
     "tasks.py": 4104,
 }
-TOTAL_LINES = 19_985
+TOTAL_LINES = 19_982
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -398,6 +398,7 @@ def test_a_trace_that_cannot_be_written_stops_a_run_before_it_begins(swarm_of_mo
 # -- a master ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_a_master_traces_the_tasks_of_all(swarm, tmp_path, end):
     file = tmp_path / "all.json"

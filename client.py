@@ -271,8 +271,9 @@ class ApplicationNode(components.Component):
         rpc.Exchange(self._publish, self.swarm.fetch, load=self._load)
         unheard = type(self).task_finished is ApplicationNode.task_finished
         callback = self._unheard if unheard else self.task_finished
-        self._owner = tasks.Owner(self.swarm.call, callback, {"bundle": self._bundle.digest}, handles=True,
-                                  load=self._load)
+        kind = tasks.TracedOwner if self.swarm.tracer else tasks.Owner
+        self._owner = kind(self.swarm.call, callback, {"bundle": self._bundle.digest}, handles=True, load=self._load)
+        self._owner.tracer = self.swarm.tracer
         self._owner.keep = self.swarm.keep
 
     @classmethod
@@ -493,6 +494,7 @@ class ClientNode(rpc.Node):
     busy_loop = True
     app: ApplicationNode | None = None
     watch: "Watch | None" = None  # what shows the progress
+    tracer: tasks.Tracer | None = None
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
@@ -503,7 +505,8 @@ class ClientNode(rpc.Node):
         self.wait, self.terminal = 0.0, components.Terminal()  # how long for a master that is away, and who is told
 
     def info(self) -> dict:
-        return {**super().info(), "bundle": self.app._bundle.digest, "on_disconnect": self.on_disconnect}
+        return {**super().info(), "bundle": self.app._bundle.digest, "on_disconnect": self.on_disconnect,
+                "trace": bool(self.tracer)}
 
     def join(self, app: ApplicationNode) -> None:
         """Enrols and connects; what is sent before the welcome waits for it. Raises Unreachable, GaveUp."""
@@ -539,6 +542,10 @@ class ClientNode(rpc.Node):
         def no_shared(handler, request, key, reason):
             self._missing[key] = reason
 
+        @rpc.tcpremote(link)
+        def spans(handler, request, said, *more):
+            self.tracer.hear(said, time.monotonic(), tasks.unpack_spans(request.parts), *more)
+
     def _take(self, method: str, handler: rpc.Link, request: rpc.Request, *params: Any) -> None:
         self._todo.append((self.app._hear, method, params, list(map(self._kept, request.parts))))
 
@@ -553,6 +560,8 @@ class ClientNode(rpc.Node):
             return part  # the file alone is missing: whoever opens it says so
 
     def welcomed(self, info: dict, fresh: bool) -> None:
+        if self.tracer and fresh:
+            self.tracer.begin(info["name"], self.is_local)
         self._todo.append((self.app._joined, info, fresh))
 
     def lost(self, reason: str) -> None:
@@ -594,6 +603,20 @@ class ClientNode(rpc.Node):
         self._shelf.forget([key])
         return part
 
+    def unready(self) -> str:
+        return "" if self.link and self.link.state == "ready" else "it has no master"
+
+    def metrics(self) -> list[components.Metric]:
+        owner, app, metric = self.app._owner, self.app, components.metric
+        return [
+            *super().metrics(),
+            metric("connected", "1 while its master is there.", int(not self.unready())),
+            metric("systems", "Task systems without an end.", len(app._systems) - len(app._ended)),
+            metric("tasks_out", "Plain tasks without an outcome.", owner.outstanding),
+            metric("tasks_total", "Plain tasks with an outcome.", owner.done + owner.failed),
+            metric("tasks_failed_total", "Those of them that failed.", owner.failed),
+        ]
+
     def step(self) -> None:
         """Waits for something and lets the application hear it. Its exceptions pass through."""
         self.app._owner.pump()
@@ -630,10 +653,14 @@ class ClientNode(rpc.Node):
     def close(self) -> None:
         """Tells the master that nobody waits here any more, and leaves."""
         if self.link and self.link.state == "ready":
+            limit = time.monotonic() + HEARD_WITHIN
+            if self.tracer:
+                self.call("rest_of_trace")
+                while self.link.state == "ready" and not self.tracer.complete and time.monotonic() < limit:
+                    self.loop.step(0.1)
             if not self.app._detached:
                 self.call("goodbye")
             self.link.tick(time.monotonic())
-            limit = time.monotonic() + HEARD_WITHIN
             while self.app._detached and self.link.master.unheard and time.monotonic() < limit:
                 self.loop.step(0.1)
         super().close()
@@ -649,6 +676,7 @@ class Inline(components.ComponentManager):
     store = None
     is_local = False
     watch: "Watch | None" = None
+    tracer: tasks.Tracer | None = None
 
     def __init__(self, config: components.Config, on_error: Callable | None = None):
         super().__init__(config)
@@ -659,10 +687,15 @@ class Inline(components.ComponentManager):
         self._objects: dict[str, bytes] = {}
         self._runs: dict[int, tasks.SystemRun] = {}
         self._todo: collections.deque = collections.deque()
+        self._spans: list[tuple] = []  # that were not traced yet, and barriers
+        self._barriers: list[tuple] = []
+        self._traced = 0.0
 
     def join(self, node: ApplicationNode) -> None:
         """Welcomes the node."""
         self._node = node
+        if self.tracer:
+            self.tracer.begin("c1", True)
         node._joined({"name": "c1", "slaves": 1, "workers": 1, "missing": False}, True)
 
     def on_loop(self, function) -> None:
@@ -675,7 +708,7 @@ class Inline(components.ComponentManager):
             key, at, _total = params
             self._objects[key] = self._objects.get(key, b"") + parts[0] if at else bytes(parts[0])
             return
-        self._todo.append((self._node._owner, self._node._hear, method, params, list(parts)))
+        self._todo.append((self._node._owner, self._node._hear, method, params, list(parts), time.monotonic()))
         if method in ("cancel", "cancel_task"):
             self._todo.rotate()  # before the batches that wait
 
@@ -687,9 +720,9 @@ class Inline(components.ComponentManager):
                 "the application waits for ever", "no task is out and shutdown_main_loop was not called",
                 "call self.shutdown_main_loop() when the work is done",
             )
-        owner, hear, method, params, parts = self._todo.popleft()
+        owner, hear, method, params, parts, since = self._todo.popleft()
         if method == "submit":
-            self._run_batch(owner, hear, params, parts)
+            self._run_batch(owner, hear, params, parts, since)
         elif method == "push_tasksystem":
             self._run_system(params, parts)
         elif method == "step":
@@ -709,18 +742,22 @@ class Inline(components.ComponentManager):
         return self._objects[key]
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Traces what was not traced yet."""
+        if self._spans or self._barriers:
+            now = time.monotonic()
+            self.tracer.hear(now, now, self._spans, self._barriers)
+            self._spans, self._barriers = [], []
 
-    def _run_batch(self, owner: tasks.Owner, hear, params: tuple, parts: list) -> None:
+    def _run_batch(self, owner: tasks.Owner, hear, params: tuple, parts: list, since: float) -> None:
         number, count, group, first = params
         hear("accepted", [[number]], [])
         waiting = [(0, count, 1)]
         while waiting:
             lo, hi, attempt = waiting.pop(0)
             envelope = tasks.Envelope(0, owner.name, number, lo, hi, group, attempt, first, parts)
-            waiting += [(task, task + 1, attempt + 1) for task in self._run_lease(owner, hear, envelope)]
+            waiting += [(task, task + 1, attempt + 1) for task in self._run_lease(owner, hear, envelope, since)]
 
-    def _run_lease(self, owner: tasks.Owner, hear, envelope: tasks.Envelope) -> list[int]:
+    def _run_lease(self, owner: tasks.Owner, hear, envelope: tasks.Envelope, since: float) -> list[int]:
         """Returns the tasks of it that failed and run again: at once, for nobody else would use the time."""
         again = []
 
@@ -733,6 +770,8 @@ class Inline(components.ComponentManager):
             before.stand_in()
             for figures in runner.figures:
                 self.scopes[owner.name].take_in(figures)
+            if self.tracer:
+                self._trace(envelope, lo, hi, len(failures), since, runner.spent, results)
             hear("outcome", [envelope.number, lo, hi, seconds, failures, "here", envelope.attempt], results)
             runner.stats.stand_in()
 
@@ -744,6 +783,22 @@ class Inline(components.ComponentManager):
         finally:
             before.stand_in()
         return again
+
+    def _trace(self, envelope: tasks.Envelope, lo: int, hi: int, failed: int, since: float, spent: list,
+               results: list) -> None:
+        """Notes a span as a master would, see `master.Span`."""
+        *times, opening, packing = spent
+        now, ahead = time.monotonic(), time.monotonic() - time.perf_counter()
+        began, ended = (each + ahead for each in times)
+        run = self._runs.get(int(envelope.owner)) if envelope.owner.isdecimal() else None
+        sent = sum(map(rpc.size_of, envelope.parts[2:]))
+        self._spans.append((
+            envelope.owner, envelope.first + lo, hi - lo, failed, envelope.attempt, "here", 0, since, began, began,
+            ended, now, opening, packing, run.step if run else 0, envelope.head["classes"][0][1], sent,
+            sum(map(rpc.size_of, results))))
+        if now - self._traced > PROGRESS_EVERY:
+            self._traced = now
+            self.close()
 
     @staticmethod
     def _cancel(owner: tasks.Owner, hear, method: str, number: int | None, *details) -> None:
@@ -758,12 +813,13 @@ class Inline(components.ComponentManager):
 
         def call(method: str, *details: Any, parts: Iterable = ()) -> None:
             if method in ("submit", "cancel", "cancel_task"):
-                self._todo.append((run.owner, hear, method, details, tasks.Owner.keep(parts)))
+                self._todo.append((run.owner, hear, method, details, tasks.Owner.keep(parts), time.monotonic()))
                 self._todo.rotate(method != "submit")  # before the batches that wait
             elif method == "system_step":
+                if self.tracer:
+                    self._barriers.append((time.monotonic(), str(number), *details))
                 self.scopes[str(number)].next_step(details[0])
-                if details[1]:
-                    self._node._hear("system_step", [number, *details], [])
+                self._node._hear("system_step", [number, *details], [])
             elif method == "figures":
                 self.scopes[str(number)].hooks_say(*details)
             elif method == "system_done":
@@ -1496,9 +1552,10 @@ def parser() -> components.ArgumentParser:
     """The options of `client.py`."""
     made = components.ArgumentParser(
         prog="client.py", usage="client.py APP [options]   run a .py file or package; or client.py doctor",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False,
     )
     run = made.add_argument_group("run")
+    run.add_argument("-h", "--help", action="help", help="show this help message and exit")
     run.add_argument("app", nargs="?", metavar="APP", help="a .py file or a package folder")
     run.add_argument("-m", dest="module", metavar="MODULE", help="a module of an importable package instead of APP")
     run.add_argument("--master", metavar="HOST[:PORT]", help="where the master is (127.0.0.1:8080)")
@@ -1512,6 +1569,7 @@ def parser() -> components.ArgumentParser:
     run.add_argument("--replay", metavar="TASK", help="run a task that failed again, here, with pdb")
     output = made.add_argument_group("output and limits")
     output.add_argument("--json", action="store_true", help="one object on stdout at the end")
+    output.add_argument("--trace", metavar="FILE", help="write what ran where and when, for ui.perfetto.dev")
     output.add_argument("--explain", metavar="TASK", help="say where a task is and what it waits for")
     output.add_argument("--full-traceback", action="store_true", help="show every frame")
     output.add_argument("--pdb", action="store_true", help="debug a failing task (with --workers 0)")
@@ -1596,6 +1654,9 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
     else:
         swarm = ClientNode(environment, config, config.get(ClientNode.master_address), options.access)
     stack.enter_context(components.configure_logging(environment, swarm.log_format, swarm.log_level, terminal))
+    if options.trace:
+        swarm.tracer = tasks.Tracer(tasks.TraceFile(options.trace))
+        stack.callback(_end_trace, swarm.tracer, options.quiet)
     stack.callback(swarm.close)
     swarm.wait, swarm.terminal = options.wait, terminal
     app = swarm[cls]
@@ -1609,6 +1670,13 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
     return code
+
+
+def _end_trace(tracer: tasks.Tracer, quiet: bool) -> None:
+    tracer.close()
+    if not quiet:
+        size = tracer.file.size / 2**20
+        print(f"trace    {tracer.file.path} ({size:.1f} MiB), for https://ui.perfetto.dev", file=sys.stderr)
 
 
 def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: components.Terminal) -> int:

@@ -35,6 +35,7 @@ Nothing here starts a thread or opens a socket; `configure_logging` is for `main
 from __future__ import annotations
 
 import argparse
+import bisect
 import itertools
 import json
 import logging
@@ -1843,6 +1844,86 @@ class StatsKeeper(threading.Thread):
         if not self._failed:
             self._kept = kept
         self._after()
+
+
+# -- metrics -------------------------------------------------------------------------------------------------
+
+PREFIX = "concurrent_swarm_"  # of metrics' names; what every process has goes by the names that are usual for it
+BUCKETS = (1e-5, 1e-4, 1e-3, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0)  # seconds
+_IN_HELP = str.maketrans({"\\": r"\\", "\n": r"\n"})
+_IN_LABEL = _IN_HELP | {ord('"'): r"\""}
+
+
+class Histogram:
+    """How many values were up to each of some fixed bounds, and their sum."""
+
+    def __init__(self, bounds: Iterable[float] = BUCKETS):
+        self.bounds = tuple(bounds)
+        self.counts, self.sum = [0] * (len(self.bounds) + 1), 0.0
+
+    def add(self, value: float, times: int = 1) -> None:
+        """Counts a value, so many times."""
+        self.counts[bisect.bisect_left(self.bounds, value)] += times
+        self.sum += value * times
+
+    def copy(self) -> Histogram:
+        """As it is now, for another thread."""
+        made = Histogram(self.bounds)
+        made.counts, made.sum = self.counts.copy(), self.sum
+        return made
+
+
+class Metric(NamedTuple):
+    """What is measured of one thing, for Prometheus. `samples` are (labels, value or `Histogram`)."""
+
+    name: str
+    help: str
+    samples: list
+
+    @property
+    def kind(self) -> str:
+        """Its type: a name tells a counter."""
+        if self.samples and isinstance(self.samples[0][1], Histogram):
+            return "histogram"
+        return "counter" if self.name.endswith("_total") else "gauge"
+
+
+def metric(name: str, help: str, value: Any, **labels: str) -> Metric:
+    """A metric with one sample. A name on _total is a counter's."""
+    return Metric(name, help, [(labels, value)])
+
+
+def exposition(metrics: Iterable[Metric]) -> bytes:
+    """Metrics as Prometheus reads them (text format 0.0.4)."""
+    lines = []
+    for one in metrics:
+        name = one.name if one.name.startswith("process_") else PREFIX + one.name
+        lines += [f"# HELP {name} {one.help.translate(_IN_HELP)}", f"# TYPE {name} {one.kind}"]
+        for labels, value in one.samples:
+            for suffix, more, number in _lines_of(value):
+                lines.append(f"{name}{suffix}{_labelled({**labels, **more})} {_number(number)}")
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
+
+
+def _lines_of(value: Any) -> Iterator[tuple[str, dict, float]]:
+    if not isinstance(value, Histogram):
+        yield "", {}, value
+        return
+    total = 0
+    for bound, count in zip((*value.bounds, math.inf), value.counts, strict=True):
+        total += count
+        yield "_bucket", {"le": _number(float(bound))}, total
+    yield "_sum", {}, value.sum
+    yield "_count", {}, total
+
+
+def _labelled(labels: dict) -> str:
+    pairs = ",".join(f'{name}="{str(value).translate(_IN_LABEL)}"' for name, value in labels.items())
+    return f"{{{pairs}}}" if pairs else ""
+
+
+def _number(value: float) -> str:
+    return {math.inf: "+Inf", -math.inf: "-Inf"}.get(value) or ("NaN" if value != value else repr(value))
 
 
 # -- command line --------------------------------------------------------------------------------------------

@@ -2734,6 +2734,128 @@ def summary_of(folder: str | None) -> str:
         )
 
 
+# -- who follows spans ---------------------------------------------------------------------------------------------
+
+MOST_ROWS = 20_000  # spans, or barriers, of which a client that lags is still to be told
+
+
+class Measures:
+    """What spans add up to, for Prometheus."""
+
+    def __init__(self):
+        self.task_seconds, self.queue_seconds = components.Histogram(), components.Histogram()
+        self.opening = self.packing = self.transfer = 0.0
+        self.sent = self.received = 0
+
+    def hear(self, span: Span) -> None:
+        """One more; of the tasks of a span, the mean counts."""
+        ran = max(0.0, span.ended - span.began)
+        self.task_seconds.add(ran / span.tasks, span.tasks)
+        self.queue_seconds.add(span.leased - span.queued, span.tasks)
+        self.opening += span.opening
+        self.packing += span.packing
+        self.transfer += max(0.0, span.heard - span.leased - ran)
+        self.sent += span.sent
+        self.received += span.received
+
+    def metrics(self) -> list[components.Metric]:
+        """All of it so far."""
+        metric = components.metric
+        return [
+            metric("task_seconds", "Seconds that a task took; of those in one lease, the mean.",
+                   self.task_seconds.copy()),
+            metric("queue_seconds", "Seconds that a task waited for its lease.", self.queue_seconds.copy()),
+            metric("unpickling_seconds_total", "Seconds in which workers opened tasks.", self.opening),
+            metric("pickling_seconds_total", "Seconds in which workers packed results.", self.packing),
+            metric("transfer_seconds_total", "Seconds of leases on their way, and in a slave's queue.", self.transfer),
+            metric("sent_bytes_total", "Bytes of tasks that went to slaves.", self.sent),
+            metric("received_bytes_total", "Bytes of results that came from slaves.", self.received),
+        ]
+
+
+class Traces:
+    """Who traces: clients, each told what became of its own tasks and task systems, and a file with everything. While
+    nobody does, nothing is heard."""
+
+    def __init__(self, node: MasterNode):
+        self.file: tasks.TraceFile | None = None
+        self._node = node
+        self._told: dict[str, list[list]] = {}  # client -> spans, barriers, how many spans are missing
+        self._all: list[tuple] = []
+
+    def open(self, path: Path) -> None:
+        """Writes everything to a file from now on. Raises UsageError."""
+        self.file = tasks.TraceFile(path)
+        self._node.closing.callback(self.close)
+        self._listen()
+
+    def close(self) -> None:
+        """Ends the file."""
+        self.file.put(self._all)
+        self.file.close()
+
+    def follow(self, client: str) -> None:
+        """Tells a client from now on."""
+        self._told.setdefault(client, [[], [], 0])
+        self._listen()
+
+    def leave(self, client: str) -> None:
+        """Tells it no more."""
+        if self._told.pop(client, None):
+            self._listen()
+
+    def _listen(self) -> None:
+        ears, wanted = self._node.span_ears, bool(self.file or self._told)
+        if wanted != (self.hear in ears):
+            (ears.append if wanted else ears.remove)(self.hear)
+
+    def hear(self, span: Span) -> None:
+        """One more span."""
+        if self.file:
+            self._all.append(("span", span))
+        told = self._told.get(self._client_of(span.owner))
+        if told and len(told[0]) < MOST_ROWS:
+            told[0].append(span)
+        elif told:
+            told[2] += 1
+
+    def barrier(self, system: System) -> None:
+        """A system begins a step, or waits after one."""
+        row = (time.monotonic(), system.name, system.step, system.waiting)
+        if self.file:
+            self._all.append(("barrier", *row))
+        told = self._told.get(system.client)
+        if told and len(told[1]) < MOST_ROWS:
+            told[1].append(row)
+
+    def _client_of(self, owner: str) -> str:
+        return self._node.systems[owner].client if owner in self._node.systems else owner
+
+    def tell(self, now: float) -> None:
+        """Tells all what there is, and how the swarm stands."""
+        if not (self.file or self._told):
+            return
+        counts = self._counts()
+        for client in self._told:
+            self.tell_client(client, now, counts)
+        if self.file:
+            rows, self._all = self._all, []
+            self.file.put([*rows, ("counts", now, *counts)])
+
+    def tell_client(self, client: str, now: float, counts: tuple | None = None) -> None:
+        """Tells one client; without `counts` it is the last time."""
+        peer = self._node._peers.get(client)
+        if client in self._told and peer is not None and not (counts and peer.lags):
+            spans, *more = self._told[client]
+            self._told[client] = [[], [], 0]
+            call = ["spans", now, *more, counts or self._counts(), counts is None]
+            self._node.channel.send(peer, call, tasks.pack_spans(spans))
+
+    def _counts(self) -> tuple[int, int]:
+        queued = sum(one.queued for one in dict.fromkeys(owner.user for owner in self._node.board.owners.values()))
+        return queued, self._node.swarm_size()[2]
+
+
 # -- audit log -----------------------------------------------------------------------------------------------------
 
 AUDIT_LINES = 30  # of one event from one source in AUDIT_WINDOW seconds; what is more is counted
@@ -4122,6 +4244,7 @@ class Measures:
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
 ACCEPT_EVERY = 0.01  # seconds that the news of accepted batches may wait for more of its kind
 MOST_WORKERS = 10_000  # of one slave
+SLAVES_MEASURED = 200  # that have samples of their own in /metrics
 GRACE = 10.0  # seconds that a stopping master lets tasks run on
 REGATHER = 5.0  # seconds that a master which was started again waits for the slaves that it had
 WANTED_FOR = 10.0  # seconds that a published object which is not here may still come
@@ -4528,6 +4651,8 @@ class MasterNode(rpc.BaseNode):
     hook_timeout = components.FloatItem("limits", "hook_timeout", 60.0,
                                         "seconds for a call of a hook of a system that says nothing; 0: any", minimum=0)
 
+    trace_path = components.PathItem("master", "trace", "", "file to write a trace of everything to")
+
     def setup(self) -> None:
         """Builds everything that listens, in this order: zygote, keys, journal, compute channel, control channel."""
         self._begin_empty()
@@ -4562,6 +4687,8 @@ class MasterNode(rpc.BaseNode):
             self.open_journal()
         else:
             self.board.restore([], time.monotonic())
+        if self.trace_path:
+            self.traces.open(self.trace_path)
         self.open_compute_channel()
         self.open_control_channel()
 
@@ -4594,6 +4721,9 @@ class MasterNode(rpc.BaseNode):
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
         self._lasting: set[str] = set()  # those of them that are in the journal
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
+        self.measures = Measures()
+        self.span_ears.append(self.measures.hear)
+        self.traces = Traces(self)
         self.journal: Journal | None = None
         self.storage = ""  # why the journal takes no new work
         self._unstored = ""  # why the last application was not stored
@@ -4899,6 +5029,10 @@ class MasterNode(rpc.BaseNode):
             self.submit(request.peer.label, number, count, group, first, request.parts)
 
         @rpc.tcpremote(channel, roles=owners)
+        def rest_of_trace(handler, request):
+            self.traces.tell_client(request.peer.label, time.monotonic())
+
+        @rpc.tcpremote(channel, roles=owners)
         def settled(handler, request, numbers):
             check_whole(*numbers)
             self.apply(self.board.settled(request.peer.label, numbers, time.monotonic()))
@@ -5079,6 +5213,8 @@ class MasterNode(rpc.BaseNode):
         self.apply(self.board.owner_joined(name, "client", now, key=identity, user=peer.name))
         self.gallery.owner_began(name, name, "" if missing else self.entry_of(info["bundle"]), peer.name, False, now)
         self._told.pop(name, None)
+        if info.get("trace") is True:
+            self.traces.follow(name)
         slaves, workers, _ = self.swarm_size()
         return {
             "name": name, "known": known, "slaves": slaves, "workers": workers, "page": self.server.address,
@@ -5096,6 +5232,7 @@ class MasterNode(rpc.BaseNode):
             return
         del self._peers[name]
         self._told.pop(name, None)
+        self.traces.leave(name)
         now = time.monotonic()
         if peer.role == "slave":
             self._preparing = {key: what for key, what in self._preparing.items() if key[0] != name}
@@ -5543,6 +5680,7 @@ class MasterNode(rpc.BaseNode):
             system.step, system.waiting = params
             self.gallery.system_step(system.name, *params, time.monotonic())
             self.measures.of(system.name).next_step(system.step)
+            self.traces.barrier(system)
             self._send(system.client, ["system_step", system.number, *params])
         elif method == "view":
             self.keep_view(system, *params, parts)
@@ -5684,6 +5822,7 @@ class MasterNode(rpc.BaseNode):
             self._watch_hooks(TELL_EVERY + min(now - self._tell_at, TELL_EVERY))  # less, if the master was suspended
             self._tell_at = now + TELL_EVERY
             self._tell_clients()
+            self.traces.tell(now)
         if self.stopping and (now >= self._stop_at or not (self.board.leases or self._unheard())):
             self.loop.stop()
         if now >= self._sample_at:
@@ -6109,6 +6248,56 @@ class MasterNode(rpc.BaseNode):
             "sandbox": self.guard.status(),
         }
 
+    def unready(self) -> str:
+        if self.broken:
+            return f"the journal cannot be written: {self.broken.what}"
+        return "it is stopping" if self.stopping else self.storage
+
+    def metrics(self) -> list[components.Metric]:
+        metric = components.metric
+        slaves, workers, busy = self.swarm_size()
+        users = dict.fromkeys(owner.user for owner in self.board.owners.values())
+        clients = sum(peer.role != "slave" for peer in self._peers.values())
+        events = [({"event": event}, count) for event, count in sorted(self.board.counters.items())]
+        refused = [({"reason": str(reason)}, count) for reason, count in sorted(self.channel.counts.items())]
+        return [
+            *super().metrics(),
+            metric("slaves", "Slaves that are here.", slaves),
+            metric("workers", "Leases that they run at once.", workers),
+            metric("workers_busy", "Those of them that run one.", busy),
+            metric("clients", "Clients that are here.", clients),
+            metric("systems", "Task systems that run.", len(self.systems)),
+            metric("tasks_queued", "Tasks that wait.", sum(one.queued for one in users)),
+            metric("payload_bytes", "Bytes of tasks and results held.", sum(one.bytes for one in users)),
+            metric("storage_ok", "0 while new work is refused for want of room.", int(not self.storage)),
+            metric("tasks_total", "Tasks with an outcome.", self._counts["tasks"]),
+            metric("tasks_failed_total", "Those of them that failed.", self._counts["failed"]),
+            components.Metric("events_total", "What befell leases and reports.", events),
+            components.Metric("refused_total", "Messages of the compute channel that were refused.", refused),
+            *self.measures.metrics(),
+            *self._metrics_of_slaves(),
+        ]
+
+    def _metrics_of_slaves(self) -> list[components.Metric]:
+        """A sample per slave, unless there are so many that they would cost whoever reads them more than they tell."""
+        shown = list(itertools.islice(self.board.slaves.values(), SLAVES_MEASURED))
+        hosts = {s.id: self._peers[s.id].info.get("host", "?") for s in shown if s.id in self._peers}
+        rows = [({"slave": s.id, "host": str(hosts.get(s.id, "?"))[:255]}, s) for s in shown]
+
+        def each(name: str, help: str, value: Callable[[Slave], float]) -> components.Metric:
+            return components.Metric(name, help, [(labels, value(slave)) for labels, slave in rows])
+
+        return [
+            components.metric("slaves_not_shown", f"Slaves beyond the {SLAVES_MEASURED} that have samples of their "
+                              "own.", len(self.board.slaves) - len(shown)),
+            each("slave_workers", "Leases that a slave runs at once.", lambda s: s.workers),
+            each("slave_leases", "Leases in its hands.", lambda s: s.open_leases),
+            each("slave_tasks", "Tasks in its hands.", lambda s: s.open_tasks),
+            each("slave_tasks_total", "Tasks that it has done.", lambda s: s.done_tasks),
+            each("slave_busy_seconds_total", "Seconds of workers that these took.", lambda s: s.seconds),
+            each("slave_usable", "0 while it drains or is in quarantine.", lambda s: int(not s.closed)),
+        ]
+
     def stop_soon(self) -> None:
         """Lets what runs end, for GRACE seconds, and stops; at once if nothing runs or this is the second time."""
         if self.stopping or not (self.board.leases or self._unheard()):
@@ -6148,6 +6337,7 @@ def parser() -> components.ArgumentParser:
     made.add_argument("--port", metavar="N", help="port of the control channel (8080)")
     made.add_argument("--scheduler", metavar="NAME", help="push, pull, or the name of a component")
     made.add_argument("--no-page", action="store_true", help="show no page to browsers")
+    made.add_argument("--trace", metavar="FILE", help="write what runs where and when, for ui.perfetto.dev")
     made.add_argument("--no-journal", action="store_true", help="forget what was accepted when it ends")
     rpc.common_options(made)
     return made
@@ -6172,6 +6362,7 @@ def _main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     chosen = {"host": options.host, "port": options.port, "task_scheduler": options.scheduler}
     chosen["task_scheduler"] = SCHEDULERS.get(options.scheduler, options.scheduler)
+    chosen["trace"] = options.trace and os.path.abspath(options.trace)
     settings = [f"master.{key}={value}" for key, value in chosen.items() if value is not None]
     environment, config = rpc.open_environment("master", options, settings + ["master.journal=no"] * options.no_journal
                                                + ["node.page=no"] * options.no_page)

@@ -36,6 +36,7 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      settled([numbers]) · cancel(number, kill) · push_tasksystem(number, digest, options) {system}
                      cancel_task(number, place, kill) · cancel_tasksystem(number, kill) · step(number)
                      work_settled(number) · get_stats(number) · goodbye()
+                     rest_of_trace(), of one that said `trace` in its hello
     host → master    system_step(step, waiting) · figures(step, rows) · system_done(failure, stats) {result}
                      view(type) {picture}
     master → owner   accepted([numbers]) · refused(number, reason)
@@ -44,6 +45,7 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      work_finished(number, failure, stats) {result} · swarm(slaves, workers, busy, systems)
                      shared(key, at, total) {, bytes} · no_shared(key, reason)
                      output(owner, attempt, [[lo, hi, text, dropped]…]) · stats_response(number, figures)
+                     spans(now, [[when, system, step, waits]…], missing, [queued, busy], last) {texts, rows}
     master → slave   lease(id, owner, number, lo, hi, group, attempt, first) {head, index, groups…}
                      revoke(id, kill) · steal(id) · late(id, seconds) · bundle(digest, manifest) {zip}
                      workers(count) · drain() · shared(key, at, total) {, bytes} · no_shared(key, reason) · seen(when)
@@ -130,7 +132,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_origin
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from . import components
 from .components import Error, Unreachable, UsageError
@@ -251,11 +253,13 @@ _KINDS = {kind: kind for kind in (int, str, bool, list, dict, types.NoneType)} |
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """Who calls: `role` ("admin", "guest"), the peer's `address`, the HTTP `headers` (by `get`)."""
+    """Who calls: `role` ("admin", "guest"), the peer's `address`, the HTTP `headers` (by `get`), and what the address
+    of a page has behind its question mark."""
 
     role: str = "guest"
     address: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -450,7 +454,7 @@ _SECURITY = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "
              "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
              "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin"}
 PACKED_FROM = 1400  # bytes of an answer, which then needs several packets
-_FOR_ALL = ("/health", "/ping")  # pages without anything that is worth a look
+_FOR_ALL = ("/health", "/ping", "/healthz", "/readyz", "/metrics")  # pages for programs, which ask for no token
 _FULL = b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _FIRST_LINE = re.compile(rb"[A-Za-z]{1,32} [!-~]+ HTTP/1\.[01]\r\n")
 _HEAD = re.compile(_FIRST_LINE.pattern + rb"(?:[!#-'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*\r\n")
@@ -462,6 +466,14 @@ class _Refused(RpcError):
     def __init__(self, status, what, why="", fix="", **headers):
         super().__init__(_CODES.get(status, INVALID_REQUEST), what, {"why": why, "fix": fix})
         self.status, self.headers = status, headers
+
+
+class Page(NamedTuple):
+    """A page that depends on who asks: `answer(request)` returns the bytes and the HTTP status."""
+
+    kind: str  # Content-Type
+    answer: Callable[[HttpRequest], tuple[bytes, int]]
+    roles: Collection[str] = ("guest", "admin")
 
 
 def _split(address):
@@ -608,11 +620,11 @@ class _Exchange(BaseHTTPRequestHandler):
         if not self.server.keep(self.connection, math.inf):
             raise ConnectionResetError("closed for a newcomer")
         with self.server.turn():
+            query = dict(parse_qsl(_split(self.path).query)) if self.command == "GET" else {}
+            request = HttpRequest(role, self.client_address[0], self.headers, query)
             if self.command == "GET":
-                kind, page = self.server.pages[path]
-                status, answer = 200, page()
+                kind, answer, status = self.server.read(path, request)
             else:
-                request = HttpRequest(role, self.client_address[0], self.headers)
                 kind, (status, answer) = "application/json", self.server.service.respond(body, request)
         self.close_connection = status >= 400 or self.close_connection or self.request_version == "HTTP/1.0"
         self._send(status, kind, answer)
@@ -711,7 +723,8 @@ class _Exchange(BaseHTTPRequestHandler):
 
 class ControlServer(ThreadingHTTPServer):
     """The door of a node for people: JSON-RPC by POST to /api/1, `pages` and /health by GET. `host` and `port` say
-    where it listens (port 0: any free one); `pages` maps a path to (content type, function that returns the bytes);
+    where it listens (port 0: any free one); `pages` maps a path to (content type, function that returns the bytes) or
+    to a `Page`;
     `token` makes a caller "admin" (None: nobody can be); `allowed_hosts` are names of this machine beside its
     addresses; with `tls` it speaks nothing else. Methods and pages run in threads of the server. It listens from the
     start, at `port` of `address` (HOST:PORT), and answers after `start`. Raises UsageError if it cannot listen there.
@@ -734,7 +747,7 @@ class ControlServer(ThreadingHTTPServer):
     allow_reuse_port = False
 
     def __init__(self, service: Service, host: str = "127.0.0.1", port: int = 0, token: str | None = None,
-                 pages: Mapping[str, tuple[str, Callable[[], bytes]]] | None = None,
+                 pages: Mapping[str, Page | tuple[str, Callable[[], bytes]]] | None = None,
                  allowed_hosts: Iterable[str] = (), tls: ssl.SSLContext | None = None):
         health = ("application/json", lambda: b'{"ok": true}')
         self.service, self.tls = service, tls
@@ -849,6 +862,18 @@ class ControlServer(ThreadingHTTPServer):
             self._turns.release()
 
     # .. people ..
+
+    def read(self, path: str, request: HttpRequest) -> tuple[str, bytes, int]:
+        """The content type, the bytes and the HTTP status of a page."""
+        page = self.pages[path]
+        if not isinstance(page, Page):
+            return page[0], page[1](), 200
+        if request.role not in page.roles:
+            self.service.audit("refuse", request, why=f"a {request.role} may not read {path}")
+            fix = "send the token of this node: Authorization: Bearer TOKEN"
+            raise _Refused(401, f"{path} needs the role {' or '.join(page.roles)}", "no token came with the request",
+                           fix, WWW_Authenticate="Bearer")
+        return page.kind, *page.answer(request)
 
     def is_mine(self, name: str, local: str) -> bool:
         """Whether a Host header's name is this node's; `local` is the address that the connection came to. A page that
@@ -5073,6 +5098,8 @@ class Failures:
 
 LOOK_EVERY = 1.0  # seconds between two looks at the configuration file and the plug-in folder
 SILENT = 3.0  # seconds that anything may wait without saying what for
+ALIVE_WITHIN = 10.0  # seconds in which a loop must have turned: knocking at a master may take as long
+STUCK = b"the loop of this node has not turned for 10 s\n", 503
 
 
 @contextmanager
@@ -5095,12 +5122,22 @@ def read_beside(name: str) -> bytes | None:
         return None
 
 
+def _seen_by_kernel() -> Iterator[components.Metric]:
+    """Memory and descriptors of this process, where the kernel tells."""
+    with suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        size = pages * os.sysconf("SC_PAGE_SIZE")
+        yield components.metric("process_resident_memory_bytes", "Memory of this process.", size)
+        yield components.metric("process_open_fds", "Its open descriptors.", len(os.listdir("/proc/self/fd")))
+
+
 class BaseNode(components.ComponentManager):
     """What every node has: an environment, a configuration that reloads itself, a loop, a server for people. Subclasses
     give `role`, override `status`, add methods to `service`. All but those methods belongs to the loop's thread."""
 
     role = ""
     FIXED = frozenset(("baseon.file", "node.log_format", "node.by_reference", "node.compute_address"))  # from the start
+    busy_loop = False  # whether code of the user's may keep the loop from giving signs of life
     log_level = components.ChoiceItem("node", "log_level", "info", ("debug", "info", "warning", "error"), "what to log")
     log_format = components.ChoiceItem("node", "log_format", "text", ("text", "json"), "how to log")
     by_reference = components.BoolItem(
@@ -5155,7 +5192,43 @@ class BaseNode(components.ComponentManager):
     def pages(self) -> dict[str, Any]:
         """What is read by GET, by path, see `ControlServer`."""
         page = read_beside("dashboard.html") if self.shows_page else None
-        return {"/": ("text/html; charset=utf-8", lambda: page)} if page else {}
+        return {
+            **({"/": ("text/html; charset=utf-8", lambda: page)} if page else {}),
+            "/healthz": Page("text/plain; charset=utf-8", lambda request: self._is_alive()),
+            "/readyz": Page("text/plain; charset=utf-8", lambda request: self._is_ready()),
+            "/metrics": Page("text/plain; version=0.0.4; charset=utf-8", lambda request: self._measured()),
+        }
+
+    def _ask_soon(self, function: Callable[[], Any]) -> Any:
+        """What the loop says; None if it does not turn."""
+        with suppress(concurrent.futures.TimeoutError):
+            return self.loop.ask(function, ALIVE_WITHIN)
+
+    def _is_alive(self) -> tuple[bytes, int]:
+        """Whether the loop turns; while a user's code runs in it, nobody can tell."""
+        return (b"ok\n", 200) if self.busy_loop or self._ask_soon(lambda: True) else STUCK
+
+    def _is_ready(self) -> tuple[bytes, int]:
+        why = self._ask_soon(self.unready)
+        return STUCK if why is None else (f"not ready: {why}\n".encode(), 503) if why else (b"ready\n", 200)
+
+    def _measured(self) -> tuple[bytes, int]:
+        found = self._ask_soon(self.metrics)
+        return STUCK if found is None else (components.exposition(found), 200)
+
+    def unready(self) -> str:
+        """Why this node cannot do its work now, "" if it can. In the loop's thread."""
+        return ""
+
+    def metrics(self) -> list[components.Metric]:
+        """What is counted and measured of this node, for Prometheus. In the loop's thread."""
+        about = {"role": self.role, "version": components.__version__, "python": platform.python_version()}
+        return [
+            components.metric("info", "What this node is.", 1, **about),
+            components.metric("uptime_seconds", "Seconds since its start.", time.monotonic() - self.started),
+            components.metric("process_cpu_seconds_total", "Processor time of this process.", time.process_time()),
+            *_seen_by_kernel(),
+        ]
 
     def tick(self, now: float) -> float | None:
         """Does what time asks for; returns when to be called again, None for only when something happens."""
@@ -5337,7 +5410,6 @@ class Node(BaseNode):
     compute_address = components.HostItem(
         "node", "compute_address", "", "HOST:PORT of the master's compute channel where a tunnel or relay leads to it")
     RETRY = 1.0  # seconds between two attempts to reach a master
-    busy_loop = False  # whether code of the user's may keep the loop from giving signs of life
 
     def __init__(self, environment: components.Environment, config: components.Config, master: str = "",
                  access: str = ""):

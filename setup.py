@@ -58,7 +58,8 @@ if __name__ == "__main__":  # the tests build with the same command
         install_requires=["pyzmq>=25"],
         extras_require={
             "docs": ["pdoc>=15"],
-            "test": ["cython>=3", "hypothesis", "matplotlib", "numpy", "pdoc>=15", "pytest", "setuptools>=68"],
+            "test": ["cython>=3", "hypothesis", "matplotlib", "numpy", "pdoc>=15", "prometheus_client", "pytest",
+                     "setuptools>=68"],
             "samples": ["matplotlib", "numpy"],
         },
     )

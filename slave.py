@@ -840,6 +840,8 @@ class SlaveNode(rpc.Node):
 
     role = "slave"
     master_address = components.ConfigItem("slave", "master", "", "HOST:PORT of the master")
+    page_host = components.ConfigItem("slave", "host", "127.0.0.1", "address of its own page, metrics and health")
+    page_port = components.IntItem("slave", "port", 0, "port of these; 0 is any", minimum=0, maximum=65535)
     workers = components.IntItem("slave", "workers", -1, "leases that run at once; -1: one per processor", minimum=-1)
     amounts = components.ListItem("slave", "resources", "", "named amounts on offer, such as gpu=2, memory=16")
     shared_limit = components.IntItem("slave", "shared", 1024,
@@ -1104,6 +1106,26 @@ class SlaveNode(rpc.Node):
             "sandbox": self.guard.status(),
         }
 
+    def unready(self) -> str:
+        if self.leaving_at:
+            return "it is leaving"
+        return "" if self.link and self.link.state == "ready" else "it has no master"
+
+    def metrics(self) -> list[components.Metric]:
+        manager, metric = self.manager, components.metric
+        return [
+            *super().metrics(),
+            metric("connected", "1 while its master is there.", int(not self.unready())),
+            metric("workers", "Leases that it runs at once.", manager.get_num_workers()),
+            metric("worker_processes", "Processes that are there for them.", len(manager.workers)),
+            metric("leases_running", "Leases that run.", len(manager.running)),
+            metric("leases_waiting", "Leases that wait for a worker.", len(manager.waiting)),
+            metric("applications", "Applications that can run here.", len(self.bundles)),
+            metric("leases_total", "Leases that workers have ended.", manager.done["leases"]),
+            metric("tasks_total", "Tasks that workers have ended.", manager.done["tasks"]),
+            metric("tasks_failed_total", "Those of them that failed.", manager.done["failed"]),
+        ]
+
     def _zygote_speaks(self) -> None:
         try:
             events = self.zygote.receive()
@@ -1186,7 +1208,8 @@ def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
         node.setup()
         node.config.check_unknown()
         tell_parent = rpc.follow_parent(options.parent, node.loop, node.loop.stop)
-        node.serve()
+        node.serve(node.page_host, node.page_port)
+        log.info("its page, metrics and health are at http://%s", node.server.address)
         if rpc.wait_for_master(node, options.wait, terminal):
             node.open_link(node.expose)
             tell_parent({"address": node.server.address})

@@ -26,6 +26,7 @@ each other.
 from __future__ import annotations
 
 import base64
+import bisect
 import collections
 import contextlib
 import copyreg
@@ -46,6 +47,7 @@ import multiprocessing.connection
 import multiprocessing.resource_tracker
 import os
 import pickle
+import queue
 import random
 import re
 import select
@@ -3822,6 +3824,343 @@ class Prerequisites:
             if path.is_dir():
                 path.rename(aside)
                 threading.Thread(target=shutil.rmtree, args=[aside, True], name="remove parts").start()
+
+
+# -- traces --------------------------------------------------------------------------------------------------------
+
+MOST_TRACE = 1 << 30  # bytes of a trace file; no viewer opens more
+MOST_UNWRITTEN = 100  # batches of events that may wait for the disk
+FIRST_LANE = 10**6  # number of the first thread that is a lane; below are those of processes
+MOST_SETTLED = 100_000  # submissions and outcomes that a client remembers until it hears of their spans
+
+_ROW = struct.Struct("<IQQQQIQ7dQIQQ")  # a span; texts are numbers
+_NAME = '{"ph":"M","pid":%d,"tid":%d,"name":"%s","args":{"%s":%s}}'
+_SLICE = '{"ph":"X","pid":%d,"tid":%d,"ts":%d,"dur":%d,"name":"%s","args":{%s}}'
+_ARROW = '{"ph":"%s","bp":"e","cat":"flow","id":%d,"pid":%d,"tid":%d,"ts":%d,"name":"task"}'
+_COUNT = '{"ph":"C","pid":%d,"tid":%d,"ts":%d,"name":"%s","args":{"%s":%d}}'
+_INSTANT = '{"ph":"i","s":"g","pid":%d,"tid":%d,"ts":%d,"name":"%s"}'
+
+
+class Trace:
+    """Turns spans (see `master.Span`) into events of Chrome's trace format: each method returns JSON texts. Processes
+    are owners, the master and slaves, threads are lanes of a slave. Pure; it remembers what it has named, and how far
+    each lane is. Times are the master's in seconds; events have whole microseconds, for slices must nest. Numbers of
+    threads are never used twice, and those of arrows are no texts: Perfetto would mix them up."""
+
+    ROLES = ("client", "system", "master", "slave")  # in the order in which they are shown
+
+    def __init__(self):
+        self._pids: dict[str, int] = {}
+        self._lanes: dict[tuple[str, int], list[int]] = {}  # slave and lane -> pid, tid, when its last span ended
+        self._arrows = itertools.count(1)
+        self._kinds: dict[str, str] = {}
+        self._names: list[str] = []  # of what is new
+
+    def events(self, rows: Iterable[tuple]) -> list[str]:
+        """Those of all rows, each the name of a method and its arguments."""
+        return [event for name, *details in rows for event in getattr(self, name)(*details)]
+
+    def span(self, span: Iterable, submitted: tuple | None = None, settled: tuple | None = None) -> list[str]:
+        """A span: its life at its owner, its run in its lane, and arrows from one to the other. Of its own tasks a
+        client also knows from when to when they were `submitted` and `settled`."""
+        owner, first, count, failed, attempt, slave, lane, *times, opening, packing, step, kind, sent, received = span
+        task, name = f'"task":"{owner}.{first}","attempt":{attempt}', self._kind(kind)
+        home, place, arrow = self._owner(owner), self._lane(slave, lane), next(self._arrows)
+        pid, tid, last = place
+        queued, leased, began, ended, heard = map(_micro, itertools.accumulate(times, max))
+        began = max(began, last)  # the reports of two spans were not equally long on their way
+        ended = place[2] = max(began, ended)
+        unpickled = min(began + _micro(opening), ended)
+        pickling = max(ended - _micro(packing), unpickled)
+        heard = max(ended, heard)
+        lane = f'{{"ph":"X","pid":{pid},"tid":{tid},"ts":'
+        return [
+            *_life(f"{owner}.{first}/{attempt}", home, name, f'{task},"slave":"{slave}"',
+                   (queued, leased, began, ended, heard), submitted if attempt == 1 else None, settled),
+            *self._end("s", arrow, home, submitted, leased, "lease"),
+            f'{lane}{began},"dur":{ended - began},"name":"{name}","args":{{{task},"tasks":{count},"failed":{failed},'
+            f'"step":{step},"sent":{sent},"received":{received}}}}}',
+            f'{{"ph":"t","cat":"flow","id":{arrow},"pid":{pid},"tid":{tid},"ts":{began},"name":"task"}}',
+            f'{lane}{began},"dur":{unpickled - began},"name":"unpickle"}}',
+            f'{lane}{unpickled},"dur":{pickling - unpickled},"name":"run"}}',
+            f'{lane}{pickling},"dur":{ended - pickling},"name":"pickle"}}',
+            *self._end("f", arrow, home, settled, heard, "result"),
+            *self._new(),
+        ]
+
+    def run(self, owner: str, first: int, count: int, failed: int, attempt: int, slave: str, lane: int, began: float,
+            ended: float, step: int, kind: str) -> list[str]:
+        """Of a span of which no more was kept, its run."""
+        place, since = self._lane(slave, lane), max(_micro(began), self._lane(slave, lane)[2])
+        place[2] = max(since, _micro(ended))
+        about = f'"task":"{owner}.{first}","attempt":{attempt},"tasks":{count},"failed":{failed},"step":{step}'
+        return [_SLICE % (*place[:2], since, place[2] - since, self._kind(kind), about), *self._new()]
+
+    def barrier(self, when: float, system: str, step: int, waits: bool) -> list[str]:
+        """A step of a task system begins, or is done and waits for somebody."""
+        text, pid = f"system {system}: step {step} {'is done and waits' if waits else 'begins'}", self._owner(system)
+        return [_INSTANT % (pid, pid, _micro(when), text), *self._new()]
+
+    def counts(self, when: float, queued: int, busy: int) -> list[str]:
+        """How many tasks wait and how many workers are busy."""
+        place = [self._pid("master")] * 2 + [_micro(when)]
+        rows = ("queue", "tasks", queued), ("busy", "workers", busy)
+        return [*(_COUNT % (*place, *row) for row in rows), *self._new()]
+
+    def own(self, owner: str, what: str, tasks: int, began: float, ended: float) -> list[str]:
+        """What a client did in its one thread."""
+        pid, start, count = self._owner(owner), _micro(began), f'"tasks":{tasks}'
+        return [_SLICE % (pid, pid, start, _micro(ended) - start, what, count), *self._new()]
+
+    def _end(self, phase: str, arrow: int, home: int, known: tuple | None, at: int, what: str) -> list[str]:
+        """Where an arrow begins or ends: in what the client did, or at the master where nobody knows of that."""
+        if known:
+            return [_ARROW % (phase, arrow, home, home, _micro(known[0]))]
+        master = self._pid("master")
+        return [_SLICE % (master, master, at, 1, what, ""), _ARROW % (phase, arrow, master, master, at)]
+
+    def _kind(self, kind: str) -> str:
+        if kind not in self._kinds:
+            self._kinds[kind] = json.dumps(kind or "task")[1:-1]
+        return self._kinds[kind]
+
+    def _owner(self, owner: str) -> int:
+        return self._pid(f"system {owner}" if owner.isdecimal() else f"client {owner}")
+
+    def _lane(self, slave: str, lane: int) -> list[int]:
+        place = self._lanes.get((slave, lane))
+        if place is None:
+            place = self._lanes[slave, lane] = [self._pid(f"slave {slave}"), FIRST_LANE + len(self._lanes), 0]
+            self._names.append(_NAME % (*place[:2], "thread_name", "name", f'"worker {lane}"'))
+        return place
+
+    def _pid(self, name: str) -> int:
+        if name not in self._pids:
+            pid = self._pids[name] = len(self._pids) + 1
+            role, _, number = name.partition(" ")
+            order = self.ROLES.index(role) * 10**6 + int("0" + re.sub("[^0-9]", "", number)[:5])
+            thread = {"client": "callbacks", "master": "leases"}.get(role, role)
+            named = ("process_name", "name", json.dumps(name)), ("process_sort_index", "sort_index", order)
+            self._names += [_NAME % (pid, pid, *row) for row in (*named, ("thread_name", "name", f'"{thread}"'))]
+        return self._pids[name]
+
+    def _new(self) -> list[str]:
+        names, self._names = self._names, []
+        return names
+
+
+def _micro(seconds: float) -> int:
+    return int(seconds * 1e6)
+
+
+def _life(key: str, home: int, name: str, about: str, times: tuple, submitted: tuple | None, settled: tuple | None
+          ) -> list[str]:
+    """The phases of a span within one slice, on a track of their own: those of others go on meanwhile."""
+    queued, leased, began, ended, heard = times
+    phases = [("queue", queued, leased), ("transfer", leased, began), ("run", began, ended), ("send", ended, heard)]
+    if submitted:
+        phases.insert(0, ("submit", *(min(_micro(at), queued) for at in submitted)))
+    if settled:
+        phases.append(("settle", *(max(_micro(at), heard) for at in settled)))
+    begin, end = (f'{{"ph":"{one}","cat":"task","id":"{key}","pid":{home},"tid":{home},"ts":' for one in "be")
+    events = [f'{begin}{phases[0][1]},"name":"{name}","args":{{{about}}}}}']
+    for what, since, until in phases:
+        events += f'{begin}{since},"name":"{what}"}}', f'{end}{until},"name":"{what}"}}'
+    events.append(f'{end}{phases[-1][2]},"name":"{name}"}}')
+    return events
+
+
+def trace_of(rows: Iterable[tuple]) -> bytes:
+    """A whole trace as one JSON object, of rows as `Trace.events` takes them."""
+    return b'{"displayTimeUnit":"ms","traceEvents":[\n%s\n]}\n' % ",\n".join(Trace().events(rows)).encode()
+
+
+def pack_spans(spans: Iterable[tuple]) -> list[bytes]:
+    """Spans as two parts of a message: their texts as JSON, and their rows. JSON for all of it would cost the master a
+    twentieth of what a short lease does."""
+    texts: dict[str, int] = {}
+    number = texts.setdefault
+    rows = [
+        _ROW.pack(number(owner, len(texts)), first, count, failed, attempt, number(slave, len(texts)), lane, queued,
+                  leased, began, ended, heard, opening, packing, step, number(kind, len(texts)), sent, received)
+        for owner, first, count, failed, attempt, slave, lane, queued, leased, began, ended, heard, opening, packing,
+        step, kind, sent, received in spans
+    ]  # fmt: skip
+    return [json.dumps(list(texts)).encode(), b"".join(rows)]
+
+
+def unpack_spans(parts: list) -> list[tuple]:
+    """The spans of which `pack_spans` made these parts."""
+    texts, rows = json.loads(bytes(parts[0])), _ROW.iter_unpack(bytes(parts[1]))
+    return [(texts[row[0]], *row[1:5], texts[row[5]], *row[6:15], texts[row[15]], *row[16:]) for row in rows]
+
+
+class TraceFile(threading.Thread):
+    """Writes a trace as the run goes on, whole events at a time: the array form, of which viewers do without the end.
+    So whatever becomes of this process, the file can be read. Another thread makes the events, so that no disk holds up
+    a loop. Raises UsageError if the file cannot be made."""
+
+    def __init__(self, path: str | Path, most: int = MOST_TRACE):
+        super().__init__(name="trace", daemon=True)
+        self.path, self.size, self._most = Path(path), 0, most
+        self.missing = 0  # batches that were not written
+        self._trace = Trace()
+        self._waiting: queue.Queue = queue.Queue(MOST_UNWRITTEN)
+        try:
+            self._file = io.FileIO(path, "w")
+        except OSError as error:
+            what = f"the trace {path} cannot be written"
+            raise components.UsageError(what, str(error), "name another file") from None
+        self._open = self._write(b"[\n", most)
+        self.start()
+
+    def put(self, rows: list[tuple]) -> None:
+        """Takes rows as `Trace.events` does. Never waits."""
+        try:
+            self._waiting.put_nowait(rows)
+        except queue.Full:
+            self.missing += 1
+
+    def run(self) -> None:
+        """Writes until `close`."""
+        while (rows := self._waiting.get()) is not None:
+            events = self._trace.events(rows)
+            if self._open and events:
+                text = (",\n" * (self.size > 2) + ",\n".join(events)).encode()
+                self._open = self._write(text, self._most)
+
+    def close(self) -> None:
+        """Writes what waits, and the end."""
+        self._waiting.put(None)
+        self.join()
+        if self._open:
+            self._write(b"\n]\n", math.inf)
+        self._file.close()
+        if self.missing:
+            log.warning("the trace %s lacks %s batches of spans: its disk was too slow", self.path, self.missing)
+
+    def _write(self, text: bytes, most: float) -> bool:
+        """Whether more can be written."""
+        if self.size + len(text) + 3 > most:
+            log.warning("the trace %s ends here, with %.2f MiB: it may have %.2f", self.path, self.size / 2**20,
+                        self._most / 2**20)
+            self._file.write(b"\n]\n")
+            return False
+        try:
+            at = 0
+            while at < len(text):
+                at += self._file.write(text[at:])
+            self.size += at
+        except OSError as error:
+            log.error("the trace %s ends here: %s", self.path, error)
+            return False
+        return True
+
+
+class Tracer:
+    """The trace of a client: puts together what it knows itself of its tasks and the spans that the master sends."""
+
+    def __init__(self, file: TraceFile):
+        self.file, self.name = file, ""
+        self.complete = False  # the master has sent all
+        self._missing = 0  # spans
+        self._own: list[tuple] = []  # what it did since the last batch
+        self._spans: list = []  # of the last batch: some of their outcomes may still be on their way
+        self._firsts: list[int] = []  # of submissions: the ordinals of their first tasks, in order
+        self._submitted: list[tuple] = []
+        self._settled: dict[tuple[int, int], tuple] = {}  # first task and attempt -> when
+
+    def begin(self, name: str, same: bool) -> None:
+        """A master has let the client in under this name. `same`: its clock is also ours."""
+        self.name = name
+        self._same, self._least, self._most = same, -math.inf, math.inf  # by how much ours is ahead of its clock
+
+    def submitted(self, first: int, tasks: int, began: float, ended: float) -> None:
+        """A batch was packed and sent between these times of our clock."""
+        self._own.append(("submit", tasks, began, ended))
+        self._firsts.append(first)
+        self._submitted.append((began, ended))
+        self._tidy()
+
+    def settled(self, first: int, tasks: int, attempt: int, began: float, ended: float) -> None:
+        """Outcomes of an attempt were opened and called back."""
+        self._own.append(("settle", tasks, began, ended))
+        self._settled[first, attempt] = began, ended
+        self._tidy()
+
+    def _tidy(self) -> None:
+        if len(self._settled) > MOST_SETTLED or len(self._firsts) > MOST_SETTLED:
+            self._settled.clear()
+            del self._firsts[: MOST_SETTLED // 2], self._submitted[: MOST_SETTLED // 2]
+
+    def hear(self, said: float, now: float, spans: list[tuple], barriers: Iterable = (), missing: int = 0,
+             counts: Iterable = (), last: bool = False) -> None:
+        """A batch that the master sent at `said` by its clock, and that came at `now` by ours."""
+        self._compare(said, now, spans)
+        shift = self._shift
+        rows = [("own", self.name, *what, began - shift, ended - shift) for *what, began, ended in self._own]
+        rows += [("span", one, *self._known(one, shift)) for one in self._spans]
+        rows += [("barrier", *one) for one in barriers]
+        rows += [("counts", said, *counts)] if counts else []
+        self._own, self._spans = [], spans
+        self._missing += missing
+        self.complete = self.complete or last
+        self.file.put(rows)
+
+    def close(self) -> None:
+        """Writes what it has, and the end."""
+        if self.name:
+            self.hear(0.0, math.inf, [])
+        self.file.close()
+        if self._missing:
+            log.warning("the trace %s lacks %s spans: this client was too slow", self.file.path, self._missing)
+
+    def _known(self, span: tuple, shift: float) -> tuple:
+        """When these tasks were submitted and settled, as far as is known, by the master's clock."""
+        owner, first, _, _, attempt, *_ = span
+        if owner != self.name:
+            return None, None
+        place = bisect.bisect_right(self._firsts, first) - 1
+        both = self._submitted[place] if place >= 0 else None, self._settled.pop((first, attempt), None)
+        return tuple(one and (one[0] - shift, one[1] - shift) for one in both)
+
+    def _compare(self, said: float, now: float, spans: list) -> None:
+        """How far are the clocks apart? What is queued was submitted before, and what is heard was said before."""
+        self._most = min(self._most, now - said)
+        for owner, first, _, _, attempt, _, _, queued, *_ in spans:
+            place = bisect.bisect_right(self._firsts, first) - 1
+            if owner == self.name and attempt == 1 and place >= 0:
+                self._least = max(self._least, self._submitted[place][0] - queued)
+
+    @property
+    def _shift(self) -> float:
+        """By how many seconds our clock is ahead of the master's, about."""
+        if self._same or self._most == math.inf:
+            return 0.0
+        return (min(self._least, self._most) + self._most) / 2 if self._least > -math.inf else self._most
+
+
+class TracedOwner(Owner):
+    """An owner that tells a `Tracer` when it submits and settles."""
+
+    tracer: Tracer
+    _packing_at = 0.0
+
+    def _submit_alike(self, tasks: list[Task], source: Source, asked: dict | None) -> None:
+        self._packing_at = time.monotonic()
+        super()._submit_alike(tasks, source, asked)
+
+    def _send(self, batch: Batch, tasks: list[Task], source: Source) -> None:
+        first = self.drawn
+        super()._send(batch, tasks, source)
+        self.tracer.submitted(first, batch.count, self._packing_at, time.monotonic())
+
+    def outcome(self, number: int, lo: int, hi: int, seconds: float, failures: dict, slave: str, attempt: int,
+                parts: list) -> None:
+        flight, began = self.flights.get(number), time.monotonic()
+        super().outcome(number, lo, hi, seconds, failures, slave, attempt, parts)
+        if flight:
+            self.tracer.settled(flight.first + lo, hi - lo, attempt, began, time.monotonic())
 
 
 # -- pure twins ----------------------------------------------------------------------------------------------

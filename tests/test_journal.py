@@ -11,6 +11,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections import Counter
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -602,6 +604,9 @@ def test_a_master_whose_disk_is_full_refuses_new_work_ends_what_runs_and_goes_on
     refused = here.run_client("data.py", *large)
     assert "storage full" in str(refused.about), refused.out + refused.err
     assert "storage full" in here.proxy.status()["storage"]
+    with pytest.raises(urllib.error.HTTPError, match="503") as told:
+        urllib.request.urlopen(f"http://{here.address}/readyz", timeout=10)
+    assert b"not ready: storage full" in told.value.read()
     (tmp_path / "a" / "go").touch()
     assert running.wait(60).about["result"] == {"sum": 780, "errors": []}
     filler.unlink()

@@ -2805,7 +2805,7 @@ def completed(head: bytes, user: str, limits: str) -> bytes:
     return json.dumps({**tasks.read_head(head), **more, "user": user}).encode()
 
 
-FAILURE_TEXTS = ("type", "message", "traceback", "where", "kind", "pickle", "output")
+FAILURE_TEXTS = ("type", "message", "traceback", "where", "kind", "pickle", "output", "hidden")
 
 
 def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
@@ -4155,19 +4155,25 @@ class MasterNode(rpc.BaseNode):
     def _tell_clients(self) -> None:
         """How the swarm stands, to every client for which that changed."""
         size = self.swarm_size()
-        running = {lease.batch.owner.id for lease in self.board.leases.values()}
+        running: Counter = Counter()
+        for lease in self.board.leases.values():
+            running[lease.batch.owner.id] += lease.tasks
         for name, peer in self._peers.items():
             if peer.role != "slave":
                 mine = {s.number: [s.step, s.done, s.known] for s in self.systems.values() if s.client == name}
                 self._tell_unsaid(name, peer)
-                told = [*size, mine, self._waits_of(name, running)]
+                here = {owner: running[owner] for owner in self._owners_of(name) if owner in running}
+                told = [*size, mine, self._waits_of(name, set(running)), here]
                 if self._told.get(name) != told:
                     self._told[name] = told
                     self.channel.send(peer, ["swarm", *told])
 
+    def _owners_of(self, client: str) -> list[str]:
+        return [client, *(system.name for system in self.systems.values() if system.client == client)]
+
     def _waits_of(self, client: str, running: set) -> list:
         """What work of a client waits for while nothing else is to be seen of it: [kind, tasks, why, first task]."""
-        owners = [client, *(system.name for system in self.systems.values() if system.client == client)]
+        owners = self._owners_of(client)
         known = [self.board.owners[owner] for owner in owners if owner in self.board.owners]
         lines = [pair for owner in known for pair in owner.lines.items()]
         used = {self._peers[client].info.get("bundle"), *(self.systems[one].bundle for one in owners[1:])}
@@ -4410,7 +4416,7 @@ SCHEDULERS = {"push": "GenericTaskScheduler", "pull": "ZMQTaskScheduler"}
 
 
 def _main(argv: list[str]) -> int:
-    code = rpc.administer("master", argv, tasks.checks)
+    code = rpc.administer("master", argv, tasks.checks, ("journal", "keys"))
     if code is None and argv[:1] == ["journal"]:
         code = _show_journal(argv[1:])
     if code is None and argv[:1] == ["keys"]:
@@ -4418,6 +4424,10 @@ def _main(argv: list[str]) -> int:
     if code is not None:
         return code
     options = parser().parse_args(argv)
+    hint = components.did_you_mean(options.scheduler or "", SCHEDULERS)
+    if hint and options.scheduler.islower() and options.scheduler not in SCHEDULERS:
+        raise components.UsageError(f"--scheduler {options.scheduler}: {hint}", "else the name of a component is meant",
+                                    "master.py --help")
     chosen = {"host": options.host, "port": options.port, "task_scheduler": options.scheduler}
     chosen["task_scheduler"] = SCHEDULERS.get(options.scheduler, options.scheduler)
     settings = [f"master.{key}={value}" for key, value in chosen.items() if value is not None]
@@ -4434,11 +4444,12 @@ def _show_journal(argv: list[str]) -> int:
     made.add_argument("what", choices=("check", "export"), help="say what is in it, or write it as JSON lines")
     made.add_argument("--env", metavar="DIR", help="the master's folder")
     made.add_argument("--payloads", action="store_true", help="export what tasks and results carry too, as base64")
+    made.add_argument("-q", "--quiet", action="store_true", help="check: say only what is wrong")
     options = made.parse_args(argv)
     if options.what == "export":
         export_journal(options.env, options.payloads)
-    else:
-        print(summary_of(options.env))
+    elif (text := summary_of(options.env)) and not options.quiet:
+        print(text)
     return components.EXIT_OK
 
 

@@ -2555,7 +2555,7 @@ class Keyring:
     def access(self, role: str, addresses: dict) -> dict:
         """The content of an access file."""
         return {"version": ACCESS_VERSION, "addresses": addresses, "public_key": self.public_key, "role": role,
-                "secret": self._standing[role].secret}
+                "secret": self._standing[role].secret, **({"token": self.token()} if role == "admin" else {})}
 
     def write_access(self, addresses: dict) -> None:
         """Write the access file of each role. `addresses`: {"http": "HOST:PORT", "tcp": "HOST:PORT", "ipc": path}, and
@@ -2569,6 +2569,7 @@ class Keyring:
         made = Invitation(secrets.token_hex(4), role, secrets.token_urlsafe(32), self._clock() + seconds, once)
         path = os.path.abspath(path or f"{role}-{made.name}.access")
         content = {**_access_content(self._path(f"{role}.access")), "secret": made.secret}
+        content.pop("token", None)  # which does not end
         try:
             append_private(path, json.dumps(content, indent=1), os.O_EXCL)
         except OSError as error:
@@ -4435,7 +4436,7 @@ def compile_here(bundle: Bundle, environment: components.Environment) -> Path | 
     target = environment.create() / "apps" / f"compiled-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
     if not target.is_dir():
         with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as new:
-            with speaking_up(f"still waiting: {', '.join(alone)} is being compiled"):
+            with components.Terminal().waiting(f"{', '.join(alone)} is being compiled"):
                 build_parts(bundle.root, new, "this machine", sources=alone)
             shutil.copytree(new, target, dirs_exist_ok=True)
     os.utime(target)
@@ -4977,18 +4978,6 @@ LOOK_EVERY = 1.0  # seconds between two looks at the configuration file and the 
 SILENT = 3.0  # seconds that anything may wait without saying what for
 
 
-@contextmanager
-def speaking_up(text: str) -> Iterator[None]:
-    """Logs `text`, once, if what is done in the `with` block takes longer than SILENT."""
-    timer = threading.Timer(SILENT, log.warning, [text])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 class BaseNode(components.ComponentManager):
     """What every node has: an environment, a configuration that reloads itself, a loop, a server for people. Subclasses
     give `role`, override `status`, add methods to `service`. All but those methods belongs to the loop's thread."""
@@ -5256,7 +5245,7 @@ class MasterAway(components.Unreachable):
 def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -> bool:
     """Enrols, trying again while nobody answers. False if the node was stopped. Raises Unreachable in the end."""
     began = time.monotonic()
-    speak: Any = speaking_up(f"still waiting: the master at {node.whereabouts()} has not answered yet")
+    speak: Any = terminal.waiting(f"the master at {node.whereabouts()} has not answered yet")
     try:
         while not node.loop.stopped:
             try:
@@ -5290,6 +5279,29 @@ def find_access(role: str, master: str = "", path: str = "") -> Access:
         raise Unreachable(f"{path} lets in a {access.role}, and this is a {role}",
                           "each role has an access file of its own", f"copy keys/{role}.access of the master instead")
     return access
+
+
+def token_of(master: str, path: str = "") -> str:
+    """What makes a caller the administrator of a master: as an admin's access file says (`path`), or as the folder of
+    this user's master here does. Raises Unreachable: there is none, or it may not travel."""
+    path = path or os.environ.get("CONCURRENT_SWARM_ACCESS", "")
+    host, port = parse_address(master)
+    note, here = masters_folder() / str(port), is_loopback(host)
+    token = _access_content(path).get("token") if path else ""
+    try:
+        if not token and here and note.exists():
+            token = _json_object(_read_private(path := f"{note.read_text().strip()}/keys/token.json"), path)["token"]
+    except (OSError, Error) as error:
+        raise Unreachable(f"the token of the master at {master} cannot be read", components.describe(error),
+                          "run this as the user of the master") from None
+    if not token:
+        why = f"{path} is no admin's access file" if path else "only who runs it has that, and this user's it is not"
+        raise Unreachable(f"this needs the token of the master at {master}", why,
+                          "run it as the master's user there, or pass a copy of its keys/admin.access: --access FILE")
+    if not (here or certificate_of("client", master, path)):
+        raise Unreachable(f"the token is not sent to {master}", "on the way there it could be read: there is no TLS",
+                          "run this on the master's machine, or give the master a certificate (master.certificate)")
+    return token
 
 
 def certificate_of(role: str, master: str = "", path: str = "") -> str:
@@ -5553,6 +5565,8 @@ def _run_doctor(role: str, parser: components.ArgumentParser, argv: list[str], m
     levels = set()
     for check in itertools.chain(more(), Doctor(role, configuration(role, options), environment, options).checks()):
         levels.add(check.level)
+        if options.quiet and check.level == "ok":
+            continue
         text = components.printable(str(check)).removeprefix(check.level)
         print(terminal.paint(check.level, {"ok": "32", "warn": "33", "fail": "31"}[check.level]) + text, flush=True)
     return components.EXIT_FAILED if "fail" in levels else components.EXIT_OK
@@ -5591,16 +5605,25 @@ def configuration(role: str, options: argparse.Namespace) -> components.Config:
     return components.Config(environment.config_path, options.set, folder=environment.path)
 
 
-def administer(role: str, argv: list[str], more: Callable[[], Iterable[Check]] = tuple) -> int | None:
+COMMANDS = ("config", "create", "backup", "doctor")
+
+
+def administer(role: str, argv: list[str], more: Callable[[], Iterable[Check]] = tuple,
+               further: Iterable[str] = ()) -> int | None:
     """The commands that every role has beside running: config show, create, backup, doctor. None if argv is none of
-    them. `more` gives further checks for `doctor`.
+    them. `more` gives further checks for `doctor`; `further` are commands of this role. Raises UsageError for what is
+    nearly a command.
 
     doctor [--env DIR] [--master HOST[:PORT]] [--access FILE]
     create DIR · backup [--env DIR] [FILE] · config show [--origin] [--env DIR] [--set section.key=value]"""
-    if not argv or argv[0] not in ("config", "create", "backup", "doctor"):
+    if not argv or argv[0] not in COMMANDS:
+        word = argv[0] if argv and argv[0].isalpha() and argv[0] not in further and not os.path.exists(argv[0]) else ""
+        if hint := components.did_you_mean(word, known := [*COMMANDS, *further]):
+            raise UsageError(f"{word}: {hint}", f"commands are: {', '.join(known)}", f"{role}.py --help")
         return None
     parser = components.ArgumentParser(prog=f"{role}.py {argv[0]}")
     parser.add_argument("--env", metavar="DIR", help="the node's folder")
+    parser.add_argument("-q", "--quiet", action="store_true", help="only what is wrong")
     if argv[0] == "config":
         return _show_config(role, parser, argv[1:])
     if argv[0] == "doctor":
@@ -5609,7 +5632,9 @@ def administer(role: str, argv: list[str], more: Callable[[], Iterable[Check]] =
     options = parser.parse_args(argv[1:])
     folder = (options.target if argv[0] == "create" else None) or options.env or components.state_root() / role
     environment = components.Environment(folder, role)
-    print(environment.create().path if argv[0] == "create" else environment.backup(options.target))
+    made = environment.create().path if argv[0] == "create" else environment.backup(options.target)
+    if not options.quiet:
+        print(made)
     return components.EXIT_OK
 
 

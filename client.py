@@ -65,6 +65,7 @@ TRACEBACK = "Traceback (most recent call last):"  # a line that says nothing
 GIVE_UP_CANCELLING = 5.0  # seconds that a first Ctrl-C waits for what runs
 HINT_FROM = 2.0  # seconds that a run takes before it is worth a hint
 SHORT_TASK = 0.0005  # seconds
+LARGE_RESULTS = 50 << 20  # bytes a second
 REPLAYS_KEPT = 100  # files of failed tasks
 OF_ALL_NODES = ("node.install", "node.wheels", "node.index", "node.build_timeout", "node.keep_apps")  # of a local swarm
 
@@ -93,6 +94,8 @@ class ApplicationNode(components.Component):
     _waits: list = []  # what nothing can be seen of: [kind, tasks, why, first task]
     _running: dict = {}  # name of an owner -> tasks that slaves have
     _accepted = 0  # plain tasks
+    _work: tuple = ()  # seconds of workers for it, how many of them moved data, bytes of results, seconds for everybody
+    _others_before: float | None = None  # seconds of workers for others when it began
     components.implements(tasks.IApp)
 
     def __init_subclass__(cls, **options: Any):
@@ -406,7 +409,9 @@ class ApplicationNode(components.Component):
             self.task_output(name, attempt, f"… {dropped:,} bytes dropped\n{text}" if dropped else text)
 
     def _hear_swarm(self, parts: list, *params: Any) -> None:
-        *self._size, self._progress, self._waits, self._running = params
+        *self._size, self._progress, self._waits, self._running = params[:6]
+        self._work = params[6:]
+        self._others_before = params[-1] - params[6] if self._others_before is None else self._others_before
 
     def _hear_accepted(self, parts: list, numbers: list) -> None:
         flights = filter(None, map(self._owner.flights.get, numbers))
@@ -699,7 +704,7 @@ class Inline(components.ComponentManager):
                 if failure.get("retries", 0) >= envelope.attempt:
                     again.append(int(task))
                     failure["retried"] = True
-            hear("outcome", [envelope.number, lo, hi, seconds, failures, "here"], results)
+            hear("outcome", [envelope.number, lo, hi, seconds, failures, "here", envelope.attempt], results)
             if self.watch:
                 self.watch.tick(time.monotonic())
 
@@ -713,7 +718,7 @@ class Inline(components.ComponentManager):
         for flight in list(owner.flights.values()):
             if number in (None, flight.number):
                 lo, hi = (details[0], details[0] + 1) if method == "cancel_task" else (0, len(flight.tasks))
-                hear("outcome", [flight.number, lo, hi, 0.0, {"*": tasks.cancelled_failure()}, ""], [])
+                hear("outcome", [flight.number, lo, hi, 0.0, {"*": tasks.cancelled_failure()}, "", 1], [])
 
     def _run_system(self, params: tuple, parts: list) -> None:
         number, _digest, options = params
@@ -945,7 +950,19 @@ def summary(app: ApplicationNode, code: int) -> dict:
         "errors": group_failures(failures, app._shown), "output_dropped": app.output_dropped,
         "error": describe_end(app), "by": "sequential()" if hasattr(app, "sequential") else "--workers 0",
     }
-    return {**about, "hints": hints(app, about)}
+    return {**about, "worker_time": worker_time(app, seconds), "hints": hints(app, about)}
+
+
+def worker_time(app: ApplicationNode, seconds: float) -> dict | None:
+    """What the workers did while the application ran, in shares of 1; None if nothing is known of it."""
+    slots = app.swarm.watch.slot_seconds
+    if not (app._work and app._work[0] and slots):
+        return None
+    mine, moving, _, everybody = app._work
+    shares = {"computing": (1 - moving / mine) * seconds / slots, "moving": moving / mine * seconds / slots,
+              "others": max(0.0, everybody - mine - app._others_before) / slots}
+    shares["waiting"] = max(0.0, 1 - sum(shares.values()))
+    return {name: round(share, 3) for name, share in shares.items()}
 
 
 def _seconds_in_line() -> float:
@@ -1020,6 +1037,11 @@ def _print_speedup(about: dict, say: Callable) -> None:
     if about["speedup"]["kind"] == "measured":
         against = f"measured: {base:.2f} s of processor time by {about['speedup']['base']}"
     say(f"speedup  {value:.1f}x on {workers} ({100 * value / about['workers']:.0f} %), {against}")
+    if about["worker_time"]:
+        shares = {name: f"{100 * share:.0f} %" for name, share in about["worker_time"].items()}
+        others = f", working for others {shares['others']}" if about["worker_time"]["others"] >= 0.005 else ""
+        say(f"         {workers}: computing {shares['computing']}, waiting for work {shares['waiting']}, "
+            f"moving data {shares['moving']}{others}")
 
 
 def hints(app: ApplicationNode, about: dict) -> list[str]:
@@ -1029,9 +1051,13 @@ def hints(app: ApplicationNode, about: dict) -> list[str]:
     if app.swarm.address == "this process" or elapsed < HINT_FROM or not tasks_done or busy > 0.7:
         return []
     mean, late = about["task_seconds"] / tasks_done, elapsed - (watch.full_at - app._started)
+    size = app._work[2] if app._work else 0
     if tasks_done < workers:
         return [f"{tasks_done} task{'s' * (tasks_done > 1)} for {workers} workers: {workers - tasks_done} had nothing "
                 f"to do. Cut the work into {4 * workers} tasks or more"]
+    if size / elapsed > LARGE_RESULTS:
+        return [f"results are large ({size / 2**20:,.0f} MiB, {size / 2**20 / tasks_done:.1f} MiB each): to bring them "
+                "home takes longer than to make them. Let tasks return less"]
     if mean < SHORT_TASK:
         together = 10 ** math.ceil(math.log10(10 * SHORT_TASK / max(mean, 1e-6)))
         return [f"tasks are very short ({_duration(mean)} on average): to hand them out takes longer than to run them. "
@@ -1277,9 +1303,10 @@ def table(about: dict) -> list[str]:
              f"         without a swarm {base['base_s']:.2f} s of processor time by {base['by']}",
              "workers   seconds   slowest   speedup   by clock   efficiency   task time   idle"]
     for row in about["rows"]:
-        times = f"{row['workers']:7}  {row['best_s']:8.2f}  {max(row['runs']):8.2f}  {row['speedup']:7.2f}x"
-        shares = f"{row['by_clock']:7.2f}x  {100 * row['efficiency']:9.0f} %  {row['task_seconds']:8.2f} s  {100 * row['idle']:3.0f} %"
-        lines.append(f"{times}  {shares}{' *' if row['workers'] > cpus else ''}")
+        times = f"{row['workers']:7}  {row['best_s']:8.2f}  {max(row['runs']):8.2f}"
+        ratios = f"{row['speedup']:7.2f}x  {row['by_clock']:7.2f}x  {100 * row['efficiency']:9.0f} %"
+        idle = f"{row['task_seconds']:8.2f} s  {100 * row['idle']:3.0f} %"
+        lines.append(f"{times}  {ratios}  {idle}{' *' if row['workers'] > cpus else ''}")
     if about["rows"][-1]["workers"] > cpus:
         lines.append(f"* more workers than processors ({cpus}): not in the fit")
     lines += [_amdahl_in_words(about)] if about["p"] is not None else []
@@ -1290,8 +1317,8 @@ def table(about: dict) -> list[str]:
         lines.append(f"Others use this machine: for {base['in_line_s']:.2f} s the run without a swarm waited for a "
                      "processor. Measure again when it is quiet")
     if waits > 0.1 * base["elapsed_s"]:
-        lines.append(f"It waits: without a swarm {waits:.2f} s of {base['elapsed_s']:.2f} s are no work of a processor; "
-                     '"by clock" counts them, "speedup" does not')
+        lines.append(f"It waits: without a swarm {waits:.2f} s of {base['elapsed_s']:.2f} s are no work of a "
+                     'processor; "by clock" counts them, "speedup" does not')
     return lines if about["same_result"] else [*lines, "The runs had different results: see the figures"]
 
 

@@ -102,9 +102,10 @@ class ApplicationNode(components.Component):
         super().__init_subclass__(**options)
         if cls.__module__ == "__main__":
             file = getattr(sys.modules["__main__"], "__file__", "FILE")
-            raise SystemExit(components.UsageError(
+            print(components.UsageError(
                 f"{file} is an application", "it runs inside a client", f"python client.py {file} --local"
-            ).text())
+            ).text(), file=sys.stderr)
+            raise SystemExit(components.EXIT_USAGE)
 
     def app_init(self) -> None:
         """Called once before anything else; the place to set attributes up."""
@@ -305,6 +306,11 @@ class ApplicationNode(components.Component):
                 self.swarm.call("push_tasksystem", number, self._bundle.digest, options, parts=[sealed])
             for number, name in self._collecting.items():
                 self.swarm.call("collect", number, name)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it ended because its task system was cancelled, by whomever."""
+        return getattr(self.error, "failure", {}).get("kind") == "cancelled"
 
     @property
     def slaves(self) -> int:
@@ -727,7 +733,7 @@ class Inline(components.ComponentManager):
             if method in ("submit", "cancel", "cancel_task"):
                 self._todo.append((run.owner, hear, method, details, tasks.Owner.keep(parts)))
                 self._todo.rotate(method != "submit")  # before the batches that wait
-            elif method == "system_step" and details[1]:
+            elif method == "system_step":
                 self._node._hear("system_step", [number, *details], [])
             elif method == "system_done":
                 self._node._hear("work_finished", [number, *details], list(parts))
@@ -757,6 +763,7 @@ class Watch:
         self.events = events
         self._next, self._idle_since = 0.0, time.monotonic()
         self._state, self._state_since, self._said = "", 0.0, False  # what it waits for, and whether it has said so
+        self._lonely = False  # whether it has said that there is no slave
         self._silent = terminal.PATIENT if terminal.live else rpc.SILENT
         self._looked, self.slot_seconds, self.full_at = 0.0, 0.0, 0.0  # when all workers were busy last
 
@@ -843,8 +850,12 @@ class Watch:
                 f"in another terminal: python slave.py --master {self._app.swarm.address}",
             )
         if waited > self._silent and self._show:
-            self._terminal.status([f"still waiting: the master has no worker ({waited:.0f} s of {self._wait:.0f})",
-                                   f"start one: python slave.py --master {self._app.swarm.address}"])
+            if not self._lonely:
+                self._lonely = True
+                self._terminal.write("still waiting: no slave is connected to the master. In another terminal: python "
+                                     f"slave.py --master {self._app.swarm.address}\n")
+            queued = f"{self._app._tally()[2]:,} tasks are queued"
+            self._terminal.status(f"the master has no worker; {queued} ({waited:.0f} s of {self._wait:.0f})")
 
 
 class Events:
@@ -1048,7 +1059,7 @@ def hints(app: ApplicationNode, about: dict) -> list[str]:
     """What would make the next run faster, as far as this one shows it; nothing if it was short or went well."""
     watch, elapsed, tasks_done, workers = app.swarm.watch, about["elapsed_s"], about["tasks"], about["workers"]
     busy = about["task_seconds"] / (watch.slot_seconds or math.inf)
-    if app.swarm.address == "this process" or elapsed < HINT_FROM or not tasks_done or busy > 0.7:
+    if isinstance(app.swarm, Inline) or elapsed < HINT_FROM or not tasks_done or busy > 0.7:
         return []
     mean, late = about["task_seconds"] / tasks_done, elapsed - (watch.full_at - app._started)
     size = app._work[2] if app._work else 0
@@ -1080,12 +1091,18 @@ def _print_group(group: dict, full: bool, say: Callable) -> None:
     say(f"\n{group['count']} x {group['type']}: {message}    {group['where']}".rstrip())
     say(f"    {_whose(group)}")
     lines = group["traceback"].removeprefix(f"{TRACEBACK}\n").rstrip().splitlines()
-    if group["type"] == "ModuleNotFoundError":
-        say("    fix: requirements = [...] in the application, or ship it beside the application")
+    missing = re.fullmatch(r"No module named '([\w.]+)'", message)
+    if missing:
+        name, slaves = missing[1].partition(".")[0], group["slaves"]
+        away = f", or keep {slaves[0]} out: client.py --drain {slaves[0]}" if slaves else ""
+        say(f'    fix: requirements = ["{name}"] in the application, or {name} beside its file{away}')
+    if "SIGKILL" in message:
+        say("    if nobody killed it, the machine had no memory left: fewer --workers, or a memory_limit of the task")
     hidden = group["hidden"].splitlines()
     if full and hidden:
         say(_indent("\n".join(f"  framework: {frame}" for frame in hidden)))
-    say(_indent("\n".join(lines if full or len(lines) <= 12 else [*lines[:1], "  …", *lines[-9:]])))
+    if lines:
+        say(_indent("\n".join(lines if full or len(lines) <= 12 else [*lines[:1], "  …", *lines[-9:]])))
     if hidden and not full:
         say(f"    {len(hidden)} framework frame{'s' * (len(hidden) > 1)} hidden (--full-traceback)")
     _print_output(group["output"], full, say)
@@ -1205,7 +1222,7 @@ class Bench:
         return [self._with_workers(swarm_of, str(number), times) for number in numbers] + rows
 
     def _with_workers(self, swarm_of: Callable, workers: str | None, times: int) -> dict:
-        label = f"{workers or 'all'} worker{'s' * (workers != '1')}"
+        label = f"with {workers or 'all'} worker{'s' * (workers != '1')}"
         with swarm_of(workers) as swarm:
             words = ["--master", swarm.address, "--access", swarm.access, "--env", os.path.join(swarm.folder, "client")]
             runs = [self._run(label, turn, times, *words) for turn in range(times)]
@@ -1224,14 +1241,14 @@ class Bench:
             try:
                 out, _ = process.communicate(timeout=self._options.timeout)
             except subprocess.TimeoutExpired:
-                raise components.GaveUp(f"the run with {label} took more than {self._options.timeout:g} s") from None
+                raise components.GaveUp(f"the run {label} took more than {self._options.timeout:g} s") from None
             finally:
                 process.kill()
             about = json.loads(out.splitlines()[-1]) if out.strip() else {"ok": False}
             if about["ok"]:
                 return about
             said.seek(0)
-            raise components.Error(f"the run with {label} failed", said.read().strip()[-1000:] or _first_error(about),
+            raise components.Error(f"the run {label} failed", said.read().strip()[-1000:] or _first_error(about),
                                    "what fails cannot be measured: run it alone first")
 
 
@@ -1881,8 +1898,9 @@ def _limit_files(pid: int, size: int) -> int:
 
 # -- command line --------------------------------------------------------------------------------------------------
 
-HELP = """usage: client.py APP [options]       run a .py file or package; or -m MODULE
-       client.py --status [--watch] | --explain TASK | --cancel ID | --drain SLAVE
+HELP = """usage: client.py APP [options]    run a .py file or package; or -m MODULE
+       client.py --status [--watch] | --explain TASK
+       client.py --cancel ID | --drain SLAVE
        client.py doctor | config show | create DIR | backup [FILE]
 
 examples:
@@ -1906,7 +1924,7 @@ measure: --bench       1, 2, 4 ... N workers, the best of --repeat N (3) runs
          --baseline    also run it without a swarm, and compare with that
 look:    --status      the master's slaves and systems; --watch: each second
          --explain TASK  where a task is and what it waits for
-control: --cancel ID   end a task system; --drain SLAVE: let a slave leave
+control: --cancel ID   end a task system; --drain SLAVE lets a slave leave
 output:  --json        one object on stdout at the end; --json=lines: one for
                        each event
          -q, --quiet   only warnings and errors; --color auto|always|never
@@ -2071,6 +2089,9 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
     except Exception as error:  # the application's own
         app.error, code = error, components.EXIT_FAILED
     app.swarm.watch.end()
+    if app.cancelled and not interrupted.code:
+        interrupted.code = components.EXIT_INTERRUPTED
+        print(f"system {', '.join(app._names.values())} was cancelled by somebody else", file=sys.stderr)
     about = {**summary(app, interrupted.code or code), "replays": options.replays.keep(app)}
     if not about["exit"] and about["failed"]:
         about["ok"], about["exit"] = False, components.EXIT_FAILED
@@ -2129,9 +2150,10 @@ class Interrupts:
         app, (_, done, known, _) = self._app, self._app._tally()
         systems = ", ".join(name for one, name in app._names.items() if one not in app._ended)
         running = min(sum(app._running.values()), known - done)
+        what = f": cancelling {f'system {systems}' if systems else 'tasks'} "
+        what += f"({known - done - running:,} waiting, {running:,} running)"
         again = "; Ctrl-C again to leave at once" if number == signal.SIGINT else ""
-        self._end(128 + number, f"stopping: cancelling {f'system {systems}' if systems else 'tasks'} "
-                  f"({known - done - running:,} waiting, {running:,} running){again}")
+        self._end(128 + number, f"stopping{what if app.pending else ''}{again}")
 
     def _end(self, code: int, why: str) -> None:
         if self.code or isinstance(self._app.swarm, Inline):

@@ -906,11 +906,19 @@ def _cannot_listen(error, host, port):
     if isinstance(error, (socket.gaierror, UnicodeError)):
         what, why, fix = f'cannot find the host "{host}"', _NO_NAME, "use an address of this machine"
     elif number == errno.EADDRINUSE:
-        what, why = f"port {port} is in use", "another program, perhaps an older node, has it"
-        fix = f"stop that, or choose another, as in --port {port + 1}"
+        what, why = f"port {port} is in use", f"{_who_has(port)} has it"
+        fix = f"stop that, or choose another, as in --port {port + 1}; slaves then need --master HOST:{port + 1}"
     elif number == errno.EADDRNOTAVAIL:
         what, why = f"{host} is not an address of this machine", "no network interface here has it"
     return components.UsageError(what, why, fix)
+
+
+def _who_has(port):
+    """Who listens there, as far as masters of this user have noted it."""
+    with suppress(OSError):
+        folder = Path((masters_folder() / str(port)).read_text().strip())
+        return f"a master of yours, process {(folder / 'lock').read_text().strip()},"
+    return "another program, perhaps an older node,"
 
 
 # -- JSON-RPC: the proxy -------------------------------------------------------------------------------------
@@ -4579,7 +4587,7 @@ def find_application(module: types.ModuleType, base_class: type, name: str | Non
         return chosen or own[min(own)]
     problem = f"no application {name}" if name else "no single application"
     raise UsageError(f"{problem} in {shown}", f"it defines {len(own)}: {', '.join(sorted(own))}",
-                     f"choose one, as with --app {min(own)}")
+                     components.did_you_mean(name or "", own) or f"choose one, as with --app {min(own)}")
 
 
 # -- bundles: one framework under every name -----------------------------------------------------------------

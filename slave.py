@@ -1077,7 +1077,8 @@ EXAMPLES = """examples:
   slave.py --workers 4 --resources gpu=1 --tags ssd,fast
   slave.py doctor --master node01   what is missing on the way there
 
-exit: 0 stopped, 1 internal error, 2 usage, 3 not admitted, 143 TERM
+exit: 0 stopped, 1 internal error, 2 usage, 3 not admitted,
+      130 second Ctrl-C, 143 TERM
 """
 
 
@@ -1123,6 +1124,8 @@ def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
         nonlocal code
         if number == signal.SIGTERM:
             code = components.EXIT_TERMINATED
+        elif node.leaving_at:
+            code = components.EXIT_INTERRUPTED
         node.loop.post(node.leave)
 
     rpc.stop_on_signals(interrupt)

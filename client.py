@@ -1347,34 +1347,47 @@ def _amdahl_in_words(about: dict) -> str:
 
 
 def draw(about: dict) -> str:
-    """The picture of a scaling, as SVG: measured speedups, what Amdahl's law allows, and one for each worker."""
-    most = max(row["workers"] for row in about["rows"])
-    top = max(most, *(row["speedup"] for row in about["rows"]), 1)
+    """The picture of a scaling, as SVG: measured speedups, from the slowest to the best run, what Amdahl's law allows,
+    and one for each worker; both axes begin at nothing."""
+    rows, base, fixed = about["rows"], about["sequential"]["base_s"], about["fixed_s"]
+    most = max(row["workers"] for row in rows)
+    top = max(most, *(row["speedup"] for row in rows))
 
-    def at(workers: float, speedup: float) -> str:
-        return f"{60 + 500 * workers / most:.1f},{340 - 300 * speedup / top:.1f}"
+    def at(workers: float, speedup: float) -> tuple[float, float]:
+        return 60 + 480 * workers / most, 350 - 280 * speedup / top
 
-    def text(place: str, words: str, more: str = "") -> str:
-        x, y = place.split(",")
-        return f'<text x="{x}" y="{y}" {more}>{html.escape(words)}</text>'
-
-    steps = [most * step / 100 for step in range(1, 101)]
-    base, fixed, shared = about["sequential"]["base_s"], about["fixed_s"], about["shared_s"]
-    law = " ".join(at(n, base / (fixed + shared / n)) for n in steps if n >= 1) if about["p"] else ""
-    parts = [f'<line x1="60" y1="40" x2="60" y2="340"/><line x1="60" y1="340" x2="560" y2="340"/>'
-             f'<polyline points="{at(0, 0)} {at(most, most)}" stroke="#aaa" stroke-dasharray="4 4"/>'
-             f'<polyline points="{law}" stroke="#1f5fa8" stroke-width="2"/>']
-    for row in about["rows"]:
-        x, y = at(row["workers"], row["speedup"]).split(",")
-        parts.append(f'<circle cx="{x}" cy="{y}" r="5" fill="#b9562d" stroke="none"/>')
-        parts.append(text(f"{x},{float(y) - 10:.1f}", f"{row['speedup']:.2f}x", 'text-anchor="middle"'))
-        parts.append(text(f"{x},360", str(row["workers"]), 'text-anchor="middle"'))
-    law = f"; Amdahl p = {about['p']:.3f}" if about["p"] is not None else ""
-    head = f"{about['app']}: speedup over {about['sequential']['by']}{law}"
-    parts += [text("60,20", head, 'font-weight="bold"'), text("290,385", "workers"), text("20,30", "speedup")]
+    parts = [_line(at(0, 0), at(most, most), stroke="#aaa", stroke_dasharray="4 4"),
+             _line(at(0, 0), at(most, 0)), _line(at(0, 0), at(0, top))]
+    if about["p"]:
+        steps = [1 + (most - 1) * step / 50 for step in range(51)]
+        law = [at(n, base / (fixed + about["shared_s"] / n)) for n in steps]
+        parts += [_line(*ends, stroke="#1f5fa8", stroke_width="2") for ends in itertools.pairwise(law)]
+        parts.append(_text((75, 62), f"Amdahl's law, p = {about['p']:.3f}", fill="#1f5fa8"))
+    for row in rows:
+        x, y = at(row["workers"], row["speedup"])
+        parts += [_line((x, y), at(row["workers"], base / max(row["runs"])), stroke="#b9562d"),
+                  f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#b9562d"/>',
+                  _text((x + 9, y + 15), f"{row['speedup']:.2f}x"),
+                  _text((x, 370), str(row["workers"]), text_anchor="middle"),
+                  _line(at(0, row["workers"]), at(most, row["workers"]), stroke="#eee"),
+                  _text((52, at(0, row["workers"])[1] + 4), f"{row['workers']}x", text_anchor="end")]
+    parts += [_text((60, 24), f"{about['app']}: speedup over {about['sequential']['by']}", font_weight="bold"),
+              _text((75, 44), "one for each worker", fill="#888"), _text((300, 392), "workers", text_anchor="middle")]
     return ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 620 400" font-family="sans-serif" font-size="13">'
-            f'<rect width="620" height="400" fill="#fff"/><g fill="none" stroke="#333">{parts[0]}</g>'
-            f'{"".join(parts[1:])}</svg>')
+            f'<rect width="620" height="400" fill="#fff"/>{"".join(parts)}</svg>')
+
+
+def _line(start: tuple, end: tuple, **more: str) -> str:
+    (x1, y1), (x2, y2) = start, end
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {_attributes({"stroke": "#333", **more})}/>'
+
+
+def _text(place: tuple, words: str, **more: str) -> str:
+    return f'<text x="{place[0]:.1f}" y="{place[1]:.1f}" {_attributes(more)}>{html.escape(words)}</text>'
+
+
+def _attributes(named: dict) -> str:
+    return " ".join(f'{name.replace("_", "-")}="{value}"' for name, value in named.items())
 
 
 # -- asking a master -----------------------------------------------------------------------------------------------
@@ -2065,7 +2078,8 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
     config.check_unknown()
     code = _perform(app, options, terminal)
     if options.keep and options.local:
-        print("the swarm stays up; Ctrl-C stops it", file=sys.stderr)
+        token = rpc.token_of(options.master, os.path.join(os.path.dirname(options.access), "admin.access"))
+        print(f"the swarm stays up: http://{options.master}/#token={token}\nCtrl-C stops it", file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
     return code

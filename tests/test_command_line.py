@@ -453,7 +453,7 @@ def test_the_picture_is_whole_and_its_axes_begin_at_nothing():
     assert len(circles) == 3 and "a<b" in "".join(root.itertext())
     (x1, y1), (x2, y2), _ = circles
     assert (x2 - 60) / (x1 - 60) == pytest.approx(2, rel=0.01), "workers are drawn from 0 on"
-    assert (340 - y2) / (340 - y1) == pytest.approx(8.5 / 5, rel=0.01), "speedups are drawn from 0 on"
+    assert (350 - y2) / (350 - y1) == pytest.approx(8.5 / 5, rel=0.01), "speedups are drawn from 0 on"
     assert "NaN" not in client.draw({**measured(), "p": None, "fixed_s": None, "shared_s": None})
 
 

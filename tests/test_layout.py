@@ -44,17 +44,17 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 1700,
-    "components.py": 1453,
+    "client.py": 2276,
+    "components.py": 1494,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4627,
-    "rpc.py": 5678,
+    "master.py": 4651,
+    "rpc.py": 5711,
     "setup.py": 64,
-    "slave.py": 1152,
-    "tasks.py": 3765,
+    "slave.py": 1155,
+    "tasks.py": 3770,
 }
-TOTAL_LINES = 19_202
+TOTAL_LINES = 19_884
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -829,10 +829,14 @@ class Watch:
         app = self._app
         step, done, known, failed = app._tally()
         elapsed = now - app._started
-        if not self._show or not known or (elapsed < 0.5 and not self._terminal.live):
+        if not self._show or (elapsed < 0.5 and not self._terminal.live):
             return
         rate = done / elapsed if elapsed else 0.0
         fields = self._waiting(now) if app.pending else []
+        if not known:
+            if app.pending and elapsed > self._silent:
+                self._terminal.status(fields or f"no task is known yet ({elapsed:.0f} s)")
+            return
         fields += [f"step {step}"] if step > 1 else []
         fields += [self._terminal.bar(done / known), f"{done:,}/{known:,}"]
         fields += [f"{failed:,} failed"] if failed else []

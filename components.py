@@ -1427,7 +1427,7 @@ class Terminal:
             self.blocks.encode(getattr(self.stream, "encoding", None) or "ascii")
         except UnicodeEncodeError:
             self.blocks = "#-"
-        self._shown, self._next = 0, -math.inf
+        self._shown, self._next = "", -math.inf
         self._lock = threading.RLock()  # who waits speaks from a thread of its own
 
     def paint(self, text: str, code: str) -> str:
@@ -1447,8 +1447,10 @@ class Terminal:
 
             text = shorten(fields, (get_terminal_size().columns or 80) - 1)
             with self._lock:
-                self.stream.write("\r" + text.ljust(self._shown) + "\r" * (not text))
-                self._shown = len(text)
+                if text == self._shown:
+                    return
+                self.stream.write("\r" + text.ljust(len(self._shown)) + "\r" * (not text))
+                self._shown = text
         else:
             now = time.monotonic() if now is None else now
             if now < self._next:

@@ -88,7 +88,7 @@ import time
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -4180,6 +4180,8 @@ class MasterNode(rpc.BaseNode):
             self._watch_hooks(TELL_EVERY + min(now - self._tell_at, TELL_EVERY))  # less, if the master was suspended
             self._tell_at = now + TELL_EVERY
             self._tell_clients()
+        if self.stopping and self.terminal:
+            self.terminal.status(f"{len(self.board.leases)} leases run, {max(0, self._stop_at - now):.0f} s left")
         if self.stopping and (now >= self._stop_at or not (self.board.leases or self._unheard())):
             self.loop.stop()
         if now >= self._sweep_at:
@@ -4503,9 +4505,9 @@ def _main(argv: list[str]) -> int:
     environment, config = rpc.open_environment("master", options, settings + ["master.journal=no"] * options.no_journal)
     with environment:
         node = MasterNode(environment, config)
-        with components.configure_logging(environment, node.log_format, node.log_level,
-                                          components.Terminal(color=options.color)):
-            return _run(node, options)
+        terminal = components.Terminal(color=options.color)
+        with components.configure_logging(environment, node.log_format, node.log_level, terminal):
+            return _run(node, options, terminal)
 
 
 def _show_journal(argv: list[str]) -> int:
@@ -4606,7 +4608,7 @@ def _rotate(keyring: rpc.Keyring, options: Any, audit: Audit) -> Iterable[str]:
 KEEPERS = {"list": _list_keys, "invite": _invite, "revoke": _revoke, "rotate": _rotate}
 
 
-def _run(node: MasterNode, options: Any) -> int:
+def _run(node: MasterNode, options: Any, terminal: components.Terminal) -> int:
     began = time.monotonic()
     code = 0
     rpc.raise_open_files()
@@ -4622,13 +4624,16 @@ def _run(node: MasterNode, options: Any) -> int:
 
     rpc.stop_on_signals(interrupt)
     try:
-        node.setup()
+        with nullcontext() if options.quiet else terminal.waiting("this master is starting"):
+            node.setup()
+        node.terminal = terminal if terminal.live else None
         node.config.check_unknown()
         tell_parent = rpc.follow_parent(options.parent, node.loop, node.loop.stop)
         if not options.quiet:
             _greet(node, time.monotonic() - began)
         tell_parent({"address": node.server.address})
         node.loop.run()
+        terminal.write("")  # the status line goes
         if node.broken:
             raise node.broken
         return code

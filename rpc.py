@@ -4992,6 +4992,7 @@ class BaseNode(components.ComponentManager):
     give `role`, override `status`, add methods to `service`. All but those methods belongs to the loop's thread."""
 
     role = ""
+    terminal: components.Terminal | None = None  # where a person waits for its end
     log_level = components.ChoiceItem("node", "log_level", "info", ("debug", "info", "warning", "error"), "what to log")
     log_format = components.ChoiceItem("node", "log_format", "text", ("text", "json"), "how to log")
     by_reference = components.BoolItem(

@@ -23,6 +23,7 @@ if __name__ == "__main__":  # hand over to the one copy of this module, under it
 
 import argparse
 import collections
+import contextlib
 import functools
 import itertools
 import logging
@@ -1026,6 +1027,9 @@ class SlaveNode(rpc.Node):
 
     def tick(self, now: float) -> float:
         deadline = super().tick(now)
+        if self.leaving_at and self.terminal:
+            self.terminal.status(f"{len(self.manager.running)} leases run, {max(0, self.leaving_at - now):.0f} s left")
+            deadline = min(deadline, now + 1)
         if self.leaving_at and (now >= self.leaving_at or not (self.manager.running or self.unheard())):
             self.loop.stop()
         return deadline
@@ -1132,7 +1136,9 @@ def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
     if not options.quiet:
         print(rpc.greeting("slave"), file=sys.stderr)
     try:
-        node.setup()
+        with contextlib.nullcontext() if options.quiet else terminal.waiting("this slave is starting"):
+            node.setup()
+        node.terminal = terminal if terminal.live else None
         node.config.check_unknown()
         tell_parent = rpc.follow_parent(options.parent, node.loop, node.loop.stop)
         node.serve()
@@ -1142,6 +1148,7 @@ def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
             node.loop.run()
         if node.refusal:
             raise node.refusal
+        terminal.write("")  # the status line goes
         _farewell(node, options)
         return code
     finally:

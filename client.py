@@ -997,9 +997,9 @@ def describe_end(app: ApplicationNode) -> dict | None:
 
 
 def group_failures(failures: list, shown: Callable[[str], str]) -> list[dict]:
-    """Failures of the same type at the same place as one: how many, of which tasks, with one traceback."""
+    """Failures of the same type at the same place as one: how many, of which tasks, with the traceback of the first."""
     groups: dict[tuple, dict] = {}
-    for task_id, failure in failures:
+    for task_id, failure in sorted(failures, key=lambda pair: (len(pair[0]), pair[0])):  # c1.9 is before c1.10
         key = failure.get("type"), failure.get("where")
         group = groups.setdefault(key, {
             "type": failure.get("type"), "message": failure.get("message"), "where": shown(failure.get("where", "")),

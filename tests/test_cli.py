@@ -389,7 +389,7 @@ def test_the_second_ctrl_c_ends_a_slave_at_once_and_its_tasks_go_back(cli, app):
     address = re.search(r"--master (\S+)", master.text)[1]
     slave = Typed("slave.py", "--master", address, "--workers", "2").until("joined as s1")
     client = Typed("client.py", app(SLEEPERS), "--master", address).until("2/2 busy")
-    slave.interrupt().until(r"leaving: 2 running leases may finish \(10 s\)")
+    slave.interrupt().until(r"leaving: 2 running leases may finish \(10 s\)").until(r"2 leases run, \d+ s left")
     assert slave.interrupt().exit_code() == 130
     master.until(r"slave s1 left .* 2 tasks back in the queue")
     assert client.interrupt().exit_code() == 130

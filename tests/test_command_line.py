@@ -152,6 +152,12 @@ def test_framework_frames_are_counted_and_shown_on_demand(cli):
     assert "hidden" not in full
 
 
+def test_of_a_group_of_failures_the_first_task_is_shown_whichever_came_first():
+    failures = [(f"c1.{n}", {"type": "E", "where": "a.py:1", "message": f"of {n}"}) for n in (30, 9, 100, 10)]
+    (group,) = client.group_failures(failures, str)
+    assert group["message"] == "of 9" and group["tasks"] == ["c1.9", "c1.10", "c1.30", "c1.100"]
+
+
 def test_a_group_of_failures_says_where_and_in_which_attempt():
     failures = [(f"c1.{n}", {"type": "E", "where": "a.py:1", "slave": f"s{n % 2}", "attempt": 3}) for n in range(7)]
     (group,) = client.group_failures(failures, str)
@@ -253,6 +259,17 @@ def test_who_waits_for_a_slave_reads_at_once_how_to_start_one(cli):
     waits.until(r"the master has no worker; \d+ tasks are queued \(\d+ s of 30\)")
     assert waits.interrupt().exit_code() == 130 and waits.text.count("In another terminal") == 1
     assert node.interrupt().exit_code() == 0
+
+
+@pytest.mark.slow
+def test_a_client_whose_system_has_no_task_yet_says_so_and_a_run_without_a_swarm_has_a_progress_line(cli, app):
+    path = app("class T(Task):\n    def __call__(self): time.sleep(0.1)\n"
+               "class S(ITaskSystem):\n    def generate_tasks(self, master):\n        time.sleep(2.5)\n"
+               "        return [T(str(n)) for n in range(20)]\n"
+               "class A(ApplicationNode):\n    def get_task_system(self): return S()\n")
+    swarm = Typed("client.py", path, "--local").until(r"no task is known yet \(\d s\)")
+    assert swarm.exit_code() == 0
+    assert Typed("client.py", path, "--workers", "0").until(r"\d+/20  1/1 busy").exit_code() == 0
 
 
 # -- events --------------------------------------------------------------------------------------------------------

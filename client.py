@@ -712,6 +712,9 @@ class Inline(components.ComponentManager):
                     failure["retried"] = True
             hear("outcome", [envelope.number, lo, hi, seconds, failures, "here", envelope.attempt], results)
             if self.watch:
+                known = {number: run for number, run in self._runs.items() if not run.done}
+                self._node._progress = {number: [run.step, run.owner.done + run.owner.failed, run.owner.taken]
+                                        for number, run in known.items()}
                 self.watch.tick(time.monotonic())
 
         os.environ["CONCURRENT_SWARM_ATTEMPT"] = str(envelope.attempt)

@@ -44,17 +44,17 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 2276,
-    "components.py": 1494,
+    "client.py": 2283,
+    "components.py": 1496,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4651,
-    "rpc.py": 5711,
+    "master.py": 4657,
+    "rpc.py": 5712,
     "setup.py": 64,
-    "slave.py": 1155,
+    "slave.py": 1162,
     "tasks.py": 3770,
 }
-TOTAL_LINES = 19_884
+TOTAL_LINES = 19_907
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -29,10 +29,13 @@ import base64
 import collections
 import contextlib
 import functools
+import html
+import itertools
 import json
 import logging
 import math
 import os
+import platform
 import random
 import re
 import select
@@ -58,7 +61,11 @@ log = logging.getLogger(__spec__.name)
 WELCOME_WITHIN = 15.0  # seconds until the compute channel must have answered
 HEARD_WITHIN = 5.0  # seconds until the master must have heard that a client leaves its systems there
 PROGRESS_EVERY = 0.2  # seconds between two drawings of the progress line
+TRACEBACK = "Traceback (most recent call last):"  # a line that says nothing
 GIVE_UP_CANCELLING = 5.0  # seconds that a first Ctrl-C waits for what runs
+HINT_FROM = 2.0  # seconds that a run takes before it is worth a hint
+SHORT_TASK = 0.0005  # seconds
+LARGE_RESULTS = 50 << 20  # bytes a second
 REPLAYS_KEPT = 100  # files of failed tasks
 OF_ALL_NODES = ("node.install", "node.wheels", "node.index", "node.build_timeout", "node.keep_apps")  # of a local swarm
 
@@ -82,18 +89,23 @@ class ApplicationNode(components.Component):
     _welcomed = _finishing = _by_hand = _detaches = _detached = False
     _collects = ""  # the name of a system that another client has left with the master
     _size = 0, 0, 0  # of the swarm: slaves, workers, and busy ones
-    _started = 0.0
+    _started = _cpu = _in_line = 0.0  # when it began; seconds of, and of waiting for, a processor until then
     _progress: dict = {}  # number of a system -> [step, tasks done, tasks known]
     _waits: list = []  # what nothing can be seen of: [kind, tasks, why, first task]
+    _running: dict = {}  # name of an owner -> tasks that slaves have
+    _accepted = 0  # plain tasks
+    _work: tuple = ()  # seconds of workers for it, how many of them moved data, bytes of results, seconds for everybody
+    _others_before: float | None = None  # seconds of workers for others when it began
     components.implements(tasks.IApp)
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         if cls.__module__ == "__main__":
             file = getattr(sys.modules["__main__"], "__file__", "FILE")
-            raise SystemExit(components.UsageError(
+            print(components.UsageError(
                 f"{file} is an application", "it runs inside a client", f"python client.py {file} --local"
-            ).text())
+            ).text(), file=sys.stderr)
+            raise SystemExit(components.EXIT_USAGE)
 
     def app_init(self) -> None:
         """Called once before anything else; the place to set attributes up."""
@@ -258,6 +270,15 @@ class ApplicationNode(components.Component):
 
     # inside: connection and messages
 
+    def _run_alone(self) -> int:
+        """The sequential version: `sequential()` if the application has it, else its tasks one after the other."""
+        alone = getattr(self, "sequential", None)
+        if not callable(alone):
+            return self.app_main()
+        self.connect()
+        self.result = alone()
+        return self.exit_code
+
     def _prepare(self) -> None:
         """What must be there before anything of the application's runs, or a person interrupts it."""
         self._systems: dict[int, tasks.ITaskSystem] = {}
@@ -286,7 +307,7 @@ class ApplicationNode(components.Component):
 
     def connect(self) -> None:
         """Joins the swarm. Raises Unreachable."""
-        self._started = time.monotonic()
+        self._started, self._cpu, self._in_line = time.monotonic(), time.process_time(), _seconds_in_line()
         self.swarm.join(self)
 
     def main_loop(self) -> None:
@@ -315,6 +336,11 @@ class ApplicationNode(components.Component):
                 self.swarm.call("collect", number, name)
             for number in self._asked:
                 self.swarm.call("get_stats", number)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it ended because its task system was cancelled, by whomever."""
+        return getattr(self.error, "failure", {}).get("kind") == "cancelled"
 
     @property
     def slaves(self) -> int:
@@ -407,6 +433,7 @@ class ApplicationNode(components.Component):
         if number in self._names:
             return
         self._names[number] = name
+        self._tell("accepted", system=name)
         self.push_tasksystem_response(name)
         if self._detaches and len(self._names) == len(self._systems) and self._owner.idle:  # nobody waits for them here
             self._detached = True
@@ -430,7 +457,23 @@ class ApplicationNode(components.Component):
             self.stats_response(self._asked.pop(number), figures)
 
     def _hear_swarm(self, parts: list, *params: Any) -> None:
-        *self._size, self._progress, self._waits = params
+        *self._size, self._progress, self._waits, self._running = params[:6]
+        self._work = params[6:]
+        self._others_before = params[-1] - params[6] if self._others_before is None else self._others_before
+
+    def _hear_accepted(self, parts: list, numbers: list) -> None:
+        flights = filter(None, map(self._owner.flights.get, numbers))
+        self._accepted += sum(len(flight.tasks) for flight in flights if not flight.accepted)
+        self._owner.accepted(numbers)
+
+    def _hear_step(self, parts: list, number: int, step: int, waits: bool) -> None:
+        self._tell("step", system=self._names.get(number, ""), step=step, waits=waits)
+        if waits:
+            self.step_reached(number, step)
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        if self.swarm.watch and self.swarm.watch.events:
+            self.swarm.watch.events.say(event, **facts)
 
     def _hear_work_finished(self, parts: list, number: int, failure: dict | None, stats: dict) -> None:
         system = self._systems.get(number)
@@ -464,13 +507,12 @@ class ApplicationNode(components.Component):
             self.shutdown_main_loop()
 
     HEARD = {
-        "accepted": lambda self, parts, *params: self._owner.accepted(*params),
+        "accepted": _hear_accepted,
         "submit_failed": lambda self, parts, failure: self.fail(not_taken(failure)),
         "outcome": lambda self, parts, *params: self._owner.outcome(*params, parts),
         "refused": lambda self, parts, *params: self._owner.refused(*params),
-        "system_step": lambda self, parts, number, step, waits: self.step_reached(number, step) if waits else None,
         "push_tasksystem_response": _hear_system_taken, "push_tasksystem_failed": _hear_system_refused,
-        "work_finished": _hear_work_finished, "output": _hear_output, "swarm": _hear_swarm,
+        "system_step": _hear_step, "work_finished": _hear_work_finished, "output": _hear_output, "swarm": _hear_swarm,
         "stats_response": _hear_stats,
     }
 
@@ -517,11 +559,12 @@ class ClientNode(rpc.Node):
             self.serve()
         self.open_link(self.expose)
         limit = time.monotonic() + WELCOME_WITHIN
-        while not (app._welcomed or app._finishing or self.loop.stopped):
-            self.loop.step(1.0)
-            self._hear()
-            if time.monotonic() > limit:
-                raise self.no_compute_channel(WELCOME_WITHIN)
+        with self.terminal.waiting(f"the compute channel of the master at {self.address}", 2 * WELCOME_WITHIN):
+            while not (app._welcomed or app._finishing or self.loop.stopped):
+                self.loop.step(1.0)
+                self._hear()
+                if time.monotonic() > limit:
+                    raise self.no_compute_channel(WELCOME_WITHIN)
         if self.refusal:
             raise self.refusal
 
@@ -661,8 +704,10 @@ class ClientNode(rpc.Node):
             if not self.app._detached:
                 self.call("goodbye")
             self.link.tick(time.monotonic())
-            while self.app._detached and self.link.master.unheard and time.monotonic() < limit:
-                self.loop.step(0.1)
+            limit = time.monotonic() + HEARD_WITHIN
+            with self.terminal.waiting("the master has not heard yet that this client leaves"):
+                while self.app._detached and self.link.master.unheard and time.monotonic() < limit:
+                    self.loop.step(0.1)
         super().close()
 
 
@@ -697,6 +742,7 @@ class Inline(components.ComponentManager):
         if self.tracer:
             self.tracer.begin("c1", True)
         node._joined({"name": "c1", "slaves": 1, "workers": 1, "missing": False}, True)
+        node._size = 1, 1, 1
 
     def on_loop(self, function) -> None:
         """Runs it."""
@@ -774,6 +820,11 @@ class Inline(components.ComponentManager):
                 self._trace(envelope, lo, hi, len(failures), since, runner.spent, results)
             hear("outcome", [envelope.number, lo, hi, seconds, failures, "here", envelope.attempt], results)
             runner.stats.stand_in()
+            if self.watch:
+                known = {number: run for number, run in self._runs.items() if not run.done}
+                self._node._progress = {number: [run.step, run.owner.done + run.owner.failed, run.owner.taken]
+                                        for number, run in known.items()}
+                self.watch.tick(time.monotonic())
 
         os.environ["CONCURRENT_SWARM_ATTEMPT"] = str(envelope.attempt)
         runner = tasks.LeaseRunner(report, lambda: owner.closed, str(self._node._bundle.root), self._on_error)
@@ -846,15 +897,23 @@ class Inline(components.ComponentManager):
 class Watch:
     """The progress line, what tasks print above it, and the patience with a swarm that has no worker."""
 
-    def __init__(self, app: ApplicationNode, terminal: components.Terminal, wait: float, show: bool, quiet: bool):
+    def __init__(self, app: ApplicationNode, terminal: components.Terminal, wait: float, show: bool, quiet: bool,
+                 events: "Events | None" = None):
         self._app, self._terminal, self._wait, self._show, self._quiet = app, terminal, wait, show, quiet
+        self.events = events
         self._next, self._idle_since = 0.0, time.monotonic()
         self._state, self._state_since, self._said = "", 0.0, False  # what it waits for, and whether it has said so
+        self._lonely = False  # whether it has said that there is no slave
+        self._silent = terminal.PATIENT if terminal.live else rpc.SILENT
+        self._looked, self.slot_seconds, self.full_at = 0.0, 0.0, 0.0  # when all workers were busy last
 
     def tick(self, now: float) -> float:
         """Draws if it is time. Raises GaveUp if no worker came within the wait."""
         if now >= self._next:
             self._next = now + PROGRESS_EVERY
+            self._measure(now)
+            if self.events:
+                self.events.tick(now)
             _, workers, _ = self._app._size
             if workers or not self._app._welcomed:
                 self._idle_since = now
@@ -867,7 +926,13 @@ class Watch:
 
     def end(self) -> None:
         """Takes the line away."""
+        self._measure(time.monotonic())
         self._terminal.write("")
+
+    def _measure(self, now: float) -> None:
+        _, workers, busy = self._app._size
+        self.slot_seconds += workers * (now - (self._looked or self._app._started or now))
+        self._looked, self.full_at = now, now if busy >= workers else self.full_at
 
     def _look(self, now: float) -> None:
         """Notes since when it waits for the same; says so in a line, once, where no line is rewritten."""
@@ -883,7 +948,7 @@ class Watch:
 
     def _waiting(self, now: float) -> list[str]:
         """What it has waited for in silence for a while, as fields of the progress line."""
-        if not self._state or now - self._state_since < rpc.SILENT:
+        if not self._state or now - self._state_since < self._silent:
             return []
         if self._state == "nothing":
             return ["no task is out", "the application ends when it calls shutdown_main_loop()"]
@@ -904,10 +969,14 @@ class Watch:
         app = self._app
         step, done, known, failed = app._tally()
         elapsed = now - app._started
-        if not self._show or not known or (elapsed < 0.5 and not self._terminal.live):
+        if not self._show or (elapsed < 0.5 and not self._terminal.live):
             return
         rate = done / elapsed if elapsed else 0.0
         fields = self._waiting(now) if app.pending else []
+        if not known:
+            if app.pending and elapsed > self._silent:
+                self._terminal.status(fields or f"no task is known yet ({elapsed:.0f} s)")
+            return
         fields += [f"step {step}"] if step > 1 else []
         fields += [self._terminal.bar(done / known), f"{done:,}/{known:,}"]
         fields += [f"{failed:,} failed"] if failed else []
@@ -924,9 +993,54 @@ class Watch:
                 "no slave is connected to the master",
                 f"in another terminal: python slave.py --master {self._app.swarm.address}",
             )
-        if waited > 3 and self._show:
-            self._terminal.status([f"still waiting: the master has no worker ({waited:.0f} s of {self._wait:.0f})",
-                                   f"start one: python slave.py --master {self._app.swarm.address}"])
+        if waited > self._silent and self._show:
+            if not self._lonely:
+                self._lonely = True
+                self._terminal.write("still waiting: no slave is connected to the master. In another terminal: python "
+                                     f"slave.py --master {self._app.swarm.address}\n")
+            queued = f"{self._app._tally()[2]:,} tasks are queued"
+            self._terminal.status(f"the master has no worker; {queued} ({waited:.0f} s of {self._wait:.0f})")
+
+
+class Events:
+    """What happens, as an object a line: accepted, progress (at most one a second), step, failed, done."""
+
+    def __init__(self, app: ApplicationNode, stream: Any):
+        self._app, self._stream = app, stream
+        self._next, self._accepted, self._failed = 0.0, 0, 0
+        self._ended: set[int] = set()  # systems whose failures were told
+
+    def say(self, event: str, **facts: Any) -> None:
+        """Writes one."""
+        elapsed = round(time.monotonic() - self._app._started, 3) if self._app._started else 0.0
+        print(json.dumps({"event": event, "t": elapsed, **facts}, default=str), file=self._stream, flush=True)
+
+    def tick(self, now: float) -> None:
+        """Says how far it is, if it is time."""
+        if now < self._next:
+            return
+        self._next = now + 1.0
+        self.catch_up()
+        step, done, known, failed = self._app._tally()
+        _, workers, busy = self._app._size
+        if known:
+            rate = done / max(now - self._app._started, 1e-6)
+            self.say("progress", step=step, done=done, tasks=known, failed=failed, workers=workers, busy=busy,
+                     rate=round(rate, 1), eta_s=round((known - done) / rate, 1) if done else None)
+
+    def catch_up(self) -> None:
+        """Says what was accepted and what failed since the last time; of a system's tasks, once it has ended."""
+        app, failures = self._app, self._app._owner.failures[self._failed :]
+        if app._accepted > self._accepted:
+            self._accepted = app._accepted
+            self.say("accepted", tasks=self._accepted)
+        self._failed += len(failures)
+        for number in app._ended.keys() - self._ended:
+            self._ended.add(number)
+            failures += app._ended[number].get("failures", ())
+        for task_id, failure in failures:
+            told = {key: failure.get(key, "") for key in ("type", "message", "slave")}
+            self.say("failed", task=task_id, **told, where=app._shown(failure.get("where", "")))
 
 
 def explained(about: dict) -> list[str]:
@@ -980,17 +1094,38 @@ def summary(app: ApplicationNode, code: int) -> dict:
         seconds += stats.get("seconds", 0.0)
         steps += stats.get("steps", 0)
     tasks_done = counts["done"] + counts["failed"]
-    return {
+    about = {
         "ok": code == 0, "exit": code, "app": type(app).__name__, "systems": list(app._names.values()),
         "detached": app._detached,
         "tasks": tasks_done, "done": counts["done"], "failed": counts["failed"], "steps": steps,
         "elapsed_s": round(elapsed, 3), "rate": round(tasks_done / elapsed, 1) if elapsed else 0.0,
         "workers": app.workers, "slaves": app.slaves,
         "speedup": {"value": round(seconds / elapsed, 2) if elapsed else 0.0, "kind": "task_time"},
-        "task_seconds": round(seconds, 3), "result": app.result,
+        "task_seconds": round(seconds, 3), "cpu_s": round(time.process_time() - app._cpu, 3),
+        "in_line_s": round(_seconds_in_line() - app._in_line, 3), "result": app.result,
         "errors": group_failures(failures, app._shown), "output_dropped": app.output_dropped,
-        "error": describe_end(app),
+        "error": describe_end(app), "by": "sequential()" if hasattr(app, "sequential") else "--workers 0",
     }
+    return {**about, "worker_time": worker_time(app, seconds), "hints": hints(app, about)}
+
+
+def worker_time(app: ApplicationNode, seconds: float) -> dict | None:
+    """What the workers did while the application ran, in shares of 1; None if nothing is known of it."""
+    slots = app.swarm.watch.slot_seconds
+    if not (app._work and app._work[0] and slots):
+        return None
+    mine, moving, _, everybody = app._work
+    shares = {"computing": (1 - moving / mine) * seconds / slots, "moving": moving / mine * seconds / slots,
+              "others": max(0.0, everybody - mine - app._others_before) / slots}
+    shares["waiting"] = max(0.0, 1 - sum(shares.values()))
+    return {name: round(share, 3) for name, share in shares.items()}
+
+
+def _seconds_in_line() -> float:
+    """How long this process's main thread has waited for a processor, where the kernel counts that."""
+    with contextlib.suppress(OSError), open("/proc/self/schedstat") as file:
+        return int(file.read().split()[1]) / 1e9
+    return 0.0
 
 
 def describe_end(app: ApplicationNode) -> dict | None:
@@ -1003,17 +1138,20 @@ def describe_end(app: ApplicationNode) -> dict | None:
 
 
 def group_failures(failures: list, shown: Callable[[str], str]) -> list[dict]:
-    """Failures of the same type at the same place as one: how many, of which tasks, with one traceback."""
+    """Failures of the same type at the same place as one: how many, of which tasks, with the traceback of the first."""
     groups: dict[tuple, dict] = {}
-    for task_id, failure in failures:
+    for task_id, failure in sorted(failures, key=lambda pair: (len(pair[0]), pair[0])):  # c1.9 is before c1.10
         key = failure.get("type"), failure.get("where")
         group = groups.setdefault(key, {
             "type": failure.get("type"), "message": failure.get("message"), "where": shown(failure.get("where", "")),
-            "kind": failure.get("kind"), "count": 0, "tasks": [], "traceback": shown(failure.get("traceback", "")),
+            "kind": failure.get("kind"), "count": 0, "tasks": [], "slaves": [], "attempts": 1,
+            "traceback": shown(failure.get("traceback", "")), "hidden": failure.get("hidden", ""),
             "output": failure.get("output", ""),
         })
         group["count"] += 1
         group["tasks"].append(task_id)
+        group["slaves"] = sorted({*group["slaves"], failure.get("slave", "")} - {"", "here"})
+        group["attempts"] = max(group["attempts"], failure.get("attempt", 1))
     return sorted(groups.values(), key=lambda group: -group["count"])
 
 
@@ -1042,22 +1180,85 @@ def print_end(about: dict, terminal: components.Terminal, app_file: str, full: b
         steps = f" in {about['steps']} steps" if about["steps"] > 1 else ""
         say(f"done     {about['tasks']:,} task{'s' * (about['tasks'] != 1)}{steps}, "
             f"{about['elapsed_s']:.1f} s, {about['rate']:,.0f} tasks/s, 0 failed")
-        if about["task_seconds"] > 1 and about["workers"]:
-            value = about["speedup"]["value"]
-            workers = f"{about['workers']} worker{'s' * (about['workers'] != 1)}"
-            say(f"speedup  {value:.1f}x on {workers} ({100 * value / about['workers']:.0f} %), "
-                f"against {about['task_seconds']:.1f} s of task time one after the other")
+        if about["workers"] and (about["task_seconds"] > 1 or about["speedup"]["kind"] == "measured"):
+            _print_speedup(about, say)
+        for hint in about["hints"]:
+            say(f"hint     {hint}")
+
+
+def _print_speedup(about: dict, say: Callable) -> None:
+    value, base = about["speedup"]["value"], about["speedup"].get("base_s", about["task_seconds"])
+    workers = f"{about['workers']} worker{'s' * (about['workers'] != 1)}"
+    against = f"against {base:.1f} s of task time one after the other"
+    if about["speedup"]["kind"] == "measured":
+        against = f"measured: {base:.2f} s of processor time by {about['speedup']['base']}"
+    say(f"speedup  {value:.1f}x on {workers} ({100 * value / about['workers']:.0f} %), {against}")
+    if about["worker_time"]:
+        shares = {name: f"{100 * share:.0f} %" for name, share in about["worker_time"].items()}
+        others = f", working for others {shares['others']}" if about["worker_time"]["others"] >= 0.005 else ""
+        say(f"         {workers}: computing {shares['computing']}, waiting for work {shares['waiting']}, "
+            f"moving data {shares['moving']}{others}")
+
+
+def hints(app: ApplicationNode, about: dict) -> list[str]:
+    """What would make the next run faster, as far as this one shows it; nothing if it was short or went well."""
+    watch, elapsed, tasks_done, workers = app.swarm.watch, about["elapsed_s"], about["tasks"], about["workers"]
+    busy = about["task_seconds"] / (watch.slot_seconds or math.inf)
+    if isinstance(app.swarm, Inline) or elapsed < HINT_FROM or not tasks_done or busy > 0.7:
+        return []
+    mean, late = about["task_seconds"] / tasks_done, elapsed - (watch.full_at - app._started)
+    size = app._work[2] if app._work else 0
+    if tasks_done < workers:
+        return [f"{tasks_done} task{'s' * (tasks_done > 1)} for {workers} workers: {workers - tasks_done} had nothing "
+                f"to do. Cut the work into {4 * workers} tasks or more"]
+    if size / elapsed > LARGE_RESULTS:
+        return [f"results are large ({size / 2**20:,.0f} MiB, {size / 2**20 / tasks_done:.1f} MiB each): to bring them "
+                "home takes longer than to make them. Let tasks return less"]
+    if mean < SHORT_TASK:
+        together = 10 ** math.ceil(math.log10(10 * SHORT_TASK / max(mean, 1e-6)))
+        return [f"tasks are very short ({_duration(mean)} on average): to hand them out takes longer than to run them. "
+                f"Put about {together:,} in one task"]
+    if watch.full_at and late > max(1.0, 0.3 * elapsed):
+        return [f"in the last {late:.1f} s of {elapsed:.1f} s not all workers had work: begin with the tasks that take "
+                "longest, or cut them"]
+    return []
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds * 1e6:.2g} us"
 
 
 def _print_group(group: dict, full: bool, say: Callable) -> None:
     message = components.printable(group["message"].splitlines()[0][:200]) if group["message"] else ""
     say(f"\n{group['count']} x {group['type']}: {message}    {group['where']}".rstrip())
-    say(f"    tasks {', '.join(task[:60] for task in group['tasks'][:5])}{' …' if len(group['tasks']) > 5 else ''}")
-    lines = group["traceback"].rstrip().splitlines()
-    if group["type"] == "ModuleNotFoundError":
-        say("    fix: requirements = [...] in the application, or ship it beside the application")
-    say(_indent("\n".join(lines if full or len(lines) <= 12 else [*lines[:1], "  …", *lines[-9:]])))
+    say(f"    {_whose(group)}")
+    lines = group["traceback"].removeprefix(f"{TRACEBACK}\n").rstrip().splitlines()
+    missing = re.fullmatch(r"No module named '([\w.]+)'", message)
+    if missing:
+        name, slaves = missing[1].partition(".")[0], group["slaves"]
+        away = f", or keep {slaves[0]} out: client.py --drain {slaves[0]}" if slaves else ""
+        say(f'    fix: requirements = ["{name}"] in the application, or {name} beside its file{away}')
+    if "SIGKILL" in message:
+        say("    if nobody killed it, the machine had no memory left: fewer --workers, or a memory_limit of the task")
+    hidden = group["hidden"].splitlines()
+    if full and hidden:
+        say(_indent("\n".join(f"  framework: {frame}" for frame in hidden)))
+    if lines:
+        say(_indent("\n".join(lines if full or len(lines) <= 12 else [*lines[:1], "  …", *lines[-9:]])))
+    if hidden and not full:
+        say(f"    {len(hidden)} framework frame{'s' * (len(hidden) > 1)} hidden (--full-traceback)")
     _print_output(group["output"], full, say)
+
+
+def _whose(group: dict) -> str:
+    """The tasks of a group of failures, where they ran, and how often."""
+    names = ", ".join(task[:60] for task in group["tasks"][:5]) + " …" * (len(group["tasks"]) > 5)
+    where = f" on {', '.join(group['slaves'][:5])}{' …' * (len(group['slaves']) > 5)}" if group["slaves"] else ""
+    tries = f", after {group['attempts']} attempts{' each' * (group['count'] > 1)}" if group["attempts"] > 1 else ""
+    return f"task{'s' * (group['count'] > 1)} {names}{where}{tries}"
 
 
 def _print_output(text: str, full: bool, say: Callable) -> None:
@@ -1077,8 +1278,9 @@ def _indent(text: str) -> str:
 class LocalSwarm:
     """A master and a slave on free loopback addresses, in a temporary folder, for as long as the `with` block."""
 
-    def __init__(self, workers: str | None, settings: dict[str, list[str]], needs: dict | None = None):
-        self._workers, self._settings = workers, settings
+    def __init__(self, workers: str | None, settings: dict[str, list[str]], needs: dict | None = None,
+                 terminal: components.Terminal | None = None):
+        self._workers, self._settings, self._terminal = workers, settings, terminal or components.Terminal()
         self._reached = [os.path.realpath(path) for name in ("read", "write") for path in (needs or {}).get(name, ())]
         self._children: list[tuple[subprocess.Popen, socket.socket]] = []
 
@@ -1104,7 +1306,7 @@ class LocalSwarm:
         for process, line in reversed(self._children):
             line.close()  # the node follows its parent
             try:
-                with rpc.speaking_up("still waiting: a node of the local swarm is ending"):
+                with self._terminal.waiting("a node of the local swarm is ending"):
                     process.wait(5)
             except subprocess.TimeoutExpired:
                 process.kill()
@@ -1116,18 +1318,14 @@ class LocalSwarm:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", f"{__package__}.{role}", "--env", os.path.join(self.folder, role), "-q"]
         command += [word for setting in self._settings[role] for word in ("--set", setting)]
-        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-                   "CONCURRENT_SWARM_STATE": self.folder}
         with theirs:
             process = subprocess.Popen(
-                [*command, "--parent", str(theirs.fileno()), *arguments], env=environ, pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
+                [*command, "--parent", str(theirs.fileno()), *arguments], env=environ_of_children(self.folder),
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
             )
         self._children.append((process, ours))
-        if not select.select([ours], [], [], rpc.SILENT)[0]:
-            print(f"still waiting: the local {role} is starting", file=sys.stderr, flush=True)
         ours.settimeout(30)
-        with ours.makefile("rb") as lines:
+        with ours.makefile("rb") as lines, self._terminal.waiting(f"the local {role} is starting"):
             try:
                 line = lines.readline()
             except TimeoutError:
@@ -1136,6 +1334,325 @@ class LocalSwarm:
                 raise components.Error(f"the local {role} did not start", f"it ended with exit code {process.wait(5)}",
                                        f"its reason stands above; try it alone: python {role}.py")
         return json.loads(line)
+
+
+def environ_of_children(state: str) -> dict[str, str]:
+    """The environment variables of processes that import what this one can, with a state folder of their own."""
+    path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    return {**os.environ, "PYTHONPATH": path, "CONCURRENT_SWARM_STATE": state}
+
+
+# -- measuring -----------------------------------------------------------------------------------------------------
+
+class Bench:
+    """Runs an application again and again, each time as a client in a process of its own, and compares the times."""
+
+    def __init__(self, options: argparse.Namespace, terminal: components.Terminal):
+        self._options, self._terminal = options, terminal
+        self._app = [options.app] if options.app else ["-m", options.module]
+
+    def sequential(self, times: int) -> dict:
+        """The best of so many runs without a swarm: its processor seconds, and whose way it was."""
+        runs = [self._run("without a swarm", turn, times, "--sequential", "--workers", "0") for turn in range(times)]
+        best = min(runs, key=_own_seconds)
+        told = {key: best[key] for key in ("by", "cpu_s", "elapsed_s", "in_line_s")}
+        return {**told, "base_s": _own_seconds(best), "runs": [[run["cpu_s"], run["elapsed_s"]] for run in runs],
+                "result": str(best["result"])}
+
+    def scaling(self, swarm_of: Callable, most: str | None, times: int) -> list[dict]:
+        """Runs it with 1, 2, 4 … `most` workers; a row for each of these numbers."""
+        rows = [self._with_workers(swarm_of, most, times)]
+        most = rows[0]["workers"]
+        numbers = itertools.takewhile(lambda number: number < most, (1 << power for power in itertools.count()))
+        return [self._with_workers(swarm_of, str(number), times) for number in numbers] + rows
+
+    def _with_workers(self, swarm_of: Callable, workers: str | None, times: int) -> dict:
+        label = f"with {workers or 'all'} worker{'s' * (workers != '1')}"
+        with swarm_of(workers) as swarm:
+            words = ["--master", swarm.address, "--access", swarm.access, "--env", os.path.join(swarm.folder, "client")]
+            runs = [self._run(label, turn, times, *words) for turn in range(times)]
+        best = min(runs, key=lambda run: run["elapsed_s"])
+        return {"workers": best["workers"], "best_s": best["elapsed_s"], "task_seconds": best["task_seconds"],
+                "runs": [run["elapsed_s"] for run in runs], "results": sorted({str(run["result"]) for run in runs})}
+
+    def _run(self, label: str, turn: int, times: int, *words: str) -> dict:
+        """One run. Raises Error if it fails, with what it says."""
+        given = [word for one in self._options.set for word in ("--set", one)]
+        given += ["--app", self._options.chosen] if self._options.chosen else []
+        command = [sys.executable, "-m", f"{__package__}.client", *self._app, "--json", "-q", *given, *words]
+        environ = environ_of_children(str(components.state_root()))
+        with tempfile.TemporaryFile("w+") as said, self._terminal.waiting(f"{label}, run {turn + 1} of {times}", 1e6):
+            process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=said, text=True)
+            try:
+                out, _ = process.communicate(timeout=self._options.timeout)
+            except subprocess.TimeoutExpired:
+                raise components.GaveUp(f"the run {label} took more than {self._options.timeout:g} s") from None
+            finally:
+                process.kill()
+            about = json.loads(out.splitlines()[-1]) if out.strip() else {"ok": False}
+            if about["ok"]:
+                return about
+            said.seek(0)
+            raise components.Error(f"the run {label} failed", said.read().strip()[-1000:] or _first_error(about),
+                                   "what fails cannot be measured: run it alone first")
+
+
+def _own_seconds(run: dict) -> float:
+    """What a sequential run costs one processor: waiting is no work, and who uses several has no more than the time."""
+    return min(run["cpu_s"], run["elapsed_s"])
+
+
+def _first_error(about: dict) -> str:
+    errors = [about["error"]] if about.get("error") else about.get("errors", [])
+    return f"{errors[0]['type']}: {errors[0].get('message') or errors[0].get('what')}" if errors else "it said nothing"
+
+
+def bench(options: argparse.Namespace, swarm_of: Callable) -> int:
+    """`--bench`: measures, writes the picture and the figures, prints the table. Returns the exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(components.EXIT_TERMINATED))
+    times, made = options.repeat or 3, Bench(options, components.Terminal(color=options.color))
+    base = made.sequential(times)
+    rows = made.scaling(swarm_of, options.workers, times)
+    for row in rows:
+        row["speedup"] = base["base_s"] / row["best_s"]
+        row["by_clock"] = base["elapsed_s"] / row["best_s"]
+        row["efficiency"] = row["speedup"] / row["workers"]
+        row["idle"] = max(0.0, 1 - row["task_seconds"] / (row["best_s"] * row["workers"]))
+    fit = amdahl([(row["workers"], row["best_s"]) for row in rows if row["workers"] <= usable_cpus()])
+    name = Path(options.app).stem if options.app else options.module.rpartition(".")[2]
+    about = {"ok": True, "exit": 0, "app": name, "sequential": base, "rows": rows, "repeat": times,
+             "p": fit and fit[1] / sum(fit), "fixed_s": fit and fit[0], "shared_s": fit and fit[1],
+             "processors": usable_cpus(), "machine": platform.machine(), "system": platform.platform(),
+             "python": platform.python_version(), "version": components.__version__,
+             "same_result": len({base["result"], *(one for row in rows for one in row["results"])}) == 1}
+    for path, text in ((f"{name}-bench.json", json.dumps(about, indent=1)), (f"{name}-scaling.svg", draw(about))):
+        with components.replacing(path) as file:
+            file.write(text.encode() + b"\n")
+    print(json.dumps(about) if options.json else "\n".join(table(about)), flush=True)
+    if not options.quiet:
+        print(f"wrote    {name}-scaling.svg, {name}-bench.json", file=sys.stderr)
+    return components.EXIT_OK
+
+
+def usable_cpus() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def amdahl(points: list[tuple[int, float]]) -> tuple[float, float] | None:
+    """Amdahl's law through (workers, seconds): the seconds that stay whatever the number of workers, and those that
+    they share; the fit with the least squares, or None for less than two numbers of workers.
+
+    >>> amdahl([(1, 4.0), (2, 2.5), (4, 1.75)])
+    (1.0, 3.0)
+    """
+    if len(dict(points)) < 2:
+        return None
+    xs, ys = [1 / workers for workers, _ in points], [seconds for _, seconds in points]
+    x, y = sum(xs) / len(xs), sum(ys) / len(ys)
+    shared = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum((a - x) ** 2 for a in xs)
+    if shared <= 0:
+        return y, 0.0
+    if y < shared * x:  # even better: nothing stays
+        return 0.0, sum(a * b for a, b in zip(xs, ys, strict=True)) / sum(a * a for a in xs)
+    return round(y - shared * x, 9), round(shared, 9)
+
+
+def table(about: dict) -> list[str]:
+    """The lines of `--bench`."""
+    base, cpus = about["sequential"], about["processors"]
+    lines = [f"bench    {about['app']}: the best of {about['repeat']} runs each",
+             f"         without a swarm {base['base_s']:.2f} s of processor time by {base['by']}",
+             "workers   seconds   slowest   speedup   by clock   efficiency   task time   idle"]
+    for row in about["rows"]:
+        times = f"{row['workers']:7}  {row['best_s']:8.2f}  {max(row['runs']):8.2f}"
+        ratios = f"{row['speedup']:7.2f}x  {row['by_clock']:7.2f}x  {100 * row['efficiency']:9.0f} %"
+        idle = f"{row['task_seconds']:8.2f} s  {100 * row['idle']:3.0f} %"
+        lines.append(f"{times}  {ratios}  {idle}{' *' if row['workers'] > cpus else ''}")
+    if about["rows"][-1]["workers"] > cpus:
+        lines.append(f"* more workers than processors ({cpus}): not in the fit")
+    lines += [_amdahl_in_words(about)] if about["p"] is not None else []
+    waits = base["elapsed_s"] - base["base_s"] - base["in_line_s"]
+    if base["base_s"] < HINT_FROM:
+        lines.append(f"Too short to say much: give it work for {HINT_FROM:.0f} s or more")
+    if base["in_line_s"] > 0.1 * base["elapsed_s"]:
+        lines.append(f"Others use this machine: for {base['in_line_s']:.2f} s the run without a swarm waited for a "
+                     "processor. Measure again when it is quiet")
+    if waits > 0.1 * base["elapsed_s"]:
+        lines.append(f"It waits: without a swarm {waits:.2f} s of {base['elapsed_s']:.2f} s are no work of a "
+                     'processor; "by clock" counts them, "speedup" does not')
+    return lines if about["same_result"] else [*lines, "The runs had different results: see the figures"]
+
+
+def _amdahl_in_words(about: dict) -> str:
+    fixed, shared = about["fixed_s"], about["shared_s"]
+    limit = f"at most {about['sequential']['base_s'] / fixed:,.1f}x with any number" if fixed else "no limit is seen"
+    return (f"Amdahl   p = {about['p']:.3f}: of {fixed + shared:.2f} s with one worker {shared:.2f} s are shared by "
+            f"all workers, {fixed:.2f} s are not: {limit}")
+
+
+def draw(about: dict) -> str:
+    """The picture of a scaling, as SVG: measured speedups, from the slowest to the best run, what Amdahl's law allows,
+    and one for each worker; both axes begin at nothing."""
+    rows, base, fixed = about["rows"], about["sequential"]["base_s"], about["fixed_s"]
+    most = max(row["workers"] for row in rows)
+    top = max(most, *(row["speedup"] for row in rows))
+
+    def at(workers: float, speedup: float) -> tuple[float, float]:
+        return 60 + 480 * workers / most, 350 - 280 * speedup / top
+
+    parts = [_line(at(0, 0), at(most, most), stroke="#aaa", stroke_dasharray="4 4"),
+             _line(at(0, 0), at(most, 0)), _line(at(0, 0), at(0, top))]
+    if about["p"]:
+        steps = [1 + (most - 1) * step / 50 for step in range(51)]
+        law = [at(n, base / (fixed + about["shared_s"] / n)) for n in steps]
+        parts += [_line(*ends, stroke="#1f5fa8", stroke_width="2") for ends in itertools.pairwise(law)]
+        parts.append(_text((75, 62), f"Amdahl's law, p = {about['p']:.3f}", fill="#1f5fa8"))
+    for row in rows:
+        x, y = at(row["workers"], row["speedup"])
+        parts += [_line((x, y), at(row["workers"], base / max(row["runs"])), stroke="#b9562d"),
+                  f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#b9562d"/>',
+                  _text((x + 9, y + 15), f"{row['speedup']:.2f}x"),
+                  _text((x, 370), str(row["workers"]), text_anchor="middle"),
+                  _line(at(0, row["workers"]), at(most, row["workers"]), stroke="#eee"),
+                  _text((52, at(0, row["workers"])[1] + 4), f"{row['workers']}x", text_anchor="end")]
+    parts += [_text((60, 24), f"{about['app']}: speedup over {about['sequential']['by']}", font_weight="bold"),
+              _text((75, 44), "one for each worker", fill="#888"), _text((300, 392), "workers", text_anchor="middle")]
+    return ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 620 400" font-family="sans-serif" font-size="13">'
+            f'<rect width="620" height="400" fill="#fff"/>{"".join(parts)}</svg>')
+
+
+def _line(start: tuple, end: tuple, **more: str) -> str:
+    (x1, y1), (x2, y2) = start, end
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {_attributes({"stroke": "#333", **more})}/>'
+
+
+def _text(place: tuple, words: str, **more: str) -> str:
+    return f'<text x="{place[0]:.1f}" y="{place[1]:.1f}" {_attributes(more)}>{html.escape(words)}</text>'
+
+
+def _attributes(named: dict) -> str:
+    return " ".join(f'{name.replace("_", "-")}="{value}"' for name, value in named.items())
+
+
+# -- asking a master -----------------------------------------------------------------------------------------------
+
+def ask(options: argparse.Namespace) -> int:
+    """`--explain`, `--status`, `--cancel`, `--drain`: asks the master and prints its answer. Returns the exit code."""
+    given = rpc.configuration("client", options).get(ClientNode.master_address)
+    address = rpc.address_of_master(options.master or given, options.access)
+    made = functools.partial(rpc.Proxy, address, certificate=rpc.certificate_of("client", address, options.access))
+    with components.Terminal().waiting(f"{address} has not answered yet"), contextlib.closing(made()) as proxy:
+        if options.explain:
+            return _print_explanation(proxy.task.explain(options.explain), options.json)
+        if options.cancel or options.drain:
+            proxy.ping()  # before the question who may
+            with contextlib.closing(made(rpc.token_of(address, options.access))) as proxy:
+                return _print_order(proxy, options)
+        about = _status_of(proxy)
+    if options.watch:
+        return _watch_status(made(), options.json)
+    print(json.dumps(about) if options.json else "\n".join(status_lines(about)), flush=True)
+    return components.EXIT_OK
+
+
+def _print_explanation(about: dict, as_json: bool) -> int:
+    print(json.dumps(about) if as_json else "\n".join(explained(about)), flush=True)
+    return components.EXIT_FAILED if about["state"] == "unknown" else components.EXIT_OK
+
+
+def _print_order(proxy: rpc.Proxy, options: argparse.Namespace) -> int:
+    """Has a system ended, or a slave leave; says what that was."""
+    told = proxy.system.cancel(options.cancel) if options.cancel else proxy.slave.drain(options.drain)
+    counts = told if isinstance(told, dict) else {}
+    which = {"cancelled": options.cancel} if options.cancel else {"draining": options.drain}
+    what = (f"system {options.cancel} is cancelled" if options.cancel
+            else f"slave {options.drain} ends what it runs, takes no more, and leaves")
+    numbers = ", ".join(f"{counts[key]:,} {key}" for key in ("waiting", "running") if key in counts)
+    print(json.dumps({"ok": True, **which, **counts}) if options.json else f"{what}{f' ({numbers})' * bool(numbers)}")
+    return components.EXIT_OK
+
+
+def _status_of(proxy: rpc.Proxy) -> dict:
+    names = ("status", "slaves", "systems")
+    answers = dict(zip(names, proxy.batch((name, []) for name in names), strict=True))
+    for answer in answers.values():
+        if isinstance(answer, rpc.RpcError):
+            raise answer
+    return answers
+
+
+def _watch_status(proxy: rpc.Proxy, as_json: bool) -> int:
+    """Prints it each second, in place on a terminal, until Ctrl-C; a master that is away for a while is waited for."""
+    live = components.Terminal(sys.stdout).live and not as_json
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            try:
+                about = _status_of(proxy)
+                lines = [json.dumps(about)] if as_json else status_lines(about)
+            except components.Unreachable as error:
+                lines = [json.dumps({"ok": False, "error": _told(error)})] if as_json else [f"no answer: {error.what}"]
+            if live:
+                columns, rows = shutil.get_terminal_size()
+                lines = [f"{line[:columns]}\x1b[K" for line in lines[: rows - 1]]  # nothing flickers, as none is wiped
+                lines = ["\x1b[H" + lines[0], *lines[1:], "\x1b[J"]
+            print("\n".join(lines), end="" if live else "\n", flush=True)
+            time.sleep(1.0)
+    print("\n" * live, end="")
+    return components.EXIT_OK
+
+
+def _told(error: components.Error) -> dict:
+    return {"type": type(error).__name__, "message": error.what, "why": error.why, "fix": error.fix}
+
+
+def status_lines(about: dict) -> list[str]:
+    """How a swarm stands, as a page of text: what is wrong, the sums, its systems, its slaves."""
+    status, slaves, systems = about["status"], about["slaves"], about["systems"]
+    lines = [f"master {status['addresses']['http']}, up {_span(status['uptime'])}, Concurrent {status['version']}, "
+             f"Python {status['python']}"]
+    lines += [f"  ! {line}" for line in _worries(status, slaves)]
+    share = f" ({100 * status['busy'] / status['workers']:.0f} %)" if status["workers"] else ""
+    lines.append(f"  {status['slaves']} slave{'s' * (status['slaves'] != 1)}, {status['busy']}/{status['workers']} "
+                 f"workers busy{share}, {status['queued']:,} queued, {status['done']:,} done, {status['failed']:,} "
+                 f"failed, {len(status['clients'])} client{'s' * (len(status['clients']) != 1)}")
+    rows = [["system", "app", "client", "step", "done", "since"]]
+    rows += [[one["name"], one["app"], one["client"], str(one["step"]), f"{one['done']:,}/{one['tasks']:,}",
+              _span(one["elapsed"])] for one in systems]
+    lines += ["", *_aligned(rows)] if systems else ["", "no task system runs"]
+    rows = [["slave", "workers", "leases", "tasks", "done", "state"]]
+    rows += [[one["name"], str(one["workers"]), str(one["leases"]), f"{one['tasks']:,}", f"{one['done']:,}",
+              _state(one)] for one in slaves]
+    lonely = f"no slave is here; start one: python slave.py --master {status['addresses']['http']}"
+    return [*lines, "", *(_aligned(rows) if slaves else [lonely])]
+
+
+def _worries(status: dict, slaves: list[dict]) -> list[str]:
+    found = [] if status["storage"] == "ok" else [f"storage: {status['storage']}"]
+    found += [f"{one['name']} is in quarantine for {one['quarantine']:.0f} s: tasks failed there and not elsewhere"
+              for one in slaves if one["quarantine"]]
+    found += [f"{one['tasks']:,} tasks fit no slave: {one['why']}" for one in status["unplaced"]]
+    return list(map(components.printable, found))
+
+
+def _state(slave: dict) -> str:
+    return "draining" if slave["draining"] else "quarantine" if slave["quarantine"] else "up"
+
+
+def _span(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} m" if hours else f"{minutes} m {seconds} s" if minutes else f"{seconds} s"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Rows as columns; those whose first value is a number stand to the right."""
+    columns = [list(map(components.printable, column)) for column in zip(*rows, strict=True)]
+    made = []
+    for column in columns:
+        width, right = max(map(len, column)), column[1][:1].isdigit()
+        made.append([text.rjust(width) if right else text.ljust(width) for text in column])
+    return ["  ".join(row).rstrip() for row in zip(*made, strict=True)]
 
 
 # -- faults for tests ----------------------------------------------------------------------------------------------
@@ -1539,10 +2056,42 @@ def _limit_files(pid: int, size: int) -> int:
 
 # -- command line --------------------------------------------------------------------------------------------------
 
-EXAMPLES = """examples:
+HELP = """usage: client.py APP [options]    run a .py file or package; or -m MODULE
+       client.py --status [--watch] | --explain TASK
+       client.py --cancel ID | --drain SLAVE
+       client.py doctor | stats | config show | create DIR | backup [FILE]
+
+examples:
   client.py samples/md5.py --local              start a swarm here, run, stop it
   client.py samples/md5.py --master node01 --access client.access
   client.py samples/md5.py --workers 0 --pdb    run every task in this process
+  client.py samples/md5.py --bench --local      measure speedup, draw a picture
+
+run:     --master HOST[:PORT]  where the master is (127.0.0.1:8080)
+         --local       start a master and a slave for this run; --keep leaves
+                       them up until Ctrl-C
+         --workers N   workers of --local; 0: run in this process
+         --app CLASS   which application of the file
+         --set SECTION.KEY=VALUE  set a configuration item
+         --step        lock-step; Enter begins the next step
+         --detach      leave its task systems with the master; --collect ID
+                       waits for one that was left there
+         --replay TASK run a task that failed again, here, with pdb
+measure: --bench       1, 2, 4 ... N workers, the best of --repeat N (3) runs
+                       each; writes NAME-scaling.svg and NAME-bench.json
+         --baseline    also run it without a swarm, and compare with that
+look:    --status      the master's slaves and systems; --watch: each second
+         --trace FILE  write what ran where and when, for ui.perfetto.dev
+         --explain TASK  where a task is and what it waits for
+control: --cancel ID   end a task system; --drain SLAVE lets a slave leave
+output:  --json        one object on stdout at the end; --json=lines: one for
+                       each event
+         -q, --quiet   only warnings and errors; --color auto|always|never
+         --full-traceback, --debug  show every frame; those of the framework
+         --pdb         debug a failing task (with --workers 0)
+         --log-format text|json
+limits:  --wait S      seconds to wait for master, worker (30); --timeout S
+node:    --env DIR     its folder; --access FILE  what lets it in
 
 exit: 0 ok, 1 failed, 2 usage, 3 no connection, 4 gave up, 130 Ctrl-C, 143 TERM
 """
@@ -1550,31 +2099,20 @@ exit: 0 ok, 1 failed, 2 usage, 3 no connection, 4 gave up, 130 Ctrl-C, 143 TERM
 
 def parser() -> components.ArgumentParser:
     """The options of `client.py`."""
-    made = components.ArgumentParser(
-        prog="client.py", usage="client.py APP [options]   run a .py file or package; or client.py doctor",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False,
-    )
-    run = made.add_argument_group("run")
-    run.add_argument("-h", "--help", action="help", help="show this help message and exit")
-    run.add_argument("app", nargs="?", metavar="APP", help="a .py file or a package folder")
-    run.add_argument("-m", dest="module", metavar="MODULE", help="a module of an importable package instead of APP")
-    run.add_argument("--master", metavar="HOST[:PORT]", help="where the master is (127.0.0.1:8080)")
-    run.add_argument("--local", action="store_true", help="start a master and a slave for this run")
-    run.add_argument("--workers", metavar="N", help="workers of --local; 0: run in this process")
-    run.add_argument("--keep", action="store_true", help="leave the local swarm up until Ctrl-C")
-    run.add_argument("--app", dest="chosen", metavar="CLASS", help="which application of the file")
-    run.add_argument("--detach", action="store_true", help="leave as soon as the master has the task systems")
-    run.add_argument("--collect", metavar="ID", help="wait for a task system that was left there")
-    run.add_argument("--step", action="store_true", help="lock-step; Enter begins the next step")
-    run.add_argument("--replay", metavar="TASK", help="run a task that failed again, here, with pdb")
-    output = made.add_argument_group("output and limits")
-    output.add_argument("--json", action="store_true", help="one object on stdout at the end")
-    output.add_argument("--trace", metavar="FILE", help="write what ran where and when, for ui.perfetto.dev")
-    output.add_argument("--explain", metavar="TASK", help="say where a task is and what it waits for")
-    output.add_argument("--full-traceback", action="store_true", help="show every frame")
-    output.add_argument("--pdb", action="store_true", help="debug a failing task (with --workers 0)")
-    output.add_argument("--wait", metavar="S", type=float, default=30.0, help="seconds to wait for master, worker (30)")
-    output.add_argument("--timeout", metavar="S", type=float, help="give up after so many seconds")
+    made = components.ArgumentParser(HELP, prog="client.py")
+    made.add_argument("app", nargs="?")
+    made.add_argument("-m", dest="module")
+    for name in ("--master", "--workers", "--collect", "--replay", "--explain", "--cancel", "--drain", "--trace"):
+        made.add_argument(name)
+    made.add_argument("--app", dest="chosen")
+    for name in ("--local", "--keep", "--detach", "--step", "--bench", "--baseline", "--status", "--watch", "--json",
+                 "--full-traceback", "--pdb"):
+        made.add_argument(name, action="store_true")
+    made.add_argument("--json=lines", dest="json", action="store_const", const="lines")
+    made.add_argument("--sequential", action="store_true", help=argparse.SUPPRESS)  # of --bench and --baseline
+    made.add_argument("--repeat", type=int)
+    made.add_argument("--wait", type=float, default=30.0)
+    made.add_argument("--timeout", type=float)
     rpc.common_options(made)
     return made
 
@@ -1588,17 +2126,21 @@ def _main(argv: list[str]) -> int:
     code = rpc.administer("client", argv, tasks.checks)
     if code is not None:
         return code
+    try:
+        return _act(argv)
+    except components.Error as error:
+        if not {"--json", "--json=lines"}.isdisjoint(argv):
+            event = {"event": "done"} if "--json=lines" in argv else {}
+            print(json.dumps({**event, "ok": False, "exit": error.exit_code, "error": _told(error)}), flush=True)
+        raise
+
+
+def _act(argv: list[str]) -> int:
     options = parser().parse_args(argv)
-    if options.explain:
-        return _explain(options)
-    if bool(options.app) == bool(options.module):
-        raise components.UsageError("which application?", "give one file, or one module with -m",
-                                    "client.py samples/md5.py --local")
-    if options.pdb and options.workers != "0":
-        raise components.UsageError("--pdb needs --workers 0", "only then do tasks run here", "add --workers 0")
-    if (options.detach or options.collect) and (options.local or options.workers == "0"):
-        raise components.UsageError("--detach and --collect need a master that stays", "this one ends with the run",
-                                    "start one: python master.py")
+    asked = [name for name in ("status", "explain", "cancel", "drain") if getattr(options, name)]
+    if len(asked) == 1 and not (options.app or options.module):
+        return ask(options)
+    _check_options(options, asked)
     bundle = rpc.make_bundle(options.app, options.module)
     rpc.answer_framework([rpc.FRAMEWORK, rpc.PUBLIC_NAME])
     environment = components.Environment(options.env or components.state_root() / "client", "client")
@@ -1607,24 +2149,42 @@ def _main(argv: list[str]) -> int:
     if options.replay:
         return _replay(options, bundle)
     cls = rpc.find_application(module, ApplicationNode, options.chosen)
+    terminal = components.Terminal(color=options.color)
     with contextlib.ExitStack() as stack:
         if options.local and options.workers != "0":
-            swarm = stack.enter_context(
-                LocalSwarm(options.workers, _settings_of_nodes(options, bundle), bundle.manifest["needs"]))
+            settings, needs = _settings_of_nodes(options, bundle), bundle.manifest["needs"]
+            if options.bench:
+                return bench(options, lambda workers: LocalSwarm(workers, settings, needs, terminal))
+            swarm = stack.enter_context(LocalSwarm(options.workers, settings, needs, terminal))
             options.access, options.env = swarm.access, os.path.join(swarm.folder, "client")
             options.master = swarm.address
-        return _run(options, bundle, cls, stack)
+        return _run(options, bundle, cls, stack, terminal)
 
 
-def _explain(options: argparse.Namespace) -> int:
-    """Asks the master about a task and prints the answer. Returns the exit code."""
-    given = rpc.configuration("client", options).get(ClientNode.master_address)
-    address = rpc.address_of_master(options.master or given, options.access)
-    proxy = rpc.Proxy(address, certificate=rpc.certificate_of("client", address, options.access))
-    with contextlib.closing(proxy):
-        about = proxy.task.explain(options.explain)
-    print(json.dumps(about) if options.json else "\n".join(explained(about)), flush=True)
-    return components.EXIT_FAILED if about["state"] == "unknown" else components.EXIT_OK
+def _check_options(options: argparse.Namespace, asked: list[str]) -> None:
+    """Raises UsageError for options that do not go together."""
+    alone = options.workers == "0" and not options.sequential
+    for wrong, *words in (
+        (len(asked) > 1 or (asked and (options.app or options.module)),
+         f"--{' and --'.join(asked)} {'with an application' * (len(asked) == 1)}", "each asks the master for itself",
+         "use one at a time"),
+        (bool(options.app) == bool(options.module), "which application?", "give one file, or one module with -m",
+         "client.py samples/md5.py --local"),
+        (options.watch, "--watch needs --status", "that is what it shows each second", "client.py --status --watch"),
+        (options.pdb and options.workers != "0", "--pdb needs --workers 0", "only then do tasks run here",
+         "add --workers 0"),
+        ((options.detach or options.collect) and (options.local or options.workers == "0"),
+         "--detach and --collect need a master that stays", "this one ends with the run",
+         "start one: python master.py"),
+        (options.bench and (alone or not options.local), "--bench needs --local",
+         "it starts swarms of 1, 2, 4 … workers on this machine", "client.py APP --bench --local"),
+        (options.repeat is not None and not (options.repeat > 0 and (options.bench or options.baseline)),
+         f"--repeat {options.repeat}", "it says how often --bench or --baseline runs it", "--bench --local --repeat 5"),
+        (options.baseline and (alone or options.bench or options.detach), "--baseline compares with a run of a swarm",
+         "--workers 0 is none, --bench has it already, --detach does not wait for the end", "leave it away"),
+    ):  # fmt: skip
+        if wrong:
+            raise components.UsageError(*words)
 
 
 def _settings_of_nodes(options: argparse.Namespace, bundle: rpc.Bundle) -> dict[str, list[str]]:
@@ -1643,12 +2203,12 @@ def _settings_of_nodes(options: argparse.Namespace, bundle: rpc.Bundle) -> dict[
     return nodes
 
 
-def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: contextlib.ExitStack) -> int:
+def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: contextlib.ExitStack,
+         terminal: components.Terminal) -> int:
     rpc.tune_process()
     settings = [f"client.master={options.master}"] if options.master else []
     environment, config = rpc.open_environment("client", options, settings)
     stack.enter_context(environment)
-    terminal = components.Terminal(color=options.color)
     if options.workers == "0":
         swarm = Inline(config, _debugger if options.pdb else None)
     else:
@@ -1662,11 +2222,13 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
     app = swarm[cls]
     app.swarm, app._bundle, app._by_hand = swarm, bundle, options.step
     app._detaches, app._collects = options.detach, options.collect or ""
-    swarm.watch = Watch(app, terminal, options.wait, not options.quiet and not options.json, options.quiet)
+    events = Events(app, sys.stdout) if options.json == "lines" else None
+    swarm.watch = Watch(app, terminal, options.wait, not options.quiet and not options.json, options.quiet, events)
     config.check_unknown()
     code = _perform(app, options, terminal)
     if options.keep and options.local:
-        print("the swarm stays up; Ctrl-C stops it", file=sys.stderr)
+        token = rpc.token_of(options.master, os.path.join(os.path.dirname(options.access), "admin.access"))
+        print(f"the swarm stays up: http://{options.master}/#token={token}\nCtrl-C stops it", file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
     return code
@@ -1688,7 +2250,7 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             app._prepare()
             app.app_init()
-            code = app.app_main() or 0
+            code = (app.app_main if not options.sequential else app._run_alone)() or 0
     except (components.Unreachable, components.GaveUp, components.UsageError):
         app.swarm.watch.end()
         if not interrupted.code:
@@ -1697,10 +2259,18 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
     except Exception as error:  # the application's own
         app.error, code = error, components.EXIT_FAILED
     app.swarm.watch.end()
+    if app.cancelled and not interrupted.code:
+        interrupted.code = components.EXIT_INTERRUPTED
+        print(f"system {', '.join(app._names.values())} was cancelled by somebody else", file=sys.stderr)
     about = {**summary(app, interrupted.code or code), "replays": options.replays.keep(app)}
     if not about["exit"] and about["failed"]:
         about["ok"], about["exit"] = False, components.EXIT_FAILED
-    if options.json:
+    if options.baseline and about["ok"]:
+        _compare(about, Bench(options, terminal).sequential(options.repeat or 1))
+    if app.swarm.watch.events:
+        app.swarm.watch.events.catch_up()
+        app.swarm.watch.events.say("done", **about)
+    elif options.json:
         print(json.dumps(about, default=str), flush=True)
     elif app.result is not None:
         print(f"result   {app.result}", flush=True)
@@ -1709,6 +2279,15 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
     elif not options.quiet or about["exit"]:
         print_end(about, terminal, options.app or f"-m {options.module}", options.full_traceback)
     return about["exit"]
+
+
+def _compare(about: dict, base: dict) -> None:
+    """Puts what was measured without a swarm in the place of what is reckoned from the times of tasks."""
+    about["baseline"] = base
+    about["speedup"] = {"value": round(base["base_s"] / about["elapsed_s"], 2), "kind": "measured",
+                        "base_s": base["base_s"], "base": base["by"]}
+    if base["result"] != str(about["result"]):
+        about["hints"].append(f"the result without a swarm is another one: {base['result'][:200]}")
 
 
 class _Beside:
@@ -1738,9 +2317,13 @@ class Interrupts:
             signal.setitimer(signal.ITIMER_REAL, options.timeout)
 
     def _signal(self, number: int) -> None:
-        _, done, known, _ = self._app._tally()
+        app, (_, done, known, _) = self._app, self._app._tally()
+        systems = ", ".join(name for one, name in app._names.items() if one not in app._ended)
+        running = min(sum(app._running.values()), known - done)
+        what = f": cancelling {f'system {systems}' if systems else 'tasks'} "
+        what += f"({known - done - running:,} waiting, {running:,} running)"
         again = "; Ctrl-C again to leave at once" if number == signal.SIGINT else ""
-        self._end(128 + number, f"stopping: cancelling {known - done:,} tasks{again}")
+        self._end(128 + number, f"stopping{what if app.pending else ''}{again}")
 
     def _end(self, code: int, why: str) -> None:
         if self.code or isinstance(self._app.swarm, Inline):

@@ -1929,13 +1929,25 @@ def _number(value: float) -> str:
 # -- command line --------------------------------------------------------------------------------------------
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Raises UsageError instead of ending the process, and says which option was probably meant."""
+    """Raises UsageError instead of ending the process, and says which option or value was probably meant. `page`: what
+    `--help` prints in place of a line for each option."""
 
-    def __init__(self, **options):
+    def __init__(self, page: str = "", **options):
         super().__init__(allow_abbrev=False, **options)
+        self._page = page
+
+    def format_help(self):
+        """The text of `--help`."""
+        return self._page or super().format_help()
 
     def error(self, message):
         raise UsageError(message, fix=f"{self.prog} --help")
+
+    def _check_value(self, action, value):
+        if action.choices is not None and value not in action.choices:
+            name, known = "/".join(action.option_strings) or "command", list(map(str, action.choices))
+            raise UsageError(f"{name} {value}: {did_you_mean(str(value), known) or 'unknown'}",
+                             f"known are: {', '.join(known)}", f"{self.prog} --help")
 
     def parse_args(self, args=None, namespace=None):
         """As in argparse, but raises UsageError."""
@@ -1988,6 +2000,7 @@ class Terminal:
     FORCE_COLOR (not 0), else on a terminal that is not dumb."""
 
     EVERY = 10.0  # seconds between two status lines in a file or pipe
+    PATIENT = 1.0  # seconds that a person looks at a terminal on which nothing happens
 
     def __init__(self, stream: Any = None, color: str = "auto", environ: Mapping[str, str] | None = None):
         environ = os.environ if environ is None else environ
@@ -2001,7 +2014,8 @@ class Terminal:
             self.blocks.encode(getattr(self.stream, "encoding", None) or "ascii")
         except UnicodeEncodeError:
             self.blocks = "#-"
-        self._shown, self._next = 0, -math.inf
+        self._shown, self._next = "", -math.inf
+        self._lock = threading.RLock()  # who waits speaks from a thread of its own
 
     def paint(self, text: str, code: str) -> str:
         """Text in a colour, given as the number of an escape sequence (`31` is red), where colour is on."""
@@ -2019,8 +2033,11 @@ class Terminal:
             from shutil import get_terminal_size
 
             text = shorten(fields, (get_terminal_size().columns or 80) - 1)
-            self.stream.write("\r" + text.ljust(self._shown) + "\r" * (not text))
-            self._shown = len(text)
+            with self._lock:
+                if text == self._shown:
+                    return
+                self.stream.write("\r" + text.ljust(len(self._shown)) + "\r" * (not text))
+                self._shown = text
         else:
             now = time.monotonic() if now is None else now
             if now < self._next:
@@ -2031,9 +2048,35 @@ class Terminal:
 
     def write(self, text: str) -> int:
         """Write text, the status line out of its way."""
-        if self._shown:
-            self.status("")
-        return self.stream.write(text)
+        with self._lock:
+            if self._shown:
+                self.status("")
+            return self.stream.write(text)
+
+    @contextmanager
+    def waiting(self, what: str, silent: float = 3.0) -> Iterator[None]:
+        """Says that `what` is waited for in the `with` block: on a terminal each second from the first on, and nothing
+        of it stays; elsewhere in a line, once it takes `silent` seconds."""
+        over, began = threading.Event(), time.monotonic()
+
+        def speak():
+            wait = self.PATIENT if self.live else silent
+            while not over.wait(wait):
+                if not self.live:
+                    self.write(f"still waiting: {what}\n")
+                    self.flush()
+                    return
+                self.status([what, f"{time.monotonic() - began:.0f} s"])
+
+        thread = threading.Thread(target=speak, name=f"says: {what}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            if self.live:
+                self.write("")
 
     def flush(self) -> None:
         """Hand on what was written."""

@@ -91,7 +91,7 @@ import time
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from operator import truediv
 from pathlib import Path
 from types import MappingProxyType
@@ -2739,7 +2739,7 @@ def summary_of(folder: str | None) -> str:
 MOST_ROWS = 20_000  # spans, or barriers, of which a client that lags is still to be told
 
 
-class Measures:
+class Totals:
     """What spans add up to, for Prometheus."""
 
     def __init__(self):
@@ -4249,6 +4249,7 @@ GRACE = 10.0  # seconds that a stopping master lets tasks run on
 REGATHER = 5.0  # seconds that a master which was started again waits for the slaves that it had
 WANTED_FOR = 10.0  # seconds that a published object which is not here may still come
 FAILURES_TOLD = 1000  # kinds of failures that are logged
+NO_WORK = 0.0, 0.0, 0  # of a client that was not heard of
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NEVER_SENT = "its application was never sent here"
 TELL_EVERY = 0.25  # seconds between two reports of progress to a client
@@ -4303,7 +4304,7 @@ def completed(head: bytes, user: str, limits: str) -> bytes:
     return json.dumps({**tasks.read_head(head), **more, "user": user}).encode()
 
 
-FAILURE_TEXTS = ("type", "message", "traceback", "where", "kind", "pickle", "output")
+FAILURE_TEXTS = ("type", "message", "traceback", "where", "kind", "pickle", "output", "hidden")
 
 
 def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
@@ -4717,12 +4718,14 @@ class MasterNode(rpc.BaseNode):
         self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
         self._zygotes = tasks.Recent()
         self.measures = Measures(self.stats)
-        self.span_ears: list[Callable[[Span], None]] = [self.measures.hear]  # who is told of each report of a slave
+        self.span_ears: list[Callable[[Span], None]] = [self.measures.hear, self._note_work]  # told of each report
+        self._work: dict[str, tuple] = {}  # client -> seconds of workers, those that moved data, bytes of results
+        self._all_work = 0.0  # seconds of workers, for everybody
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
         self._lasting: set[str] = set()  # those of them that are in the journal
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
-        self.measures = Measures()
-        self.span_ears.append(self.measures.hear)
+        self.totals = Totals()
+        self.span_ears.append(self.totals.hear)
         self.traces = Traces(self)
         self.journal: Journal | None = None
         self.storage = ""  # why the journal takes no new work
@@ -5256,6 +5259,7 @@ class MasterNode(rpc.BaseNode):
             self._forget_finished(name, number)
         self._gone_at.pop(name, None)
         self._unsaid.pop(name, None)
+        self._work.pop(name, None)
         self._detached.discard(name)
         self._forget_shared(name)
         if name in self.board.owners:
@@ -5823,6 +5827,8 @@ class MasterNode(rpc.BaseNode):
             self._tell_at = now + TELL_EVERY
             self._tell_clients()
             self.traces.tell(now)
+        if self.stopping and self.terminal:
+            self.terminal.status(f"{len(self.board.leases)} leases run, {max(0, self._stop_at - now):.0f} s left")
         if self.stopping and (now >= self._stop_at or not (self.board.leases or self._unheard())):
             self.loop.stop()
         if now >= self._sample_at:
@@ -5874,19 +5880,34 @@ class MasterNode(rpc.BaseNode):
     def _tell_clients(self) -> None:
         """How the swarm stands, to every client for which that changed."""
         size = self.swarm_size()
-        running = {lease.batch.owner.id for lease in self.board.leases.values()}
+        running: Counter = Counter()
+        for lease in self.board.leases.values():
+            running[lease.batch.owner.id] += lease.tasks
         for name, peer in self._peers.items():
             if peer.role != "slave":
                 mine = {s.number: [s.step, s.done, s.known] for s in self.systems.values() if s.client == name}
                 self._tell_unsaid(name, peer)
-                told = [*size, mine, self._waits_of(name, running)]
+                here = {owner: running[owner] for owner in self._owners_of(name) if owner in running}
+                work = [*self._work.get(name, NO_WORK), self._all_work]
+                told = [*size, mine, self._waits_of(name, set(running)), here, *work]
                 if self._told.get(name) != told:
                     self._told[name] = told
                     self.channel.send(peer, ["swarm", *told])
 
+    def _note_work(self, span: Span) -> None:
+        lasted = span.ended - span.began
+        self._all_work += lasted
+        client = self.systems[span.owner].client if span.owner in self.systems else span.owner
+        if client in self._peers:
+            seconds, moving, size = self._work.get(client, NO_WORK)
+            self._work[client] = seconds + lasted, moving + span.opening + span.packing, size + span.received
+
+    def _owners_of(self, client: str) -> list[str]:
+        return [client, *(system.name for system in self.systems.values() if system.client == client)]
+
     def _waits_of(self, client: str, running: set) -> list:
         """What work of a client waits for while nothing else is to be seen of it: [kind, tasks, why, first task]."""
-        owners = [client, *(system.name for system in self.systems.values() if system.client == client)]
+        owners = self._owners_of(client)
         known = [self.board.owners[owner] for owner in owners if owner in self.board.owners]
         used = {self._peers[client].info.get("bundle"), *(self.systems[one].bundle for one in owners[1:])}
         waits = [["preparing", 0, what, ""] for (_, digest), what in self._preparing.items() if digest in used]
@@ -6274,7 +6295,7 @@ class MasterNode(rpc.BaseNode):
             metric("tasks_failed_total", "Those of them that failed.", self._counts["failed"]),
             components.Metric("events_total", "What befell leases and reports.", events),
             components.Metric("refused_total", "Messages of the compute channel that were refused.", refused),
-            *self.measures.metrics(),
+            *self.totals.metrics(),
             *self._metrics_of_slaves(),
         ]
 
@@ -6352,7 +6373,7 @@ SCHEDULERS = {"push": "GenericTaskScheduler", "pull": "ZMQTaskScheduler"}
 
 
 def _main(argv: list[str]) -> int:
-    code = rpc.administer("master", argv, tasks.checks)
+    code = rpc.administer("master", argv, tasks.checks, ("journal", "keys"))
     if code is None and argv[:1] == ["journal"]:
         code = _show_journal(argv[1:])
     if code is None and argv[:1] == ["keys"]:
@@ -6360,6 +6381,10 @@ def _main(argv: list[str]) -> int:
     if code is not None:
         return code
     options = parser().parse_args(argv)
+    hint = components.did_you_mean(options.scheduler or "", SCHEDULERS)
+    if hint and options.scheduler.islower() and options.scheduler not in SCHEDULERS:
+        raise components.UsageError(f"--scheduler {options.scheduler}: {hint}", "else the name of a component is meant",
+                                    "master.py --help")
     chosen = {"host": options.host, "port": options.port, "task_scheduler": options.scheduler}
     chosen["task_scheduler"] = SCHEDULERS.get(options.scheduler, options.scheduler)
     chosen["trace"] = options.trace and os.path.abspath(options.trace)
@@ -6368,9 +6393,9 @@ def _main(argv: list[str]) -> int:
                                                + ["node.page=no"] * options.no_page)
     with environment:
         node = MasterNode(environment, config)
-        with components.configure_logging(environment, node.log_format, node.log_level,
-                                          components.Terminal(color=options.color)):
-            return _run(node, options)
+        terminal = components.Terminal(color=options.color)
+        with components.configure_logging(environment, node.log_format, node.log_level, terminal):
+            return _run(node, options, terminal)
 
 
 def _show_journal(argv: list[str]) -> int:
@@ -6378,11 +6403,12 @@ def _show_journal(argv: list[str]) -> int:
     made.add_argument("what", choices=("check", "export"), help="say what is in it, or write it as JSON lines")
     made.add_argument("--env", metavar="DIR", help="the master's folder")
     made.add_argument("--payloads", action="store_true", help="export what tasks and results carry too, as base64")
+    made.add_argument("-q", "--quiet", action="store_true", help="check: say only what is wrong")
     options = made.parse_args(argv)
     if options.what == "export":
         export_journal(options.env, options.payloads)
-    else:
-        print(summary_of(options.env))
+    elif (text := summary_of(options.env)) and not options.quiet:
+        print(text)
     return components.EXIT_OK
 
 
@@ -6470,7 +6496,7 @@ def _rotate(keyring: rpc.Keyring, options: Any, audit: Audit) -> Iterable[str]:
 KEEPERS = {"list": _list_keys, "invite": _invite, "revoke": _revoke, "rotate": _rotate}
 
 
-def _run(node: MasterNode, options: Any) -> int:
+def _run(node: MasterNode, options: Any, terminal: components.Terminal) -> int:
     began = time.monotonic()
     code = 0
     rpc.raise_open_files()
@@ -6486,13 +6512,16 @@ def _run(node: MasterNode, options: Any) -> int:
 
     rpc.stop_on_signals(interrupt)
     try:
-        node.setup()
+        with nullcontext() if options.quiet else terminal.waiting("this master is starting"):
+            node.setup()
+        node.terminal = terminal if terminal.live else None
         node.config.check_unknown()
         tell_parent = rpc.follow_parent(options.parent, node.loop, node.loop.stop)
         if not options.quiet:
             _greet(node, time.monotonic() - began)
         tell_parent({"address": node.server.address})
         node.loop.run()
+        terminal.write("")  # the status line goes
         if node.broken:
             raise node.broken
         return code

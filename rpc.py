@@ -953,11 +953,19 @@ def _cannot_listen(error, host, port):
     if isinstance(error, (socket.gaierror, UnicodeError)):
         what, why, fix = f'cannot find the host "{host}"', _NO_NAME, "use an address of this machine"
     elif number == errno.EADDRINUSE:
-        what, why = f"port {port} is in use", "another program, perhaps an older node, has it"
-        fix = f"stop that, or choose another, as in --port {port + 1}"
+        what, why = f"port {port} is in use", f"{_who_has(port)} has it"
+        fix = f"stop that, or choose another, as in --port {port + 1}; slaves then need --master HOST:{port + 1}"
     elif number == errno.EADDRNOTAVAIL:
         what, why = f"{host} is not an address of this machine", "no network interface here has it"
     return components.UsageError(what, why, fix)
+
+
+def _who_has(port):
+    """Who listens there, as far as masters of this user have noted it."""
+    with suppress(OSError):
+        folder = Path((masters_folder() / str(port)).read_text().strip())
+        return f"a master of yours, process {(folder / 'lock').read_text().strip()},"
+    return "another program, perhaps an older node,"
 
 
 # -- JSON-RPC: the proxy -------------------------------------------------------------------------------------
@@ -2603,7 +2611,7 @@ class Keyring:
     def access(self, role: str, addresses: dict) -> dict:
         """The content of an access file."""
         return {"version": ACCESS_VERSION, "addresses": addresses, "public_key": self.public_key, "role": role,
-                "secret": self._standing[role].secret}
+                "secret": self._standing[role].secret, **({"token": self.token()} if role == "admin" else {})}
 
     def write_access(self, addresses: dict) -> None:
         """Write the access file of each role. `addresses`: {"http": "HOST:PORT", "tcp": "HOST:PORT", "ipc": path}, and
@@ -2617,6 +2625,7 @@ class Keyring:
         made = Invitation(secrets.token_hex(4), role, secrets.token_urlsafe(32), self._clock() + seconds, once)
         path = os.path.abspath(path or f"{role}-{made.name}.access")
         content = {**_access_content(self._path(f"{role}.access")), "secret": made.secret}
+        content.pop("token", None)  # which does not end
         try:
             append_private(path, json.dumps(content, indent=1), os.O_EXCL)
         except OSError as error:
@@ -4492,7 +4501,7 @@ def compile_here(bundle: Bundle, environment: components.Environment) -> Path | 
     target = environment.create() / "apps" / f"compiled-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
     if not target.is_dir():
         with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as new:
-            with speaking_up(f"still waiting: {', '.join(alone)} is being compiled"):
+            with components.Terminal().waiting(f"{', '.join(alone)} is being compiled"):
                 build_parts(bundle.root, new, "this machine", sources=alone)
             shutil.copytree(new, target, dirs_exist_ok=True)
     os.utime(target)
@@ -4634,7 +4643,7 @@ def find_application(module: types.ModuleType, base_class: type, name: str | Non
         return chosen or own[min(own)]
     problem = f"no application {name}" if name else "no single application"
     raise UsageError(f"{problem} in {shown}", f"it defines {len(own)}: {', '.join(sorted(own))}",
-                     f"choose one, as with --app {min(own)}")
+                     components.did_you_mean(name or "", own) or f"choose one, as with --app {min(own)}")
 
 
 # -- bundles: one framework under every name -----------------------------------------------------------------
@@ -5102,18 +5111,6 @@ ALIVE_WITHIN = 10.0  # seconds in which a loop must have turned: knocking at a m
 STUCK = b"the loop of this node has not turned for 10 s\n", 503
 
 
-@contextmanager
-def speaking_up(text: str) -> Iterator[None]:
-    """Logs `text`, once, if what is done in the `with` block takes longer than SILENT."""
-    timer = threading.Timer(SILENT, log.warning, [text])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def read_beside(name: str) -> bytes | None:
     """A file that lies beside this one, on the disk or in an archive; None where this file came alone."""
     try:
@@ -5138,6 +5135,7 @@ class BaseNode(components.ComponentManager):
     role = ""
     FIXED = frozenset(("baseon.file", "node.log_format", "node.by_reference", "node.compute_address"))  # from the start
     busy_loop = False  # whether code of the user's may keep the loop from giving signs of life
+    terminal: components.Terminal | None = None  # where a person waits for its end
     log_level = components.ChoiceItem("node", "log_level", "info", ("debug", "info", "warning", "error"), "what to log")
     log_format = components.ChoiceItem("node", "log_format", "text", ("text", "json"), "how to log")
     by_reference = components.BoolItem(
@@ -5560,7 +5558,7 @@ class MasterAway(components.Unreachable):
 def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -> bool:
     """Enrols, trying again while nobody answers. False if the node was stopped. Raises Unreachable in the end."""
     began = time.monotonic()
-    speak: Any = speaking_up(f"still waiting: the master at {node.whereabouts()} has not answered yet")
+    speak: Any = terminal.waiting(f"the master at {node.whereabouts()} has not answered yet")
     try:
         while not node.loop.stopped:
             try:
@@ -5594,6 +5592,29 @@ def find_access(role: str, master: str = "", path: str = "") -> Access:
         raise Unreachable(f"{path} lets in a {access.role}, and this is a {role}",
                           "each role has an access file of its own", f"copy keys/{role}.access of the master instead")
     return access
+
+
+def token_of(master: str, path: str = "") -> str:
+    """What makes a caller the administrator of a master: as an admin's access file says (`path`), or as the folder of
+    this user's master here does. Raises Unreachable: there is none, or it may not travel."""
+    path = path or os.environ.get("CONCURRENT_SWARM_ACCESS", "")
+    host, port = parse_address(master)
+    note, here = masters_folder() / str(port), is_loopback(host)
+    token = _access_content(path).get("token") if path else ""
+    try:
+        if not token and here and note.exists():
+            token = _json_object(_read_private(path := f"{note.read_text().strip()}/keys/token.json"), path)["token"]
+    except (OSError, Error) as error:
+        raise Unreachable(f"the token of the master at {master} cannot be read", components.describe(error),
+                          "run this as the user of the master") from None
+    if not token:
+        why = f"{path} is no admin's access file" if path else "only who runs it has that, and this user's it is not"
+        raise Unreachable(f"this needs the token of the master at {master}", why,
+                          "run it as the master's user there, or pass a copy of its keys/admin.access: --access FILE")
+    if not (here or certificate_of("client", master, path)):
+        raise Unreachable(f"the token is not sent to {master}", "on the way there it could be read: there is no TLS",
+                          "run this on the master's machine, or give the master a certificate (master.certificate)")
+    return token
 
 
 def certificate_of(role: str, master: str = "", path: str = "") -> str:
@@ -5857,6 +5878,8 @@ def _run_doctor(role: str, parser: components.ArgumentParser, argv: list[str], m
     levels = set()
     for check in itertools.chain(more(), Doctor(role, configuration(role, options), environment, options).checks()):
         levels.add(check.level)
+        if options.quiet and check.level == "ok":
+            continue
         text = components.printable(str(check)).removeprefix(check.level)
         print(terminal.paint(check.level, {"ok": "32", "warn": "33", "fail": "31"}[check.level]) + text, flush=True)
     return components.EXIT_FAILED if "fail" in levels else components.EXIT_OK
@@ -5895,19 +5918,28 @@ def configuration(role: str, options: argparse.Namespace) -> components.Config:
     return components.Config(environment.config_path, options.set, folder=environment.path)
 
 
-def administer(role: str, argv: list[str], more: Callable[[], Iterable[Check]] = tuple) -> int | None:
-    """The commands that every role has beside running: config show, create, backup, doctor, stats. None if argv is none
-    of them. `more` gives further checks for `doctor`.
+COMMANDS = ("config", "create", "backup", "doctor", "stats")
+
+
+def administer(role: str, argv: list[str], more: Callable[[], Iterable[Check]] = tuple,
+               further: Iterable[str] = ()) -> int | None:
+    """The commands that every role has beside running: config, create, backup, doctor, stats. None if argv is none of
+    them. `more` gives further checks for `doctor`; `further` are commands of this role. Raises UsageError for what is
+    nearly a command.
 
     doctor [--env DIR] [--master HOST[:PORT]] [--access FILE]
     create DIR · backup [--env DIR] [FILE] · config show [--origin] [--env DIR] [--set section.key=value]
     stats [--system ID | --node s1 | --kind CLASS] [--steps] [--json] [--env DIR] [--set section.key=value]"""
-    if not argv or argv[0] not in ("config", "create", "backup", "doctor", "stats"):
+    if not argv or argv[0] not in COMMANDS:
+        word = argv[0] if argv and argv[0].isalpha() and argv[0] not in further and not os.path.exists(argv[0]) else ""
+        if hint := components.did_you_mean(word, known := [*COMMANDS, *further]):
+            raise UsageError(f"{word}: {hint}", f"commands are: {', '.join(known)}", f"{role}.py --help")
         return None
     if argv[0] == "stats":
         return _show_stats(role, argv[1:])
     parser = components.ArgumentParser(prog=f"{role}.py {argv[0]}")
     parser.add_argument("--env", metavar="DIR", help="the node's folder")
+    parser.add_argument("-q", "--quiet", action="store_true", help="only what is wrong")
     if argv[0] == "config":
         return _show_config(role, parser, argv[1:])
     if argv[0] == "doctor":
@@ -5916,7 +5948,9 @@ def administer(role: str, argv: list[str], more: Callable[[], Iterable[Check]] =
     options = parser.parse_args(argv[1:])
     folder = (options.target if argv[0] == "create" else None) or options.env or components.state_root() / role
     environment = components.Environment(folder, role)
-    print(environment.create().path if argv[0] == "create" else environment.backup(options.target))
+    made = environment.create().path if argv[0] == "create" else environment.backup(options.target)
+    if not options.quiet:
+        print(made)
     return components.EXIT_OK
 
 

@@ -23,6 +23,7 @@ if __name__ == "__main__":  # hand over to the one copy of this module, under it
 
 import argparse
 import collections
+import contextlib
 import functools
 import itertools
 import logging
@@ -1073,6 +1074,9 @@ class SlaveNode(rpc.Node):
         if now >= self._vitals_at and self.link and self.link.state == "ready":
             self._vitals_at = now + VITALS_EVERY
             self.tell_vitals(now)
+        if self.leaving_at and self.terminal:
+            self.terminal.status(f"{len(self.manager.running)} leases run, {max(0, self.leaving_at - now):.0f} s left")
+            deadline = min(deadline, now + 1)
         if self.leaving_at and (now >= self.leaving_at or not (self.manager.running or self.unheard())):
             self.loop.stop()
         return deadline
@@ -1153,7 +1157,8 @@ EXAMPLES = """examples:
   slave.py --workers 4 --resources gpu=1 --tags ssd,fast
   slave.py doctor --master node01   what is missing on the way there
 
-exit: 0 stopped, 1 internal error, 2 usage, 3 not admitted, 143 TERM
+exit: 0 stopped, 1 internal error, 2 usage, 3 not admitted,
+      130 second Ctrl-C, 143 TERM
 """
 
 
@@ -1199,13 +1204,17 @@ def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
         nonlocal code
         if number == signal.SIGTERM:
             code = components.EXIT_TERMINATED
+        elif node.leaving_at:
+            code = components.EXIT_INTERRUPTED
         node.loop.post(node.leave)
 
     rpc.stop_on_signals(interrupt)
     if not options.quiet:
         print(rpc.greeting("slave"), file=sys.stderr)
     try:
-        node.setup()
+        with contextlib.nullcontext() if options.quiet else terminal.waiting("this slave is starting"):
+            node.setup()
+        node.terminal = terminal if terminal.live else None
         node.config.check_unknown()
         tell_parent = rpc.follow_parent(options.parent, node.loop, node.loop.stop)
         node.serve(node.page_host, node.page_port)
@@ -1216,6 +1225,7 @@ def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
             node.loop.run()
         if node.refusal:
             raise node.refusal
+        terminal.write("")  # the status line goes
         _farewell(node, options)
         return code
     finally:

@@ -757,8 +757,9 @@ def describe_failure(error: BaseException, root: str = "", kind: str = "error", 
     if getattr(error, "errno", 0) in (errno.EPERM, errno.EACCES, errno.EROFS) and _confinement.level != "off":
         attempt(setattr, error, "__notes__", [*getattr(error, "__notes__", ()), CONFINED])
     text = _format(error, root)[-TRACEBACK_LIMIT:]
-    where = f"{_shorten(frames[-1].filename, root)}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
-    failure = {"type": _type_name(error), "message": _text_of(error), "traceback": text, "where": where, "kind": kind}
+    where = _place_of(frames[-1], root) if frames else ""
+    failure = {"type": _type_name(error), "message": _text_of(error), "traceback": text, "where": where, "kind": kind,
+               "hidden": "\n".join(map(_place_of, _frames(error, ours=True)[-100:]))}
     sealed = _seal_exception(error) if itself else ""
     return {**failure, **_beside(error), **({"pickle": sealed} if sealed else {})}
 
@@ -782,6 +783,10 @@ def _text_of(error: Any) -> str:
 def _is_ours(filename: str) -> bool:
     folder, name = os.path.split(filename)
     return filename == "fastpath.pyx" or (name in OUR_FILES and folder == os.path.dirname(__file__))
+
+
+def _place_of(frame: traceback.FrameSummary, root: str = os.path.dirname(__file__)) -> str:
+    return f"{_shorten(frame.filename, root)}:{frame.lineno} in {frame.name}"
 
 
 def _shorten(filename: str, root: str) -> str:
@@ -812,8 +817,8 @@ def _format_one(error: BaseException, root: str) -> str:
     return "".join(lines[-100:]) + f"{_type_name(error)}: {_text_of(error)}\n{notes}"
 
 
-def _frames(error: BaseException) -> list:
-    return [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
+def _frames(error: BaseException, ours: bool = False) -> list:
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if _is_ours(frame.filename) == ours]
 
 
 def _type_name(error: BaseException) -> str:
@@ -1131,7 +1136,7 @@ class Owner:
         self.slaves.add(slave)
         self.attempt = attempt
         if failures:
-            self._settle_one_by_one(flight, lo, results, failures)
+            self._settle_one_by_one(flight, lo, results, failures, slave)
         else:
             settle(self, flight, lo, results, self._handle, Task.finished)
         if not flight.open:
@@ -1328,7 +1333,7 @@ class Owner:
             return None
         return Handle if self.attempt == 1 else functools.partial(Handle.in_attempt, self.attempt)
 
-    def _settle_one_by_one(self, flight: Flight, lo: int, results: list, failures: dict) -> None:
+    def _settle_one_by_one(self, flight: Flight, lo: int, results: list, failures: dict, slave: str) -> None:
         for i, result in enumerate(results, lo):
             failure = failures.get(str(i)) or failures.get("*")
             if failure is None:
@@ -1337,7 +1342,7 @@ class Owner:
                 task, flight.tasks[i] = flight.tasks[i], None
                 task._ordinal = flight.first + i
                 flight.open -= 1
-                self._failed(task, failure)
+                self._failed(task, {**failure, "slave": slave})
 
     def _forget_if_done(self, flight: Flight) -> None:
         if not flight.open and flight.accepted and self.flights.pop(flight.number, None):

@@ -4359,8 +4359,13 @@ class MasterNode(rpc.BaseNode):
             "sandbox": self.guard.status(),
         }
 
+    def summary(self) -> str:
+        slaves, workers, busy = self.swarm_size()
+        return f"{'stopping: ' * self.stopping}{slaves} slaves, {workers} workers, {busy} busy"
+
     def stop_soon(self) -> None:
         """Lets what runs end, for GRACE seconds, and stops; at once if nothing runs or this is the second time."""
+        self.supervisor.tell(STOPPING=1)
         if self.stopping or not (self.board.leases or self._unheard()):
             self.loop.stop()
             return
@@ -4541,6 +4546,7 @@ def _run(node: MasterNode, options: Any) -> int:
         node.loop.post(node.stop_soon)
 
     rpc.stop_on_signals(interrupt)
+    rpc.reload_on_hangup(node)
     try:
         node.setup()
         node.config.check_unknown()
@@ -4548,6 +4554,7 @@ def _run(node: MasterNode, options: Any) -> int:
         if not options.quiet:
             _greet(node, time.monotonic() - began)
         tell_parent({"address": node.server.address})
+        node.supervisor.ready()
         node.loop.run()
         if node.broken:
             raise node.broken

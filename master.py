@@ -4217,9 +4217,12 @@ class MasterNode(rpc.BaseNode):
         }
         self.keyring.write_access(self.addresses)
         self._note = rpc.masters_folder() / str(self.server.port)
-        self._note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._note.write_text(f"{self.environment.path}\n")
-        self.closing.callback(self._forget_note)
+        try:
+            self._note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._note.write_text(f"{self.environment.path}\n")
+            self.closing.callback(self._forget_note)
+        except OSError as error:
+            log.warning("nodes on this machine need --access FILE too, for %s cannot be written: %s", self._note, error)
 
     def _forget_note(self) -> None:
         if self._note.exists() and self._note.read_text().strip() == str(self.environment.path):

@@ -5037,7 +5037,7 @@ class BaseNode(components.ComponentManager):
         if now < self._look_at:
             return self._look_at
         self._look_at = now + LOOK_EVERY
-        self._take(self.config.poll(now))
+        self._adopt(self.config.poll(now))
         self.supervisor.look(self.summary)
         for name in self.plugins.poll(now):
             log.info("plug-in %s loaded", name)
@@ -5049,9 +5049,9 @@ class BaseNode(components.ComponentManager):
         """Reads the configuration file again, at once."""
         log.info("configuration: read again")
         with self.supervisor.reloading():
-            self._take(self.config.reload())
+            self._adopt(self.config.reload())
 
-    def _take(self, changes: set) -> None:
+    def _adopt(self, changes: set) -> None:
         if changes:
             log.info("configuration: changed %s", ", ".join(f"{s}.{k}" for s, k in sorted(changes)))
             self.config_changed(changes)

@@ -5740,10 +5740,11 @@ class Supervisor:
         if not self._address:
             return
         self._unsaid |= words
+        message = "\n".join(f"{name}={value}" for name, value in self._unsaid.items())
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.setblocking(False)
-                sock.sendto("\n".join(f"{name}={value}" for name, value in self._unsaid.items()).encode(), self._address)
+                sock.sendto(message.encode(), self._address)
             self._unsaid.clear()
         except OSError as error:
             log.debug("the supervisor at %s does not hear: %s", self._address, error)

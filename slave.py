@@ -519,7 +519,7 @@ class ProcessTaskManager(components.Component):
             self._wait_again(worker)
             if worker.passed and not worker.forgotten:
                 self._report_passed(worker, envelope)
-            elif worker.doomed and not worker.forgotten:
+            elif (worker.doomed or self.node.leaving_at) and not worker.forgotten:
                 self.node.report("given_back", envelope.lease, lo, envelope.hi)  # killed on request: nobody is blamed
             elif unborn and not worker.forgotten:
                 self._deaths.append(time.monotonic())
@@ -773,7 +773,7 @@ def _limits_in(head: bytes) -> dict[str, float]:
 
 
 def usable_cpus() -> int:
-    """Processors this process may use: its affinity mask, the quotas of its control groups, what Slurm gives the task."""
+    """Processors this process may use: by its affinity mask, the quotas of its control groups, and Slurm."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     by_slurm = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or ""
     return max(1, int(min([count, *cpu_quotas(), *([int(by_slurm)] if by_slurm.isdecimal() else [])])))

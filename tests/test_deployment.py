@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, PATIENCE, Swarm, wait_until
+from conftest import CHECKOUT, PATIENCE, Swarm, children_of, wait_until
 from test_cli import Typed, cli  # noqa: F401 (a fixture)
 
 from concurrent_swarm import components, master, rpc, slave
@@ -188,6 +188,23 @@ def test_a_second_sigterm_ends_a_slave_at_once(swarm, tmp_path):
     here.slaves[0].send(signal.SIGTERM)
     assert here.slaves[0].wait().code == 143 and time.monotonic() - began < slave.GRACE / 2
     client.ends()
+
+
+@pytest.mark.slow
+def test_no_task_is_blamed_if_a_batch_system_ends_all_processes_of_a_slave(swarm, tmp_path):
+    here = swarm(slaves=2, workers=1, master=("--set", "limits.worker_retries=0"))
+    words = ("--json", "--app", "Waiting", "--set", "plain.count=4", "--set", f"plain.folder={tmp_path}")
+    client = here.start_client("plain.py", *words)
+    wait_until(lambda: len(list(tmp_path.glob("run-*"))) == 2, "both slaves run a task")
+    leaving, there = here.slaves[0], [here.slaves[0].pid]
+    for pid in there:
+        there += children_of(pid)
+    assert len(there) >= 4  # the slave, the tracker of its resources, the zygote, a worker
+    for pid in there:
+        os.kill(pid, signal.SIGTERM)
+    assert leaving.wait().code == 143 and "zygote" not in leaving.err
+    (tmp_path / "go").touch()
+    assert client.wait().about["result"] == {"sum": 6, "errors": []}
 
 
 # -- processors ----------------------------------------------------------------------------------------------------

@@ -283,19 +283,40 @@ def test_a_unit_fits_what_the_node_does(role):
     assert int(given["RestartPreventExitStatus"]) == components.EXIT_USAGE
 
 
+def commands():
+    """(role, arguments) of each command on the page that starts a node."""
+    found = re.findall(r"(?:concurrent-|python )(master|slave)(?:\.py)? ((?:--|-[a-z]\b)[^\n'>&]*)", PAGE)
+    return sorted({(role, " ".join(words.split())) for role, words in found})
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("role", ROLES.values())
-def test_the_command_of_a_unit_starts_a_node_that_is_ready(role, swarm, supervisor, tmp_path):
+@pytest.mark.parametrize("role, words", commands())
+def test_a_command_of_the_page_starts_a_node_that_is_ready(role, words, swarm, supervisor):
     here = swarm(slaves=0)
-    words = shlex.split(dict(settings(unit_of(role)))["ExecStart"])
-    assert words[0] == f"/opt/concurrent/bin/concurrent-{role}"
-    places = {"%S": str(tmp_path), "%d": str(here.master.folder / "keys"), "%i": here.address,
-              "0.0.0.0": "127.0.0.1", "master.compute_port=8081": "master.compute_port=0"}  # fmt: skip
+    access = rpc.Access.load(str(here.master.folder / "keys" / "slave.access"))
+    places = {
+        r"--access \S+": f"--access {here.master.folder}/keys/slave.access", r"(?<=--master )\S+": here.address,
+        r"(?<=compute_address=)\S+": access.addresses["tcp"], "0.0.0.0": "127.0.0.1", r"(?<=compute_port=)\d+": "0",
+    }  # fmt: skip
     for old, new in places.items():
-        words = [word.replace(old, new) for word in words]
-    node = here.start(role, *words[1:], NOTIFY_SOCKET=supervisor.address, CONCURRENT_SWARM_MASTER_PORT="0")
+        words = re.sub(old, new, words)
+    node = here.start(role, *shlex.split(words), NOTIFY_SOCKET=supervisor.address, CONCURRENT_SWARM_MASTER_PORT="0")
     supervisor.until("READY=1")
     assert node.ends() == 143
+
+
+def test_the_page_starts_nodes_in_each_of_its_ways():
+    assert len([role for role, _ in commands() if role == "slave"]) >= 3 and len(commands()) >= 5
+    for unit, role in ROLES.items():
+        words = shlex.split(dict(settings(next(path for path in UNITS if Path(path).name == unit)))["ExecStart"])
+        assert words[0] == f"/opt/concurrent/bin/concurrent-{role}" and (role, " ".join(words[1:])) in commands()
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="the scripts are for bash")
+def test_the_scripts_of_the_page_are_scripts():
+    for text in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL):
+        done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+        assert done.returncode == 0, f"{text}\n{done.stderr}"
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")

@@ -2749,6 +2749,9 @@ def _access_content(path):
         raise Error(f"there is no access file {path}",
                     "the master writes it at its start: no master has run here, or the file was not copied",
                     "start a master (python master.py), or copy its keys/<role>.access: --access FILE") from error
+    except PermissionError as error:
+        raise Error(f"the access file {path} cannot be read", "it or its folder is another user's",
+                    "give the user who runs this node a copy: chown, chmod 600") from error
 
 
 class Access:

@@ -319,6 +319,16 @@ def test_the_scripts_of_the_page_are_scripts():
         assert done.returncode == 0, f"{text}\n{done.stderr}"
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid(), reason="only root can be another user")
+def test_an_access_file_of_another_user_is_an_error_that_says_so(tmp_path):
+    (tmp_path / "slave.access").write_text("{}")
+    os.chmod(tmp_path / "slave.access", 0o600)
+    words = "import sys; from concurrent_swarm import rpc; import os; os.setuid(65534); rpc.Access.load(sys.argv[1])"
+    command = [sys.executable, "-c", words, str(tmp_path / "slave.access")]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    assert "slave.access cannot be read" in done.stderr and "chmod 600" in done.stderr, done.stderr
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 def test_systemd_finds_no_fault_with_the_units(tmp_path):
     for path, text in UNITS.items():

@@ -32,6 +32,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "setup")
 FENCE = re.compile(r"(?:<!-- ([^\n]+) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCE_MARK = re.compile(r"<!-- [^\n]+ -->\n")
+OTHERS = re.compile(r"\b(pip|pytest|pdoc|git|ruff|useradd|SBATCH|docker|config|create|backup|doctor|journal)\b")
 ROLES = {"master": master, "slave": slave, "client": client}
 COMMANDS = {"config", "create", "backup", "doctor", "keys"}  # they end by themselves
 PATIENCE = 60.0  # seconds for one command
@@ -351,7 +352,7 @@ def test_every_option_that_a_page_names_exists(page):
             assert named_here <= of_keys, line
         elif role and line.count(".py ") == 1:
             assert named_here <= options_of(role[1]), line
-        elif not re.search(r"\b(pip|pytest|pdoc|git|ruff|useradd|sbatch|SBATCH|docker|config|create|backup|doctor|journal)\b", line):
+        elif not OTHERS.search(line):
             assert named_here <= everyone, line
 
 

@@ -5963,9 +5963,12 @@ class MasterNode(rpc.BaseNode):
         }
         self.keyring.write_access(self.addresses)
         self._note = rpc.masters_folder() / str(self.server.port)
-        self._note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._note.write_text(f"{self.environment.path}\n")
-        self.closing.callback(self._forget_note)
+        try:
+            self._note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._note.write_text(f"{self.environment.path}\n")
+            self.closing.callback(self._forget_note)
+        except OSError as error:
+            log.warning("nodes on this machine need --access FILE too, for %s cannot be written: %s", self._note, error)
 
     def peers_of(self, key: str) -> list[rpc.Peer]:
         """The nodes here that have this key."""
@@ -6319,8 +6322,13 @@ class MasterNode(rpc.BaseNode):
             each("slave_usable", "0 while it drains or is in quarantine.", lambda s: int(not s.closed)),
         ]
 
+    def summary(self) -> str:
+        slaves, workers, busy = self.swarm_size()
+        return f"{'stopping: ' * self.stopping}{slaves} slaves, {workers} workers, {busy} busy"
+
     def stop_soon(self) -> None:
         """Lets what runs end, for GRACE seconds, and stops; at once if nothing runs or this is the second time."""
+        self.supervisor.tell(STOPPING=1)
         if self.stopping or not (self.board.leases or self._unheard()):
             self.loop.stop()
             return
@@ -6511,6 +6519,7 @@ def _run(node: MasterNode, options: Any, terminal: components.Terminal) -> int:
         node.loop.post(node.stop_soon)
 
     rpc.stop_on_signals(interrupt)
+    rpc.reload_on_hangup(node)
     try:
         with nullcontext() if options.quiet else terminal.waiting("this master is starting"):
             node.setup()
@@ -6520,6 +6529,7 @@ def _run(node: MasterNode, options: Any, terminal: components.Terminal) -> int:
         if not options.quiet:
             _greet(node, time.monotonic() - began)
         tell_parent({"address": node.server.address})
+        node.supervisor.ready()
         node.loop.run()
         terminal.write("")  # the status line goes
         if node.broken:

@@ -2811,6 +2811,9 @@ def _access_content(path):
         raise Error(f"there is no access file {path}",
                     "the master writes it at its start: no master has run here, or the file was not copied",
                     "start a master (python master.py), or copy its keys/<role>.access: --access FILE") from error
+    except PermissionError as error:
+        raise Error(f"the access file {path} cannot be read", "it or its folder is another user's",
+                    "give the user who runs this node a copy: chown, chmod 600") from error
 
 
 class Access:
@@ -5163,6 +5166,7 @@ class BaseNode(components.ComponentManager):
         self.plugins = components.load_plugins(environment / "plugins")
         self.stats = components.Stats()
         self.stats.stand_in()
+        self.supervisor = Supervisor()
         self.store: Store | None = None  # where large payloads lie for others on this machine
         self._look_at = 0.0
         self.service = Service()
@@ -5233,15 +5237,28 @@ class BaseNode(components.ComponentManager):
         if now < self._look_at:
             return self._look_at
         self._look_at = now + LOOK_EVERY
-        changes = self.config.poll(now)
-        if changes:
-            log.info("configuration: changed %s", ", ".join(f"{s}.{k}" for s, k in sorted(changes)))
-            self.config_changed(changes)
+        self._adopt(self.config.poll(now))
+        self.supervisor.look(self.summary)
         for name in self.plugins.poll(now):
             log.info("plug-in %s loaded", name)
         if self.store:
             self.store.tidy()
         return self._look_at
+
+    def reload(self) -> None:
+        """Reads the configuration file again, at once."""
+        log.info("configuration: read again")
+        with self.supervisor.reloading():
+            self._adopt(self.config.reload())
+
+    def _adopt(self, changes: set) -> None:
+        if changes:
+            log.info("configuration: changed %s", ", ".join(f"{s}.{k}" for s, k in sorted(changes)))
+            self.config_changed(changes)
+
+    def summary(self) -> str:
+        """What it is about, in a line."""
+        return ""
 
     def status(self) -> dict:
         """What a person wants to know first."""
@@ -5559,6 +5576,7 @@ def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -
     """Enrols, trying again while nobody answers. False if the node was stopped. Raises Unreachable in the end."""
     began = time.monotonic()
     speak: Any = terminal.waiting(f"the master at {node.whereabouts()} has not answered yet")
+    node.supervisor.tell(STATUS=f"waiting for the master at {node.whereabouts()}")
     try:
         while not node.loop.stopped:
             try:
@@ -6063,3 +6081,61 @@ def stop_on_signals(interrupt: Callable[[int], None]) -> None:
     """SIGINT and SIGTERM call `interrupt(signal number)` and do nothing else. For main() only."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _frame: interrupt(received))
+
+
+def reload_on_hangup(node: BaseNode) -> None:
+    """SIGHUP lets a node read its configuration again, unless it means that its terminal is gone. For main() only."""
+    if not hasattr(signal, "SIGHUP"):
+        return
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:  # it has none
+        signal.signal(signal.SIGHUP, lambda *_: node.loop.post(node.reload))
+
+
+class Supervisor:
+    """What started this node and waits for word of it: systemd, or whoever else sets NOTIFY_SOCKET (sd_notify(3))."""
+
+    def __init__(self) -> None:
+        address = os.environ.pop("NOTIFY_SOCKET", "")  # nothing that a node starts speaks for it
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        watches = os.environ.pop("WATCHDOG_USEC", "") and os.environ.pop("WATCHDOG_PID", "") in ("", str(os.getpid()))
+        self._alive = {"WATCHDOG": 1} if watches else {}
+        self._unsaid: dict[str, Any] = {}
+        self._status = ""
+        self._ready = False
+
+    def ready(self) -> None:
+        """The node does its work from now on."""
+        self._ready = True
+        self.tell(READY=1)
+
+    def look(self, summary: Callable[[], str]) -> None:
+        """The loop goes round, and this says what it is about. To be called about once a second."""
+        status = summary() if self._address and self._ready else self._status
+        if status != self._status or self._unsaid or (self._ready and self._alive):
+            self._status = status
+            self.tell(STATUS=status, **self._alive)
+
+    @contextmanager
+    def reloading(self) -> Iterator[None]:
+        """The node reads its configuration again meanwhile."""
+        if self._ready:
+            self.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+        yield
+        if self._ready:
+            self.tell(READY=1)
+
+    def tell(self, **words: Any) -> None:
+        """Says NAME=value each, now or, if there is no room, with what comes next."""
+        if not self._address:
+            return
+        self._unsaid |= words
+        message = "\n".join(f"{name}={value}" for name, value in self._unsaid.items())
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.setblocking(False)
+                sock.sendto(message.encode(), self._address)
+            self._unsaid.clear()
+        except OSError as error:
+            log.debug("the supervisor at %s does not hear: %s", self._address, error)

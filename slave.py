@@ -550,7 +550,7 @@ class ProcessTaskManager(components.Component):
             self._wait_again(worker)
             if worker.passed and not worker.forgotten:
                 self._report_passed(worker, envelope)
-            elif worker.doomed and not worker.forgotten:
+            elif (worker.doomed or self.node.leaving_at) and not worker.forgotten:
                 self.node.report("given_back", envelope.lease, lo, envelope.hi)  # killed on request: nobody is blamed
             elif unborn and not worker.forgotten:
                 self._deaths.append(time.monotonic())
@@ -818,14 +818,34 @@ def _limits_in(head: bytes) -> dict[str, float]:
 
 
 def usable_cpus() -> int:
-    """Processors this process may use: its affinity mask, and the quota of its control group."""
+    """Processors this process may use: by its affinity mask, the quotas of its control groups, and Slurm."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    by_slurm = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or ""
+    return max(1, int(min([count, *cpu_quotas(), *([int(by_slurm)] if by_slurm.isdecimal() else [])])))
+
+
+def cpu_quotas(groups: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> list[float]:
+    """The processors that this process' control groups may use, for each group above it that has a quota."""
+    found = []
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(count, int(quota) // int(period))) if quota != "max" else count
-    except (OSError, ValueError) as error:
+        lines = [line.split(":", 2) for line in Path(groups).read_text().splitlines()]
+    except OSError as error:
         log.debug("no control group limits the processors: %s", error)
-        return count
+        return found
+    for _, controllers, path in lines:
+        if not controllers or "cpu" in controllers.split(","):
+            files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+            place = Path(root, "cpu" if controllers else "", path.lstrip("/"))
+            found += filter(None, (_quota(group, files) for group in (place, *place.parents)))
+    return found
+
+
+def _quota(group: Path, files: tuple) -> float:
+    try:
+        quota, period = " ".join((group / name).read_text() for name in files).split()
+    except (OSError, ValueError):  # not ours to see, or none
+        return 0.0
+    return int(quota) / int(period) if quota not in ("max", "-1") else 0.0
 
 
 # -- the slave -----------------------------------------------------------------------------------------------------
@@ -1042,7 +1062,9 @@ class SlaveNode(rpc.Node):
             self.report("resources", self.manager.pool, self.manager.get_num_workers())  # the hello may be an old one
             if self.leaving_at:
                 self.report("leaving")
-            self.joined_at = self.joined_at or time.monotonic()
+            if not self.joined_at:
+                self.joined_at = time.monotonic()
+                self.supervisor.ready()
             log.info("joined as %s: %s workers", info["name"], self.manager.get_num_workers())
 
     def lost(self, reason: str) -> None:
@@ -1050,6 +1072,7 @@ class SlaveNode(rpc.Node):
 
     def leave(self) -> None:
         """Gives back what has not begun, lets the rest run for GRACE seconds, and ends; the second time at once."""
+        self.supervisor.tell(STOPPING=1)
         if self.leaving_at or not (self.manager.running or self.manager.waiting or self.unheard()):
             self.loop.stop()
             return
@@ -1098,6 +1121,13 @@ class SlaveNode(rpc.Node):
                 "link": self.link.state if self.link else "none", "uptime": round(now - self.started, 1)}
         rows = [worker.row(now) for worker in self.manager.workers.values()]
         return {"head": head, "workers": rows, "sandbox": self.guard.features()}
+
+    def summary(self) -> str:
+        busy = f"{self.manager.get_num_workers()} workers, {len(self.manager.running)} busy"
+        if self.leaving_at:
+            return f"leaving {self.address}: {busy}"
+        state = self.link.state if self.link else ""
+        return f"{self.name} at {self.address}: {busy}" if state == "ready" else f"looking for {self.address}"
 
     def status(self) -> dict:
         manager = self.manager
@@ -1209,6 +1239,7 @@ def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
         node.loop.post(node.leave)
 
     rpc.stop_on_signals(interrupt)
+    rpc.reload_on_hangup(node)
     if not options.quiet:
         print(rpc.greeting("slave"), file=sys.stderr)
     try:

@@ -2659,7 +2659,7 @@ def zygote_main(sock: socket.socket) -> None:
     _quiet_stdio()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a batch system may send it to all there is of a job
     woken, wake = socket.socketpair()
     for end in (woken, wake):
         end.setblocking(False)
@@ -2750,7 +2750,8 @@ def _become_child(fd: int) -> None:
     """
     os.setsid()
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     os.closerange(3, fd)
     os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
     if sys.platform == "linux":

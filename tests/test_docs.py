@@ -3,7 +3,8 @@
 How a page is read: in a `console` block a line that begins with `$ ` is a command and the lines below it are what it
 shows (`…` stands for anything, lines in between may be left out); a command that starts a master or slave stays until
 the end of its block. A `python` block whose first line is `# name.py` is that file. All of it happens in a folder that
-looks like the checkout, with port 8080 replaced by a free one.
+looks like the checkout, with port 8080 replaced by a free one. The blocks of `five-minutes.md` are played one after the
+other: what is started in a numbered terminal goes on, `^C` stops it, `# terminal 3` says what is seen there next.
 """
 
 import contextlib
@@ -30,6 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "setup")
 FENCE = re.compile(r"(?:<!-- ([^\n]+) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE_MARK = re.compile(r"<!-- [^\n]+ -->\n")
+OTHERS = re.compile(r"\b(pip|pytest|pdoc|git|ruff|useradd|SBATCH|docker|config|create|backup|doctor|journal)\b")
 ROLES = {"master": master, "slave": slave, "client": client}
 COMMANDS = {"config", "create", "backup", "doctor", "keys", "stats"}  # they end by themselves
 PATIENCE = 60.0  # seconds for one command
@@ -78,8 +81,8 @@ def steps(block):
     """(command, lines it shows) of a console block."""
     found = []
     for line in block.text.splitlines():
-        if line.startswith("$ "):
-            found.append((line[2:], []))
+        if line.startswith(("$ ", "^C", "# terminal")):
+            found.append((line.removeprefix("$ "), []))
         elif line.strip():
             found[-1][1].append(line)
     return found
@@ -105,6 +108,8 @@ def unseen(shown, output):
 class Desk:
     """A folder that looks like the checkout, and processes that are gone when the test is."""
 
+    patience = PATIENCE
+
     def __init__(self, folder):
         self.folder = folder / "desk"
         self.folder.mkdir()
@@ -117,6 +122,7 @@ class Desk:
         self.environ["CONCURRENT_SWARM_STATE"] = str(folder / "state")
         self.environ |= {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "PYTHONPATH": ""}
         self._staying = []
+        self.terminals = {}  # number -> the process that was started there, and the file of its output
 
     def move_the_master(self):
         """Nodes meet at the free port, though the commands do not name it."""
@@ -143,17 +149,32 @@ class Desk:
     def run(self, command):
         """Runs a command to its end; returns its exit code and what it wrote."""
         process, log = self.start(command)
-        code = process.wait(PATIENCE)
+        code = process.wait(self.patience)
         return code, log.read_text("utf-8", "replace")
 
     def follow(self, command, shown):
         """Starts a command that stays; returns when all it should show is there."""
-        process, log = self.start(command)
-        deadline = time.monotonic() + PATIENCE
-        while unseen(shown, output := log.read_text("utf-8", "replace")):
-            assert process.poll() is None, f"{command} ended:\n{output}"
-            assert time.monotonic() < deadline, f"{command} does not show {unseen(shown, output)}:\n{output}"
+        return self.until(*self.start(command), shown)
+
+    def until(self, process, log, shown):
+        """Waits until a command has shown this."""
+        shown = [line.replace("8080", self.port) for line in shown]
+        deadline = time.monotonic() + self.patience
+        while (ended := process.poll(), missing := unseen(shown, output := log.read_text("utf-8", "replace")))[1]:
+            assert ended is None, f"{process.args} ended without {missing}:\n{output}"
+            assert time.monotonic() < deadline, f"{process.args} does not show {missing}:\n{output}"
             time.sleep(0.02)
+
+    def interrupt(self, number):
+        """Presses Ctrl-C in a terminal."""
+        os.killpg(self.terminals[number][0].pid, signal.SIGINT)
+
+    def expect(self, command, shown):
+        """Runs a command to its end, which must show this and be a success."""
+        code, output = self.run(command)
+        missing = unseen(shown, output)
+        assert not missing, f"{command} (exit code {code}) does not show {missing}:\n{output}"
+        assert code == 0, f"{command} ended with {code}:\n{output}"
 
     def close(self):
         for process in reversed(self._staying):
@@ -165,7 +186,7 @@ class Desk:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("bash"), reason="the commands of the documents are for bash")
-@pytest.mark.parametrize("block", named(*PAGES, language="console", wanted=lambda block: True))
+@pytest.mark.parametrize("block", named(*PAGES, language="console", wanted=lambda block: "within" not in block.mark))
 @at_once
 def test_the_commands_show_what_the_page_says(block, tmp_path_factory):
     with contextlib.closing(Desk(tmp_path_factory.mktemp("commands"))) as desk:
@@ -182,11 +203,58 @@ def show(block, desk):
     for command, shown in steps(block):
         if stays(command):
             desk.follow(command, shown)
-            continue
-        code, output = desk.run(command)
-        missing = unseen(shown, output)
-        assert not missing, f"{command} (exit code {code}) does not show {missing}:\n{output}"
-        assert code == 0, f"{command} ended with {code}:\n{output}"
+        else:
+            desk.expect(command, shown)
+
+
+LAPTOP = 0.25  # seconds for `client.py --help`
+
+
+def pace():
+    """How much slower this machine is now than a laptop at rest."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "client.py", "--help"], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    return max(1.0, (time.monotonic() - began) / LAPTOP)
+
+
+def play(block, desk):
+    """Does what a person does at several terminals, of which each goes on."""
+    for command, shown in steps(block):
+        number = (re.findall(r"# terminal (\d)", command) or [""])[0]
+        if command.startswith("^C"):
+            desk.interrupt(number)
+        elif not command.startswith("#") and number:
+            desk.terminals[number] = desk.start(command)
+        if number:
+            desk.until(*desk.terminals[number], shown)
+        else:
+            desk.expect(command, shown)
+
+
+def is_there(block):
+    """Whether what a block waits for has come."""
+    awaited = re.search(r"once there is (\S+)", block.mark)
+    return not awaited or awaited[1] in options_of("client")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("bash"), reason="the commands of the documents are for bash")
+def test_the_first_five_minutes_go_as_the_page_says_and_as_fast(tmp_path):
+    late = []
+    with contextlib.closing(Desk(tmp_path)) as desk:
+        desk.move_the_master()
+        desk.patience = 5 * PATIENCE
+        for block in blocks(ROOT / "docs" / "five-minutes.md"):
+            if block.language == "console" and is_there(block):
+                limit = float(re.match(r"within (\d+) s", block.mark)[1]) * (2 if os.environ.get("CI") else 1)
+                before, began = pace(), time.monotonic()
+                play(block, desk)
+                took = time.monotonic() - began
+                if took > limit * max(before, pace()):
+                    late.append(f"line {block.line}: {took:.1f} s, and at most {limit:g} s on a laptop at rest")
+        run, _ = desk.terminals["3"]
+        assert run.wait(PATIENCE) == 0
+    assert not late
 
 
 APPLICATIONS = named(*PAGES, language="python", wanted=is_application)
@@ -275,14 +343,17 @@ def test_every_option_that_a_page_names_exists(page):
     of_keys = {option for action in master.keys_parser()._actions for option in action.option_strings}
     of_stats = {option for action in rpc.stats_parser("master")._actions for option in action.option_strings}
     everyone = set().union(*map(options_of, ROLES), of_keys, of_stats)
-    for line in page.read_text("utf-8").splitlines():
+    text = page.read_text("utf-8")
+    for block in blocks(page):
+        text = text if is_there(block) else text.replace(block.text, "")
+    for line in FENCE_MARK.sub("", text).splitlines():
         role = re.search(r"(master|slave|client)\.py(?! (?:config|create|backup|doctor|journal|keys))", line)
         named_here = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", line))
         if "master.py keys" in line or ".py stats" in line:
             assert named_here <= (of_stats if ".py stats" in line else of_keys), line
         elif role and line.count(".py ") == 1:
             assert named_here <= options_of(role[1]), line
-        elif not re.search(r"\b(pip|pytest|pdoc|git|ruff|config|create|backup|doctor|journal)\b", line):
+        elif not OTHERS.search(line):
             assert named_here <= everyone, line
 
 

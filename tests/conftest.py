@@ -6,8 +6,8 @@
         assert run.code == 0 and run.about["result"] == 7
 
 `swarm_of_module` is one swarm that the tests of a module share. However a test ends, every process that it started is
-gone afterwards, with all that those have started, and so are their folders: the fixtures assert it. Cases of a
-parametrized test that is marked `@at_once` run a few at a time.
+gone afterwards, with all that those have started, and so are their folders: the fixtures assert it. Tests that are
+marked `@at_once` run a few at a time.
 """
 
 import functools
@@ -42,8 +42,10 @@ PATIENCE = 30.0  # seconds after which something that must happen counts as neve
 
 
 def pytest_collection_modifyitems(items):
-    """What is left behind is looked at last."""
-    items.sort(key=lambda item: item.path.name == "test_leaks.py")
+    """In each file, what runs at once comes last; what is left behind is looked at in the end."""
+    files = list(dict.fromkeys(item.path for item in items))
+    files.sort(key=lambda path: path.name == "test_leaks.py")
+    items.sort(key=lambda item: (files.index(item.path), hasattr(getattr(item, "obj", None), "asks")))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -333,11 +335,32 @@ def running(slaves=1, workers=2, journal=False, master=(), slave=()):
         one.close()
 
 
-@pytest.fixture
+EACH = {}  # (module, name) -> a function fixture as a context manager
+
+
+def one_each(fixture):
+    """Decorates a fixture of which every test has one of its own, those that run at once too."""
+    generates = inspect.isgeneratorfunction(fixture)
+    make = fixture if generates else functools.wraps(fixture)(lambda **given: iter([fixture(**given)]))
+    EACH[fixture.__module__, fixture.__name__] = contextmanager(make)
+    return pytest.fixture(fixture)
+
+
+@one_each
 def swarm():
     """A function that starts a swarm: `swarm(slaves=1, workers=2, journal=False, master=(), slave=())`."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(running(**options))
+
+
+@contextmanager
+def a_folder():
+    """What `tmp_path` is for tests that run at once."""
+    with tempfile.TemporaryDirectory(prefix="at-once-") as folder:
+        yield Path(folder)
+
+
+EACH[__name__, "tmp_path"] = a_folder
 
 
 @pytest.fixture(scope="module")
@@ -366,34 +389,71 @@ BEGUN = {}  # node id -> what becomes of it
 
 def at_once(test):
     """Decorates tests that do not have to wait for each other: when the first is wanted, all that were chosen begin, a
-    few at a time. These are the cases of a parametrized test, or the tests of a module that ask for the same fixtures.
-    They share their fixtures, which must be there for the whole module."""
-    parameters = inspect.signature(test).parameters
+    few at a time. These are the tests of a module that share the same fixtures, and all their cases; they come last in
+    their module. Of `swarm`, `tmp_path` and what is `@one_each` every test has its own; what they share must be there
+    for the whole module."""
+    asks = _shared(test, test.__module__)
+
+    def begin(**given):
+        with ExitStack() as stack:
+            for name in inspect.signature(test).parameters:
+                _make(name, test.__module__, given, stack)
+            test(**{name: given[name] for name in inspect.signature(test).parameters})
 
     @functools.wraps(test)
     def wait(request, **given):
         if request.node.nodeid not in BEGUN:
-            pool = request.getfixturevalue("crew")
-            for item, cases in _alike(request.node, given):
-                BEGUN[item.nodeid] = pool.submit(item.obj.test, **{**given, **cases})
+            pool, (cases, _) = request.getfixturevalue("crew"), _cases_of(request.node)
+            shared = {name: value for name, value in given.items() if name not in cases}
+            for item in request.session.items:
+                if _goes_with(item, request.node):
+                    BEGUN[item.nodeid] = pool.submit(item.obj.begin, **shared, **_cases_of(item)[0])
         BEGUN[request.node.nodeid].result()
 
-    asking = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY)
-    wait.__signature__ = inspect.Signature([*parameters.values(), asking])
-    wait.test, wait.asks = test, set(parameters)
+    names = [*sorted(asks), "request"]
+    wait.__signature__ = inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names])
+    wait.begin, wait.asks = begin, asks
     return wait
 
 
-def _alike(node, given):
-    """The chosen tests that begin with this one, and the parameters of each that are no fixtures."""
-    mine = node.callspec.params if hasattr(node, "callspec") else {}
-    cases = {name for name in mine if name in given and given[name] is mine[name]}
-    for item in node.session.items:
-        if item.path == node.path and getattr(item.obj, "asks", None) == node.obj.asks:
-            params = item.callspec.params if hasattr(item, "callspec") else {}
-            same = all(params.get(name) == mine[name] for name in mine.keys() - cases)
-            if same and params.keys() == mine.keys() and (not mine or item.obj is node.obj):
-                yield item, {name: params[name] for name in cases}
+def _maker(name, module):
+    """What makes a test its own fixture of this name; None for what is shared."""
+    return EACH.get((module, name)) or EACH.get((__name__, name))
+
+
+def _shared(function, module):
+    """The names that a test, or a fixture of its own, takes from what is shared."""
+    found = set()
+    for name in inspect.signature(function).parameters:
+        maker = _maker(name, module)
+        found |= _shared(maker, module) if maker else {name}
+    return found
+
+
+def _make(name, module, made, stack):
+    """Puts a fixture of a test's own, and what that takes, among those that are made."""
+    if name not in made:
+        maker = _maker(name, module)
+        for needed in inspect.signature(maker).parameters:
+            _make(needed, module, made, stack)
+        made[name] = stack.enter_context(maker(**{one: made[one] for one in inspect.signature(maker).parameters}))
+
+
+def _cases_of(item):
+    """The parameters of a test by name: its own, and those of fixtures."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    marks = [mark.args[0] for mark in item.iter_markers("parametrize") if not mark.kwargs.get("indirect")]
+    names = {name.strip() for words in marks for name in (words.split(",") if isinstance(words, str) else words)}
+    cases = {name: params[name] for name in names & params.keys()}
+    return cases, {name: params[name] for name in params.keys() - names}
+
+
+def _goes_with(item, first):
+    """Whether a test begins when this one does."""
+    if item.path != first.path or not hasattr(item.obj, "asks"):
+        return False
+    (cases, given), (firsts, wanted) = _cases_of(item), _cases_of(first)
+    return item.obj.asks - cases.keys() == first.obj.asks - firsts.keys() and given == wanted
 
 
 # -- a Python that every user can run ------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from concurrent_swarm.master import TELL_EVERY
 from concurrent_swarm.slave import processes_below
-from conftest import CHECKOUT, Running, descriptors_of, text_of, wait_until, zygote_of
+from conftest import CHECKOUT, Running, at_once, descriptors_of, one_each, text_of, wait_until, zygote_of
 from test_durable import right
 from test_recovery import Knocking, kill_and_restart, port_of, waiting
 
@@ -66,7 +66,7 @@ FAULTS = {
 LATER = {"F23"}  # second copies of stragglers: not done yet
 
 
-@pytest.fixture
+@one_each
 def nemesis():
     with client.Nemesis(int(os.environ.get("FAULT_SEED", 1))) as one:
         yield one
@@ -352,6 +352,7 @@ def test_F12_task_and_master_say_how_many_processes_a_task_may_have(swarm, tmp_p
 
 
 @pytest.mark.slow
+@at_once
 def test_F13_a_worker_that_keeps_descriptors_is_replaced_between_tasks_and_nobody_is_blamed(swarm):
     here = swarm(slaves=1, workers=1)
     told = result_of(here.run_client(FAULTS_APP, *words_of("Leaks", count=40, files=10)))
@@ -362,6 +363,7 @@ def test_F13_a_worker_that_keeps_descriptors_is_replaced_between_tasks_and_nobod
 
 
 @pytest.mark.slow
+@at_once
 def test_F13_a_worker_that_grows_is_replaced_if_the_slave_says_so(swarm):
     here = swarm(slaves=1, workers=1, slave=("--set", "slave.recycle=60"))
     told = result_of(here.run_client(FAULTS_APP, *words_of("Leaks", count=30, mebibytes=10)))
@@ -370,6 +372,7 @@ def test_F13_a_worker_that_grows_is_replaced_if_the_slave_says_so(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_F40_a_slave_without_room_fails_tasks_with_the_reason_and_works_again_once_there_is(swarm, nemesis):
     here = swarm(slaves=1, workers=1)
     nemesis.full_disk(here.slaves[0].pid)
@@ -385,6 +388,7 @@ def kinds_of(run):
 
 
 @pytest.mark.slow
+@at_once
 def test_F40_what_a_slave_has_no_room_for_runs_on_another(swarm, nemesis):
     here = swarm(slaves=2, workers=1)
     nemesis.full_disk(here.slaves[0].pid)
@@ -402,6 +406,7 @@ os.fork = fails
 
 
 @pytest.mark.slow
+@at_once
 def test_F40_tasks_whose_worker_cannot_be_forked_fail_for_want_of_room_and_no_worker_is_lost(swarm, tmp_path):
     flag = tmp_path / "no-fork"
     (tmp_path / "sitecustomize.py").write_text(FORKLESS.format(flag=str(flag)))
@@ -416,6 +421,7 @@ def test_F40_tasks_whose_worker_cannot_be_forked_fail_for_want_of_room_and_no_wo
 
 
 @pytest.mark.slow
+@at_once
 def test_F40_tasks_whose_application_cannot_be_read_fail_for_want_of_it_and_no_worker_is_lost(swarm):
     here = swarm(slaves=1, workers=1)
     assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=3)))
@@ -430,6 +436,7 @@ def test_F40_tasks_whose_application_cannot_be_read_fail_for_want_of_it_and_no_w
     assert not here.proxy.status()["counters"].get("workers lost")
 
 
+@at_once
 def test_F38_a_host_that_closes_its_line_has_ended(swarm):
     here = swarm(slaves=0)
     run = here.run_client(FAULTS_APP, *words_of("RunClosing"))
@@ -461,6 +468,7 @@ def test_F36_a_hook_that_hangs_ends_its_system_at_its_hook_timeout_with_name_and
 
 
 @pytest.mark.slow
+@at_once
 def test_F36_the_master_says_how_long_a_hook_may_take_and_each_draw_counts_alone(swarm):
     here = swarm(slaves=1, workers=1, master=("--set", "limits.hook_timeout=2"))
     run = here.run_client(FAULTS_APP, *words_of("Hooks", hook="drawing", pause=0.6, count=1), seconds=60)
@@ -470,6 +478,7 @@ def test_F36_the_master_says_how_long_a_hook_may_take_and_each_draw_counts_alone
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", ["task_finished", "drawing"])
+@at_once
 def test_F37_a_hook_that_hangs_in_a_system_that_goes_on_after_a_restart_ends_it_too(swarm, hook):
     here = swarm(slaves=0, journal=True)
     client = here.start_client(FAULTS_APP, *words_of("Hooks", hook=hook, how="Python", limit=3.0))
@@ -488,6 +497,7 @@ def beat_of(host):
 
 
 @pytest.mark.slow
+@at_once
 def test_F37_the_time_of_a_suspended_machine_does_not_count_against_a_hook(swarm, nemesis):
     here = swarm(slaves=1, workers=1, master=("--set", "limits.hook_timeout=2"))
     client = here.start_client(FAULTS_APP, *words_of("Hooks", pause=1.0, count=1))
@@ -517,6 +527,7 @@ def test_F28_a_slave_whose_workers_all_hold_the_interpreter_is_never_suspected(s
 
 
 @pytest.mark.parametrize("seconds", [0.5, pytest.param(3, marks=pytest.mark.slow)])
+@at_once
 def test_F20_a_short_partition_is_nothing_but_a_delay(swarm, nemesis, tmp_path, seconds):
     here = swarm(slaves=0)
     slave, relays = far_slave(here, nemesis, workers=2)
@@ -556,6 +567,7 @@ def comes_back(here, far):
 
 
 @pytest.mark.slow
+@at_once
 def test_F20_after_a_long_partition_the_work_is_done_elsewhere_and_late_results_are_dropped(swarm, nemesis, tmp_path):
     here = swarm(slaves=0)
     far, _, relays, run = give_to_both(here, nemesis, tmp_path)
@@ -566,6 +578,7 @@ def test_F20_after_a_long_partition_the_work_is_done_elsewhere_and_late_results_
 
 
 @pytest.mark.slow
+@at_once
 def test_F22_a_master_that_hangs_for_long_is_waited_for_by_slave_and_client(swarm, nemesis, tmp_path):
     here = swarm(slaves=1, workers=1)
     run = waiting(here, tmp_path, 4)
@@ -581,6 +594,7 @@ def test_F22_a_master_that_hangs_for_long_is_waited_for_by_slave_and_client(swar
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["there", "back"])
+@at_once
 def test_F21_a_partition_of_one_direction_counts_as_one_of_both(swarm, nemesis, tmp_path, way):
     here = swarm(slaves=0)
     far, _, relays, run = give_to_both(here, nemesis, tmp_path)
@@ -591,6 +605,7 @@ def test_F21_a_partition_of_one_direction_counts_as_one_of_both(swarm, nemesis, 
 
 
 @pytest.mark.slow
+@at_once
 def test_F22_a_peer_that_is_stopped_while_its_connections_stay_open_is_given_up_and_may_return(
     swarm, nemesis, tmp_path
 ):
@@ -606,6 +621,7 @@ def test_F22_a_peer_that_is_stopped_while_its_connections_stay_open_is_given_up_
 
 
 @pytest.mark.slow
+@at_once
 def test_F16_a_client_whose_connection_is_cut_at_random_moments_misses_nothing_and_hears_nothing_twice(
     swarm, nemesis, tmp_path
 ):
@@ -622,6 +638,7 @@ def test_F16_a_client_whose_connection_is_cut_at_random_moments_misses_nothing_a
 
 
 @pytest.mark.slow
+@at_once
 def test_F26_a_task_that_ran_twice_counts_once(swarm, nemesis, tmp_path):
     here = swarm(slaves=1, workers=2)
     run = here.start_client(FAULTS_APP, *words_of("Steady", count=200, pause=0.02, folder=tmp_path))
@@ -634,6 +651,7 @@ def test_F26_a_task_that_ran_twice_counts_once(swarm, nemesis, tmp_path):
 
 
 @pytest.mark.slow
+@at_once
 def test_F27_a_slave_whose_connection_is_reset_every_200_ms_loses_and_repeats_nothing(swarm, nemesis, tmp_path):
     here = swarm(slaves=0)
     slave, relays = far_slave(here, nemesis, workers=2)
@@ -652,7 +670,7 @@ def ip(*words):
     return subprocess.run(["ip", *words], capture_output=True, text=True)
 
 
-@pytest.fixture
+@one_each
 def namespace():
     """A network namespace with a cable to this one: its name, our address, and our end of the cable."""
     name, ours, theirs = (f"cs{os.getpid() % 10_000}{end}" for end in "nab")
@@ -698,6 +716,7 @@ def slave_in(here, namespace):
 
 
 @pytest.mark.slow
+@at_once
 def test_F20_a_cable_that_is_pulled_for_a_moment_is_a_delay(swarm, namespace, tmp_path):
     here = swarm(slaves=0, master=("--set", f"master.host={namespace[1]}", "--set", "master.allowed_hosts=127.0.0.1"))
     slave = slave_in(here, namespace)
@@ -721,6 +740,7 @@ def path_with(here, nemesis):
 
 
 @pytest.mark.slow
+@at_once
 def test_F24_a_clock_that_jumps_disturbs_nothing_and_one_that_is_wrong_is_named(swarm, nemesis, tmp_path):
     here = swarm(slaves=0)
     here.master.close()
@@ -740,6 +760,7 @@ def test_F24_a_clock_that_jumps_disturbs_nothing_and_one_that_is_wrong_is_named(
 
 
 @pytest.mark.slow
+@at_once
 def test_F19_a_slow_disk_delays_nothing_but_the_word_that_tasks_are_safe(swarm, nemesis, tmp_path):
     here = swarm(slaves=0)
     here.master.close()
@@ -759,6 +780,7 @@ def test_F19_a_slow_disk_delays_nothing_but_the_word_that_tasks_are_safe(swarm, 
 
 
 @pytest.mark.slow
+@at_once
 def test_F25_a_master_that_was_suspended_gives_nobody_up(swarm, nemesis, tmp_path):
     here = swarm(slaves=2, workers=1)
     run = waiting(here, tmp_path, 6)
@@ -846,6 +868,7 @@ def test_F29_a_thousand_slaves_that_connect_at_once_are_all_let_in_within_ten_se
 
 
 @pytest.mark.slow
+@at_once
 def test_F31_slow_requests_are_cut_and_keep_no_good_client_waiting(swarm):
     here = swarm(slaves=0)
     with ExitStack() as stack:
@@ -891,6 +914,7 @@ def test_F32_silent_connections_and_tls_on_the_plain_port_hold_up_nobody(swarm, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("channel", ["http", "tcp"])
+@at_once
 def test_F33_every_kind_of_garbage_leaves_the_swarm_serving(swarm, nemesis, channel):
     here = swarm(slaves=0)
     far_slave(here, nemesis)
@@ -914,6 +938,7 @@ def test_F34_a_node_of_another_version_is_refused_with_both_versions(swarm, tmp_
 
 @pytest.mark.parametrize("seed", [pytest.param(n, marks=pytest.mark.slow if n else ()) for n in range(4)])
 @pytest.mark.parametrize("role", ["master", "slave", "client"])
+@at_once
 def test_F42_a_node_that_is_told_to_end_at_any_moment_does_so_in_order(swarm, tmp_path, role, seed):
     chance = random.Random(f"{role}{seed}")
     here = swarm(slaves=1, workers=2, journal=True)
@@ -986,6 +1011,7 @@ class Soak:
 
 
 @pytest.mark.slow
+@at_once
 def test_whatever_happens_results_are_those_of_a_quiet_run_and_each_callback_comes_once(swarm, nemesis, tmp_path):
     """`SOAK_SECONDS` of it, 20 by default, more by hand; `FAULT_SEED` decides what happens."""
     soak, count, rounds = Soak(swarm(slaves=0), nemesis), 400, 0

@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items):
     """In each file, what runs at once comes last; what is left behind is looked at in the end."""
     files = list(dict.fromkeys(item.path for item in items))
     files.sort(key=lambda path: path.name == "test_leaks.py")
-    items.sort(key=lambda item: (files.index(item.path), hasattr(getattr(item, "obj", None), "asks")))
+    items.sort(key=lambda item: (files.index(item.path), -len(_asks(item)) if runs_at_once(item) else -99))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -340,9 +340,13 @@ EACH = {}  # (module, name) -> a function fixture as a context manager
 
 def one_each(fixture):
     """Decorates a fixture of which every test has one of its own, those that run at once too."""
+
+    @functools.wraps(fixture)
+    def make(**given):
+        yield fixture(**given)
+
     generates = inspect.isgeneratorfunction(fixture)
-    make = fixture if generates else functools.wraps(fixture)(lambda **given: iter([fixture(**given)]))
-    EACH[fixture.__module__, fixture.__name__] = contextmanager(make)
+    EACH[fixture.__module__, fixture.__name__] = contextmanager(fixture if generates else make)
     return pytest.fixture(fixture)
 
 
@@ -389,8 +393,8 @@ BEGUN = {}  # node id -> what becomes of it
 
 def at_once(test):
     """Decorates tests that do not have to wait for each other: when the first is wanted, all that were chosen begin, a
-    few at a time. These are the tests of a module that share the same fixtures, and all their cases; they come last in
-    their module. Of `swarm`, `tmp_path` and what is `@one_each` every test has its own; what they share must be there
+    few at a time. These are tests of a module that share the same fixtures or fewer, and all their cases; they come last
+    in their module. Of `swarm`, `tmp_path` and what is `@one_each` every test has its own; what they share must be there
     for the whole module."""
     asks = _shared(test, test.__module__)
 
@@ -403,10 +407,10 @@ def at_once(test):
     @functools.wraps(test)
     def wait(request, **given):
         if request.node.nodeid not in BEGUN:
-            pool, (cases, _) = request.getfixturevalue("crew"), _cases_of(request.node)
-            shared = {name: value for name, value in given.items() if name not in cases}
+            pool = request.getfixturevalue("crew")
             for item in request.session.items:
                 if _goes_with(item, request.node):
+                    shared = {name: given[name] for name in _asks(item)}
                     BEGUN[item.nodeid] = pool.submit(item.obj.begin, **shared, **_cases_of(item)[0])
         BEGUN[request.node.nodeid].result()
 
@@ -448,12 +452,21 @@ def _cases_of(item):
     return cases, {name: params[name] for name in params.keys() - names}
 
 
+def runs_at_once(item):
+    """Whether a test is marked `@at_once`."""
+    return hasattr(getattr(item, "obj", None), "asks")
+
+
+def _asks(item):
+    """The fixtures that a test shares with others."""
+    return item.obj.asks - _cases_of(item)[0].keys()
+
+
 def _goes_with(item, first):
     """Whether a test begins when this one does."""
-    if item.path != first.path or not hasattr(item.obj, "asks"):
+    if item.path != first.path or not runs_at_once(item) or item.nodeid in BEGUN:
         return False
-    (cases, given), (firsts, wanted) = _cases_of(item), _cases_of(first)
-    return item.obj.asks - cases.keys() == first.obj.asks - firsts.keys() and given == wanted
+    return _asks(item) <= _asks(first) and _cases_of(item)[1] == _cases_of(first)[1]
 
 
 # -- a Python that every user can run ------------------------------------------------------------------------------

@@ -518,7 +518,7 @@ def test_F36_a_hook_timeout_that_is_no_number_is_refused_with_the_reason(swarm_o
 @pytest.mark.slow
 def test_F28_a_slave_whose_workers_all_hold_the_interpreter_is_never_suspected(swarm):
     here = swarm(slaves=1, workers=2)
-    run = here.run_client(FAULTS_APP, *words_of("Hogs", seconds=2 * DEAD), seconds=120)
+    run = here.run_client(FAULTS_APP, *words_of("Hogs", seconds=1.5 * DEAD), seconds=120)
     assert result_of(run) > DEAD
     assert lost(here) == 0 and "lost the master" not in here.slaves[0].err
 

@@ -383,7 +383,7 @@ def swarm_of_module():
 @pytest.fixture(scope="module")
 def crew():
     """Threads that do a few things at a time. What has not begun when a session is cut short never does."""
-    pool = ThreadPoolExecutor(3)
+    pool = ThreadPoolExecutor(4)
     yield pool
     pool.shutdown(cancel_futures=True)
 
@@ -393,9 +393,9 @@ BEGUN = {}  # node id -> what becomes of it
 
 def at_once(test):
     """Decorates tests that do not have to wait for each other: when the first is wanted, all that were chosen begin, a
-    few at a time. These are tests of a module that share the same fixtures or fewer, and all their cases; they come last
-    in their module. Of `swarm`, `tmp_path` and what is `@one_each` every test has its own; what they share must be there
-    for the whole module."""
+    few at a time. These are tests of a module that share the same fixtures or fewer, and all their cases; they come
+    last in their module. Of `swarm`, `tmp_path` and what is `@one_each` every test has its own; what they share must be
+    there for the whole module."""
     asks = _shared(test, test.__module__)
 
     def begin(**given):
@@ -467,6 +467,14 @@ def _goes_with(item, first):
     if item.path != first.path or not runs_at_once(item) or item.nodeid in BEGUN:
         return False
     return _asks(item) <= _asks(first) and _cases_of(item)[1] == _cases_of(first)[1]
+
+
+def quick_compiler(folder):
+    """A compiler for builds that need not be fast: it takes a fifth of the time."""
+    script = Path(folder, "quick-cc")
+    script.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
+    script.chmod(0o755)
+    return str(script)
 
 
 # -- a Python that every user can run ------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from concurrent_swarm.master import TELL_EVERY
 from concurrent_swarm.slave import processes_below
-from conftest import CHECKOUT, Running, at_once, descriptors_of, one_each, text_of, wait_until, zygote_of
+from conftest import CHECKOUT, Running, at_once, descriptors_of, one_each, running, text_of, wait_until, zygote_of
 from test_durable import right
 from test_recovery import Knocking, kill_and_restart, port_of, waiting
 
@@ -309,10 +309,16 @@ def are_gone(folder):
     return not [pid for pid in lines(folder, "pids") if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.fixture(scope="module")
+def here():
+    """A slave with two workers, for bombs."""
+    with running(slaves=1, workers=2) as one:
+        yield one
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["group", "sessions", "doubling"])
-def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up_nobody(swarm, tmp_path, how):
-    here = swarm(slaves=1, workers=2)
+def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up_nobody(here, tmp_path, how):
     client = here.start_client(FAULTS_APP, *words_of("Bombs", how=how, folder=tmp_path))
     zygote = zygote_of(here.slaves[0].pid)
     wait_until(lambda: processes_below(zygote, 300) > 250, "it is about to pass the limit")
@@ -327,8 +333,7 @@ def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up
 
 
 @pytest.mark.slow
-def test_F12_a_bomb_that_outlives_its_task_is_gone_too_and_the_task_is_done(swarm, tmp_path):
-    here = swarm(slaves=1, workers=2)
+def test_F12_a_bomb_that_outlives_its_task_is_gone_too_and_the_task_is_done(here, tmp_path):
     told = result_of(here.run_client(FAULTS_APP, *words_of("Bombs", how="left", folder=tmp_path)))
     assert type(told["bomb"]) is int and told["after"] == "fine"
     wait_until(lambda: "processes were left behind in it" in here.slaves[0].err, "its worker is ended")
@@ -336,8 +341,7 @@ def test_F12_a_bomb_that_outlives_its_task_is_gone_too_and_the_task_is_done(swar
 
 
 @pytest.mark.slow
-def test_F12_of_tasks_that_share_a_lease_only_the_bomb_fails(swarm, tmp_path):
-    here = swarm(slaves=1, workers=2)
+def test_F12_of_tasks_that_share_a_lease_only_the_bomb_fails(here, tmp_path):
     told = here.run_client(FAULTS_APP, *words_of("Bombs", how="sessions", folder=tmp_path, among=400)).about["result"]
     assert told.pop("bomb")["limit"] == "process_limit"
     assert len(told) == 802 and not [one for one in told.values() if type(one) is dict]
@@ -345,6 +349,7 @@ def test_F12_of_tasks_that_share_a_lease_only_the_bomb_fails(swarm, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("own", "master", "said"), [(5, 3, "its process_limit is 5"), (-1, 3, "of the master is 3")])
+@at_once
 def test_F12_task_and_master_say_how_many_processes_a_task_may_have(swarm, tmp_path, own, master, said):
     here = swarm(slaves=1, workers=2, master=("--set", f"limits.process_limit={master}"))
     told = here.run_client(FAULTS_APP, *words_of("Bombs", folder=tmp_path, process_limit=own)).about["result"]
@@ -468,7 +473,6 @@ def test_F36_a_hook_that_hangs_ends_its_system_at_its_hook_timeout_with_name_and
 
 
 @pytest.mark.slow
-@at_once
 def test_F36_the_master_says_how_long_a_hook_may_take_and_each_draw_counts_alone(swarm):
     here = swarm(slaves=1, workers=1, master=("--set", "limits.hook_timeout=2"))
     run = here.run_client(FAULTS_APP, *words_of("Hooks", hook="drawing", pause=0.6, count=1), seconds=60)
@@ -478,7 +482,6 @@ def test_F36_the_master_says_how_long_a_hook_may_take_and_each_draw_counts_alone
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", ["task_finished", "drawing"])
-@at_once
 def test_F37_a_hook_that_hangs_in_a_system_that_goes_on_after_a_restart_ends_it_too(swarm, hook):
     here = swarm(slaves=0, journal=True)
     client = here.start_client(FAULTS_APP, *words_of("Hooks", hook=hook, how="Python", limit=3.0))

@@ -10,6 +10,7 @@ gone afterwards, with all that those have started, and so are their folders: the
 marked `@at_once` run a few at a time.
 """
 
+import compileall
 import functools
 import importlib.util
 import inspect
@@ -517,6 +518,7 @@ def copy_python(folder):
         shutil.copytree(package, folder / "site" / package.name, copy_function=linked)
     for file in [*CHECKOUT.glob("*.py"), *CHECKOUT.glob("*.so"), *CHECKOUT.glob("*.html")]:
         shutil.copy(file, folder)
+    compileall.compile_dir(folder, maxlevels=0, quiet=1)
     return Python(folder)
 
 

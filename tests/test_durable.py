@@ -214,10 +214,10 @@ def test_what_a_detached_client_has_published_outlives_the_master(swarm):
 @at_once
 def test_a_system_that_was_left_with_the_master_is_collected_by_another_process(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
-    words = words_of("Squares", count=300, how="slow")
+    words = words_of("Squares", count=1500, how="slow")
     name = detach(here, *words)
     assert [row["name"] for row in here.proxy.systems()] == [name], "it goes on"
-    assert result_of(here.run_client(APP, "--collect", name, *words)) == right(300)
+    assert result_of(here.run_client(APP, "--collect", name, *words)) == right(1500)
     wait_until(lambda: rows_of(here, "finished") == rows_of(here, "owner") == [], "nothing is left of it")
 
 

@@ -665,7 +665,7 @@ class Inline(components.ComponentManager):
                 if failure.get("retries", 0) >= envelope.attempt:
                     again.append(int(task))
                     failure["retried"] = True
-            hear("outcome", [envelope.number, lo, hi, seconds, failures, "here"], results)
+            hear("outcome", [envelope.number, lo, hi, seconds, failures, "here", envelope.attempt], results)
 
         os.environ["CONCURRENT_SWARM_ATTEMPT"] = str(envelope.attempt)
         tasks.LeaseRunner(report, lambda: owner.closed, str(self._node._bundle.root), self._on_error).run(envelope)
@@ -677,7 +677,7 @@ class Inline(components.ComponentManager):
         for flight in list(owner.flights.values()):
             if number in (None, flight.number):
                 lo, hi = (details[0], details[0] + 1) if method == "cancel_task" else (0, len(flight.tasks))
-                hear("outcome", [flight.number, lo, hi, 0.0, {"*": tasks.cancelled_failure()}, ""], [])
+                hear("outcome", [flight.number, lo, hi, 0.0, {"*": tasks.cancelled_failure()}, "", 1], [])
 
     def _run_system(self, params: tuple, parts: list) -> None:
         number, _digest, options = params

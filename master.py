@@ -23,7 +23,7 @@ Records, in order, are all that `restore` needs:
     ("owner", owner, kind, key, name, user) · ("gone", owner)
     ("batch", owner, number, count, group, options, payload) · ("settled", owner, number)
     ("retry", owner, number, lo, hi, *`Past` but for shun)   these failed, or lost worker or slave, and wait again
-    ("outcome", owner, number, lo, hi, seconds, failures, payload)
+    ("outcome", owner, number, lo, hi, seconds, failures, attempt, payload)
 and, which the Board only passes over but for the snapshot, what a task system needs to go on in another process: it is
 repeated from its beginning, or its last snapshot, with the same outcomes, steps and values in the same order.
     ("system", owner, client, number, app, bundle, options, payload)
@@ -41,7 +41,7 @@ Messages: the second item names the peer.
     ("lease", slave, Lease) · ("revoke", slave, lease id, kill) · ("steal", slave, lease id)
     ("late", slave, lease id, seconds since the acceptance)
     ("accepted", owner, number) · ("refused", owner, number, reason)
-    ("outcome", owner, number, lo, hi, seconds, failures, payload, slave)
+    ("outcome", owner, number, lo, hi, seconds, failures, payload, slave, attempt)
     ("unplaceable", owner, task id, tasks, why)         these wait for what no slave here has; told once, for the log
     ("retrying", owner, task id, tasks, attempt, seconds, failure) · ("quarantined", slave, seconds)    for the log
 A key of `failures` is an ordinal in the batch as text, or "*" for every task of lo..hi (cancelled, lost, poisoned,
@@ -447,7 +447,7 @@ class Batch:
         self.queued = 0  # tasks in it
         self.delayed = ()  # (lo, hi, Past, when it joins the queue), of what failed and waits
         self.leases = NONE  # id -> Lease, revoked ones too
-        self.outcomes = ()  # (lo, hi, seconds, failures, payload, slave)
+        self.outcomes = ()  # (lo, hi, seconds, failures, payload, slave, attempt)
         self.remaining = count  # tasks without outcome
 
     @property
@@ -504,13 +504,13 @@ class Batch:
 class Lease:
     """The tasks lo..hi of a batch in the hands of one slave. `open`: the ranges it has not reported yet; `ended`: those
     that have their outcome all the same (all of them if it is revoked). `seconds`: measured so far; its user is charged
-    for those `counted` as they passed and for those `expected` still."""
+    for those `counted` as they passed and for those `expected` still. `attempt`: which one this is of its tasks."""
 
-    __slots__ = ("asked", "batch", "counted", "ended", "estimate", "expected", "hi", "id", "killed", "lo", "open",
-                 "past", "revoked", "seconds", "since", "slave", "tasks")
+    __slots__ = ("asked", "attempt", "batch", "counted", "ended", "estimate", "expected", "hi", "id", "killed", "lo",
+                 "open", "past", "revoked", "seconds", "since", "slave", "tasks")
 
     def __init__(self, number: int, batch: Batch, lo: int, hi: int, past: Past, now: float):
-        self.id, self.batch, self.lo, self.hi, self.past = number, batch, lo, hi, past
+        self.id, self.batch, self.lo, self.hi, self.past, self.attempt = number, batch, lo, hi, past, past.attempt
         self.open = [(lo, hi)]
         self.ended = ()
         self.tasks = hi - lo  # open ones
@@ -527,11 +527,6 @@ class Lease:
         for lo, hi in self.ended:
             parts = split(parts, lo, hi)[1]
         return parts
-
-    @property
-    def attempt(self) -> int:
-        """Which one this is of its tasks."""
-        return self.past.attempt
 
     @property
     def divisible(self) -> bool:
@@ -838,7 +833,8 @@ class Board:
             self._keep_queued(batch, gone, left)
             late, batch.delayed = map(tuple, split(list(batch.delayed), task, task + 1))
             if gone or late:
-                self._end(batch, task, task + 1, 0.0, CANCELLED, None, "", effects)
+                (_, _, past, *_), = gone or late
+                self._end(batch, task, task + 1, 0.0, CANCELLED, None, "", effects, attempt=past.attempt)
             for lease in list(batch.leases.values()):
                 self._cancel_in(lease, task, kill, effects)
         return self._assigned(effects, now)
@@ -929,11 +925,11 @@ class Board:
         return demand
 
     def _cancel(self, batch, kill, effects, what):
-        for lo, hi, *_ in self._dequeue_all(batch):
-            self._end(batch, lo, hi, 0.0, what, None, "", effects)
+        for lo, hi, past, *_ in self._dequeue_all(batch):
+            self._end(batch, lo, hi, 0.0, what, None, "", effects, attempt=past.attempt)
         for lease in batch.leases.values():
             for lo, hi in lease.live(lease.open):
-                self._end(batch, lo, hi, 0.0, what, None, "", effects)
+                self._end(batch, lo, hi, 0.0, what, None, "", effects, attempt=lease.attempt)
             self._revoke(lease, kill, effects)
 
     def _cancel_in(self, lease, task, kill, effects):
@@ -942,7 +938,7 @@ class Board:
         if not inside:
             return
         if lease.live(inside):
-            self._end(lease.batch, task, task + 1, 0.0, CANCELLED, None, "", effects)
+            self._end(lease.batch, task, task + 1, 0.0, CANCELLED, None, "", effects, attempt=lease.attempt)
         if not lease.live(outside):
             self._revoke(lease, kill, effects)
         elif lease.live(inside):
@@ -955,15 +951,16 @@ class Board:
             lease.revoked, lease.killed = True, lease.killed or kill
             effects.messages.append(("revoke", lease.slave.id, lease.id, kill))
 
-    def _end(self, batch, lo, hi, seconds, failures, payload, slave, effects, tasks=None):
-        """Give tasks their outcome, for good. `tasks`: how many, if some have theirs."""
+    def _end(self, batch, lo, hi, seconds, failures, payload, slave, effects, tasks=None, attempt=1):
+        """Give tasks their outcome, for good. `tasks`: how many, if some have theirs. `attempt`: the one that ran."""
         tasks = hi - lo if tasks is None else tasks
-        batch.end((lo, hi, seconds, failures, payload, slave), tasks, self.weigh)
+        batch.end((lo, hi, seconds, failures, payload, slave, attempt), tasks, self.weigh)
         self.counters["ended"] += tasks
         owner = batch.owner
-        effects.records.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload))
+        told = owner.id, batch.number, lo, hi, seconds, failures
+        effects.records.append(("outcome", *told, attempt, payload))
         if owner.attached:
-            effects.messages.append(("outcome", owner.id, batch.number, lo, hi, seconds, failures, payload, slave))
+            effects.messages.append(("outcome", *told, payload, slave, attempt))
 
     def _forget(self, batch, effects, kill=False):
         self._drop_batch(batch, effects, kill)
@@ -1057,8 +1054,8 @@ class Board:
                      holds: Iterable = ()) -> Effects:
         """A slave with these amounts, tags and slots is here. It begins anew: nothing is held against it.
 
-        holds -- leases of an earlier life or connection that it still has, as (lease, owner, number, lo, hi). Those of
-            which all tasks wait here are its own again; see `Slave.leases`.
+        holds -- leases of an earlier life or connection that it still has, as (lease, owner, number, lo, hi, attempt).
+            Those of which all tasks wait here are its own again, as the same attempt; see `Slave.leases`.
         """
         effects = Effects([], [], [])
         if slave in self.slaves:
@@ -1069,7 +1066,7 @@ class Board:
         self._fit(slave, 0)
         return self._assigned(effects, now)
 
-    def _adopt(self, slave, number, owner, batch, lo, hi, now):
+    def _adopt(self, slave, number, owner, batch, lo, hi, attempt, now):
         known = self.owners.get(owner)
         batch = known.batches.get(batch) if known is not None else None
         if batch is None or number in self.leases:
@@ -1080,6 +1077,7 @@ class Board:
             return
         batch.queue = tuple(outside)
         lease = Lease(number, batch, lo, hi, max((past for _, _, past in inside), key=lambda past: past[:4]), now)
+        lease.attempt = attempt
         batch.take(lease)
         self._shorten(batch, hi - lo)
         slave.take(lease)
@@ -1166,7 +1164,7 @@ class Board:
                 held.slave.succeeded(now)
             if live:
                 tasks = None if live is parts else total(live)
-                self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects, tasks)
+                self._end(held.batch, lo, hi, seconds, failures, payload, slave, effects, tasks, held.attempt)
         else:  # the payload cannot be cut here: what a confused slave left open runs again
             self.counters["repeated result"] += 1
             self._take_back(held, live, effects, now)
@@ -1234,10 +1232,11 @@ class Board:
             text = f"{past.deaths} workers died over this task, the last one on {where}: {reason}"
             what = failure("poisoned", "WorkerLost", text, where)
             what["*"] |= {"attempt": lease.attempt, **({"output": output} if output else {})}
-            self._end(batch, lo, hi, 0.0, what, None, where, effects)
+            self._end(batch, lo, hi, 0.0, what, None, where, effects, attempt=lease.attempt)
         elif past.losses > batch.retries("SlaveLost"):
             text = f"{past.losses} slaves were lost with this task, the last one was {where}: {reason}"
-            self._end(batch, lo, hi, 0.0, failure("lost", "SlaveLost", text, where), None, where, effects)
+            what = failure("lost", "SlaveLost", text, where)
+            self._end(batch, lo, hi, 0.0, what, None, where, effects, attempt=lease.attempt)
         else:
             effects.records.append(("retry", batch.owner.id, batch.number, lo, hi, *past[:5]))
             self._requeue(batch, [(lo, hi)], past)
@@ -1382,8 +1381,9 @@ class Board:
 
     def _end_late(self, batch, effects, now):
         """What waits at the deadline ends here, what is with a slave there: it knows where the task was."""
-        for lo, hi, *_ in self._dequeue_all(batch):
-            self._end(batch, lo, hi, 0.0, self._late(batch, "deadline", now), None, "", effects)
+        what = self._late(batch, "deadline", now)
+        for lo, hi, past, *_ in self._dequeue_all(batch):
+            self._end(batch, lo, hi, 0.0, what, None, "", effects, attempt=past.attempt)
         for lease in batch.leases.values():
             if not lease.revoked:
                 effects.messages.append(("late", lease.slave.id, lease.id, now - batch.since))
@@ -1759,7 +1759,7 @@ class Board:
                 "needs": dict(batch.demand.needs), "tags": sorted(batch.demand.tags), **place}
 
     def _explain_place(self, batch, at, now):
-        for lo, hi, _, failures, _, slave in batch.outcomes:
+        for lo, hi, _, failures, _, slave, _ in batch.outcomes:
             if lo <= at < hi and "retried" not in failures.get(str(at), NONE):
                 what = failures.get(str(at)) or failures.get("*")
                 what = what and {key: what.get(key, "") for key in ("type", "message", "kind")}
@@ -1867,7 +1867,8 @@ class Board:
                 still = [(lo, hi, Past(*rest))]
             else:
                 still = [piece for task in sorted(retried(rest[1])) for piece in take(inside, task, task + 1)]
-                self._end(batch, lo, hi, *rest, "", effects, total(inside))
+                seconds, failures, attempt, payload = rest
+                self._end(batch, lo, hi, seconds, failures, payload, "", effects, total(inside), attempt)
             at = bisect.bisect(waiting[batch], (lo,))
             waiting[batch][at:at] = still
 
@@ -1880,7 +1881,7 @@ class Board:
                 for lo, hi in out[number]:
                     still += take(waiting[batch], lo, hi)
                 for lo, hi, *_ in waiting[batch]:
-                    batch.end((lo, hi, 0.0, {}, None, ""), hi - lo, self.weigh)
+                    batch.end((lo, hi, 0.0, {}, None, "", 1), hi - lo, self.weigh)
                 self.counters["ended"] += total(waiting[batch])
                 waiting[batch] = still
 
@@ -2017,7 +2018,7 @@ CREATE TABLE IF NOT EXISTS records (
 CREATE INDEX IF NOT EXISTS by_batch ON records (owner, batch);
 """
 ROWS = "SELECT number, kind, owner, batch, detail, sizes, sum, payload FROM records"
-FORMAT = 2
+FORMAT = 3
 OF_BATCH = ("batch", "retry", "outcome")
 WITH_PAYLOAD = ("batch", "outcome", "system", "snapshot", "finished", "shared")
 GATHER = 0.01  # seconds that records may wait for others: nobody is told that they are safe before they are
@@ -2655,7 +2656,7 @@ def summary_of(folder: str | None) -> str:
             if kind == "batch":
                 tasks += json.loads(detail)[0]
             elif kind == "outcome":
-                lo, hi, _, failures = json.loads(detail)
+                lo, hi, _, failures, _ = json.loads(detail)
                 ended += hi - lo - len(retried(failures))
         sizes = [file.stat().st_size for file in (path, Path(f"{path}-wal")) if file.exists()]
         beside = [file.stat().st_size for file in blobs_of(path).glob("*")]
@@ -2817,6 +2818,14 @@ def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
         raise components.UsageError("the failures of a report are no objects", "an object by ordinal is meant")
 
 
+def check_spent(spent: Any) -> None:
+    """Raises UsageError unless a slave tells of a report how it came about: [lane, microseconds ago at which the worker
+    began and ended, microseconds of opening tasks and of packing results], or nothing."""
+    if type(spent) is not list or len(spent) not in (0, 5):
+        raise components.UsageError("what a report says of its time is no list", "five whole numbers are meant")
+    check_whole(*spent)
+
+
 def _is_failure(key: str, one: Any) -> bool:
     """Whether a slave may say this of a task; the marks are the Board's."""
     named = key == "*" or (key.isdecimal() and len(key) < 16)
@@ -2853,10 +2862,11 @@ def check_holds(rows: Any) -> None:
     """Raises UsageError unless these are leases that a slave may say to have."""
     rows = rows if isinstance(rows, list) else [rows]
     for row in rows:
-        if not (isinstance(row, list) and len(row) == 5 and isinstance(row[1], str)):
-            raise components.UsageError(f"{str(row)[:80]} is no lease", "lease, owner, number, lo and hi are meant")
+        if not (isinstance(row, list) and len(row) == 6 and isinstance(row[1], str)):
+            raise components.UsageError(f"{str(row)[:80]} is no lease",
+                                        "lease, owner, number, lo, hi and attempt are meant")
         check_whole(row[0], *row[2:])
-        check_report(row[0], *row[3:])
+        check_report(row[0], *row[3:5])
 
 
 def identity_of(peer: rpc.Peer, info: dict) -> str:
@@ -2928,6 +2938,44 @@ class Counted(list):
 
     def __del__(self):
         self.memory.dropped.append(self.size)
+
+
+class Span(NamedTuple):
+    """What became of a part of a lease, as one report of a slave tells it: seconds are this master's, monotonic."""
+
+    owner: str
+    first: int  # ordinal of its first task
+    tasks: int
+    failed: int
+    attempt: int
+    slave: str
+    lane: int  # which of the leases that its slave runs at once, from 0
+    queued: float  # when its tasks were accepted
+    leased: float
+    began: float  # in the worker, and so is `ended`; between them are seconds of opening tasks and packing results
+    ended: float
+    heard: float
+    opening: float
+    packing: float
+    step: int  # of the task system, 0 for plain tasks
+    kind: str  # the class of its tasks, the first one if they have several
+    sent: int  # bytes of tasks, whole groups of them, and of results
+    received: int
+
+
+def span_of(lease: Lease, lo: int, hi: int, failures: dict, spent: list, parts: Iterable, step: int, now: float
+            ) -> Span:
+    """What a report tells of the tasks lo..hi of a lease. `spent`: see `check_spent`; clocks need not agree, for it
+    speaks of times before the report."""
+    batch = lease.batch
+    lane, *ago = spent or (0, 0, 0, 0, 0)
+    began, ended, opening, packing = (each / 1e6 for each in ago)
+    sent = batch.payload[2 + lo // batch.group : 2 - (-hi // batch.group)] if batch.payload else ()
+    classes = batch.options.get("classes") or [["", ""]]
+    failed = hi - lo if "*" in failures else len(failures)
+    return Span(batch.owner.id, batch.first + lo, hi - lo, failed, lease.attempt, lease.slave.id, lane, batch.since,
+                lease.since, max(now - began, lease.since), max(now - ended, lease.since), now, opening, packing, step,
+                classes[0][1], sum(map(rpc.size_of, sent)), sum(map(rpc.size_of, parts)))
 
 
 class System:
@@ -3113,6 +3161,7 @@ class MasterNode(rpc.BaseNode):
         self._slow_at = self._sweep_at = self._tell_at = self._accept_at = self._audit_at = 0.0
         self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
         self._zygotes = tasks.Recent()
+        self.span_ears: list[Callable[[Span], None]] = []  # who is told of each report of a slave
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
         self._lasting: set[str] = set()  # those of them that are in the journal
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
@@ -3255,9 +3304,9 @@ class MasterNode(rpc.BaseNode):
             lost = functools.partial(self.board.worker_lost, target, lease.id, lease.lo, lease.hi, reason)
             self.loop.post(lambda: self.apply(lost(time.monotonic())))
         elif kind == "outcome":
-            number, lo, hi, seconds, told, _, slave = details
+            number, lo, hi, seconds, told, _, slave, attempt = details
             told = {**told, **failure("result", "NotSent", reason, slave)}
-            self._send_outcome(target, number, lo, hi, seconds, told, [], slave)
+            self._send_outcome(target, number, lo, hi, seconds, told, [], slave, attempt)
 
     def _send_lease(self, slave: str, lease: Lease) -> None:
         batch = lease.batch
@@ -3287,11 +3336,12 @@ class MasterNode(rpc.BaseNode):
             self._send(owner, ["accepted", numbers])
 
     def _send_refused(self, owner: str, number: int, reason: str) -> None:
+        self.audit("refuse", self._peers.get(owner, ""), why=reason, owner=owner, batch=number)
         self._send(owner, ["refused", number, reason])
 
     def _send_outcome(self, owner: str, number: int, lo: int, hi: int, seconds: float, failures: dict, payload: list,
-                      slave: str) -> None:
-        self._send(owner, ["outcome", number, lo, hi, seconds, failures, slave], payload or ())
+                      slave: str, attempt: int) -> None:
+        self._send(owner, ["outcome", number, lo, hi, seconds, failures, slave, attempt], payload or ())
 
     def _note_unplaceable(self, owner: str, task: str, tasks: int, why: str) -> None:
         """Logs, once per owner and reason, that its tasks wait in vain; its client hears of it with the progress."""
@@ -3485,9 +3535,10 @@ class MasterNode(rpc.BaseNode):
         slaves = ("slave",)
 
         @rpc.tcpremote(channel, roles=slaves)
-        def result(handler, request, lease, lo, hi, seconds, failures):
+        def result(handler, request, lease, lo, hi, seconds, failures, spent):
             check_report(lease, lo, hi, failures)
-            self.take_result(request.peer.label, lease, lo, hi, seconds, failures, request.parts)
+            check_spent(spent)
+            self.take_result(request.peer.label, lease, lo, hi, seconds, failures, request.parts, spent)
 
         @rpc.tcpremote(channel, roles=slaves)
         def given_back(handler, request, lease, lo, hi):
@@ -3640,10 +3691,16 @@ class MasterNode(rpc.BaseNode):
                 return
             self.apply(self.board.submit(owner, number, count, time.monotonic(), group, options, parts))
 
-    def take_result(self, slave: str, lease: int, lo: int, hi: int, seconds: float, failures: dict, parts: list
-                    ) -> None:
+    def take_result(self, slave: str, lease: int, lo: int, hi: int, seconds: float, failures: dict, parts: list,
+                    spent: list) -> None:
         """What a slave reports of a lease; results that cannot be opened any more are computed again."""
         now = time.monotonic()
+        held = self.board.leases.get(lease) if self.span_ears else None
+        if held is not None and held.slave.id == slave:
+            step = self.systems[held.batch.owner.id].step if held.batch.owner.id in self.systems else 0
+            span = span_of(held, lo, hi, failures, spent, parts, step, now)
+            for hear in self.span_ears:
+                hear(span)
         try:
             parts = self.take_in(parts)
         except OSError as error:
@@ -3947,8 +4004,8 @@ class MasterNode(rpc.BaseNode):
             if kind == "step":
                 system.pipe.call("step")
             else:
-                *numbers, payload = details
-                system.pipe.call("outcome", *numbers, "", parts=payload or ())
+                *numbers, attempt, payload = details
+                system.pipe.call("outcome", *numbers, "", attempt, parts=payload or ())
 
     def _host_died(self, system: System, how: str) -> None:
         """With a journal another host takes its place, but not for ever."""

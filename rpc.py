@@ -38,7 +38,7 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      work_settled(number) · goodbye()
     host → master    system_step(step, waiting) · system_done(failure, stats) {result}
     master → owner   accepted([numbers]) · refused(number, reason)
-                     outcome(number, lo, hi, seconds, failures, slave) {groups…}
+                     outcome(number, lo, hi, seconds, failures, slave, attempt) {groups…}
                      push_tasksystem_response(number, name) · push_tasksystem_failed(number, error)
                      work_finished(number, failure, stats) {result} · swarm(slaves, workers, busy, systems)
                      shared(key, at, total) {, bytes} · no_shared(key, reason)
@@ -47,14 +47,15 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      revoke(id, kill) · steal(id) · late(id, seconds) · bundle(digest, manifest) {zip}
                      workers(count) · drain() · shared(key, at, total) {, bytes} · no_shared(key, reason)
                      forget_shared([keys]) · no_bundle(digest)
-    slave → master   result(id, lo, hi, seconds, failures) {groups…} · given_back(id, lo, hi) · fetch(digest)
+    slave → master   result(id, lo, hi, seconds, failures, [lane, began, ended, opening, packing]) {groups…}
+                     given_back(id, lo, hi) · fetch(digest)
                      output(id, [[lo, hi, text, dropped]…]) · worker_lost(id, lo, hi, reason, output)
                      resources(amounts, workers) · leaving() · preparing(digest, what), "" when that is over
                      publish_for(owner, key, at, total) {, bytes} · fetch_shared(key)
     slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
                      shared(key) {bytes} · no_shared(key, reason) · spare() and stack(), with a descriptor each
-    worker → slave   result(id, lo, hi, seconds, failures, last) {groups…} · publish(key, at, total) {, bytes}
-                     fetch_shared(key) · begun(id), if its tasks have limits
+    worker → slave   result(id, lo, hi, seconds, failures, last, [began, ended, opening, packing]) {groups…}
+                     publish(key, at, total) {, bytes} · fetch_shared(key) · begun(id), if its tasks have limits
     node → builder   build({what of, into which folder, from where}); it says built(size, [what, why, fix, kind] or [])
 
 Beside its socketpair a child has a pipe for what it prints. What Python prints in a lease of several tasks stands

@@ -24,6 +24,7 @@ if __name__ == "__main__":  # hand over to the one copy of this module, under it
 import argparse
 import collections
 import functools
+import itertools
 import logging
 import math
 import os
@@ -40,6 +41,7 @@ EPSILON = 1e-9  # sums of amounts such as 0.1 may miss by this much
 MOST_AHEAD = 8  # leases that a worker may have ahead of it
 IDLE_KEPT = 2  # workers that stay warm beyond the number of slots
 RESPAWN_PAUSE = 1.0  # seconds that new workers wait after too many have died
+LONGEST = 1e9  # seconds that a worker may say it took
 
 
 # -- workers -------------------------------------------------------------------------------------------------------
@@ -72,6 +74,17 @@ class Worker:
         self.least = math.inf  # MiB that it was seen to take at least
         self.confined = True  # as it is to be, as far as it has told
         self.leaks = False  # it was seen to keep too much, maybe only while it runs something
+        self.lane = 0  # which of the leases that run here has it; small numbers are used again
+
+    def ago(self, spent: object) -> list[int]:
+        """Its lane, and what it says it has spent, as a report tells it: microseconds before now at which it began and
+        ended (of the clock that all processes of a machine share), and of opening and packing."""
+        if type(spent) is not list or len(spent) != 4 or {*map(type, spent)} != {float}:
+            return [self.lane, 0, 0, 0, 0]
+        began, ended, *parts = spent
+        now = time.perf_counter()
+        return [self.lane, *(int(min(max(each, 0.0), LONGEST) * 1e6) for each in (now - began, now - ended, *parts))]
+
 
 
 class ProcessTaskManager(components.Component):
@@ -103,7 +116,7 @@ class ProcessTaskManager(components.Component):
         rows = [(envelope, envelope.lo) for envelope in self.waiting]
         rows += [(worker.envelope, worker.lo) for worker in self.running if not worker.forgotten]
         rows += [(envelope, envelope.lo) for worker in self.running for envelope in worker.ahead]
-        return [[one.lease, one.owner, one.number, lo, one.hi] for one, lo in rows if lo < one.hi]
+        return [[one.lease, one.owner, one.number, lo, one.hi, one.attempt] for one, lo in rows if lo < one.hi]
 
     def keep(self, leases: set[int]) -> None:
         """Drops what the master does not want, and asks it again for what the others wait for."""
@@ -235,7 +248,7 @@ class ProcessTaskManager(components.Component):
         worker = self._worker_of(lease)
         if envelope:
             failures = {"*": tasks.limit_failure(envelope.head, "deadline", seconds)}
-            self.node.report("result", lease, envelope.lo, envelope.hi, 0.0, failures)
+            self.node.report("result", lease, envelope.lo, envelope.hi, 0.0, failures, [])
         elif worker and not worker.doomed:  # a lease with limits is never handed ahead
             self._watch.pass_limit(worker, "deadline", seconds)
 
@@ -273,7 +286,7 @@ class ProcessTaskManager(components.Component):
     def _fail(self, envelope: tasks.Envelope, lo: int, error: Exception, kind: str = "setup") -> None:
         """The rest of a lease cannot run here: "setup" is for want of something that another slave may have."""
         failures = {"*": tasks.describe_failure(error, kind=kind, itself=False)}
-        self.node.report("result", envelope.lease, lo, envelope.hi, 0.0, failures)
+        self.node.report("result", envelope.lease, lo, envelope.hi, 0.0, failures, [])
 
     def uses(self, digest: str) -> bool:
         """Whether a lease of this bundle waits or runs here."""
@@ -306,6 +319,7 @@ class ProcessTaskManager(components.Component):
             return True
         if worker is None:
             return False
+        worker.lane = self._free_lane()
         worker.grant = dict(demand_of(envelope))
         for name, amount in worker.grant.items():
             self.free[name] -= amount
@@ -325,6 +339,10 @@ class ProcessTaskManager(components.Component):
             self._fail(envelope, envelope.lo, components.Error(f"{why}: {error}"))
         self._watch.attend()
         return True
+
+    def _free_lane(self) -> int:
+        taken = {worker.lane for worker in self.workers.values() if worker.envelope}
+        return next(lane for lane in itertools.count() if lane not in taken)
 
     def _granted(self, worker: Worker) -> dict[str, str]:
         """What the grant means to libraries, as environment variables."""
@@ -400,7 +418,7 @@ class ProcessTaskManager(components.Component):
             return
         if envelope is None or call[1] != envelope.lease or worker.passed or not worker.confined:
             return
-        _, lease, lo, hi, seconds, failures, last = call
+        _, lease, lo, hi, seconds, failures, last, spent = call
         self.node.remember(envelope)
         worker.ear.settle(bool(last))
         if failures:
@@ -409,7 +427,7 @@ class ProcessTaskManager(components.Component):
         self.done["failed"] += hi - lo if "*" in failures else len(failures)
         worker.lo = hi
         if hi > lo and not worker.forgotten:
-            self.node.report("result", lease, lo, hi, seconds, failures, parts=parts)
+            self.node.report("result", lease, lo, hi, seconds, failures, worker.ago(spent), parts=parts)
         if last:
             self.done["leases"] += 1
             if hi < envelope.hi and not worker.forgotten:
@@ -554,7 +572,8 @@ class ProcessTaskManager(components.Component):
         if last := worker.ear.output.last():
             failures["*"]["output"] = last
         seconds = max(0.0, time.monotonic() - worker.began)
-        self.node.report("result", envelope.lease, worker.lo, envelope.hi, seconds, failures)
+        spent = [worker.lane, int(seconds * 1e6), 0, 0, 0]
+        self.node.report("result", envelope.lease, worker.lo, envelope.hi, seconds, failures, spent)
 
     def all_died(self) -> None:
         """The zygote is gone and with it every worker."""
@@ -819,7 +838,7 @@ class SlaveNode(rpc.Node):
         self.bundles: dict[str, Path] = {}  # digest -> where it was unpacked, of those that can run
         self.leaving_at = 0.0
         self._zygotes = tasks.Recent()
-        self._reported = collections.OrderedDict()  # lease -> owner and number, of the last that were reported
+        self._reported = collections.OrderedDict()  # lease -> owner, number, attempt, of the last that were reported
         self.joined_at = 0.0
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
         self.parts = tasks.Prerequisites(self, self.parted)
@@ -865,7 +884,9 @@ class SlaveNode(rpc.Node):
         rows = {row[0]: row for row in self.manager.held()}
         for (_, lease, lo, hi, *_), _ in reversed(self.link.master.unsaid(self.outlives)):
             if lease in self._reported:
-                rows[lease] = [lease, *self._reported[lease], lo, max(hi, rows[lease][4] if lease in rows else hi)]
+                owner, number, attempt = self._reported[lease]
+                hi = max(hi, rows[lease][4] if lease in rows else hi)
+                rows[lease] = [lease, owner, number, lo, hi, attempt]
         return {"holds": list(rows.values())}
 
     @staticmethod
@@ -875,7 +896,7 @@ class SlaveNode(rpc.Node):
 
     def remember(self, envelope: tasks.Envelope) -> None:
         """A part of this lease is reported; until the master has heard of it, another one may have to know whose."""
-        self._reported[envelope.lease] = envelope.owner, envelope.number
+        self._reported[envelope.lease] = envelope.owner, envelope.number, envelope.attempt
         if len(self._reported) > REMEMBERED:
             self._reported.popitem(last=False)
 

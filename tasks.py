@@ -246,14 +246,26 @@ def limit_failure(head: dict, name: str, measured: float, where: str = "", stack
 class Handle(str):
     """A name that carries what it names: equal to the plain text of the id, with further attributes."""
 
-    __slots__ = ("stats", "task", "title")
+    __slots__ = ("stats", "task", "title", "tried")
 
     @classmethod
-    def of(cls, task: Task) -> Handle:
+    def of(cls, task: Task, attempt: int = 1) -> Handle:
         """The handle of a task that was pushed."""
-        self = cls(task.task_id or "")
+        self = cls.in_attempt(attempt, task.task_id or "")
         self.task = task
         return self
+
+    @classmethod
+    def in_attempt(cls, attempt: int, text: str) -> Handle:
+        """A handle that says in which attempt its task had its outcome."""
+        self = cls(text)
+        self.tried = attempt
+        return self
+
+    @property
+    def attempt(self) -> int:
+        """In which attempt the task had its outcome: 1 unless it ran again."""
+        return getattr(self, "tried", 1)
 
     @property
     def name(self) -> str:
@@ -587,6 +599,7 @@ class Records:
         self._hi = envelope.hi
         self.owner = envelope.owner
         self.ordinal = envelope.first
+        self.seconds = 0.0  # that opening has taken so far
         self._opened = -1
         self._states: list = []
         if half and half[0] == self._groups[0]:
@@ -626,8 +639,10 @@ class Records:
 
     def _open(self, group: int) -> list:
         if group != self._opened:
+            began = time.perf_counter()
             self._states = rpc.open_sealed(self._groups[group - self._first])
             self._opened = group
+            self.seconds += time.perf_counter() - began
         return self._states
 
     def _find(self, kind: int) -> type:
@@ -852,6 +867,7 @@ class Owner:
         self.records: dict[str, list[bytes]] = {}  # the first failed tasks, as they travel
         self.most_records = WINDOW_BYTES  # bytes of these
         self.seconds = 0.0
+        self.attempt = 1  # of the outcomes that are told now
         self.slaves: set[str] = set()
         self._sources: collections.deque[Source] = collections.deque()
         self._loose: list[Task] = []
@@ -998,7 +1014,7 @@ class Owner:
             flight.source.refused({"c": -32000, "m": reason, "t": ""})
         flight.source.response = None
         self.accepted([number])
-        self.outcome(number, 0, len(flight.tasks), 0.0, {"*": failure}, "", [])
+        self.outcome(number, 0, len(flight.tasks), 0.0, {"*": failure}, "", 1, [])
 
     def resubmit(self, known: bool) -> None:
         """Sends again what was never accepted, to a master that may be a new one.
@@ -1012,7 +1028,7 @@ class Owner:
                 params, parts = flight.message
                 self.call("submit", *params, parts=parts)
             elif not known:
-                self.outcome(flight.number, 0, len(flight.tasks), 0.0, {"*": FORGOTTEN}, "", [])
+                self.outcome(flight.number, 0, len(flight.tasks), 0.0, {"*": FORGOTTEN}, "", 1, [])
         self._cancel_again()
 
     def _cancel_again(self) -> None:
@@ -1024,8 +1040,9 @@ class Owner:
             elif self.flights[number].tasks[place] is not None:
                 self.call("cancel_task", number, place, kill)
 
-    def outcome(self, number: int, lo: int, hi: int, seconds: float, failures: dict, slave: str, parts: list) -> None:
-        """Outcomes of tasks lo..hi-1 of a batch; a repeated one changes nothing."""
+    def outcome(self, number: int, lo: int, hi: int, seconds: float, failures: dict, slave: str, attempt: int,
+                parts: list) -> None:
+        """Outcomes of tasks lo..hi-1 of a batch, of the attempt of that number; a repeated one changes nothing."""
         flight = self.flights.get(number)
         if flight is None:
             return
@@ -1033,10 +1050,11 @@ class Owner:
         results, failures = self._open(lo, hi, parts, failures)
         self.seconds += seconds
         self.slaves.add(slave)
+        self.attempt = attempt
         if failures:
             self._settle_one_by_one(flight, lo, results, failures)
         else:
-            settle(self, flight, lo, results, Handle if self.handles else None, Task.finished)
+            settle(self, flight, lo, results, self._handle, Task.finished)
         if not flight.open:
             self.weight -= flight.size
             flight.size = 0
@@ -1215,7 +1233,7 @@ class Owner:
         error = open_failure(failure, self.load)
         if type(task).finished is not Task.finished:
             task.finished(None, error)
-        self.callback(Handle.of(task) if self.handles else task, None, error)
+        self.callback(Handle.of(task, failure.get("attempt", self.attempt)) if self.handles else task, None, error)
 
     def _keep_record(self, task: Task) -> None:
         """Keeps a task as it travels, unless it is too large."""
@@ -1224,11 +1242,18 @@ class Owner:
             self.most_records -= batch.size
             self.records[task.task_id] = [part if type(part) is bytes else b"".join(part) for part in batch.parts]
 
+    @property
+    def _handle(self) -> Callable | None:
+        """What makes the handles of tasks that have their outcome now."""
+        if not self.handles:
+            return None
+        return Handle if self.attempt == 1 else functools.partial(Handle.in_attempt, self.attempt)
+
     def _settle_one_by_one(self, flight: Flight, lo: int, results: list, failures: dict) -> None:
         for i, result in enumerate(results, lo):
             failure = failures.get(str(i)) or failures.get("*")
             if failure is None:
-                settle(self, flight, i, [result], Handle if self.handles else None, Task.finished)
+                settle(self, flight, i, [result], self._handle, Task.finished)
             elif not (flight.tasks[i] is None or self.closed or "retried" in failure):
                 task, flight.tasks[i] = flight.tasks[i], None
                 task._ordinal = flight.first + i
@@ -1320,6 +1345,11 @@ class SystemMaster:
     def step(self) -> int:
         """The number of the current step, from 1."""
         return self._run.step
+
+    @property
+    def attempt(self) -> int:
+        """In `task_finished`: the attempt in which the task had its outcome, 1 unless it ran again."""
+        return self._run.owner.attempt
 
 
 # The hooks of a system; a beat of its host says by its remainder which of them was called last, 0: it waits.
@@ -3170,6 +3200,9 @@ class LeaseRunner:
         self._lent = False  # one of them is memory of the user's
         self._failures: dict[str, dict] = {}
         self._lo, self._began = 0, 0.0  # the first task that was not reported, and when it began
+        self._packing = 0.0  # seconds that results took since then
+        self._records: Records | None = None
+        self.spent: list = []  # of what is reported: when it began and ended, seconds of opening and of packing
         self._first, self._place, self._several = 0, 0, False
         self._head: dict = {}
         self._quick = False  # a lease was: others may have run before the slave has heard of one
@@ -3187,7 +3220,7 @@ class LeaseRunner:
 
     def run(self, envelope: Envelope) -> int:
         """Runs lo..hi-1 of the envelope. Returns where it stopped: hi, or less if the rest was not wanted."""
-        records = Records(envelope, self._known, self._half)
+        records = self._records = Records(envelope, self._known, self._half)
         i = self._lo = envelope.lo
         self._head, self._first = envelope.head, envelope.first
         self._several = self._quick or envelope.hi - envelope.lo > 1
@@ -3266,7 +3299,9 @@ class LeaseRunner:
             if len(self._plain) >= GROUP:
                 self._flush()
             return
+        began = time.perf_counter()
         pieces, error = attempt(rpc.seal_pieces, [result])
+        self._packing += time.perf_counter() - began
         if error is not None:
             self._fail(i, rpc.explain_unpicklable(result, error, "the result"), "result")
             return
@@ -3290,13 +3325,17 @@ class LeaseRunner:
 
     def _flush(self) -> None:
         if self._plain:
+            began = time.perf_counter()
             self._parts.append(pickle.dumps(self._plain, 5))
             self._weight += len(self._parts[-1])
             self._plain = []
+            self._packing += time.perf_counter() - began
 
     def _send(self, hi: int, last: bool) -> None:
         self._flush()
         now = time.perf_counter()
+        self.spent = [self._began, now, self._records.seconds, self._packing]
+        self._records.seconds = self._packing = 0.0
         lo, seconds, self._lo, self._began = self._lo, now - self._began, hi, now
         parts, self._parts, self._weight, self._lent = self._parts, [], 0, False
         failures, self._failures = self._failures, {}
@@ -3313,7 +3352,8 @@ def worker_main(sock: socket.socket, root: str) -> None:
 
     def report(lo: int, hi: int, seconds: float, failures: dict, parts: list, last: bool) -> None:
         flush()  # what a task has printed is there before its outcome
-        wire.call("result", lease, lo, hi, seconds, failures, last, parts=parts)
+        wire.call("result", lease, lo, hi, seconds, failures, last, runner.spent, parts=parts)
+        runner.spent = []
 
     runner = LeaseRunner(report, lambda: wire.unwanted(lease), root)
     flush = speak(lambda: runner.current)

@@ -79,8 +79,8 @@ def test_a_result_goes_to_the_attached_owner_at_once_and_to_the_journal(told):
     told("submit", "c1", 1, 1)
     (lease,) = told.leases()
     effects = told("result", "s1", lease.id, 0, 1, 0.5, "results", {"0": {"kind": "task"}})
-    assert effects.messages == [("outcome", "c1", 1, 0, 1, 0.5, {"0": {"kind": "task"}}, "results", "s1")]
-    assert effects.records == [("outcome", "c1", 1, 0, 1, 0.5, {"0": {"kind": "task"}}, "results")]
+    assert effects.messages == [("outcome", "c1", 1, 0, 1, 0.5, {"0": {"kind": "task"}}, "results", "s1", 1)]
+    assert effects.records == [("outcome", "c1", 1, 0, 1, 0.5, {"0": {"kind": "task"}}, 1, "results")]
 
 
 def test_a_repeated_submit_is_accepted_again_and_runs_once(told):
@@ -147,7 +147,7 @@ def test_outcomes_of_a_detached_owner_wait_and_are_sent_when_it_is_back(told):
     assert told.ended(lease).messages == []
     effects = told("owner_attached", "c1")
     assert effects.messages == []
-    assert effects.after == [("accepted", "c1", 1), ("outcome", "c1", 1, 0, 1, 0.001, {}, "results", "s1")]
+    assert effects.after == [("accepted", "c1", 1), ("outcome", "c1", 1, 0, 1, 0.001, {}, "results", "s1", 1)]
 
 
 def test_a_settled_batch_is_forgotten_with_its_payload(told):
@@ -370,8 +370,8 @@ def test_a_task_that_kills_its_workers_is_poisoned_at_the_third(told):
         (lease,) = told.leases()
         assert lease.attempt == attempt
         told("worker_lost", "s1", lease.id, 0, 1, "signal 11", output=f"said in attempt {attempt}")
-    ((*_, lo, hi, _, failures, payload, slave),) = told.sent("outcome")
-    assert (lo, hi, payload, slave) == (0, 1, None, "s1")
+    ((*_, lo, hi, _, failures, payload, slave, attempt),) = told.sent("outcome")
+    assert (lo, hi, payload, slave, attempt) == (0, 1, None, "s1", 3)
     assert failures["*"]["type"] == "WorkerLost" and failures["*"]["kind"] == "poisoned"
     assert "signal 11" in failures["*"]["message"]
     assert (failures["*"]["output"], failures["*"]["attempt"]) == ("said in attempt 3", 3)
@@ -384,7 +384,7 @@ def test_lost_slaves_do_not_poison_but_have_a_budget_of_their_own(told):
         assert len(told.leases()) == 1
         told("slave_lost", "s1", reason="silence")
         told("slave_joined", "s1", {"cpus": 1}, [], 1)
-    ((*_, failures, _, _),) = told.sent("outcome")
+    ((*_, failures, _, _, _),) = told.sent("outcome")
     assert failures["*"]["kind"] == "lost"
 
 
@@ -673,7 +673,7 @@ def test_a_slave_of_an_earlier_life_goes_on_with_what_it_holds_and_nothing_runs_
     told("submit", "c1", 1, 8)
     first, second = told.leases()[:2]
     told.ended(first)
-    held = [[second.id, "c1", 1, second.lo, second.hi]]
+    held = [[second.id, "c1", 1, second.lo, second.hi, 1]]
     again = restarted(told)
     again("rest", 5.0)
     again("slave_joined", "s1", {"cpus": 2}, [], 2, holds=held)
@@ -688,7 +688,7 @@ def test_a_slave_of_an_earlier_life_goes_on_with_what_it_holds_and_nothing_runs_
 
 
 @pytest.mark.parametrize(
-    "row", [(7, "c2", 1, 0, 1), (7, "c1", 2, 0, 1), (7, "c1", 1, 1, 9), (7, "c1", 1, 0, 1)], ids=str
+    "row", [(7, "c2", 1, 0, 1, 1), (7, "c1", 2, 0, 1, 1), (7, "c1", 1, 1, 9, 1), (7, "c1", 1, 0, 1, 1)], ids=str
 )
 def test_what_is_not_open_here_any_more_is_not_taken_over(told, row):
     told("submit", "c1", 1, 4)
@@ -697,6 +697,23 @@ def test_what_is_not_open_here_any_more_is_not_taken_over(told, row):
     again("rest", 5.0)
     again("slave_joined", "s1", {"cpus": 2}, [], 2, holds=[row])
     assert not again.board.leases
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_lease_that_comes_back_with_its_slave_is_the_attempt_that_it_was(told, restart):
+    told("submit", "c1", 1, 1)
+    (lease,) = told.leases()
+    if restart:
+        told = restarted(told)
+        told("rest", 5.0)
+    else:
+        told("rest", 5.0)
+        told("slave_lost", "s1", reason="silence")
+    told("slave_joined", "s1", {"cpus": 2}, [], 2, holds=[[lease.id, "c1", 1, 0, 1, 1]])
+    assert told.board.leases[lease.id].attempt == 1
+    told("slave_lost", "s1", reason="silence")
+    told("slave_joined", "s1", {"cpus": 2}, [], 2, holds=[[lease.id, "c1", 1, 0, 1, 3]])
+    assert told.board.leases[lease.id].attempt == 3, "what the journal did not hold any more, the slave knows"
 
 
 def test_a_new_lease_never_has_the_number_of_one_that_was_taken_over():
@@ -708,7 +725,7 @@ def test_a_new_lease_never_has_the_number_of_one_that_was_taken_over():
     held = told.leases()[0]
     told.records = [record for record in told.records if record[0] != "life"]  # this life was never noted down
     again = restarted(told)
-    again("slave_joined", "s1", {"cpus": 2}, [], 2, holds=[[held.id, "c1", 1, held.lo, held.hi]])
+    again("slave_joined", "s1", {"cpus": 2}, [], 2, holds=[[held.id, "c1", 1, held.lo, held.hi, 1]])
     numbers = [lease.id for lease in again.leases()]
     assert numbers and held.id in again.board.leases and held.id not in numbers
 

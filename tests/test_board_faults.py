@@ -91,9 +91,10 @@ class SimOwner:
             assert number.startswith(f"{self.name}.") and rest[0] > 0 and rest[1].startswith("no slave has ")
             return
         assert kind == "outcome", f"{kind} {number} {rest}"
-        lo, hi, _, failures, payload, _ = rest
+        lo, hi, _, failures, payload, _, attempt = rest
+        assert attempt >= 1 and all(one.get("attempt", attempt) == attempt for one in failures.values())
         reason = failures.get("*", {}).get("kind", "")
-        assert reason or payload == ("ran", self.name, number, lo, hi), "results of other tasks"
+        assert reason or payload == ("ran", self.name, number, lo, hi, attempt), "results of others, another attempt"
         assert reason != "cancelled" or number in self.cancelled or (number, lo) in self.cancelled
         assert reason != "unplaceable" or rest[3]["*"]["message"].startswith("no slave has ")
         assert reason != "unplaceable" or self.batches[number][2]["resources"] in RARE, "any slave can take it"
@@ -171,11 +172,12 @@ class SimSlave:
         self.connected = False
         if not dead and self.swarm.random.random() < 0.5:
             owners = {number: lease.batch.owner.id for number, lease in self.leases.items()}
-            self.held = {n: (n, owners[n], self.leases[n].batch.number, *self.open[n]) for n in owners}
+            self.held = {n: (n, owners[n], self.leases[n].batch.number, *self.open[n], self.leases[n].attempt)
+                         for n in owners}  # fmt: skip
             return None
         for number, (lo, hi) in () if dead else self.open.items():
             batch = self.leases[number].batch
-            payload = ("ran", batch.owner.id, batch.number, lo, hi)
+            payload = ("ran", batch.owner.id, batch.number, lo, hi, self.leases[number].attempt)
             arrive = functools.partial(self.arrive_late, number, lo, hi, payload)
             self.swarm.later(self.swarm.random.uniform(0, 0.3), arrive)
         self.clear()
@@ -231,7 +233,7 @@ class SimSlave:
             self.done(number)
 
     def result(self, lease, lo, hi):
-        payload = ("ran", lease.batch.owner.id, lease.batch.number, lo, hi)
+        payload = ("ran", lease.batch.owner.id, lease.batch.number, lo, hi, lease.attempt)
         self.send("result", lease.id, lo, hi, self.swarm.work() * (hi - lo), payload, self.failures(lease, lo, hi))
 
     def failures(self, lease, lo, hi):
@@ -631,7 +633,7 @@ def test_a_journal_in_which_every_second_task_failed_is_read_in_seconds():
         ("owner", "c1", "client", "", ""),
         ("batch", "c1", 1, count, 1, {}, None),
         *(("retry", "c1", 1, task, task + 1, *why) for task in failed),
-        ("outcome", "c1", 1, 0, count, 0.1, told, None),
+        ("outcome", "c1", 1, 0, count, 0.1, told, 1, None),
     ], 0.0)  # fmt: skip
     assert time.monotonic() - began < 10
     board.check()
@@ -642,7 +644,7 @@ def test_a_journal_in_which_every_second_task_failed_is_read_in_seconds():
 def test_a_damaged_journal_is_refused_with_the_record_that_does_not_fit():
     for records in (
         [("batch", "c9", 1, 1, 1, {}, None)],
-        [("owner", "c1", "client", "", ""), ("outcome", "c1", 1, 0, 1, 0.0, {}, None)],
+        [("owner", "c1", "client", "", ""), ("outcome", "c1", 1, 0, 1, 0.0, {}, 1, None)],
         [("owner", "c1", "client", "", ""), ("what", "c1", 1)],
         [()],
     ):

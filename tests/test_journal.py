@@ -58,7 +58,7 @@ def batch(number, *parts, owner="c1", count=3):
 
 
 def outcome(number, lo, hi, *parts, owner="c1"):
-    return ("outcome", owner, number, lo, hi, 0.25, {}, list(parts))
+    return ("outcome", owner, number, lo, hi, 0.25, {}, 1, list(parts))
 
 
 def plain(records):

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 1453,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4571,
-    "rpc.py": 5677,
+    "master.py": 4627,
+    "rpc.py": 5678,
     "setup.py": 64,
-    "slave.py": 1131,
-    "tasks.py": 3723,
+    "slave.py": 1152,
+    "tasks.py": 3765,
 }
-TOTAL_LINES = 19_082
+TOTAL_LINES = 19_202
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -6,8 +6,9 @@ import signal
 
 import pytest
 from conftest import at_once, one_each, wait_until
+from test_board import Told
 
-from concurrent_swarm import rpc
+from concurrent_swarm import components, master, rpc, slave
 
 ALONE = ("--set", "master.max_lease=1")
 AT = 60  # which task is the odd one: those before it were quick
@@ -129,3 +130,31 @@ def test_what_quick_tasks_print_is_told_as_of_each_and_what_passes_python_with_a
     assert [re.findall(r"I am \d+", one["output"]) for one in told["failures"].values()] == [
         [f"I am {number}"] for number in (49, 99, 149, 199)
     ]
+
+
+# -- what a report tells of its time -------------------------------------------------------------------------------
+
+
+def test_a_span_speaks_of_the_master_s_time_whatever_the_slave_s_clock_says():
+    told = Told(slaves=1, workers=1)
+    told("submit", "c1", 1, 1, options={"name": "n", "first": 100, "classes": [["m", "Square", False]]})
+    (lease,) = told.leases()
+    spent = [3, 250_000, 50_000, 1_000, 2_000]
+    found = master.span_of(lease, 0, 1, {"0": {}}, spent, [b"12345"], 7, lease.since + 1)
+    assert (found.owner, found.first, found.tasks, found.failed, found.attempt) == ("c1", 100, 1, 1, 1)
+    assert (found.slave, found.lane, found.step, found.kind, found.received) == ("s1", 3, 7, "Square", 5)
+    assert [round(found.heard - at, 6) for at in (found.began, found.ended)] == [0.25, 0.05]
+    assert (found.opening, found.packing) == (0.001, 0.002)
+    early = master.span_of(lease, 0, 1, {}, [0, 10**12, 10**11, 0, 0], [], 0, lease.since + 1)
+    assert early.leased == early.began == early.ended, "nothing began before its lease"
+
+
+@pytest.mark.parametrize("spent", [None, [1], [0, 0, 0, 0, -1], [0, 0, 0, 0, 1.5], [0] * 6, "01234"])
+def test_a_report_that_tells_nonsense_of_its_time_is_refused(spent):
+    with pytest.raises(components.UsageError):
+        master.check_spent(spent)
+
+
+@pytest.mark.parametrize("said", [None, [1.0, 2.0], ["a", 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1], {}, [float("inf")] * 4])
+def test_a_worker_may_say_what_it_likes_of_its_time(said):
+    master.check_spent(slave.Worker(1, "", "", 0.0).ago(said))

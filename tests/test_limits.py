@@ -93,7 +93,7 @@ def test_what_does_not_run_within_its_queue_timeout_ends_and_names_the_limit():
     assert told.board.deadline == 2.0
     told.now = 2.5
     told("tick")
-    ((_, _, _, lo, hi, _, failures, _, _),) = told.sent("outcome")
+    ((_, _, _, lo, hi, _, failures, *_),) = told.sent("outcome")
     failure = failures["*"]
     assert (lo, hi, failure["kind"], failure["type"], failure["limit"]) == (0, 3, "limit", "TimedOut", "queue_timeout")
     assert (failure["measured"], failure["allowed"]) == (2.5, 2)
@@ -361,7 +361,7 @@ def test_a_task_is_cancelled_by_itself_its_id_or_its_handle(given):
 
 def test_a_task_that_has_its_outcome_is_not_cancelled_any_more():
     owner, made, calls, heard = owner_of(1)
-    owner.outcome(0, 0, 1, 0.1, {}, "s1", [])
+    owner.outcome(0, 0, 1, 0.1, {}, "s1", 1, [])
     calls.clear()
     owner.cancel(made[0])
     owner.cancel(Number("never pushed"))
@@ -378,11 +378,11 @@ def test_a_text_that_is_no_id_of_a_task_here_cannot_be_cancelled(text):
 def test_a_new_master_is_told_again_what_was_to_be_cancelled():
     owner, made, calls, _ = owner_of(3)
     owner.cancel(made[2])
-    owner.outcome(0, 0, 1, 0.1, {}, "s1", [])
+    owner.outcome(0, 0, 1, 0.1, {}, "s1", 1, [])
     calls.clear()
     owner.resubmit(True)
     assert [call for call in calls if call[0] != "submit"] == [("cancel_task", 0, 2, False)]
-    owner.outcome(0, 2, 3, 0.0, {"*": tasks.cancelled_failure()}, "", [])
+    owner.outcome(0, 2, 3, 0.0, {"*": tasks.cancelled_failure()}, "", 1, [])
     calls.clear()
     owner.resubmit(True)
     assert {call[0] for call in calls} == {"submit"}
@@ -397,14 +397,14 @@ def test_all_tasks_are_cancelled_those_that_wait_for_room_too_and_nothing_more_i
     owner.pump()
     assert calls == [("cancel", None, True)]
     assert [(task, error.type) for task, _, error in heard] == [(waiting, "Cancelled")]
-    owner.outcome(0, 0, 2, 0.0, {"*": tasks.cancelled_failure()}, "", [])
+    owner.outcome(0, 0, 2, 0.0, {"*": tasks.cancelled_failure()}, "", 1, [])
     assert owner.idle and owner.failed == 3
 
 
 def test_a_result_of_a_task_that_is_cancelled_is_not_heard():
     owner, _, _, heard = owner_of(3)
-    owner.outcome(0, 1, 2, 0.0, {"*": tasks.cancelled_failure()}, "", [])
-    owner.outcome(0, 0, 3, 0.1, {"1": {**tasks.cancelled_failure(), "again": True}}, "s1", [rpc.dumps([7, 8, 9])])
+    owner.outcome(0, 1, 2, 0.0, {"*": tasks.cancelled_failure()}, "", 1, [])
+    owner.outcome(0, 0, 3, 0.1, {"1": {**tasks.cancelled_failure(), "again": True}}, "s1", 1, [rpc.dumps([7, 8, 9])])
     assert [(task.name, result) for task, result, _ in heard] == [("n1", None), ("n0", 7), ("n2", 9)]
 
 

@@ -37,6 +37,25 @@ def at(told, seconds):
     told("tick")
 
 
+@pytest.mark.parametrize("how", ["raised", "died", "lost"])
+def test_an_outcome_says_which_attempt_it_is_of_also_to_an_owner_of_a_later_life(how):
+    told = Told(slaves=2, workers=1)
+    submit(told)
+    (lease,) = told.leases()
+    if how == "raised":
+        fail(told, lease, own(1))
+    elif how == "died":
+        told("worker_lost", lease.slave.id, lease.id, 0, 1, "signal 9")
+    else:
+        told("slave_lost", lease.slave.id, reason="silence")
+    (lease,) = told.leases()
+    effects = told.ended(lease)
+    assert [message[-1] for message in effects.messages if message[0] == "outcome"] == [2]
+    board = Board()
+    board.restore(told.records, 0.0)
+    assert [message[-1] for message in board.owner_attached("c1", 0.0).after if message[0] == "outcome"] == [2]
+
+
 def test_a_task_that_raises_runs_as_often_as_its_rules_say_and_then_fails():
     told = Told()
     submit(told)
@@ -47,8 +66,8 @@ def test_a_task_that_raises_runs_as_often_as_its_rules_say_and_then_fails():
         assert effects.records == [("retry", "c1", 1, 0, 1, 0, 0, attempt, 0, lease.id)] and not told.sent("outcome")
     (lease,) = told.leases()
     fail(told, lease, own(2))
-    ((*_, failures, _, _),) = told.sent("outcome")
-    assert failures == {"0": own(2)} and not told.leases()
+    ((*_, failures, _, _, attempt),) = told.sent("outcome")
+    assert failures == {"0": own(2)} and attempt == 3 and not told.leases()
 
 
 def test_each_further_attempt_waits_twice_as_long_and_never_longer_than_five_minutes():
@@ -76,8 +95,9 @@ def test_those_of_a_long_lease_that_failed_run_again_and_the_others_have_their_o
     (lease, *_) = told.leases()
     assert lease.tasks > 3
     fail(told, lease, own(1), 0, 1, 3)
-    ((_, _, _, lo, hi, _, failures, _, _),) = told.sent("outcome")
-    assert (lo, hi) == span(lease) and {key for key in failures if "retried" in failures[key]} == {"0", "1", "3"}
+    ((_, _, _, lo, hi, _, failures, _, _, attempt),) = told.sent("outcome")
+    assert {key for key in failures if "retried" in failures[key]} == {"0", "1", "3"}
+    assert (lo, hi) == span(lease) and attempt == 1
     assert [piece[:2] for piece in told.board.owners["c1"].batches[1].delayed] == [(0, 2), (3, 4)]
     finish(told)
     at(told, 1.0)
@@ -303,7 +323,7 @@ def test_a_failure_that_a_slave_tells_again_after_a_new_connection_counts_once(r
     if restart:
         told.board = Board()
         told.board.restore(told.records, 0.0)
-    told("slave_joined", "s1", {"cpus": 1}, [], 1, holds=[[lease.id, "c1", 1, 0, 1]])
+    told("slave_joined", "s1", {"cpus": 1}, [], 1, holds=[[lease.id, "c1", 1, 0, 1, 1]])
     told(*report)
     (again,) = told.leases()
     assert again.id != lease.id and again.attempt == 2 and told.board.counters["late report"] == 1

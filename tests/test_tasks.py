@@ -571,7 +571,7 @@ class Master:
         hi = count if hi is None else hi
         tasks.LeaseRunner(reports, reports.look).run(envelope(batch, lo, hi, first))
         ((lo, hi, failures, results, _),) = reports.rows
-        return number, lo, hi, 0.5, failures, "s1", results
+        return number, lo, hi, 0.5, failures, "s1", 1, results
 
 
 @pytest.fixture
@@ -689,7 +689,7 @@ def test_outcomes_in_pieces_out_of_order_and_twice_are_heard_once_each(owner, ma
 
 
 def test_outcomes_of_unknown_batches_are_ignored(owner):
-    owner.outcome(99, 0, 1, 0.1, {}, "s1", [pickle.dumps([1])])
+    owner.outcome(99, 0, 1, 0.1, {}, "s1", 1, [pickle.dumps([1])])
     owner.accepted([99])
     owner.refused(99, "why")
     assert owner.heard == [] and owner.idle

@@ -71,6 +71,7 @@ class Row(ApplicationNode):
         number = task.task.number
         if error is None:
             self.attempts[number] = result[1]
+            assert str(task.attempt) == result[1], "the handle says in which attempt it was"
         else:
             self.failures[number] = {"kind": error.failure["kind"], "output": error.failure.get("output", "")}
         if len(self.attempts) + len(self.failures) == self.count:

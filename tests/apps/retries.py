@@ -76,6 +76,7 @@ class Retrying(ApplicationNode):
         self.told += 1
         if error is not None:
             result = [type(error).__name__, error.failure["kind"], error.failure.get("attempt", 1)]
+        assert task.attempt == (result[2] if error else result), "the handle says in which attempt it was"
         self.result[task.name] = result
         if not self.pending:
             self.result["told"] = self.told
@@ -96,6 +97,7 @@ class Mixed(ITaskSystem):
     def task_finished(self, master, task, result, error):
         self.ended[task.name] = self.ended.get(task.name, 0) + 1
         assert error is None, error
+        assert master.attempt == result, "the outcome says of which attempt it is"
 
     def is_complete(self, master):
         return len(self.ended) == self.count

@@ -6,10 +6,11 @@
         assert run.code == 0 and run.about["result"] == 7
 
 `swarm_of_module` is one swarm that the tests of a module share. However a test ends, every process that it started is
-gone afterwards, with all that those have started, and so are their folders: the fixtures assert it. Cases of a
-parametrized test that is marked `@at_once` run a few at a time.
+gone afterwards, with all that those have started, and so are their folders: the fixtures assert it. Tests that are
+marked `@at_once` run a few at a time.
 """
 
+import compileall
 import functools
 import importlib.util
 import inspect
@@ -42,8 +43,10 @@ PATIENCE = 30.0  # seconds after which something that must happen counts as neve
 
 
 def pytest_collection_modifyitems(items):
-    """What is left behind is looked at last."""
-    items.sort(key=lambda item: item.path.name == "test_leaks.py")
+    """In each file, what runs at once comes last; what is left behind is looked at in the end."""
+    files = list(dict.fromkeys(item.path for item in items))
+    files.sort(key=lambda path: path.name == "test_leaks.py")
+    items.sort(key=lambda item: (files.index(item.path), -len(_asks(item)) if runs_at_once(item) else -99))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -333,11 +336,36 @@ def running(slaves=1, workers=2, journal=False, master=(), slave=()):
         one.close()
 
 
-@pytest.fixture
+EACH = {}  # (module, name) -> a function fixture as a context manager
+
+
+def one_each(fixture):
+    """Decorates a fixture of which every test has one of its own, those that run at once too."""
+
+    @functools.wraps(fixture)
+    def make(**given):
+        yield fixture(**given)
+
+    generates = inspect.isgeneratorfunction(fixture)
+    EACH[fixture.__module__, fixture.__name__] = contextmanager(fixture if generates else make)
+    return pytest.fixture(fixture)
+
+
+@one_each
 def swarm():
     """A function that starts a swarm: `swarm(slaves=1, workers=2, journal=False, master=(), slave=())`."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(running(**options))
+
+
+@contextmanager
+def a_folder():
+    """What `tmp_path` is for tests that run at once."""
+    with tempfile.TemporaryDirectory(prefix="at-once-") as folder:
+        yield Path(folder)
+
+
+EACH[__name__, "tmp_path"] = a_folder
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +384,7 @@ def swarm_of_module():
 @pytest.fixture(scope="module")
 def crew():
     """Threads that do a few things at a time. What has not begun when a session is cut short never does."""
-    pool = ThreadPoolExecutor(3)
+    pool = ThreadPoolExecutor(4)
     yield pool
     pool.shutdown(cancel_futures=True)
 
@@ -366,34 +394,88 @@ BEGUN = {}  # node id -> what becomes of it
 
 def at_once(test):
     """Decorates tests that do not have to wait for each other: when the first is wanted, all that were chosen begin, a
-    few at a time. These are the cases of a parametrized test, or the tests of a module that ask for the same fixtures.
-    They share their fixtures, which must be there for the whole module."""
-    parameters = inspect.signature(test).parameters
+    few at a time. These are tests of a module that share the same fixtures or fewer, and all their cases; they come
+    last in their module. Of `swarm`, `tmp_path` and what is `@one_each` every test has its own; what they share must be
+    there for the whole module."""
+    asks = _shared(test, test.__module__)
+
+    def begin(**given):
+        with ExitStack() as stack:
+            for name in inspect.signature(test).parameters:
+                _make(name, test.__module__, given, stack)
+            test(**{name: given[name] for name in inspect.signature(test).parameters})
 
     @functools.wraps(test)
     def wait(request, **given):
         if request.node.nodeid not in BEGUN:
             pool = request.getfixturevalue("crew")
-            for item, cases in _alike(request.node, given):
-                BEGUN[item.nodeid] = pool.submit(item.obj.test, **{**given, **cases})
+            for item in request.session.items:
+                if _goes_with(item, request.node):
+                    shared = {name: given[name] for name in _asks(item)}
+                    BEGUN[item.nodeid] = pool.submit(item.obj.begin, **shared, **_cases_of(item)[0])
         BEGUN[request.node.nodeid].result()
 
-    asking = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY)
-    wait.__signature__ = inspect.Signature([*parameters.values(), asking])
-    wait.test, wait.asks = test, set(parameters)
+    names = [*sorted(asks), "request"]
+    wait.__signature__ = inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names])
+    wait.begin, wait.asks = begin, asks
     return wait
 
 
-def _alike(node, given):
-    """The chosen tests that begin with this one, and the parameters of each that are no fixtures."""
-    mine = node.callspec.params if hasattr(node, "callspec") else {}
-    cases = {name for name in mine if name in given and given[name] is mine[name]}
-    for item in node.session.items:
-        if item.path == node.path and getattr(item.obj, "asks", None) == node.obj.asks:
-            params = item.callspec.params if hasattr(item, "callspec") else {}
-            same = all(params.get(name) == mine[name] for name in mine.keys() - cases)
-            if same and params.keys() == mine.keys() and (not mine or item.obj is node.obj):
-                yield item, {name: params[name] for name in cases}
+def _maker(name, module):
+    """What makes a test its own fixture of this name; None for what is shared."""
+    return EACH.get((module, name)) or EACH.get((__name__, name))
+
+
+def _shared(function, module):
+    """The names that a test, or a fixture of its own, takes from what is shared."""
+    found = set()
+    for name in inspect.signature(function).parameters:
+        maker = _maker(name, module)
+        found |= _shared(maker, module) if maker else {name}
+    return found
+
+
+def _make(name, module, made, stack):
+    """Puts a fixture of a test's own, and what that takes, among those that are made."""
+    if name not in made:
+        maker = _maker(name, module)
+        for needed in inspect.signature(maker).parameters:
+            _make(needed, module, made, stack)
+        made[name] = stack.enter_context(maker(**{one: made[one] for one in inspect.signature(maker).parameters}))
+
+
+def _cases_of(item):
+    """The parameters of a test by name: its own, and those of fixtures."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    marks = [mark.args[0] for mark in item.iter_markers("parametrize") if not mark.kwargs.get("indirect")]
+    names = {name.strip() for words in marks for name in (words.split(",") if isinstance(words, str) else words)}
+    cases = {name: params[name] for name in names & params.keys()}
+    return cases, {name: params[name] for name in params.keys() - names}
+
+
+def runs_at_once(item):
+    """Whether a test is marked `@at_once`."""
+    return hasattr(getattr(item, "obj", None), "asks")
+
+
+def _asks(item):
+    """The fixtures that a test shares with others."""
+    return item.obj.asks - _cases_of(item)[0].keys()
+
+
+def _goes_with(item, first):
+    """Whether a test begins when this one does."""
+    if item.path != first.path or not runs_at_once(item) or item.nodeid in BEGUN:
+        return False
+    return _asks(item) <= _asks(first) and _cases_of(item)[1] == _cases_of(first)[1]
+
+
+def quick_compiler(folder):
+    """A compiler for builds that need not be fast: it takes a fifth of the time."""
+    script = Path(folder, "quick-cc")
+    script.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
+    script.chmod(0o755)
+    return str(script)
 
 
 # -- a Python that every user can run ------------------------------------------------------------------------------
@@ -436,6 +518,7 @@ def copy_python(folder):
         shutil.copytree(package, folder / "site" / package.name, copy_function=linked)
     for file in [*CHECKOUT.glob("*.py"), *CHECKOUT.glob("*.so"), *CHECKOUT.glob("*.html")]:
         shutil.copy(file, folder)
+    compileall.compile_dir(folder, maxlevels=0, quiet=1)
     return Python(folder)
 
 

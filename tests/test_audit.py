@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import processes_of, text_of, wait_until
+from conftest import at_once, processes_of, text_of, wait_until
 from test_keys import keep
 from test_recovery import Knocking
 
@@ -198,6 +198,7 @@ def test_a_stranger_at_the_compute_channel_is_written_with_its_address(here, tmp
 
 
 @pytest.mark.slow
+@at_once
 def test_a_slave_cannot_publish_for_an_owner_of_whom_it_has_no_lease(here, tmp_path):
     with Knocking(here, "client", tmp_path / "c") as client, Knocking(here, "slave", tmp_path / "s") as slave:
         client.until(lambda: client.state == "welcome", "the client is let in")
@@ -216,6 +217,7 @@ def test_a_slave_cannot_publish_for_an_owner_of_whom_it_has_no_lease(here, tmp_p
 
 
 @pytest.mark.slow
+@at_once
 def test_a_master_that_cannot_write_its_audit_log_works_on_and_says_so(swarm):
     here = swarm(slaves=0)
     log = here.master.folder / "logs" / "audit.jsonl"
@@ -247,6 +249,7 @@ def is_theirs(path):
 
 
 @pytest.mark.slow
+@at_once
 def test_no_secret_is_in_a_log_a_journal_a_command_line_or_an_environment(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True, master=["--set", "node.log_level=debug"])
     keep(here, "invite", "client", "--once")

@@ -23,7 +23,7 @@ from concurrent_swarm.master import Board, Quotas, split
 from concurrent_swarm import tasks
 
 SEED = int(os.environ.get("SEED", 0))
-SCHEDULES = int(os.environ.get("SCHEDULES", 4_000))
+SCHEDULES = int(os.environ.get("SCHEDULES", 1_000))
 MIN_EVENTS = 50  # events under faults per schedule
 END = 1000.0  # virtual seconds after which a schedule hangs
 RARE = ({"cpus": 2}, {"gpu": 1}, {"tags": ["big"]})  # what not every slave has
@@ -548,21 +548,17 @@ def play(seeds):
     return events
 
 
-@pytest.mark.slow
-def test_every_task_reaches_one_outcome_in_300_schedules_of_faults():
-    TOLD.clear()
-    play(range(300))
-    assert TOLD["adopted"] > 50, "slaves came back with what they held"
-    assert TOLD["retrying"] > 400 and TOLD["quarantined"] > 0, "tasks failed, and slaves what others could do"
-
-
 def test_every_task_reaches_one_outcome_in_one_schedule():
     play([SEED])
 
 
 @pytest.mark.slow
 def test_every_task_reaches_one_outcome_in_many_schedules():
+    TOLD.clear()
     play(range(SEED, SEED + SCHEDULES))
+    assert TOLD["adopted"] > SCHEDULES / 6, "slaves came back with what they held"
+    assert TOLD["retrying"] > SCHEDULES * 4 / 3, "tasks failed"
+    assert TOLD["quarantined"] >= SCHEDULES // 300, "and slaves what others could do"
 
 
 # -- restarts ----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from conftest import (
     APPS,
     CHECKOUT,
     SAMPLES,
+    at_once,
     children_of,
     descriptors_of,
     text_of,
@@ -40,12 +41,14 @@ def result_of(run):
 # -- the samples
 
 
+@at_once
 def test_md5_finds_its_number_on_two_slaves_of_one_host(swarm_of_module):
     run = swarm_of_module.start_client("md5.py", "--set", "md5.stop=200000", "--set", "md5.number=176396").wait()
     assert (run.code, run.out) == (0, "result   176396\n"), run.err
     assert "done " in run.err and "0 failed" in run.err
 
 
+@at_once
 def test_hello_prints_its_result_on_stdout_and_the_rest_on_stderr(swarm_of_module):
     run = swarm_of_module.start_client("hello.py").wait()
     assert run.code == 0
@@ -53,6 +56,7 @@ def test_hello_prints_its_result_on_stdout_and_the_rest_on_stderr(swarm_of_modul
     assert "the task is on its way" in run.err
 
 
+@at_once
 def test_a_failing_application_exits_with_1_and_groups_the_failures_at_the_users_line(swarm_of_module):
     run = swarm_of_module.start_client("failing.py").wait()
     line = (SAMPLES / "failing.py").read_text().partition("raise ValueError")[0].count("\n") + 1
@@ -76,14 +80,17 @@ def test_md5_with_local_needs_no_swarm(tmp_path):
 # -- applications and where their code is
 
 
+@at_once
 def test_a_file_takes_its_siblings_along(swarm_of_module):
     assert result_of(swarm_of_module.run_client("siblings/main.py")) == 41
 
 
+@at_once
 def test_a_package_runs_with_its_own_module_names(swarm_of_module):
     assert result_of(swarm_of_module.run_client("packaged")) == 42
 
 
+@at_once
 def test_a_module_of_a_package_runs_with_m(swarm_of_module):
     path = os.pathsep.join([str(APPS), *(entry or os.getcwd() for entry in sys.path)])
     words = ["-m", "packaged", "--master", swarm_of_module.address, "--json"]
@@ -91,6 +98,7 @@ def test_a_module_of_a_package_runs_with_m(swarm_of_module):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_slave_runs_what_it_never_saw(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     app = tmp_path / "unseen.py"
@@ -102,6 +110,7 @@ def test_a_slave_runs_what_it_never_saw(swarm, tmp_path):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_late_slave_gets_work(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = waiting(here, tmp_path, 2)
@@ -113,6 +122,7 @@ def test_a_late_slave_gets_work(swarm, tmp_path):
 
 
 @pytest.mark.slow
+@at_once
 def test_two_versions_of_a_file_run_side_by_side(swarm, tmp_path):
     here = swarm(slaves=1, workers=2)
     app, source = tmp_path / "app.py", (APPS / PLAIN).read_text()
@@ -130,11 +140,13 @@ def test_two_versions_of_a_file_run_side_by_side(swarm, tmp_path):
 # -- pushing
 
 
+@at_once
 def test_push_task_runs_each_and_answers_each(swarm_of_module):
     assert result_of(plain(swarm_of_module, "OneByOne", "count=100")) == {"sum": 9900, "heard": True}
 
 
 @pytest.mark.parametrize("how", ["list", "tuple", "generator", "set"])
+@at_once
 def test_push_tasks_takes_any_iterable_and_answers_with_the_count(swarm_of_module, how):
     assert result_of(plain(swarm_of_module, "Many", f"how={how}", "count=50")) == {"sum": 2450, "heard": [50]}
 
@@ -144,18 +156,22 @@ def test_push_tasks_draws_a_hundred_thousand_from_a_generator(swarm_of_module):
     assert result_of(run) == {"sum": 9999900000, "heard": [100000]}
 
 
+@at_once
 def test_push_tasks_of_nothing_is_answered(swarm_of_module):
     assert result_of(plain(swarm_of_module, "Nothing")) == {"heard": 0}
 
 
+@at_once
 def test_tasks_may_be_pushed_from_another_thread(swarm_of_module):
     assert result_of(plain(swarm_of_module, "FromThread", "count=300")) == 89700
 
 
+@at_once
 def test_a_task_that_is_pushed_many_times_begins_anew_each_time(swarm_of_module):
     assert result_of(plain(swarm_of_module, "SameTask", "count=100")) == [1] * 100
 
 
+@at_once
 def test_a_handle_is_the_id_and_carries_the_task(swarm_of_module):
     about = result_of(plain(swarm_of_module, "Fields"))
     text = about.pop("text")
@@ -163,6 +179,7 @@ def test_a_handle_is_the_id_and_carries_the_task(swarm_of_module):
     assert text.partition(".")[0].startswith("c") and text.endswith(".0")
 
 
+@at_once
 def test_an_application_may_give_its_attributes_and_methods_any_names(swarm_of_module):
     assert result_of(plain(swarm_of_module, "OwnNames")) == ["mine"] * 5 + ["yours", 8]
 
@@ -170,6 +187,7 @@ def test_an_application_may_give_its_attributes_and_methods_any_names(swarm_of_m
 # -- what cannot be sent
 
 
+@at_once
 def test_tasks_that_cannot_be_pickled_fail_by_attribute_name_and_the_others_end(swarm_of_module):
     run = plain(swarm_of_module, "SomeBad", "count=10")
     assert run.code == 1
@@ -181,23 +199,27 @@ def test_tasks_that_cannot_be_pickled_fail_by_attribute_name_and_the_others_end(
 
 
 @pytest.mark.slow
+@at_once
 def test_a_thousand_tasks_that_cannot_be_pickled_fail_one_by_one(swarm_of_module):
     run = plain(swarm_of_module, "SomeBad", "count=6000")
     assert run.about["result"] and run.about["result"]["failed"] == 2000, run.about["error"]
 
 
+@at_once
 def test_a_task_of_a_class_inside_a_function_is_told_to_move(swarm_of_module):
     about = plain(swarm_of_module, "LocalClass").about["result"]
     assert "Hidden" in about["error"]
     assert len(about["heard"]) == 1 and "Hidden" in about["heard"][0]
 
 
+@at_once
 def test_what_is_no_task_is_named_in_the_error(swarm_of_module):
     run = plain(swarm_of_module, "NotATask", "count=3")
     assert run.code == 1
     assert "int" in run.about["error"]["message"] and "not a task" in run.about["error"]["message"]
 
 
+@at_once
 def test_a_result_that_cannot_be_pickled_fails_its_task_alone(swarm_of_module):
     about = plain(swarm_of_module, "BadResults").about["result"]
     assert (about["sum"], about["failed"], about["kinds"]) == (20, 5, ["result"])
@@ -211,6 +233,7 @@ def raised(swarm, how):
     return plain(swarm, "RaisesApplication", f"how={how}").about["result"]
 
 
+@at_once
 def test_an_exception_of_the_users_comes_home_as_itself_with_the_remote_traceback(swarm_of_module):
     about = raised(swarm_of_module, "custom")
     assert (about["type"], about["same"], about["vars"]) == ("Custom", True, ["one", 2])
@@ -219,12 +242,14 @@ def test_an_exception_of_the_users_comes_home_as_itself_with_the_remote_tracebac
 
 
 @pytest.mark.parametrize(("how", "name"), [("stubborn", "Stubborn"), ("unsendable", "Unsendable")])
+@at_once
 def test_an_exception_that_cannot_be_pickled_comes_home_as_a_task_error(swarm_of_module, how, name):
     about = raised(swarm_of_module, how)
     assert about["type"] == "TaskError" and about["remote"].endswith(name)
     assert f"raise {name}" in about["cause"]
 
 
+@at_once
 def test_the_cause_of_an_exception_is_part_of_its_traceback(swarm_of_module):
     about = raised(swarm_of_module, "chained")
     assert about["type"] == "ValueError"
@@ -234,6 +259,7 @@ def test_the_cause_of_an_exception_is_part_of_its_traceback(swarm_of_module):
 @pytest.mark.parametrize(
     ("how", "name"), [("exit", "SystemExit"), ("interrupt", "KeyboardInterrupt"), ("recursion", "RecursionError")]
 )
+@at_once
 def test_even_these_fail_the_task_and_not_the_worker(swarm_of_module, how, name):
     about = raised(swarm_of_module, how)
     assert about["remote"] == name and about["kind"] == "error"
@@ -242,6 +268,7 @@ def test_even_these_fail_the_task_and_not_the_worker(swarm_of_module, how, name)
 # -- hooks
 
 
+@at_once
 def test_clean_up_runs_once_in_the_worker_and_finished_once_on_the_client(swarm_of_module, tmp_path):
     client = result_of(plain_allowing_failure(swarm_of_module, "Hooks", f"folder={tmp_path}"))["pid"]
     marks = {path.name: [int(word) for word in path.read_text().split()] for path in tmp_path.iterdir()}
@@ -260,12 +287,14 @@ def plain_allowing_failure(swarm, app, *settings):
     return run
 
 
+@at_once
 def test_a_finished_that_raises_ends_the_application_with_its_traceback(swarm_of_module):
     run = plain(swarm_of_module, "FinishedRaises")
     assert run.code == 1
     assert "in finished" in run.about["error"]["message"] and "plain.py" in run.about["error"]["traceback"]
 
 
+@at_once
 def test_a_clean_up_that_raises_fails_its_task(swarm_of_module):
     assert plain(swarm_of_module, "CleanUpRaises").about["result"] == {"kind": "clean_up", "text": "cannot clean up"}
 
@@ -274,6 +303,7 @@ def test_a_clean_up_that_raises_fails_its_task(swarm_of_module):
 
 
 @pytest.mark.slow
+@at_once
 def test_tasks_run_where_their_resources_are(swarm):
     here = swarm(slaves=0)
     here.start_slave(workers=1)
@@ -287,6 +317,7 @@ def test_tasks_run_where_their_resources_are(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_tasks_of_different_resources_may_be_pushed_together(swarm):
     here = swarm(slaves=0)
     here.start_slave(workers=1)
@@ -297,6 +328,7 @@ def test_tasks_of_different_resources_may_be_pushed_together(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_what_a_task_was_granted_is_taken_from_the_worker_again(swarm):
     here = swarm(slaves=0)
     here.start_slave("--resources", "gpu=1", workers=1)
@@ -329,6 +361,7 @@ def waiting(here, folder, count, *words):
 
 
 @pytest.mark.slow
+@at_once
 def test_the_work_of_a_killed_slave_ends_on_another(swarm, tmp_path):
     here = swarm(slaves=2, workers=1)
     client = waiting(here, tmp_path, 6)
@@ -343,6 +376,7 @@ def test_the_work_of_a_killed_slave_ends_on_another(swarm, tmp_path):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_slave_that_is_told_to_leave_ends_what_runs_and_gives_back_the_rest(swarm, tmp_path):
     here = swarm(slaves=2, workers=1)
     client = waiting(here, tmp_path, 6)
@@ -356,6 +390,7 @@ def test_a_slave_that_is_told_to_leave_ends_what_runs_and_gives_back_the_rest(sw
 
 
 @pytest.mark.slow
+@at_once
 def test_the_only_slave_leaves_with_its_last_result_delivered(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = waiting(here, tmp_path, 1)
@@ -365,6 +400,7 @@ def test_the_only_slave_leaves_with_its_last_result_delivered(swarm, tmp_path):
     assert result_of(client.wait()) == {"sum": 0, "errors": []}
 
 
+@at_once
 def test_a_slave_is_drained_by_its_master(swarm):
     here = swarm(slaves=1, workers=1)
     assert here.proxy.slave.drain(here.name_of(here.slaves[0])) is True
@@ -373,6 +409,7 @@ def test_a_slave_is_drained_by_its_master(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_stopping_master_lets_what_runs_end(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = waiting(here, tmp_path, 1)
@@ -385,6 +422,7 @@ def test_a_stopping_master_lets_what_runs_end(swarm, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("node", ["slave", "master"])
+@at_once
 def test_a_node_whose_zygote_is_killed_starts_another(swarm, tmp_path, node):
     here = swarm(slaves=1, workers=1)
     victim = here.master if node == "master" else here.slaves[0]
@@ -397,6 +435,7 @@ def test_a_node_whose_zygote_is_killed_starts_another(swarm, tmp_path, node):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("node", ["slave", "master"])
+@at_once
 def test_a_node_that_cannot_keep_a_zygote_ends_with_the_reason(swarm, node):
     here = swarm(slaves=1, workers=1)
     victim = here.master if node == "master" else here.slaves[0]
@@ -413,6 +452,7 @@ def test_a_node_that_cannot_keep_a_zygote_ends_with_the_reason(swarm, node):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_worker_has_no_descriptor_but_three_and_its_line(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = waiting(here, tmp_path, 1)
@@ -425,6 +465,7 @@ def test_a_worker_has_no_descriptor_but_three_and_its_line(swarm, tmp_path):
 
 
 @pytest.mark.slow
+@at_once
 def test_descriptors_do_not_grow_with_the_work(swarm, tmp_path):
     here = swarm(slaves=1, workers=2)
     result_of(plain(here, "Many"))
@@ -440,6 +481,7 @@ def test_descriptors_do_not_grow_with_the_work(swarm, tmp_path):
 
 
 @pytest.mark.slow
+@at_once
 def test_the_workers_of_an_application_do_not_import_the_one_of_another(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     first = result_of(plain(here, "Resources", "how=plain", "count=1"))
@@ -456,6 +498,7 @@ def test_the_workers_of_an_application_do_not_import_the_one_of_another(swarm, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("option", "name"), [("push", "GenericTaskScheduler"), ("pull", "ZMQTaskScheduler")])
+@at_once
 def test_both_schedulers_spread_work_over_all_slaves(swarm, tmp_path, option, name):
     here = swarm(slaves=2, workers=1, master=("--scheduler", option))
     assert here.proxy.status()["scheduler"] == name
@@ -466,6 +509,7 @@ def test_both_schedulers_spread_work_over_all_slaves(swarm, tmp_path, option, na
     assert all(row["done"] for row in here.proxy.slaves())
 
 
+@at_once
 def test_an_unknown_scheduler_is_an_error_that_lists_the_known_ones(swarm):
     here = swarm(slaves=0)
     with pytest.raises(rpc.RpcError) as caught:
@@ -475,6 +519,7 @@ def test_an_unknown_scheduler_is_an_error_that_lists_the_known_ones(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_scheduler_dropped_into_plugins_of_a_running_master_can_be_chosen(swarm):
     here = swarm(slaves=2, workers=1)
     plugins = here.master.folder / "plugins"
@@ -487,6 +532,7 @@ def test_a_scheduler_dropped_into_plugins_of_a_running_master_can_be_chosen(swar
 
 
 @pytest.mark.slow
+@at_once
 def test_the_number_of_workers_is_set_over_json_rpc(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     name = here.name_of(here.slaves[0])
@@ -500,13 +546,11 @@ def test_the_number_of_workers_is_set_over_json_rpc(swarm, tmp_path):
     assert result_of(client.wait())["sum"] == 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [-1, 10**9, 1.5, "many"])
-def test_a_number_of_workers_that_cannot_be_is_refused(swarm, count):
-    here = swarm(slaves=1, workers=1)
+def test_a_number_of_workers_that_cannot_be_is_refused(swarm_of_module, count):
     with pytest.raises(rpc.RpcError):
-        here.proxy.slave.set_workers(here.name_of(here.slaves[0]), count)
-    assert result_of(plain(here, "Many"))["sum"] == 90
+        swarm_of_module.proxy.slave.set_workers(swarm_of_module.name_of(swarm_of_module.slaves[0]), count)
+    assert result_of(plain(swarm_of_module, "Many"))["sum"] == 90
 
 
 def test_an_order_without_the_token_is_refused(swarm_of_module):
@@ -516,6 +560,7 @@ def test_an_order_without_the_token_is_refused(swarm_of_module):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_running_slave_takes_an_edited_configuration(swarm):
     here = swarm(slaves=1, workers=1)
     (file,) = (here.slaves[0].folder / "configs").glob("*.ini")
@@ -529,6 +574,7 @@ def test_a_running_slave_takes_an_edited_configuration(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_running_master_changes_its_scheduler_with_its_file(swarm):
     here = swarm(slaves=1, workers=1)
     (file,) = (here.master.folder / "configs").glob("*.ini")
@@ -540,6 +586,7 @@ def test_a_running_master_changes_its_scheduler_with_its_file(swarm):
 # -- several at once
 
 
+@at_once
 def test_two_clients_at_once_get_their_own_results(swarm_of_module):
     words = ["--json", "--app", "Many", "--set", "plain.how=generator"]
     clients = [swarm_of_module.start_client(PLAIN, *words, "--set", f"plain.count={n}") for n in (3000, 4000)]

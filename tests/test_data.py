@@ -225,6 +225,7 @@ def test_a_system_s_tasks_find_their_data_when_a_worker_is_killed(swarm_of_modul
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [(), NO], ids=["by reference", "by frames"])
+@at_once
 def test_large_tasks_outlive_a_master_with_a_journal(swarm, tmp_path, words):
     here = swarm(slaves=1, workers=1, journal=True)
     client = here.start_client("data.py", "--json", "--app", "Waiting", "--set", f"data.folder={tmp_path}", *words,
@@ -252,6 +253,7 @@ def remove_payloads(store):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("local", [True, False])
+@at_once
 def test_a_payload_file_that_vanished_fails_its_task_with_the_reason(swarm, tmp_path, local):
     here = swarm(slaves=0)
     client = here.start_client("data.py", "--json", "--app", "Echoes", "--set", "data.sizes=1000000",
@@ -269,6 +271,7 @@ def test_a_payload_file_that_vanished_fails_its_task_with_the_reason(swarm, tmp_
 
 
 @pytest.mark.slow
+@at_once
 def test_a_result_file_that_vanished_fails_its_task_with_the_reason(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = here.start_client("data.py", "--json", "--app", "Slow", "--set", f"data.folder={tmp_path}",
@@ -285,6 +288,7 @@ def test_a_result_file_that_vanished_fails_its_task_with_the_reason(swarm, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("node", ["slave", "client"])
+@at_once
 def test_a_node_without_room_copies_and_says_so_once(swarm, node):
     here = swarm(slaves=0)
     here.start_slave(workers=1)
@@ -367,6 +371,7 @@ def test_an_object_that_cannot_be_pickled_is_named():
 
 
 @pytest.mark.slow
+@at_once
 def test_an_object_that_had_to_go_is_fetched_again(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, slave=("--set", "slave.shared=1"))
     check(run(here, "Chain", [700_000], steps="aabbxab", folder=tmp_path), 7)
@@ -374,6 +379,7 @@ def test_an_object_that_had_to_go_is_fetched_again(swarm, tmp_path):
 
 
 @pytest.mark.slow
+@at_once
 def test_objects_that_have_room_are_not_fetched_again_for_another_worker(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     check(run(here, "Chain", [700_000], steps="abxab", folder=tmp_path), 5)
@@ -381,6 +387,7 @@ def test_objects_that_have_room_are_not_fetched_again_for_another_worker(swarm, 
 
 
 @pytest.mark.slow
+@at_once
 def test_an_object_whose_file_vanished_is_fetched_again(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = here.start_client("data.py", "--json", "--app", "Chain", "--set", f"data.folder={tmp_path}",
@@ -398,6 +405,7 @@ def maps_of(pid):
 
 
 @pytest.mark.slow
+@at_once
 def test_objects_go_when_their_client_ends(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = here.start_client("data.py", "--json", "--app", "Chain", "--set", f"data.folder={tmp_path}",
@@ -414,6 +422,7 @@ def test_objects_go_when_their_client_ends(swarm, tmp_path):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_client_publishes_again_to_a_master_that_was_started_again(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     client = here.start_client("data.py", "--json", "--app", "Chain", "--set", f"data.folder={tmp_path}",
@@ -444,6 +453,7 @@ def test_an_object_that_comes_anew_replaces_its_beginning(tmp_path):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_node_whose_folder_in_memory_vanished_copies(swarm):
     here = swarm(slaves=1, workers=1)
     for store in [store_of(node) for node in nodes_of(here)]:
@@ -462,6 +472,7 @@ def highest_memory(pid):
 
 
 @pytest.mark.slow
+@at_once
 def test_tasks_for_which_memory_has_no_room_lie_on_the_disk_and_run(swarm):
     here = without_socket_file(swarm(slaves=0, master=("--set", "master.memory=4")))
     before = highest_memory(here.master.pid)
@@ -479,6 +490,7 @@ def test_tasks_for_which_memory_has_no_room_lie_on_the_disk_and_run(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_results_for_a_slow_client_lie_on_the_disk_and_arrive(swarm, tmp_path):
     here = without_socket_file(swarm(slaves=0, master=("--set", "master.memory=4")))
     here.start_slave(workers=1)

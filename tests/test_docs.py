@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import at_once
+from conftest import at_once, quick_compiler
 
 from concurrent_swarm import client, master, rpc, slave, tasks
 
@@ -281,12 +281,13 @@ def test_the_ported_application_differs_only_in_imports_and_spellings():
 
 
 @pytest.mark.slow
+@at_once
 def test_the_first_command_sets_up_a_fresh_copy_and_runs(tmp_path):
     skipped = shutil.ignore_patterns(".git", ".venv", "venv", "build", "*.so", "*.pyd", "*.egg-info", "__pycache__")
     copy = shutil.copytree(ROOT, tmp_path / "clone", ignore=skipped)
     command = f'python3() {{ "{sys.executable}" "$@"; }}\n' + marked("first command")
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("CONCURRENT_SWARM", "PYTHON"))}
-    environ["CONCURRENT_SWARM_STATE"] = str(tmp_path / "state")
+    environ |= {"CONCURRENT_SWARM_STATE": str(tmp_path / "state"), "CC": quick_compiler(tmp_path)}
     done = subprocess.run(["bash", "-c", command], cwd=copy, env=environ, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "result   1763965"
@@ -302,6 +303,7 @@ def test_the_examples_in_docstrings_are_true(name):
 
 
 @pytest.mark.slow
+@at_once
 def test_the_api_reference_builds_without_a_warning(tmp_path):
     pytest.importorskip("pdoc", reason="the API reference needs pdoc: pip install -e '.[docs]'")
     words = marked("api reference").split()
@@ -415,6 +417,7 @@ def test_the_limits_on_the_page_are_those_of_the_code():
     assert (master.MAX_ATTEMPTS, master.MAX_LOSSES) == (3, 10)  # "the third death", "the tenth loss"
 
 
+@at_once
 def test_an_installed_package_brings_a_plug_in(tmp_path):
     desk = Desk(tmp_path)
     about = desk.folder / "demo-1.0.dist-info"  # what an installer leaves

@@ -59,6 +59,7 @@ def rows_of(here, kind):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_system_goes_on_after_its_master_was_killed_and_ends_as_if_nothing_had_been(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
     client = here.start_client(APP, "--json", *words_of("Squares", count=600, how="slow"))
@@ -70,6 +71,7 @@ def test_a_system_goes_on_after_its_master_was_killed_and_ends_as_if_nothing_had
 
 
 @pytest.mark.slow
+@at_once
 def test_what_the_journal_has_is_not_computed_again(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     words = words_of("Squares", count=300, how="slow", folder=tmp_path)
@@ -99,6 +101,7 @@ def test_steps_and_published_objects_come_again(how):
 
 
 @pytest.mark.slow
+@at_once
 def test_what_tasks_of_a_system_have_published_outlives_master_and_slave(swarm, tmp_path):
     here = swarm(slaves=1, workers=2, journal=True)
     client = here.start_client(APP, "--json", *words_of("Handing", count=20, folder=tmp_path))
@@ -129,6 +132,7 @@ def test_the_history_of_a_system_that_can_be_saved_does_not_grow_without_end(sys
 
 
 @pytest.mark.slow
+@at_once
 def test_a_host_that_dies_is_replaced_by_one_that_repeats_what_it_did(swarm, tmp_path):
     here = swarm(slaves=1, workers=2, journal=True)
     run = here.run_client(APP, *words_of("Dying", count=200, folder=tmp_path))
@@ -137,6 +141,7 @@ def test_a_host_that_dies_is_replaced_by_one_that_repeats_what_it_did(swarm, tmp
 
 
 @pytest.mark.slow
+@at_once
 def test_a_host_that_dies_again_and_again_ends_its_system(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
     run = here.run_client(APP, *words_of("AlwaysDying", count=200))
@@ -145,6 +150,7 @@ def test_a_host_that_dies_again_and_again_ends_its_system(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_system_that_does_not_repeat_itself_is_told_so(swarm, tmp_path):
     here = swarm(slaves=0, journal=True)
     client = here.start_client(APP, "--json", *words_of("Fickle", folder=tmp_path))
@@ -156,6 +162,7 @@ def test_a_system_that_does_not_repeat_itself_is_told_so(swarm, tmp_path):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_client_that_was_away_hears_the_result_of_a_master_that_was_started_again(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
     client = here.start_client(APP, "--json", *words_of("Squares", count=200, how="slow"))
@@ -180,6 +187,7 @@ def detach(here, *words):
 
 
 @pytest.mark.slow
+@at_once
 def test_what_a_system_has_published_stays_when_another_client_collects_it(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
     words = words_of("Publishing", count=1000, how="slow")
@@ -188,6 +196,7 @@ def test_what_a_system_has_published_stays_when_another_client_collects_it(swarm
 
 
 @pytest.mark.slow
+@at_once
 def test_what_a_detached_client_has_published_outlives_the_master(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
     words = ["--app", "RunGiven", "--set", "durable.count=200"]
@@ -202,16 +211,18 @@ def test_what_a_detached_client_has_published_outlives_the_master(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_system_that_was_left_with_the_master_is_collected_by_another_process(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
-    words = words_of("Squares", count=300, how="slow")
+    words = words_of("Squares", count=1500, how="slow")
     name = detach(here, *words)
     assert [row["name"] for row in here.proxy.systems()] == [name], "it goes on"
-    assert result_of(here.run_client(APP, "--collect", name, *words)) == right(300)
+    assert result_of(here.run_client(APP, "--collect", name, *words)) == right(1500)
     wait_until(lambda: rows_of(here, "finished") == rows_of(here, "owner") == [], "nothing is left of it")
 
 
 @pytest.mark.slow
+@at_once
 def test_it_is_collected_after_its_end_and_after_the_death_of_the_master(swarm):
     here = swarm(slaves=1, workers=2, journal=True)
     words = words_of("Squares", count=50)
@@ -225,6 +236,7 @@ def test_it_is_collected_after_its_end_and_after_the_death_of_the_master(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_what_nobody_collects_is_forgotten_after_the_retention(swarm):
     here = swarm(slaves=1, workers=2, journal=True, master=["--set", "master.retention=1"])
     name = detach(here, *words_of("Squares", count=400, how="slow"))
@@ -234,6 +246,7 @@ def test_what_nobody_collects_is_forgotten_after_the_retention(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_system_whose_client_waits_for_it_cannot_be_collected(swarm, tmp_path):
     here = swarm(slaves=0, journal=True)
     words = words_of("Squares", count=5)
@@ -259,6 +272,7 @@ def test_the_systems_of_a_client_that_vanishes_go_on_or_stop_by_its_choice(choic
             wait_until(lambda: rows_of(here, "finished"), "it is done, and its result kept")
 
 
+@at_once
 def test_plain_tasks_cannot_be_left_with_the_master(swarm):
     here = swarm(slaves=0)
     run = here.run_client("plain.py", "--app", "Many", "--detach")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from concurrent_swarm.master import LONG, STEAL_AGE
-from conftest import CHECKOUT, at_once, running, text_of, wait_until
+from conftest import CHECKOUT, at_once, one_each, running, text_of, wait_until
 from test_board import Told
 
 from concurrent_swarm import components, rpc
@@ -435,7 +435,7 @@ class Relay:
         self._server.close()
 
 
-@pytest.fixture
+@one_each
 def half_open(swarm):
     """A swarm, and an address at which its control channel answers and its compute channel does not."""
     here = swarm(slaves=0, master=("--set", "master.allowed_hosts=127.0.0.2"))
@@ -446,6 +446,7 @@ def half_open(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_slave_that_only_the_control_channel_answers_says_which_port_is_silent(half_open):
     here, address = half_open
     access = here.master.folder / "keys" / "slave.access"
@@ -563,6 +564,7 @@ def test_doctor_finds_an_access_file_of_another_master_and_a_key_that_was_revoke
     assert code == 1 and rows["join"][0] == "fail" and "was revoked on the master" in rows["join"][1]
 
 
+@at_once
 def test_doctor_finds_a_compute_port_that_is_closed(half_open):
     here, address = half_open
     access = here.master.folder / "keys" / "slave.access"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from concurrent_swarm.client import explained
 from concurrent_swarm.master import TURN, Board, Quotas, User
-from conftest import text_of, wait_until
+from conftest import at_once, text_of, wait_until
 
 from concurrent_swarm import components, rpc
 
@@ -338,6 +338,7 @@ def queued(here, user):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_client_over_its_quota_is_told_value_and_limit_and_its_other_work_goes_on(swarm):
     here = swarm(slaves=1, workers=1, master=("--set", "quotas.queued=50"))
     run = here.run_client("users.py", "--app", "Again", "--set", "users.count=200", *as_user(here, "alice", "c"))
@@ -352,6 +353,7 @@ def test_a_client_over_its_quota_is_told_value_and_limit_and_its_other_work_goes
 
 
 @pytest.mark.slow
+@at_once
 def test_a_worker_serves_one_user_alone(swarm):
     here = swarm(slaves=1, workers=1)
     words = [as_user(here, user, f"{user}{number}") for number in (1, 2) for user in ("alice", "bob")]
@@ -360,6 +362,7 @@ def test_a_worker_serves_one_user_alone(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_user_has_as_many_task_systems_at_once_as_it_may(swarm):
     here = swarm(slaves=1, workers=2, master=("--set", "quotas.systems=2"))
     run = here.run_client("users.py", "--app", "Systems", "--set", "users.count=3", "--set", "users.seconds=0.3",
@@ -371,6 +374,7 @@ def test_a_user_has_as_many_task_systems_at_once_as_it_may(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_what_a_user_may_have_follows_the_configuration_of_a_running_master(swarm):
     here = swarm(slaves=1, workers=2)
     file = here.master.folder / "configs" / "env.ini"
@@ -387,6 +391,7 @@ def test_what_a_user_may_have_follows_the_configuration_of_a_running_master(swar
 
 
 @pytest.mark.slow
+@at_once
 def test_the_work_of_a_client_that_vanished_is_kept_as_long_as_its_user_may_have_it(swarm):
     here = swarm(slaves=1, workers=1, master=("--set", "quotas.retention=1"))
     run = here.start_client("users.py", "--app", "Plain", *as_user(here, "alice", "c"))

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from concurrent_swarm.master import TELL_EVERY
 from concurrent_swarm.slave import processes_below
-from conftest import CHECKOUT, Running, descriptors_of, text_of, wait_until, zygote_of
+from conftest import CHECKOUT, Running, at_once, descriptors_of, one_each, running, text_of, wait_until, zygote_of
 from test_durable import right
 from test_recovery import Knocking, kill_and_restart, port_of, waiting
 
@@ -66,7 +66,7 @@ FAULTS = {
 LATER = {"F23"}  # second copies of stragglers: not done yet
 
 
-@pytest.fixture
+@one_each
 def nemesis():
     with client.Nemesis(int(os.environ.get("FAULT_SEED", 1))) as one:
         yield one
@@ -309,10 +309,16 @@ def are_gone(folder):
     return not [pid for pid in lines(folder, "pids") if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.fixture(scope="module")
+def here():
+    """A slave with two workers, for bombs."""
+    with running(slaves=1, workers=2) as one:
+        yield one
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["group", "sessions", "doubling"])
-def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up_nobody(swarm, tmp_path, how):
-    here = swarm(slaves=1, workers=2)
+def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up_nobody(here, tmp_path, how):
     client = here.start_client(FAULTS_APP, *words_of("Bombs", how=how, folder=tmp_path))
     zygote = zygote_of(here.slaves[0].pid)
     wait_until(lambda: processes_below(zygote, 300) > 250, "it is about to pass the limit")
@@ -327,8 +333,7 @@ def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up
 
 
 @pytest.mark.slow
-def test_F12_a_bomb_that_outlives_its_task_is_gone_too_and_the_task_is_done(swarm, tmp_path):
-    here = swarm(slaves=1, workers=2)
+def test_F12_a_bomb_that_outlives_its_task_is_gone_too_and_the_task_is_done(here, tmp_path):
     told = result_of(here.run_client(FAULTS_APP, *words_of("Bombs", how="left", folder=tmp_path)))
     assert type(told["bomb"]) is int and told["after"] == "fine"
     wait_until(lambda: "processes were left behind in it" in here.slaves[0].err, "its worker is ended")
@@ -336,8 +341,7 @@ def test_F12_a_bomb_that_outlives_its_task_is_gone_too_and_the_task_is_done(swar
 
 
 @pytest.mark.slow
-def test_F12_of_tasks_that_share_a_lease_only_the_bomb_fails(swarm, tmp_path):
-    here = swarm(slaves=1, workers=2)
+def test_F12_of_tasks_that_share_a_lease_only_the_bomb_fails(here, tmp_path):
     told = here.run_client(FAULTS_APP, *words_of("Bombs", how="sessions", folder=tmp_path, among=400)).about["result"]
     assert told.pop("bomb")["limit"] == "process_limit"
     assert len(told) == 802 and not [one for one in told.values() if type(one) is dict]
@@ -345,6 +349,7 @@ def test_F12_of_tasks_that_share_a_lease_only_the_bomb_fails(swarm, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("own", "master", "said"), [(5, 3, "its process_limit is 5"), (-1, 3, "of the master is 3")])
+@at_once
 def test_F12_task_and_master_say_how_many_processes_a_task_may_have(swarm, tmp_path, own, master, said):
     here = swarm(slaves=1, workers=2, master=("--set", f"limits.process_limit={master}"))
     told = here.run_client(FAULTS_APP, *words_of("Bombs", folder=tmp_path, process_limit=own)).about["result"]
@@ -352,6 +357,7 @@ def test_F12_task_and_master_say_how_many_processes_a_task_may_have(swarm, tmp_p
 
 
 @pytest.mark.slow
+@at_once
 def test_F13_a_worker_that_keeps_descriptors_is_replaced_between_tasks_and_nobody_is_blamed(swarm):
     here = swarm(slaves=1, workers=1)
     told = result_of(here.run_client(FAULTS_APP, *words_of("Leaks", count=40, files=10)))
@@ -362,6 +368,7 @@ def test_F13_a_worker_that_keeps_descriptors_is_replaced_between_tasks_and_nobod
 
 
 @pytest.mark.slow
+@at_once
 def test_F13_a_worker_that_grows_is_replaced_if_the_slave_says_so(swarm):
     here = swarm(slaves=1, workers=1, slave=("--set", "slave.recycle=60"))
     told = result_of(here.run_client(FAULTS_APP, *words_of("Leaks", count=30, mebibytes=10)))
@@ -370,6 +377,7 @@ def test_F13_a_worker_that_grows_is_replaced_if_the_slave_says_so(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_F40_a_slave_without_room_fails_tasks_with_the_reason_and_works_again_once_there_is(swarm, nemesis):
     here = swarm(slaves=1, workers=1)
     nemesis.full_disk(here.slaves[0].pid)
@@ -385,6 +393,7 @@ def kinds_of(run):
 
 
 @pytest.mark.slow
+@at_once
 def test_F40_what_a_slave_has_no_room_for_runs_on_another(swarm, nemesis):
     here = swarm(slaves=2, workers=1)
     nemesis.full_disk(here.slaves[0].pid)
@@ -402,6 +411,7 @@ os.fork = fails
 
 
 @pytest.mark.slow
+@at_once
 def test_F40_tasks_whose_worker_cannot_be_forked_fail_for_want_of_room_and_no_worker_is_lost(swarm, tmp_path):
     flag = tmp_path / "no-fork"
     (tmp_path / "sitecustomize.py").write_text(FORKLESS.format(flag=str(flag)))
@@ -416,6 +426,7 @@ def test_F40_tasks_whose_worker_cannot_be_forked_fail_for_want_of_room_and_no_wo
 
 
 @pytest.mark.slow
+@at_once
 def test_F40_tasks_whose_application_cannot_be_read_fail_for_want_of_it_and_no_worker_is_lost(swarm):
     here = swarm(slaves=1, workers=1)
     assert result_of(here.run_client(FAULTS_APP, *words_of("Steady", count=3)))
@@ -430,6 +441,7 @@ def test_F40_tasks_whose_application_cannot_be_read_fail_for_want_of_it_and_no_w
     assert not here.proxy.status()["counters"].get("workers lost")
 
 
+@at_once
 def test_F38_a_host_that_closes_its_line_has_ended(swarm):
     here = swarm(slaves=0)
     run = here.run_client(FAULTS_APP, *words_of("RunClosing"))
@@ -488,6 +500,7 @@ def beat_of(host):
 
 
 @pytest.mark.slow
+@at_once
 def test_F37_the_time_of_a_suspended_machine_does_not_count_against_a_hook(swarm, nemesis):
     here = swarm(slaves=1, workers=1, master=("--set", "limits.hook_timeout=2"))
     client = here.start_client(FAULTS_APP, *words_of("Hooks", pause=1.0, count=1))
@@ -508,7 +521,7 @@ def test_F36_a_hook_timeout_that_is_no_number_is_refused_with_the_reason(swarm_o
 @pytest.mark.slow
 def test_F28_a_slave_whose_workers_all_hold_the_interpreter_is_never_suspected(swarm):
     here = swarm(slaves=1, workers=2)
-    run = here.run_client(FAULTS_APP, *words_of("Hogs", seconds=2 * DEAD), seconds=120)
+    run = here.run_client(FAULTS_APP, *words_of("Hogs", seconds=1.5 * DEAD), seconds=120)
     assert result_of(run) > DEAD
     assert lost(here) == 0 and "lost the master" not in here.slaves[0].err
 
@@ -517,6 +530,7 @@ def test_F28_a_slave_whose_workers_all_hold_the_interpreter_is_never_suspected(s
 
 
 @pytest.mark.parametrize("seconds", [0.5, pytest.param(3, marks=pytest.mark.slow)])
+@at_once
 def test_F20_a_short_partition_is_nothing_but_a_delay(swarm, nemesis, tmp_path, seconds):
     here = swarm(slaves=0)
     slave, relays = far_slave(here, nemesis, workers=2)
@@ -571,6 +585,7 @@ def comes_back(here, far):
 
 
 @pytest.mark.slow
+@at_once
 def test_F20_after_a_long_partition_the_work_is_done_elsewhere_and_late_results_are_dropped(swarm, nemesis, tmp_path):
     here = swarm(slaves=0)
     far, _, relays, run = give_to_both(here, nemesis, tmp_path)
@@ -581,6 +596,7 @@ def test_F20_after_a_long_partition_the_work_is_done_elsewhere_and_late_results_
 
 
 @pytest.mark.slow
+@at_once
 def test_F22_a_master_that_hangs_for_long_is_waited_for_by_slave_and_client(swarm, nemesis, tmp_path):
     here = swarm(slaves=1, workers=1)
     run = waiting(here, tmp_path, 4)
@@ -596,6 +612,7 @@ def test_F22_a_master_that_hangs_for_long_is_waited_for_by_slave_and_client(swar
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["there", "back"])
+@at_once
 def test_F21_a_partition_of_one_direction_counts_as_one_of_both(swarm, nemesis, tmp_path, way):
     here = swarm(slaves=0)
     far, _, relays, run = give_to_both(here, nemesis, tmp_path)
@@ -606,6 +623,7 @@ def test_F21_a_partition_of_one_direction_counts_as_one_of_both(swarm, nemesis, 
 
 
 @pytest.mark.slow
+@at_once
 def test_F22_a_peer_that_is_stopped_while_its_connections_stay_open_is_given_up_and_may_return(
     swarm, nemesis, tmp_path
 ):
@@ -621,6 +639,7 @@ def test_F22_a_peer_that_is_stopped_while_its_connections_stay_open_is_given_up_
 
 
 @pytest.mark.slow
+@at_once
 def test_F16_a_client_whose_connection_is_cut_at_random_moments_misses_nothing_and_hears_nothing_twice(
     swarm, nemesis, tmp_path
 ):
@@ -637,6 +656,7 @@ def test_F16_a_client_whose_connection_is_cut_at_random_moments_misses_nothing_a
 
 
 @pytest.mark.slow
+@at_once
 def test_F26_a_task_that_ran_twice_counts_once(swarm, nemesis, tmp_path):
     here = swarm(slaves=1, workers=2)
     run = here.start_client(FAULTS_APP, *words_of("Steady", count=200, pause=0.02, folder=tmp_path))
@@ -649,6 +669,7 @@ def test_F26_a_task_that_ran_twice_counts_once(swarm, nemesis, tmp_path):
 
 
 @pytest.mark.slow
+@at_once
 def test_F27_a_slave_whose_connection_is_reset_every_200_ms_loses_and_repeats_nothing(swarm, nemesis, tmp_path):
     here = swarm(slaves=0)
     slave, relays = far_slave(here, nemesis, workers=2)
@@ -667,7 +688,7 @@ def ip(*words):
     return subprocess.run(["ip", *words], capture_output=True, text=True)
 
 
-@pytest.fixture
+@one_each
 def namespace():
     """A network namespace with a cable to this one: its name, our address, and our end of the cable."""
     name, ours, theirs = (f"cs{os.getpid() % 10_000}{end}" for end in "nab")
@@ -713,6 +734,7 @@ def slave_in(here, namespace):
 
 
 @pytest.mark.slow
+@at_once
 def test_F20_a_cable_that_is_pulled_for_a_moment_is_a_delay(swarm, namespace, tmp_path):
     here = swarm(slaves=0, master=("--set", f"master.host={namespace[1]}", "--set", "master.allowed_hosts=127.0.0.1"))
     slave = slave_in(here, namespace)
@@ -736,6 +758,7 @@ def path_with(here, nemesis):
 
 
 @pytest.mark.slow
+@at_once
 def test_F24_a_clock_that_jumps_disturbs_nothing_and_one_that_is_wrong_is_named(swarm, nemesis, tmp_path):
     here = swarm(slaves=0)
     here.master.close()
@@ -755,6 +778,7 @@ def test_F24_a_clock_that_jumps_disturbs_nothing_and_one_that_is_wrong_is_named(
 
 
 @pytest.mark.slow
+@at_once
 def test_F19_a_slow_disk_delays_nothing_but_the_word_that_tasks_are_safe(swarm, nemesis, tmp_path):
     here = swarm(slaves=0)
     here.master.close()
@@ -774,6 +798,7 @@ def test_F19_a_slow_disk_delays_nothing_but_the_word_that_tasks_are_safe(swarm, 
 
 
 @pytest.mark.slow
+@at_once
 def test_F25_a_master_that_was_suspended_gives_nobody_up(swarm, nemesis, tmp_path):
     here = swarm(slaves=2, workers=1)
     run = waiting(here, tmp_path, 6)
@@ -861,6 +886,7 @@ def test_F29_a_thousand_slaves_that_connect_at_once_are_all_let_in_within_ten_se
 
 
 @pytest.mark.slow
+@at_once
 def test_F31_slow_requests_are_cut_and_keep_no_good_client_waiting(swarm):
     here = swarm(slaves=0)
     with ExitStack() as stack:
@@ -906,6 +932,7 @@ def test_F32_silent_connections_and_tls_on_the_plain_port_hold_up_nobody(swarm, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("channel", ["http", "tcp"])
+@at_once
 def test_F33_every_kind_of_garbage_leaves_the_swarm_serving(swarm, nemesis, channel):
     here = swarm(slaves=0)
     far_slave(here, nemesis)
@@ -929,6 +956,7 @@ def test_F34_a_node_of_another_version_is_refused_with_both_versions(swarm, tmp_
 
 @pytest.mark.parametrize("seed", [pytest.param(n, marks=pytest.mark.slow if n else ()) for n in range(4)])
 @pytest.mark.parametrize("role", ["master", "slave", "client"])
+@at_once
 def test_F42_a_node_that_is_told_to_end_at_any_moment_does_so_in_order(swarm, tmp_path, role, seed):
     chance = random.Random(f"{role}{seed}")
     here = swarm(slaves=1, workers=2, journal=True)
@@ -1001,6 +1029,7 @@ class Soak:
 
 
 @pytest.mark.slow
+@at_once
 def test_whatever_happens_results_are_those_of_a_quiet_run_and_each_callback_comes_once(swarm, nemesis, tmp_path):
     """`SOAK_SECONDS` of it, 20 by default, more by hand; `FAULT_SEED` decides what happens."""
     soak, count, rounds = Soak(swarm(slaves=0), nemesis), 400, 0

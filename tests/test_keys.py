@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import CHECKOUT, wait_until
+from conftest import CHECKOUT, at_once, wait_until
 
 from concurrent_swarm import components, master, rpc
 
@@ -484,6 +484,7 @@ def test_a_revoked_slave_is_out_in_two_seconds_and_the_others_go_on(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_one_node_comes_by_an_invitation_for_one(swarm):
     here = swarm(slaves=1, workers=1)
     path = keep(here, "invite", "client", "--once", "--hours", "0.5").strip()
@@ -523,6 +524,7 @@ def all_here(here, count):
 
 
 @pytest.mark.slow
+@at_once
 def test_after_a_rotation_slaves_by_socket_file_and_by_port_come_back_to_a_master_that_restarts(swarm):
     here = swarm(slaves=1, workers=1)
     old, compute = copied(here, "slave", "ipc"), here.proxy.status()["addresses"]["tcp"]
@@ -537,6 +539,7 @@ def test_after_a_rotation_slaves_by_socket_file_and_by_port_come_back_to_a_maste
 
 
 @pytest.mark.slow
+@at_once
 def test_a_master_with_a_new_key_gets_its_far_slaves_back_with_the_new_access_file(swarm):
     here = swarm(slaves=0)
     path, compute = copied(here, "slave", "ipc"), here.proxy.status()["addresses"]["tcp"]

@@ -5,7 +5,7 @@ import re
 import signal
 
 import pytest
-from conftest import wait_until
+from conftest import at_once, one_each, wait_until
 from test_board import Told
 
 from concurrent_swarm import components, master, rpc, slave
@@ -29,7 +29,7 @@ def status_of(slave):
     return rpc.Proxy(slave.started["address"]).status()
 
 
-@pytest.fixture
+@one_each
 def blocked(swarm, tmp_path):
     """A swarm with one worker, which runs a task that waits and has others ahead; its client, and the worker."""
     here = swarm(slaves=1, workers=1, master=ALONE)
@@ -45,6 +45,7 @@ def ended(client, code=0):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_worker_that_dies_takes_only_the_task_that_it_ran_with_it(swarm):
     here = swarm(slaves=1, workers=1, master=ALONE)
     told = run(here, code=1, at=AT, what="die")
@@ -52,6 +53,7 @@ def test_a_worker_that_dies_takes_only_the_task_that_it_ran_with_it(swarm):
     assert told["again"] == {}, "others were blamed"
 
 
+@at_once
 def test_what_a_killed_worker_had_ahead_runs_on_another_as_its_first_attempt(blocked, tmp_path):
     _, client, worker = blocked
     (tmp_path / "go").touch()
@@ -60,6 +62,7 @@ def test_what_a_killed_worker_had_ahead_runs_on_another_as_its_first_attempt(blo
     assert told["failures"] == {} and told["again"] in ({}, {str(AT): "2"})
 
 
+@at_once
 def test_what_a_worker_has_ahead_never_runs_once_it_is_cancelled(blocked, tmp_path):
     here, client, _ = blocked
     (tmp_path / "cancel").touch()
@@ -72,6 +75,7 @@ def test_what_a_worker_has_ahead_never_runs_once_it_is_cancelled(blocked, tmp_pa
 
 
 @pytest.mark.slow
+@at_once
 def test_what_a_worker_has_ahead_survives_a_new_session(blocked, tmp_path):
     """The slave says what it holds, and what is ahead is a part of it."""
     here, client, _ = blocked
@@ -98,6 +102,7 @@ def test_a_flood_of_quick_tasks_holds_nobody_else_up(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_slave_that_is_given_fewer_workers_in_a_flood_uses_fewer(swarm):
     here = swarm(slaves=1, workers=2, master=ALONE)
     flood = here.start_client("leases.py", "--json", "--app", "Row", *words_of(count=200_000))
@@ -109,6 +114,7 @@ def test_a_slave_that_is_given_fewer_workers_in_a_flood_uses_fewer(swarm):
 
 
 @pytest.mark.slow
+@at_once
 def test_what_quick_tasks_print_is_told_as_of_each_and_what_passes_python_with_a_range_that_holds_it(swarm):
     here = swarm(slaves=1, workers=1, master=ALONE)
     told = run(here, "Talk", code=1)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, PATIENCE, text_of, wait_until
+from conftest import CHECKOUT, PATIENCE, at_once, text_of, wait_until
 from test_cli import Typed
 
 from concurrent_swarm import client, components, master, tasks
@@ -114,6 +114,7 @@ def test_a_flood_of_output_is_counted_and_dropped_and_neither_the_slave_grows_no
 
 
 @pytest.mark.slow
+@at_once
 def test_output_for_a_client_that_does_not_read_is_dropped_by_the_master_and_counted(swarm, tmp_path):
     here = swarm(slave=("--set", "slave.output=100000"))
     run(here, "Alone", "count=3")
@@ -162,6 +163,7 @@ def test_the_last_output_of_a_host_is_in_the_failure_of_its_system(swarm_of_modu
 
 
 @pytest.mark.slow
+@at_once
 def test_a_host_that_takes_anothers_place_is_heard_as_another_attempt(swarm):
     result = run(swarm(journal=True), "System", "how=dies")["result"]
     assert result["failure"]["type"] == "HostLost" and result["failure"]["output"].endswith("the host's last words\n")

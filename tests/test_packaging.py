@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import at_once
+from conftest import at_once, quick_compiler
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 MODULES = ["client", "components", "master", "rpc", "slave", "tasks"]
@@ -154,20 +154,14 @@ class Places:
     def built(self, how):
         """The wheel of the sources that is built in this way: "isolated", as pip does it, "own" or "no compiler"."""
         folder = self.folder / f"built-{how.replace(' ', '-')}"
-        options = {} if how == "isolated" else {"CC": "false" if how == "no compiler" else self.quick}
-        words = ["--no-build-isolation"] if options else []
-        return self.once(f"built {how}", lambda: build_wheel(folder, *words, **options))
+        words = [] if how == "isolated" else ["--no-build-isolation"]
+        compiler = "false" if how == "no compiler" else self.quick
+        return self.once(f"built {how}", lambda: build_wheel(folder, *words, CC=compiler))
 
     @property
     def quick(self):
-        """A compiler for builds that need not be fast: it takes a fifth of the time."""
-        return str(self.once("quick", self.make_quick))
-
-    def make_quick(self):
-        script = self.folder / "quick-cc"
-        script.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
-        script.chmod(0o755)
-        return script
+        """A compiler that takes little time."""
+        return self.once("quick", lambda: quick_compiler(self.folder))
 
     def installed(self, folder, *what, **environment):
         """A fresh virtual environment with the package and what it requires, and nothing else."""

@@ -11,7 +11,7 @@ import time
 import zipfile
 
 import pytest
-from conftest import children_of, running, wait_until
+from conftest import at_once, children_of, one_each, running, wait_until
 
 from concurrent_swarm import components, rpc
 
@@ -51,7 +51,7 @@ def app(body="return 1", needs="pass", before=""):
     return before + APP.format(body=indented(body, 8), needs=indented(needs, 4))
 
 
-@pytest.fixture
+@one_each
 def source(tmp_path):
     """Writes files, given as {name: text}, into a folder and returns it."""
 
@@ -80,7 +80,7 @@ def wheels(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@one_each
 def silent_index():
     """The address of an index that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -259,6 +259,7 @@ def test_a_task_system_whose_application_cannot_have_what_it_requires_ends_with_
 
 
 @pytest.mark.slow
+@at_once
 def test_a_task_system_goes_on_when_a_new_master_has_installed_what_it_requires(swarm, source, wheels, tmp_path):
     where, gate = ("--set", f"node.wheels={wheels}"), tmp_path / "gate"
     here = swarm(journal=True, master=where, slave=where)
@@ -287,6 +288,7 @@ def test_an_installation_that_fails_shows_the_last_lines_the_requirement_and_the
 
 
 @pytest.mark.slow
+@at_once
 def test_what_the_slave_has_is_not_installed_and_the_owner_may_refuse_the_rest(swarm, source):
     here = swarm(slave=("--set", "node.install=no"))
     has, lacks = (app(needs=f'requirements = ["{one}"]') for one in ("pyzmq>=1", "tinydep"))
@@ -299,6 +301,7 @@ def test_what_the_slave_has_is_not_installed_and_the_owner_may_refuse_the_rest(s
 
 
 @pytest.mark.slow
+@at_once
 def test_a_slave_that_installs_too_long_gives_up_and_works_on_meanwhile(swarm, source, silent_index):
     here = swarm(slave=("--set", f"node.index={silent_index}", "--set", "node.build_timeout=5"))
     text = app(needs='requirements = ["tinydep"]')
@@ -313,6 +316,7 @@ def test_a_slave_that_installs_too_long_gives_up_and_works_on_meanwhile(swarm, s
 
 
 @pytest.mark.slow
+@at_once
 def test_a_builder_that_is_killed_is_told_and_nothing_is_left_of_it(swarm, source, silent_index):
     here = swarm(slave=("--set", f"node.index={silent_index}"))
     run = here.start_client(str(source({"app.py": app(needs='requirements = ["tinydep"]')}) / "app.py"), "--json")
@@ -326,6 +330,7 @@ def test_a_builder_that_is_killed_is_told_and_nothing_is_left_of_it(swarm, sourc
 # -- gone ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
+@at_once
 def test_what_was_installed_goes_when_nothing_of_the_application_is_there(swarm, source, wheels):
     here = swarm(slave=("--set", f"node.wheels={wheels}", "--set", "node.keep_apps=0"))
     folder, (slave,) = source({"app.py": app("import tinydep; return 1", 'requirements = ["tinydep"]')}), here.slaves
@@ -338,6 +343,7 @@ def test_what_was_installed_goes_when_nothing_of_the_application_is_there(swarm,
 
 
 @pytest.mark.slow
+@at_once
 def test_what_was_installed_goes_with_the_slave_or_what_a_killed_one_left_with_the_next(swarm, source, wheels):
     here = swarm(slaves=0)
     folder = source({"app.py": app("import tinydep; return 1", 'requirements = ["tinydep"]')})
@@ -361,6 +367,7 @@ TOTAL = "import fast; return [fast.total(100_000), fast.__file__]"
 
 @pytest.mark.slow
 @COMPILES
+@at_once
 def test_a_cython_application_runs_where_it_never_was_and_equals_its_pure_version(swarm, source):
     here = swarm()
     results = {}
@@ -375,6 +382,7 @@ def test_a_cython_application_runs_where_it_never_was_and_equals_its_pure_versio
 
 @pytest.mark.slow
 @COMPILES
+@at_once
 def test_a_slave_without_a_compiler_says_what_is_missing(swarm, source):
     here = swarm(slaves=0)
     here.start_slave(PATH="/nonexistent")
@@ -415,6 +423,7 @@ def test_a_client_compiles_the_same_source_once_and_tells_what_is_wrong_in_it(so
 
 @COMPILES
 @pytest.mark.slow
+@at_once
 def test_what_is_compiled_reaches_no_file_of_the_node(swarm, source):
     here = swarm(slaves=0)
     files = {}

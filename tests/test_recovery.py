@@ -73,6 +73,7 @@ def unfinished(here):
 # -- the master goes away
 
 
+@at_once
 def test_a_killed_master_finishes_what_it_had_accepted_and_each_callback_comes_once(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     client = waiting(here, tmp_path, 40)
@@ -83,6 +84,7 @@ def test_a_killed_master_finishes_what_it_had_accepted_and_each_callback_comes_o
     assert here.slaves[0].code is None, "the slave came back by itself"
 
 
+@at_once
 def test_a_killed_master_leaves_no_process_behind(swarm, tmp_path):
     here = swarm(slaves=0, journal=True)
     words = ["--set", "systems.how=hang-init_system", "--set", f"systems.folder={tmp_path}"]
@@ -94,6 +96,7 @@ def test_a_killed_master_leaves_no_process_behind(swarm, tmp_path):
     client.ends(signal.SIGKILL)
 
 
+@at_once
 def test_results_that_came_before_the_master_was_killed_are_not_computed_again(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     client = here.start_client(
@@ -110,6 +113,7 @@ def test_results_that_came_before_the_master_was_killed_are_not_computed_again(s
 
 
 @pytest.mark.slow
+@at_once
 def test_a_slave_computes_on_while_its_master_is_away_and_delivers_to_the_next(swarm, tmp_path):
     here = swarm(slaves=1, workers=2, journal=True)
     client = waiting(here, tmp_path, 6)
@@ -127,6 +131,7 @@ def test_a_slave_computes_on_while_its_master_is_away_and_delivers_to_the_next(s
 
 
 @pytest.mark.slow
+@at_once
 def test_a_task_that_outlasts_two_masters_runs_once(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     client = waiting(here, tmp_path, 1)
@@ -140,6 +145,7 @@ def test_a_task_that_outlasts_two_masters_runs_once(swarm, tmp_path):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_client_and_a_slave_find_a_master_that_is_away_for_a_while(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     client = waiting(here, tmp_path, 5)
@@ -154,6 +160,7 @@ def test_a_client_and_a_slave_find_a_master_that_is_away_for_a_while(swarm, tmp_
 
 
 @pytest.mark.slow
+@at_once
 def test_a_system_of_a_killed_master_starts_anew(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     words = ["--app", "WaitingSystem", "--json", "--set", f"systems.folder={tmp_path}", "--set", "systems.count=4"]
@@ -165,6 +172,7 @@ def test_a_system_of_a_killed_master_starts_anew(swarm, tmp_path):
 
 
 @pytest.mark.slow
+@at_once
 def test_without_a_journal_a_client_is_not_left_waiting_by_a_new_master(swarm, tmp_path):
     here = swarm(slaves=1, workers=1)
     client = waiting(here, tmp_path, 5)
@@ -175,6 +183,7 @@ def test_without_a_journal_a_client_is_not_left_waiting_by_a_new_master(swarm, t
 
 
 @pytest.mark.slow
+@at_once
 def test_work_of_before_runs_though_its_client_comes_back_later(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     client = waiting(here, tmp_path, 6)
@@ -190,6 +199,7 @@ def test_work_of_before_runs_though_its_client_comes_back_later(swarm, tmp_path)
 
 
 @pytest.mark.slow
+@at_once
 def test_the_work_of_a_killed_client_is_dropped_after_the_retention(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, master=("--set", "master.retention=0.5"))
     client = waiting(here, tmp_path, 200)
@@ -241,6 +251,7 @@ def test_a_slave_and_a_client_that_are_started_first_wait_and_join():
 
 
 @pytest.mark.slow
+@at_once
 def test_a_slave_gives_up_after_its_wait_with_exit_code_3(shared):
     slave = shared.start("slave", "--master", unused(), "--wait", "0.2", ready=False).wait()
     sentence(slave, 3, "master")
@@ -279,6 +290,7 @@ def access_file(here, role):
 
 
 @pytest.mark.parametrize("role", ["slave", "client"])
+@at_once
 def test_the_access_file_of_another_master_is_a_wrong_key(shared, tmp_path, role):
     about = json.loads(access_file(shared, role).read_text())
     other = rpc.Keyring(str(tmp_path / "keys"))
@@ -297,6 +309,7 @@ def test_no_access_file_names_the_file_to_copy(shared, tmp_path_factory, role):
 
 
 @pytest.mark.parametrize("role", ["slave", "client"])
+@at_once
 def test_an_access_file_that_others_can_read_names_the_chmod_line(shared, tmp_path, role):
     path = tmp_path / "wide.access"
     path.write_text(access_file(shared, role).read_text())
@@ -305,6 +318,7 @@ def test_an_access_file_that_others_can_read_names_the_chmod_line(shared, tmp_pa
 
 
 @pytest.mark.parametrize(("role", "other"), [("slave", "client"), ("client", "slave")])
+@at_once
 def test_an_access_file_for_another_role_is_named(shared, role, other):
     sentence(knock(shared, role, "--access", access_file(shared, other)), 3, other)
 
@@ -318,11 +332,13 @@ def test_a_damaged_access_file_is_named(shared, tmp_path_factory, content):
     sentence(knock(shared, "client", "--access", path), 3, str(path))
 
 
+@at_once
 def test_a_missing_access_file_is_named(shared, tmp_path):
     sentence(knock(shared, "client", "--access", tmp_path / "none.access"), 3, "none.access")
 
 
 @pytest.mark.slow
+@at_once
 def test_a_revoked_key_ends_its_slave_and_keeps_it_out(swarm):
     here = swarm(slaves=1, workers=1)
     slave = here.slaves[0]
@@ -340,12 +356,14 @@ def test_a_revoked_key_ends_its_slave_and_keeps_it_out(swarm):
 # -- ports
 
 
+@at_once
 def test_a_port_that_is_taken_is_named_with_exit_code_2(shared):
     process = shared.start("master", "--port", port_of(shared), name="second", ready=False)
     sentence(process, 2, str(port_of(shared)))
 
 
 @pytest.mark.slow
+@at_once
 def test_no_master_at_all_is_exit_code_3(shared):
     address = unused()
     process = shared.start("client", str(APPS / "plain.py"), "--app", "Many", "--master", address, "--wait", "0.2")
@@ -438,6 +456,7 @@ def send_garbage(here, channel):
     "body",
     [b"{", b'{"jsonrpc": "2.0", "method": "ping"', b"[" * 100_000, b'{"jsonrpc":"2.0","method":"x","id":1}', b"\xff"],
 )
+@at_once
 def test_bad_json_is_answered_and_the_master_serves_on(shared, body):
     head = f"POST /api/1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     send(port_of(shared), head.encode() + body)
@@ -512,6 +531,7 @@ BAD_CALLS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["slave", "client"])
+@at_once
 def test_nonsense_from_a_node_with_a_right_key_leaves_the_swarm_serving(swarm, tmp_path, role):
     here = swarm(slaves=1, workers=1)
     for call in BAD_CALLS[role]:
@@ -533,6 +553,7 @@ def test_nonsense_from_a_node_with_a_right_key_leaves_the_swarm_serving(swarm, t
              {"node_id": "x", "resources": {"cpus": None}, "workers": -1, "tags": 7}],
     ids=str,
 )
+@at_once
 def test_nonsense_in_a_hello_leaves_the_swarm_serving(shared, tmp_path, role, info):
     with Knocking(shared, role, tmp_path, info) as knocking:
         knocking.until(lambda: knocking.state or shared.master.code is not None, "an answer")
@@ -563,6 +584,7 @@ MasterNode.submit = submit
 
 
 @pytest.mark.slow
+@at_once
 def test_a_client_whose_tasks_meet_a_fault_of_the_master_ends_and_says_so(swarm):
     here = swarm(slaves=0)
     (here.master.folder / "plugins" / "broken.py").write_text(BROKEN)

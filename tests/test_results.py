@@ -10,7 +10,7 @@ import time
 import tracemalloc
 
 import pytest
-from conftest import APPS, module_in
+from conftest import APPS, at_once, module_in
 
 from concurrent_swarm import components, rpc
 
@@ -31,12 +31,14 @@ def run(swarm, app, how, folder=""):
 
 
 @pytest.mark.parametrize("app", ["Any", "Data", "Arrays", "AnySystem", "DataSystem"])
+@at_once
 def test_plain_data_comes_home_as_what_it_was(swarm_of_module, app):
     told = run(swarm_of_module, app, "data")
     assert told["equal"] is True, told
 
 
 @pytest.mark.parametrize("app", ["Data", "DataSystem"])
+@at_once
 def test_a_result_that_runs_code_when_it_is_opened_is_a_failure_that_names_what_it_would_call(
         swarm_of_module, app, tmp_path):  # fmt: skip
     told = run(swarm_of_module, app, "runs", tmp_path)
@@ -45,6 +47,7 @@ def test_a_result_that_runs_code_when_it_is_opened_is_a_failure_that_names_what_
 
 
 @pytest.mark.parametrize("app", ["Any", "AnySystem"])
+@at_once
 def test_without_data_a_result_runs_its_code_in_the_client_and_nowhere_else(swarm_of_module, app, tmp_path):
     told = run(swarm_of_module, app, "runs", tmp_path)
     assert told["kind"] == "NoneType"
@@ -58,18 +61,21 @@ def test_a_result_of_few_bytes_that_asks_for_eight_gigabytes_is_refused_in_littl
 
 
 @pytest.mark.parametrize("app", ["Any", "AnySystem"])
+@at_once
 def test_a_result_that_does_not_want_to_be_opened_is_a_failure_and_the_client_goes_on(swarm_of_module, app):
     told = run(swarm_of_module, app, "raises")
     assert (told["kind"], told["error"]) == ("RuntimeError", "it does not want to be opened")
 
 
 @pytest.mark.parametrize("app", ["Data", "DataSystem"])
+@at_once
 def test_an_exception_comes_as_its_description_to_who_takes_data_only(swarm_of_module, app):
     told = run(swarm_of_module, app, "own error")
     assert told["kind"] == "TaskError" and "OwnError: ours" in told["error"], told
     assert run(swarm_of_module, "Any", "own error")["kind"] == "OwnError"
 
 
+@at_once
 def test_arrays_come_home_where_the_application_says_so_and_are_refused_elsewhere(swarm_of_module):
     pytest.importorskip("numpy")
     assert run(swarm_of_module, "Arrays", "array")["equal"] is True
@@ -77,16 +83,19 @@ def test_arrays_come_home_where_the_application_says_so_and_are_refused_elsewher
     assert told["kind"] == "TaskError" and "numpy" in told["message"]
 
 
+@at_once
 def test_what_a_task_has_published_can_be_fetched_as_data(swarm_of_module):
     assert run(swarm_of_module, "Data", "published")["equal"] is True
 
 
+@at_once
 def test_an_unknown_kind_of_results_is_refused_before_anything_runs(swarm_of_module):
     ended = swarm_of_module.run_client("hostile.py", "--app", "Unknown")
     assert ended.code == 2 and "results = 'pickle'" in ended.err and "data,numpy" in ended.err
     assert "Traceback" not in ended.err
 
 
+@at_once
 def test_in_one_process_results_are_read_in_the_same_way(swarm_of_module, tmp_path):
     words = ["--workers", "0", "--app", "Data", "--set=hostile.how=runs", f"--set=hostile.folder={tmp_path}", "--json"]
     told = swarm_of_module.start("client", str(APPS / "hostile.py"), *words).wait().about["result"]

@@ -5,7 +5,7 @@ import operator
 
 import pytest
 from concurrent_swarm.master import LONGEST, QUARANTINE, SHUN, STRIKES, Board, check_report, without
-from conftest import text_of, wait_until
+from conftest import at_once, text_of, wait_until
 from test_board import Told, span
 from test_limits import finish, outcomes
 
@@ -425,6 +425,7 @@ def attempts(folder, name):
     return len(list(folder.glob(f"{name}-*")))
 
 
+@at_once
 def test_tasks_run_again_after_those_exceptions_of_theirs_that_their_rules_name(swarm, tmp_path):
     here = swarm(workers=1)
     told = run(here, "Retrying", tmp_path, called="busy,wrong,key,fine")
@@ -438,6 +439,7 @@ def test_a_task_may_say_that_it_must_not_outlive_its_worker(swarm_of_module, tmp
     assert told["dies"] == ["TaskError", "poisoned", 1] and attempts(tmp_path, "dies") == 1
 
 
+@at_once
 def test_the_budgets_of_the_master_s_configuration_count_for_tasks_that_say_nothing(swarm, tmp_path):
     here = swarm(workers=1, master=("--set", "limits.retries=2", "--set", "limits.retry_wait=0.01"))
     told = run(here, "Retrying", tmp_path, called="plain", kind="Plain")
@@ -450,6 +452,7 @@ def test_a_system_hears_once_of_tasks_that_ran_again(swarm_of_module, tmp_path):
 
 
 @pytest.mark.slow
+@at_once
 def test_F41_a_slave_that_fails_what_others_can_do_gets_nothing_for_a_while(swarm, tmp_path):
     here = swarm(slaves=0)
     good, bad = here.start_slave(), here.start_slave(LC_DEPENDENCY="missing")
@@ -468,6 +471,7 @@ def test_F41_a_slave_that_fails_what_others_can_do_gets_nothing_for_a_while(swar
 
 
 @pytest.mark.slow
+@at_once
 def test_a_client_whose_tasks_wait_for_another_attempt_says_so(swarm, tmp_path):
     here = swarm(workers=1, master=("--set", "limits.retries=1", "--set", "limits.retry_wait=100"))
     chosen = ["--set", f"retries.folder={tmp_path}", "--set", "retries.called=a,b", "--set", "retries.kind=Plain"]

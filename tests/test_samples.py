@@ -10,7 +10,7 @@ from array import array
 from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
-from conftest import CHECKOUT, SAMPLES, at_once
+from conftest import CHECKOUT, SAMPLES, at_once, one_each
 
 from concurrent_swarm import tasks
 
@@ -75,6 +75,7 @@ def test_every_way_to_the_mandelbrot_set_gives_the_same_counts(swarm_of_module, 
     assert done.about["steps"] == (app == "MandelbrotNode")
 
 
+@at_once
 def test_the_thesis_spelling_of_mandelbrot_still_counts(swarm_of_module):
     words = settings("mandlebrotsample", width=11, height=7, iters=20, picture="")
     done = run(swarm_of_module, "mandelbrot.py", "--app", "MandlebrotSimpleNode", *words)
@@ -82,6 +83,7 @@ def test_the_thesis_spelling_of_mandelbrot_still_counts(swarm_of_module):
     assert done.about["app"] == "MandelbrotSimpleNode"
 
 
+@at_once
 def test_the_right_spelling_comes_before_the_old_one(swarm_of_module):
     done = run(swarm_of_module, "mandelbrot.py", *small(), *settings("mandlebrotsample", width=11))
     assert done.about["result"].startswith("37 x 23 pixels")
@@ -120,6 +122,7 @@ def test_each_pixel_of_the_picture_is_where_its_count_belongs(mandelbrot, tmp_pa
     assert found == [[mandelbrot.colour(3 * x + y, 12) for y in range(3)] for x in range(4)]
 
 
+@at_once
 def test_mandelbrot_without_matplotlib_writes_its_picture(swarm_of_module, tmp_path, no_packages):
     path = tmp_path / "set.png"
     run(swarm_of_module, "mandelbrot.py", *small(picture=path), PYTHONPATH=no_packages)
@@ -182,6 +185,7 @@ def test_the_benchmark_prints_figures_that_agree_with_each_other(swarm_of_module
 
 
 @pytest.mark.slow
+@at_once
 def test_the_benchmark_draws_its_picture(swarm_of_module, tmp_path):
     pytest.importorskip("matplotlib", reason="the picture needs matplotlib: pip install -e '.[samples]'")
     path = tmp_path / "e.png"
@@ -263,12 +267,14 @@ def test_blocks_on_the_swarm_equal_the_whole_alone(swarm_of_module, dna, np, tmp
     assert (done.about["steps"], done.about["tasks"]) == (2, 2 * -(-length // factor))
 
 
+@at_once
 def test_the_swarm_gets_the_published_values(swarm_of_module, np, tmp_path):
     table = tmp_path / "t.tsv"
     run(swarm_of_module, "dna.py", *settings("dnasample", length=50, factor=9, table=table, picture=""))
     assert np.round(np.loadtxt(table)[18:22, 3:].T, 8).tolist() == GOLDEN
 
 
+@at_once
 def test_the_overload_adds_up_what_the_windows_return(swarm_of_module, dna, np):
     words = settings("dnasample", windows=400, window=60, sequence="GATTACACCGTGGCTAAAAC", picture="")
     done = run(swarm_of_module, "dna.py", "--app", "DNAOverloadNode", *words)
@@ -285,6 +291,7 @@ def test_windows_carry_128_bytes_a_nucleotide_and_return_16(dna):
     assert window().nbytes == 16 * 800
 
 
+@at_once
 def test_dna_that_is_none_is_refused(swarm_of_module, np):
     done = swarm_of_module.start_client("dna.py", *settings("dnasample", sequence="ATGX")).wait()
     assert done.code == 2
@@ -314,12 +321,12 @@ def without(folder, *names):
     return os.pathsep.join([str(folder), *(entry or os.getcwd() for entry in sys.path)])
 
 
-@pytest.fixture
+@one_each
 def no_packages(tmp_path):
     return without(tmp_path, "numpy", "matplotlib")
 
 
-@pytest.fixture
+@one_each
 def no_matplotlib(tmp_path):
     return without(tmp_path, "matplotlib")
 
@@ -333,6 +340,7 @@ def test_dna_without_numpy_says_what_to_install(tmp_path, no_packages):
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 3
 
 
+@at_once
 def test_a_slave_without_numpy_fails_the_tasks_by_its_name(swarm, np, no_packages):
     here = swarm(slaves=0)
     here.start_slave(PYTHONPATH=no_packages)
@@ -341,6 +349,7 @@ def test_a_slave_without_numpy_fails_the_tasks_by_its_name(swarm, np, no_package
     assert "No module named 'numpy'" in done.err and "pip install 'concurrent-swarm[samples]'" in done.err
 
 
+@at_once
 def test_expensive_without_matplotlib_gives_its_figures_and_says_why_no_picture(swarm_of_module, no_packages):
     words = settings("expensivesample", num_tasks=2, time_per_task=0.001, repeats=1)
     done = run(swarm_of_module, "expensive.py", *words, PYTHONPATH=no_packages)
@@ -348,6 +357,7 @@ def test_expensive_without_matplotlib_gives_its_figures_and_says_why_no_picture(
     assert done.about["result"].startswith("speed-up ")
 
 
+@at_once
 def test_dna_without_matplotlib_gives_its_figures_and_says_why_no_picture(swarm_of_module, np, no_matplotlib):
     done = run(swarm_of_module, "dna.py", *settings("dnasample", length=50), PYTHONPATH=no_matplotlib)
     assert "no picture: matplotlib is not installed" in done.err and "[samples]" in done.err

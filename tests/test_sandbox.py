@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import Swarm, text_of, wait_until
+from conftest import Swarm, at_once, one_each, text_of, wait_until
 
 from concurrent_swarm import rpc, tasks
 
@@ -92,7 +92,7 @@ def here(outside):
         one.close()
 
 
-@pytest.fixture
+@one_each
 def attempt(here, outside, tmp_path):
     """What becomes of these lines of code as a task, for an application with these needs."""
 
@@ -141,6 +141,7 @@ def test_a_task_has_a_folder_of_its_own_as_home_temporary_folder_and_current_one
     assert len(set(told)) == 1 and Path(told[0]).parent == here.slaves[0].folder / "work"
 
 
+@at_once
 def test_what_python_needs_works_without_asking(attempt):
     assert attempt("""
         import asyncio, ctypes, json, random, sqlite3, ssl, threading, time, numpy
@@ -175,6 +176,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("app", ["App", "SystemApp"])
+@at_once
 def test_neither_a_task_nor_a_hook_may_do_what_was_not_asked_for(attempt, app, outside):
     lines = [f'"{name}": lambda: {code},' for name, code in REFUSED.items()]
     done = attempt("tries = {\n" + "\n".join(lines) + """\n}
@@ -188,6 +190,7 @@ return done""", app=app)
     assert done == dict.fromkeys(REFUSED, "PermissionError") and not (outside / "new").exists()
 
 
+@at_once
 def test_a_task_sees_no_setting_of_its_node(attempt, here):
     mark = str(here.folder)
     told = attempt("return dict(os.environ)")
@@ -195,6 +198,7 @@ def test_a_task_sees_no_setting_of_its_node(attempt, here):
     assert mark not in told.get("PATH", "")
 
 
+@at_once
 def test_the_error_of_what_is_not_allowed_says_that_a_sandbox_is_the_reason(attempt):
     told = attempt('open(folder + "/file")')
     assert "Permission denied" in told["error"] and tasks.CONFINED in told["notes"]
@@ -210,6 +214,7 @@ def test_the_error_of_what_is_not_allowed_says_that_a_sandbox_is_the_reason(atte
     ('network = ["10.0.0.1:80"]', "network = 10.0.0.1:80", "network = 127.0.0.1:*", "slave.allow_network=10.0.0.1:80"),
     ("subprocess = True", "subprocess = True", "subprocess = False", "slave.allow_subprocess=True"),
 ])  # fmt: skip
+@at_once
 def test_what_is_asked_for_and_not_allowed_fails_with_what_was_asked_what_is_allowed_and_the_setting(
         swarm, attempt, outside, needs, asked, allows, setting):  # fmt: skip
     here = swarm(slaves=0)
@@ -222,6 +227,7 @@ def test_what_is_asked_for_and_not_allowed_fails_with_what_was_asked_what_is_all
 
 
 @pytest.mark.slow
+@at_once
 def test_what_one_slave_does_not_allow_runs_on_another_that_does(swarm, attempt, outside):
     here = swarm(slaves=0)
     here.start_slave(workers=2, CONCURRENT_SWARM_SLAVE_ALLOW_WRITE="")
@@ -230,6 +236,7 @@ def test_what_one_slave_does_not_allow_runs_on_another_that_does(swarm, attempt,
     assert (outside / "by-another").exists()
 
 
+@at_once
 def test_a_granted_folder_is_written_and_no_other_one(attempt, outside):
     told = attempt("""
         with open(folder + "/write/new", "w") as file:
@@ -242,6 +249,7 @@ def test_a_granted_folder_is_written_and_no_other_one(attempt, outside):
     assert told == "inside" and (outside / "write" / "new").read_text() == "x"
 
 
+@at_once
 def test_a_granted_folder_is_read_and_not_written(attempt, outside):
     assert attempt("""
         try:
@@ -251,12 +259,13 @@ def test_a_granted_folder_is_read_and_not_written(attempt, outside):
     """, f'read = ["{outside}/read"]') == "inside"
 
 
+@at_once
 def test_more_than_was_asked_for_is_not_given(attempt, outside):
     told = attempt('open(folder + "/read/file")', f'write = ["{outside}/write"]')
     assert "Permission denied" in told["error"]
 
 
-@pytest.fixture
+@one_each
 def servers():
     """Two servers that greet, as (host, port)."""
     with contextlib.ExitStack() as stack:
@@ -274,6 +283,7 @@ def servers():
 
 @pytest.mark.skipif(tasks.kernel_features()["landlock"] < 4, reason="this kernel cannot tell TCP ports apart")
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@at_once
 def test_a_granted_address_is_reached_and_no_other_port_nor_kind_of_socket(attempt, servers, host):
     (_, port), (_, other) = servers
     assert attempt(f"""
@@ -292,6 +302,7 @@ def test_a_granted_address_is_reached_and_no_other_port_nor_kind_of_socket(attem
     """, f'network = ["{host}:{port}"]') == ["hello", *["no"] * 5]
 
 
+@at_once
 def test_granted_programs_are_started_and_confined_too(attempt, outside):
     told = attempt("""
         import subprocess, sys
@@ -301,6 +312,7 @@ def test_granted_programs_are_started_and_confined_too(attempt, outside):
     assert told[:2] == ["6\n", ""] and "Permission denied" in told[2]
 
 
+@at_once
 def test_granted_processes_share_their_work(attempt):
     assert attempt("""
         from multiprocessing import get_context
@@ -310,6 +322,7 @@ def test_granted_processes_share_their_work(attempt):
 
 
 @pytest.mark.slow
+@at_once
 def test_a_folder_that_holds_the_environment_of_the_node_is_never_granted(swarm, attempt):
     here = swarm(slaves=0)
     here.start_slave(workers=1, CONCURRENT_SWARM_SLAVE_ALLOW_READ="/")
@@ -345,6 +358,7 @@ def test_the_folder_in_which_a_swarm_was_started_is_not_read_by_its_tasks(tmp_pa
         one.close()
 
 
+@at_once
 def test_an_application_that_asks_for_too_much_is_refused_and_others_run(swarm, attempt):
     here = swarm(slaves=0)
     here.start_slave(workers=1, CONCURRENT_SWARM_SLAVE_ALLOW_NETWORK="*:443")
@@ -405,6 +419,7 @@ def test_a_filter_for_each_processor_fits_the_kernel_and_jumps_only_forward_with
 
 
 @pytest.mark.slow
+@at_once
 def test_strict_grants_nothing_beyond_the_default(swarm, attempt, outside):
     here = swarm(slaves=1, workers=1, slave=["--set", "slave.sandbox=strict"])
     assert granted_by(here.slaves[0])["level"] == "strict"
@@ -413,6 +428,7 @@ def test_strict_grants_nothing_beyond_the_default(swarm, attempt, outside):
     assert told["kind"] == "setup" and "strict" in told["text"] and "slave.sandbox=standard" in told["text"]
 
 
+@at_once
 def test_without_the_sandbox_a_task_may_do_all_and_the_node_says_so(swarm, attempt, outside):
     here = swarm(slaves=1, workers=1, slave=["--set", "slave.sandbox=off"])
     assert attempt('return open(folder + "/file").read()', "pass", "App", here) == "outside"
@@ -429,7 +445,7 @@ if os.environ.get("LACKING"):
 """
 
 
-@pytest.fixture
+@one_each
 def older(tmp_path):
     """Settings with which a process finds a kernel that has no Landlock."""
     if os.uname().machine != "x86_64" or not tasks.kernel_features()["seccomp"]:
@@ -438,6 +454,7 @@ def older(tmp_path):
     return {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "LACKING": "yes"}
 
 
+@at_once
 def test_strict_does_not_start_where_something_is_missing_and_says_what(swarm, older):
     here = swarm(slaves=0)
     slave = here.start_slave("--set", "slave.sandbox=strict", ready=False, **older).wait()
@@ -445,6 +462,7 @@ def test_strict_does_not_start_where_something_is_missing_and_says_what(swarm, o
 
 
 @pytest.mark.slow
+@at_once
 def test_standard_takes_what_there_is_and_says_what_is_missing_and_what_is_open(swarm, older, attempt):
     here = swarm(slaves=0)
     slave = here.start_slave(workers=1, **older)
@@ -464,6 +482,7 @@ os.chdir = fails
 
 
 @pytest.mark.slow
+@at_once
 def test_a_worker_that_cannot_confine_itself_is_not_used(swarm, attempt, tmp_path):
     flag = tmp_path / "unfit"
     (tmp_path / "sitecustomize.py").write_text(UNFIT.format(flag=str(flag)))
@@ -485,6 +504,7 @@ LITTER = """
 
 
 @pytest.mark.slow
+@at_once
 def test_the_folder_of_a_worker_goes_with_it(swarm, attempt):
     here = swarm(slaves=1, workers=1)
     folder = Path(attempt(LITTER, "pass", "App", here))
@@ -494,6 +514,7 @@ def test_the_folder_of_a_worker_goes_with_it(swarm, attempt):
 
 
 @pytest.mark.slow
+@at_once
 def test_the_folders_of_a_killed_slave_are_gone_too(swarm, attempt):
     here = swarm(slaves=1, workers=1)
     folder = Path(attempt(LITTER, "pass", "App", here))
@@ -502,6 +523,7 @@ def test_the_folders_of_a_killed_slave_are_gone_too(swarm, attempt):
 
 
 @pytest.mark.slow
+@at_once
 def test_what_a_killed_slave_and_its_zygote_leave_is_swept_at_the_next_start(swarm):
     here = swarm(slaves=1, workers=1)
     slave = here.slaves.pop()
@@ -529,6 +551,7 @@ def test_a_tree_of_any_depth_and_mode_is_removed_and_no_link_followed(tmp_path):
     assert not tree.exists() and (kept / "file").read_text() == "kept"
 
 
+@at_once
 def test_a_deep_tree_that_a_task_leaves_does_no_harm_to_its_slave(swarm, attempt):
     here = swarm(slaves=1, workers=1)
     body = """
@@ -554,6 +577,7 @@ def others_may_enter(path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives workers users of their own")
 @pytest.mark.skipif(not (others_may_enter(sys.executable) and others_may_enter(os.__file__)), reason="Python is locked")
+@at_once
 def test_each_worker_of_a_slave_of_root_is_a_user_of_its_own(attempt, swarm):
     here = swarm(slaves=0)
     os.chmod(here.folder, 0o755)
@@ -565,6 +589,7 @@ def test_each_worker_of_a_slave_of_root_is_a_user_of_its_own(attempt, swarm):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives workers users of their own")
+@at_once
 def test_root_without_users_for_its_workers_says_why_and_they_have_no_privileges(attempt, swarm):
     here = swarm(slaves=1, workers=1)
     told = attempt("os.setuid(5)", "pass", "App", here)

@@ -103,9 +103,9 @@ def inhabited():
 
 
 def secrets_of(swarm):
-    """The words in the key files of a swarm."""
+    """The words in the key files of a swarm that are no paths. A key may have a slash too."""
     files = [path for path in Path(swarm.folder).rglob("keys/*") if path.is_file()]
-    return {word for path in files for word in re.findall(r'"([^"/ ]{32,43})"', path.read_text())}
+    return {word for path in files for word in re.findall(r'"([^"/ ][^" ]{31,42})"', path.read_text())}
 
 
 def nodes_of(swarm):

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import text_of, wait_until
+from conftest import at_once, text_of, wait_until
 
 APP = "systems.py"
 
@@ -31,17 +31,20 @@ def still_serves(swarm):
 
 
 @pytest.mark.parametrize("how", ["list", "generator"])
+@at_once
 def test_generate_tasks_is_called_again_for_each_step_in_one_process(swarm_of_module, how):
     about = result_of(system(swarm_of_module, "Stepping", f"how={how}", "count=40", "steps=4"))
     assert about == {"sum": 4 * 780, "called": 4, "outcomes": 160, "step": 4, "hosts": 1, "same": True}
 
 
+@at_once
 def test_by_default_a_system_is_complete_when_all_its_tasks_are(swarm_of_module):
     about = result_of(system(swarm_of_module, "DefaultComplete", "count=100"))
     assert (about["sum"], about["called"]) == (4950, 1)
 
 
 @pytest.mark.parametrize("how", ["list", "generator", "none"])
+@at_once
 def test_a_step_without_tasks_is_an_error_that_says_what_to_do(swarm_of_module, how):
     run = system(swarm_of_module, "Empty", f"how={how}")
     assert run.code == 1
@@ -49,10 +52,12 @@ def test_a_step_without_tasks_is_an_error_that_says_what_to_do(swarm_of_module, 
 
 
 @pytest.mark.parametrize("how", ["master", "scheduler"])
+@at_once
 def test_tasks_are_pushed_from_task_finished_one_by_one(swarm_of_module, how):
     assert result_of(system(swarm_of_module, "Chained", f"how={how}", "count=20"))["outcomes"] == 20
 
 
+@at_once
 def test_in_lock_step_no_task_of_a_step_begins_before_the_step_before_has_ended(swarm_of_module, tmp_path):
     about = result_of(system(swarm_of_module, "LockStepping", f"folder={tmp_path}", "count=20", "steps=4"))
     assert about["outcomes"] == 4 * 20 + 3
@@ -81,6 +86,7 @@ def test_after_completion_queued_tasks_never_run(swarm_of_module, tmp_path):
 @pytest.mark.parametrize(
     "hook", ["init_system", "generate_tasks", "generator", "finished", "task_finished", "is_complete", "gather_result"]
 )
+@at_once
 def test_a_hook_that_raises_ends_the_system_and_the_client_hears_hook_and_traceback(swarm_of_module, hook):
     run = system(swarm_of_module, "RaisingApplication", f"how={hook}")
     error = run.about["error"]
@@ -91,17 +97,20 @@ def test_a_hook_that_raises_ends_the_system_and_the_client_hears_hook_and_traceb
     assert f"in {error['hook']}" in run.err
 
 
+@at_once
 def test_a_hook_that_exits_ends_the_system_alone(swarm_of_module):
     run = system(swarm_of_module, "RaisingApplication", "how=exit-task_finished")
     assert run.code == 1 and run.about["error"]["type"] == "SystemExit"
     still_serves(swarm_of_module)
 
 
+@at_once
 def test_other_systems_of_the_client_do_not_notice_a_failing_one(swarm_of_module):
     run = system(swarm_of_module, "Three", "how=task_finished")
     assert run.about["result"] == ["90", "90", "task_finished"]
 
 
+@at_once
 def test_a_host_that_is_killed_is_told_to_the_client(swarm_of_module):
     run = system(swarm_of_module, "RaisingApplication", "how=kill-task_finished")
     assert run.code == 1
@@ -109,23 +118,27 @@ def test_a_host_that_is_killed_is_told_to_the_client(swarm_of_module):
     still_serves(swarm_of_module)
 
 
+@at_once
 def test_a_host_that_says_nonsense_of_its_end_ends_alone(swarm_of_module):
     run = system(swarm_of_module, "RaisingApplication", "how=nonsense")
     assert run.code == 1 and run.about["error"]["type"] == "HostLost", run.err
     still_serves(swarm_of_module)
 
 
+@at_once
 def test_a_result_that_cannot_be_pickled_is_told_with_its_place(swarm_of_module):
     run = system(swarm_of_module, "RaisingApplication", "how=unpicklable")
     assert run.code == 1 and run.about["error"]["hook"] == "gather_result"
     assert "deep" in run.about["error"]["message"] and "lock" in run.about["error"]["message"]
 
 
+@at_once
 def test_a_system_that_cannot_be_pickled_is_told_with_its_attribute(swarm_of_module):
     run = system(swarm_of_module, "Unsendable")
     assert run.code == 1 and "held" in run.about["error"]["message"]
 
 
+@at_once
 def test_a_systems_tasks_bring_their_errors_with_class_and_traceback(swarm_of_module):
     run = system(swarm_of_module, "FailingInside", "count=2", "steps=1")
     assert run.about["result"][0] == "KeyError" and run.about["result"][2] is True
@@ -135,12 +148,14 @@ def test_a_systems_tasks_bring_their_errors_with_class_and_traceback(swarm_of_mo
 # -- the client's side
 
 
+@at_once
 def test_work_finished_is_given_a_handle_that_equals_the_system_id(swarm_of_module):
     about = result_of(system(swarm_of_module, "Answers", "count=3", "steps=2"))
     assert about.pop("answered").isdigit()
     assert about == {"same": True, "property": True, "name": "System", "done": 6, "steps": 2}
 
 
+@at_once
 def test_an_application_in_the_style_of_the_thesis_runs(swarm_of_module):
     run = swarm_of_module.run_client("thesis.py")
     assert result_of(run) == sum(range(200))
@@ -181,6 +196,7 @@ def ends(pid):
         raise
 
 
+@at_once
 def test_tasks_of_one_step_may_ask_for_different_resources(swarm):
     here = swarm(slaves=0)
     here.start_slave(workers=1)

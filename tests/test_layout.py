@@ -44,21 +44,21 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 1703,
-    "components.py": 1476,
+    "client.py": 2432,
+    "components.py": 2083,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 5036,
-    "rpc.py": 5704,
-    "setup.py": 64,
-    "slave.py": 1152,
-    "tasks.py": 3859,
+    "master.py": 6555,
+    "rpc.py": 6141,
+    "setup.py": 65,
+    "slave.py": 1270,
+    "tasks.py": 4335,
 }
-TOTAL_LINES = 19_757
+TOTAL_LINES = 23_644
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8
-BROAD_HANDLERS = {"client.py": 1, "components.py": 2, "master.py": 4638, "rpc.py": 5754, "tasks.py": 3766}  # only go down
+BROAD_HANDLERS = {"client.py": 1, "components.py": 2, "master.py": 2, "rpc.py": 7, "tasks.py": 2}  # only go down
 ROOMS_FROM = 150  # lines
 
 PICKLE = {"rpc.py", "tasks.py"}  # who may import it

@@ -4144,9 +4144,7 @@ class MasterNode(rpc.BaseNode):
         self.board = Board(max_lease=self.max_lease, unplaceable_wait=self.unplaceable_wait, weigh=weight_of)
         self.read_quotas()
         self.set_scheduler()
-        self.gallery = Gallery(self.board, self.started, self.history, self.failures, self._heard_at)
-        self.span_ears.append(self.gallery.hear)
-        self._viewing = threading.Lock()
+        self.open_gallery()
         self.keyring = rpc.Keyring(str(self.environment / "keys"))
         apps = self.environment / "apps"  # one without its zip is asked for again
         self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
@@ -4210,6 +4208,12 @@ class MasterNode(rpc.BaseNode):
         limits["retries"] = {name: most for name, most in retries.items() if most != UNSAID[name]}
         said = {name: value for name, value in limits.items() if value != UNSAID.get(name, 0.0) and value != {}}
         self.limits = json.dumps(said) if said else ""
+
+    def open_gallery(self) -> None:
+        """Keeps from now on what the page shows."""
+        self.gallery = Gallery(self.board, self.started, self.history, self.failures, self._heard_at)
+        self.span_ears.append(self.gallery.hear)
+        self._viewing = threading.Lock()  # one question at a time is made into an answer
 
     def read_quotas(self) -> None:
         """Takes over what is configured for users."""
@@ -4592,11 +4596,6 @@ class MasterNode(rpc.BaseNode):
             self.gallery.slave_changed()
 
         @rpc.tcpremote(channel, roles=slaves)
-        def vitals(handler, request, cpu, memory, trip, running, stamp):
-            self.gallery.vitals(request.peer.label, *check_vitals(cpu, memory, trip, running))
-            self._send(request.peer.label, ["seen", stamp])
-
-        @rpc.tcpremote(channel, roles=slaves)
         def leaving(handler, request):
             self.apply(self.board.slave_draining(request.peer.label, time.monotonic()))
 
@@ -4608,6 +4607,11 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=("slave",))
         def preparing(handler, request, digest, what):
             self.preparing(digest, what, request.peer.label)
+
+        @rpc.tcpremote(channel, roles=("slave",))
+        def vitals(handler, request, cpu, memory, trip, running, stamp):
+            self.gallery.vitals(request.peer.label, *check_vitals(cpu, memory, trip, running))
+            self._send(request.peer.label, ["seen", stamp])
 
     def _hello(self, peer: rpc.Peer, info: dict) -> dict:
         """Admits a node: gives it a name, and tells it what it needs to know."""

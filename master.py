@@ -3858,16 +3858,18 @@ def check_offer(amounts: Any, workers: Any, tags: Any = ()) -> None:
         raise components.UsageError(f"the tags {str(tags)[:80]} are no list of words")
 
 
-def check_vitals(cpu: Any, memory: Any, trip: Any, running: Any) -> tuple:
-    """What a slave tells of itself, [lane, lease] of what runs as lease -> lane. Raises ProtocolError."""
-    numbers = all(one is None or (type(one) in (int, float) and one >= 0) for one in (cpu, memory, trip))
-    if not numbers or type(running) is not list or len(running) > MOST_WORKERS:
-        raise rpc.ProtocolError("a slave has not told how it is")
+def check_vitals(cpu: Any, memory: Any, trip: Any, running: Any, stamp: Any) -> dict[int, int]:
+    """What a slave runs, as lease -> lane. Raises UsageError unless this is what a slave may tell of itself."""
+    for one in (cpu, memory, trip, stamp):
+        if one is not None and (type(one) not in (int, float) or not 0 <= one < 1 << 60):
+            raise components.UsageError(f"{str(one)[:80]} is no figure of a slave", "a number from 0 is meant")
+    if type(running) is not list or len(running) > MOST_WORKERS:
+        raise components.UsageError("what a slave runs is no list", "lanes and leases are meant")
     for row in running:
         if type(row) is not list or len(row) != 2:
-            raise rpc.ProtocolError("what runs is a list of lanes and leases")
+            raise components.UsageError(f"{str(row)[:80]} does not run", "a lane and a lease are meant")
         check_whole(*row)
-    return cpu, memory, trip, {lease: lane for lane, lease in running}
+    return {lease: lane for lane, lease in running}
 
 
 def check_holds(rows: Any) -> None:
@@ -4610,7 +4612,8 @@ class MasterNode(rpc.BaseNode):
 
         @rpc.tcpremote(channel, roles=("slave",))
         def vitals(handler, request, cpu, memory, trip, running, stamp):
-            self.gallery.vitals(request.peer.label, *check_vitals(cpu, memory, trip, running))
+            runs = check_vitals(cpu, memory, trip, running, stamp)
+            self.gallery.vitals(request.peer.label, cpu, memory, trip, runs)
             self._send(request.peer.label, ["seen", stamp])
 
     def _hello(self, peer: rpc.Peer, info: dict) -> dict:

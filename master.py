@@ -75,7 +75,6 @@ import itertools
 import json
 import logging
 import math
-import operator
 import os
 import queue
 import secrets
@@ -2923,16 +2922,21 @@ class Film:
     def told(self, first: int, rows: list) -> tuple[int, bytes]:
         """The columns from number `first` on, of these rows, with the number of the first of them."""
         first = max(first, self.end - len(self.columns))
-        chosen = itertools.islice(self.columns, first - self.end + len(self.columns), None)
-        pick = operator.itemgetter(*rows, rows[0]) if rows else lambda column: ()
-        return first, b"".join([bytes(pick(column)[: len(rows)]) for column in chosen])
+        data = b"".join(itertools.islice(self.columns, first - self.end + len(self.columns), None))
+        told = bytearray(len(data) // MOST_LANES * len(rows))
+        for place, row in enumerate(rows):
+            told[place :: len(rows)] = data[row::MOST_LANES]
+        return first, bytes(told)
 
 
 def shares(column: int) -> bytes:
-    """A byte for each row of a column, 254 where it is full."""
+    """A byte for each row of a column, 254 where it is full, and 255 where what runs and what has ended overlap."""
     data = column.to_bytes(4 * MOST_LANES + 4, "little")
-    low, high = data[2 : 4 * MOST_LANES : 4], data[3 : 4 * MOST_LANES : 4]
-    return low if not any(high) else bytes([255 if over else share for share, over in zip(low, high, strict=True)])
+    told, over = bytearray(data[2 : 4 * MOST_LANES : 4]), data[3 : 4 * MOST_LANES : 4]
+    if over.count(0) < MOST_LANES:
+        for row in itertools.compress(range(MOST_LANES), over):
+            told[row] = 255
+    return bytes(told)
 
 
 class Layout(NamedTuple):

@@ -5099,7 +5099,7 @@ class BaseNode(components.ComponentManager):
     give `role`, override `status`, add methods to `service`. All but those methods belongs to the loop's thread."""
 
     role = ""
-    FIXED = frozenset(("baseon.file", "node.log_format", "node.by_reference", "node.compute_address"))  # from the start
+    FIXED = frozenset(("baseon.file", "node.log_format", "node.by_reference", "node.compute_address", "node.page"))  # from the start
     log_level = components.ChoiceItem("node", "log_level", "info", ("debug", "info", "warning", "error"), "what to log")
     log_format = components.ChoiceItem("node", "log_format", "text", ("text", "json"), "how to log")
     by_reference = components.BoolItem(

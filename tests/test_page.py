@@ -201,7 +201,7 @@ def test_from_an_empty_swarm_to_a_system_that_is_done_without_a_reload(swarm, pa
     row_of(window, "slaves", "up").wait_for()
     assert time.monotonic() - began < 3
     window.locator("#systems", has_text="No task system yet. Run one: python client.py samples/md5.py").wait_for()
-    client, name = runs_system(here, "--set", "shown.count=20", "--set", "shown.seconds=0.1")
+    client, _ = runs_system(here, "--set", "shown.count=20", "--set", "shown.seconds=0.1")
     row_of(window, "systems", "running").wait_for()
     row_of(window, "systems", "done").wait_for()
     assert client.wait().code == 0
@@ -246,7 +246,7 @@ def test_the_token_leaves_the_address_and_lives_as_long_as_the_window(town, page
 
 def test_text_of_tasks_is_never_markup(town, page):
     window = page(address_of(town))
-    client = town.start_client("shown.py", "--set", "shown.count=5", "--set", "shown.steps=1", "--set", "shown.failing=5")
+    client = town.start_client("shown.py", "--set", "shown.count=5", "--set", "shown.failing=5")
     window.locator("#errors summary", has_text="<img src=x onerror=").wait_for()
     client.wait()
     assert window.locator("main img[src=x]").count() == 0 and "owned" not in window.title()
@@ -325,6 +325,10 @@ def test_a_system_in_lock_step_runs_a_step_at_a_time(town, page):
     client.ends(signal.SIGINT)
 
 
+def workers_of(swarm, slave):
+    return {one["name"]: one["workers"] for one in swarm.proxy.slaves()}[slave]
+
+
 def test_a_slave_gets_other_workers_and_is_drained_and_removed(town, page):
     extra = [town.start_slave(workers=1), town.start_slave(workers=1)]
     try:
@@ -333,7 +337,7 @@ def test_a_slave_gets_other_workers_and_is_drained_and_removed(town, page):
         window.locator("#side").get_by_role("button", name="Set workers").click()
         window.locator("#ask input[name=workers]").fill("3")
         assert f"Set workers {first}?" in confirm(window, "Set workers")
-        wait_until(lambda: [one["workers"] for one in town.proxy.slaves() if one["name"] == first] == [3], "it has them")
+        wait_until(lambda: workers_of(town, first) == 3, "it has them")
         window.locator("#side").get_by_role("button", name="Drain").click()
         assert "It finishes its 0 running leases, gets no new ones, then leaves." in confirm(window, "Drain")
         assert extra[0].wait().code == 0
@@ -571,7 +575,7 @@ def test_a_slave_shows_its_own_workers(town, page):
 
 
 def test_a_client_shows_its_own_systems(town, page):
-    client, name = runs_system(town, *ENDLESS)
+    client, _ = runs_system(town, *ENDLESS)
     listening = wait_until(lambda: ports_of(client.pid), "the client listens")
     window = page(f"http://127.0.0.1:{listening[0]}/")
     row_of(window, "systems", "Naps").wait_for()
@@ -644,7 +648,9 @@ def test_rows_are_drawn_as_they_are_scrolled_to(metropolis, page):
 def test_ten_minutes_of_answers_do_not_fill_the_memory(metropolis, page):
     window = page(metropolis)
     row_of(window, "slaves", "s1").wait_for()
-    window.evaluate("async () => { for (let n = 0; n <= 600; n++) { paused = n % 10 > 0; clearTimeout(timer); await poll(); } }")
+    window.evaluate("""async () => {
+        for (let n = 0; n <= 600; n++) { paused = n % 10 > 0; clearTimeout(timer); await poll(); }
+    }""")
     debugger = window.context.new_cdp_session(window)
     debugger.send("HeapProfiler.collectGarbage")
     assert debugger.send("Runtime.getHeapUsage")["usedSize"] < 60e6

@@ -6,7 +6,8 @@ from concurrent_swarm.client import ApplicationNode
 from concurrent_swarm.components import FloatItem, IntItem
 from concurrent_swarm.tasks import ITaskSystem, Task
 
-PICTURE = b'<svg xmlns="http://www.w3.org/2000/svg" width="90" height="60"><rect width="90" height="60" fill="teal"/></svg>'
+PICTURE = (b'<svg xmlns="http://www.w3.org/2000/svg" width="90" height="60">'
+           b'<rect width="90" height="60" fill="teal"/></svg>')
 MARKUP = "<img src=x onerror=document.title='owned'>"
 
 

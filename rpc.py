@@ -5136,7 +5136,7 @@ class BaseNode(components.ComponentManager):
     give `role`, override `status`, add methods to `service`. All but those methods belongs to the loop's thread."""
 
     role = ""
-    FIXED = frozenset(("baseon.file", "node.log_format", "node.by_reference", "node.compute_address"))  # from the start
+    FIXED = frozenset(("baseon.file", "node.log_format", "node.by_reference", "node.compute_address", "node.page"))
     busy_loop = False  # whether code of the user's may keep the loop from giving signs of life
     terminal: components.Terminal | None = None  # where a person waits for its end
     log_level = components.ChoiceItem("node", "log_level", "info", ("debug", "info", "warning", "error"), "what to log")

@@ -57,6 +57,7 @@ if __name__ == "__main__":  # the tests build with the same command
         python_requires=">=3.10",
         install_requires=["pyzmq>=25"],
         extras_require={
+            "browser": ["axe-playwright-python", "playwright"],
             "docs": ["pdoc>=15"],
             "test": ["cython>=3", "hypothesis", "matplotlib", "numpy", "pdoc>=15", "prometheus_client", "pytest",
                      "setuptools>=68"],

@@ -134,6 +134,7 @@ class Places:
         target.mkdir(parents=True)
         for name in MODULES:
             shutil.copy(CHECKOUT / f"{name}.py", target)
+        shutil.copy(CHECKOUT / "dashboard.html", target)
         return Place(sys.executable, folder, VENDORED)
 
     def zipped(self, folder):
@@ -317,6 +318,17 @@ def test_importing_starts_nothing_and_changes_no_path(places, way):
     """)
 
 
+@pytest.mark.parametrize("way", ALL_WAYS)
+@at_once
+def test_a_node_finds_its_page_beside_its_code(places, way):
+    shown = places.at(way.removesuffix(" script")).run("""
+        import importlib
+        rpc = importlib.import_module(f"{PACKAGE}.rpc")
+        print(len(rpc.read_beside("dashboard.html")), rpc.read_beside("nothing.html"))
+    """)
+    assert shown.split() == [str((CHECKOUT / "dashboard.html").stat().st_size), "None"]
+
+
 # -- building ------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +346,7 @@ def test_the_wheel_holds_the_package_and_no_tests_samples_or_setup(places):
     expected = {f"concurrent_swarm/{name}.py" for name in [*MODULES, "concurrent_swarm"]}
     assert expected <= names and not compiled(names)
     assert {Path(name).parent.as_posix() for name in names} == {"concurrent_swarm"}
+    assert "concurrent_swarm/dashboard.html" in names
     assert "concurrent_swarm/setup.py" not in names and "concurrent_swarm/py.typed" in names
 
 

@@ -7,10 +7,10 @@
 import gzip
 import importlib.util
 import json
+import os
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import time
 import urllib.error
@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import APPS, CHECKOUT, SAMPLES, Swarm, running, wait_until
+from conftest import CHECKOUT, SAMPLES, Swarm, wait_until
 from generator import Crowd, stage
 
 PAGE = CHECKOUT / "dashboard.html"
@@ -50,10 +50,14 @@ def browser(chromium):
         opened.close()
 
 
+def host_of(address):
+    return re.sub(r"^(\w+:/*[^/]*).*", r"\1", address)
+
+
 @pytest.fixture
 def page(browser):
     """page(address, size=(1280, 900), **options of a context): a window at an address."""
-    windows, complaints, called = [], [], set()
+    windows, complaints, called, visited = [], [], set(), set()
 
     def open_page(address, size=(1280, 900), **options):
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
@@ -62,17 +66,16 @@ def page(browser):
         one.set_default_timeout(15_000)
         one.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         one.on("pageerror", lambda error: complaints.append(str(error)))
-        one.on("request", lambda request: called.add(re.sub(r"^(\w+://[^/]+).*", r"\1", request.url)))
-        one.complaints, one.called = complaints, called
+        one.on("request", lambda request: called.add(host_of(request.url)))
+        one.complaints = complaints
+        visited.add(host_of(address))
         one.goto(address)
         return one
 
     yield open_page
-    hosts = {re.sub(r"^(\w+://[^/]+).*", r"\1", one.url) for context in windows for one in context.pages}
     for context in windows:
         context.close()
-    allowed = hosts | {place for place in called if not place.startswith("http")} | getattr(open_page, "also", set())
-    assert complaints == [] and called <= allowed
+    assert complaints == [] and {place for place in called if place.startswith("http")} <= visited
 
 
 def token_of(swarm):
@@ -198,7 +201,7 @@ def test_from_an_empty_swarm_to_a_system_that_is_done_without_a_reload(swarm, pa
     row_of(window, "slaves", "up").wait_for()
     assert time.monotonic() - began < 3
     window.locator("#systems", has_text="No task system yet. Run one: python client.py samples/md5.py").wait_for()
-    client, name = runs_system(here, "--set", "shown.count=20", "--set", "shown.seconds=0.1")
+    client, _ = runs_system(here, "--set", "shown.count=20", "--set", "shown.seconds=0.1")
     row_of(window, "systems", "running").wait_for()
     row_of(window, "systems", "done").wait_for()
     assert client.wait().code == 0
@@ -243,7 +246,7 @@ def test_the_token_leaves_the_address_and_lives_as_long_as_the_window(town, page
 
 def test_text_of_tasks_is_never_markup(town, page):
     window = page(address_of(town))
-    client = town.start_client("shown.py", "--set", "shown.count=5", "--set", "shown.steps=1", "--set", "shown.failing=5")
+    client = town.start_client("shown.py", "--set", "shown.count=5", "--set", "shown.failing=5")
     window.locator("#errors summary", has_text="<img src=x onerror=").wait_for()
     client.wait()
     assert window.locator("main img[src=x]").count() == 0 and "owned" not in window.title()
@@ -274,7 +277,7 @@ def test_a_master_that_is_gone_dims_the_page_and_one_that_is_back_revives_it(swa
     window.get_by_role("button", name="Retry now").click()
     see(window, lambda: "● live" in text_of(window, "#live"), "the page lives again", 5)
     assert time.monotonic() - back < 5
-    assert "was started again" in text_of(window, "#said")
+    assert "The master was started again" in text_of(window, "#said")
     window.complaints.clear()  # the browser itself notes that nobody answered
 
 
@@ -315,14 +318,15 @@ def test_a_system_in_lock_step_runs_a_step_at_a_time(town, page):
     window = page(address_of(town))
     client, name = runs_system(town, "--step", "--set", "shown.count=2", "--set", "shown.steps=2")
     row = window.locator("#systems tbody tr", has=window.locator(f"a[href='#system={name}']"))
-    with suppress(Exception):
-        row.get_by_role("button", name="Run one step").wait_for(timeout=8000)
-    if not row.get_by_role("button", name="Run one step").count():
-        pytest.skip("a client without a terminal does not wait between steps")
+    row.locator("td", has_text="waiting").wait_for()
     row.get_by_role("button", name="Run one step").click()
-    confirm(window, "Run one step")
+    assert "0 waiting tasks will be let run" in confirm(window, "Run one step")
     row.locator("td", has_text="4 / 4").wait_for()
     client.ends(signal.SIGINT)
+
+
+def workers_of(swarm, slave):
+    return {one["name"]: one["workers"] for one in swarm.proxy.slaves()}[slave]
 
 
 def test_a_slave_gets_other_workers_and_is_drained_and_removed(town, page):
@@ -333,7 +337,7 @@ def test_a_slave_gets_other_workers_and_is_drained_and_removed(town, page):
         window.locator("#side").get_by_role("button", name="Set workers").click()
         window.locator("#ask input[name=workers]").fill("3")
         assert f"Set workers {first}?" in confirm(window, "Set workers")
-        wait_until(lambda: [one["workers"] for one in town.proxy.slaves() if one["name"] == first] == [3], "it has them")
+        wait_until(lambda: workers_of(town, first) == 3, "it has them")
         window.locator("#side").get_by_role("button", name="Drain").click()
         assert "It finishes its 0 running leases, gets no new ones, then leaves." in confirm(window, "Drain")
         assert extra[0].wait().code == 0
@@ -432,8 +436,9 @@ def test_everything_is_reached_by_keys_alone(town, page):
     keys.press("ArrowRight")
     assert first != text_of(window, "#picked") and "attempt 1" in first
     keys.press("ArrowDown")
+    task = text_of(window, "#picked").split(" ")[0]
     keys.press("Enter")
-    window.locator("#side", has_text=f"task {name}.").wait_for()
+    window.locator("#side h2", has_text=f"task {task}").wait_for()
     keys.press("Escape")
     window.locator("#side").wait_for(state="hidden")
     keys.press("c")
@@ -491,7 +496,10 @@ def test_under_a_foreign_name_the_page_is_not_shown(town, page):
 
 
 def test_a_seventh_window_works_as_the_first(town, page):
-    windows = [page(address_of(town)) for _ in range(7)]
+    windows = [page(address_of(town))]
+    for _ in range(6):  # of one browser, which opens six connections to a node
+        windows.append(windows[0].context.new_page())
+        windows[-1].goto(address_of(town))
     for window in windows:
         row_of(window, "slaves", "s1").wait_for()
     before = [window.evaluate("page.t") for window in windows]
@@ -520,6 +528,13 @@ def test_no_rule_of_wcag_is_broken(town, page, scheme, size):
     row_of(window, "systems", "running").wait_for()
     window.locator("#errors summary").first.click()
     assert violations(window) == []
+    client.ends(signal.SIGINT)
+
+
+@pytest.mark.parametrize("scheme, size", [("light", (1280, 900)), ("dark", (390, 844))], ids=["wide", "narrow"])
+def test_no_rule_of_wcag_is_broken_in_dialogs(town, page, scheme, size):
+    window = page(address_of(town), size, color_scheme=scheme)
+    client, _ = runs_system(town, *ENDLESS)
     row_of(window, "systems", "running").get_by_role("button", name="Cancel").click()
     assert violations(window) == []
     window.keyboard.press("Escape")
@@ -560,7 +575,7 @@ def test_a_slave_shows_its_own_workers(town, page):
 
 
 def test_a_client_shows_its_own_systems(town, page):
-    client, name = runs_system(town, *ENDLESS)
+    client, _ = runs_system(town, *ENDLESS)
     listening = wait_until(lambda: ports_of(client.pid), "the client listens")
     window = page(f"http://127.0.0.1:{listening[0]}/")
     row_of(window, "systems", "Naps").wait_for()
@@ -570,9 +585,8 @@ def test_a_client_shows_its_own_systems(town, page):
 
 
 def ports_of(pid):
-    """TCP ports at which a process listens on this machine."""
-    sockets = {Path(link).readlink().name if False else str(Path(link).readlink())[8:-1]
-               for link in Path(f"/proc/{pid}/fd").iterdir() if str(link.readlink()).startswith("socket:[")}
+    """TCP ports at which a process listens."""
+    sockets = {os.readlink(link)[8:-1] for link in Path(f"/proc/{pid}/fd").iterdir()}
     rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
     return [int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and row[9] in sockets]
 
@@ -595,18 +609,22 @@ def metropolis():
         yield address
 
 
-TIMED = """(() => { const drawn = draw; window.times = [];
-    draw = () => { const began = performance.now(); drawn(); document.body.offsetHeight; times.push(performance.now() - began); };
-})()"""
+def work_of(debugger):
+    """Seconds that the window's thread has computed, with layout and drawing."""
+    metrics = {one["name"]: one["value"] for one in debugger.send("Performance.getMetrics")["metrics"]}
+    return metrics["TaskDuration"]
 
 
 @pytest.mark.slow
 def test_a_thousand_slaves_and_100_000_tasks_are_drawn_in_time_and_space(metropolis, page):
     window = page(metropolis)
     row_of(window, "slaves", "s1").wait_for()
-    window.evaluate(TIMED)
-    see(window, lambda: window.evaluate("times.length") >= 9, "it was drawn a few times", 30)
-    assert statistics.median(window.evaluate("times")) < 50  # milliseconds, with layout
+    window.evaluate("drawn = 0; const before = draw; draw = () => { drawn++; before(); }")
+    debugger = window.context.new_cdp_session(window)
+    debugger.send("Performance.enable", {"timeDomain": "threadTicks"})  # others on this machine do not count
+    began = work_of(debugger)
+    see(window, lambda: window.evaluate("drawn") >= 10, "it was drawn a few times", 60)
+    assert (work_of(debugger) - began) / window.evaluate("drawn") < 0.05
     assert window.evaluate("document.querySelectorAll('*').length") < 2500
     assert "1,000" in text_of(window, "#head") and "200 of 1,000" in text_of(window, "#stream")
     assert "most recent of" in text_of(window, "#stream")
@@ -630,7 +648,9 @@ def test_rows_are_drawn_as_they_are_scrolled_to(metropolis, page):
 def test_ten_minutes_of_answers_do_not_fill_the_memory(metropolis, page):
     window = page(metropolis)
     row_of(window, "slaves", "s1").wait_for()
-    window.evaluate("async () => { for (let n = 0; n < 600; n++) { clearTimeout(timer); await poll(); } }")
+    window.evaluate("""async () => {
+        for (let n = 0; n <= 600; n++) { paused = n % 10 > 0; clearTimeout(timer); await poll(); }
+    }""")
     debugger = window.context.new_cdp_session(window)
     debugger.send("HeapProfiler.collectGarbage")
     assert debugger.send("Runtime.getHeapUsage")["usedSize"] < 60e6

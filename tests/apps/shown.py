@@ -6,7 +6,8 @@ from concurrent_swarm.client import ApplicationNode
 from concurrent_swarm.components import FloatItem, IntItem
 from concurrent_swarm.tasks import ITaskSystem, Task
 
-PICTURE = b'<svg xmlns="http://www.w3.org/2000/svg" width="90" height="60"><rect width="90" height="60" fill="teal"/></svg>'
+PICTURE = (b'<svg xmlns="http://www.w3.org/2000/svg" width="90" height="60">'
+           b'<rect width="90" height="60" fill="teal"/></svg>')
 MARKUP = "<img src=x onerror=document.title='owned'>"
 
 
@@ -52,6 +53,9 @@ class Shown(ApplicationNode):
     steps = IntItem("shown", "steps", 3, "how many steps")
     seconds = FloatItem("shown", "seconds", 0.05, "how long a task takes", 0.0)
     failing = IntItem("shown", "failing", 0, "every so manyth task fails; 0: none")
+
+    def step_reached(self, number, step):
+        """Somebody else lets it go on."""
 
     def get_task_system(self):
         return Naps(self.count, self.steps, self.seconds, self.failing)

@@ -45,16 +45,16 @@ TOP_LEVEL = {
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
     "client.py": 1756,
-    "components.py": 1896,
+    "components.py": 1901,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4795,
-    "rpc.py": 5776,
+    "master.py": 4802,
+    "rpc.py": 5777,
     "setup.py": 64,
     "slave.py": 1154,
-    "tasks.py": 3886,
+    "tasks.py": 3890,
 }
-TOTAL_LINES = 20_090
+TOTAL_LINES = 20_107
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

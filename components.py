@@ -1503,9 +1503,9 @@ class Stats:
         Stats._instance = Stats._instance or cls()
         return Stats._instance
 
-    def stand_in(self) -> Stats | None:
+    def stand_in(self) -> Stats:
         """Be what `getInstance` gives from now on; returns what it gave before."""
-        before, Stats._instance = Stats._instance, self
+        before, Stats._instance = Stats.getInstance(), self
         return before
 
     def __getattr__(self, name):
@@ -1591,10 +1591,11 @@ class Stats:
         """All series, to travel as JSON; with `told`, only those that have grown since it was used last."""
         told = {} if told is None else told
         with self._lock:
-            marks = {name: (one.steps is not None and self._step, one.n) for name, one in self.series().items()}
-            new = {name: mark for name, mark in marks.items() if told.get(name) != mark}
-            told.update(new)
-            return {name: self.series()[name].pack() for name in new}
+            found = self.series()
+            marks = {name: (one.steps is not None and self._step, one.n) for name, one in found.items()}
+            rows = {name: found[name].pack() for name, mark in marks.items() if told.get(name) != mark}
+            told.update(marks)
+            return rows
 
     def take_in(self, rows: Any, replacing: bool = False) -> None:
         """Add what `pack` gave, from a stranger, or put it in the place of what is here. Raises ValueError if it is not

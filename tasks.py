@@ -63,7 +63,7 @@ import time
 import traceback
 import uuid
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from hashlib import md5
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -3378,16 +3378,18 @@ class Attempts(components.Stats):
         with self._lock:
             return self._but_for((), self._rows[:]).series()
 
-    def take(self, failed: set[int]) -> dict[str, list]:
-        """What tasks have recorded since the last time, but for these, to travel as JSON."""
+    def take(self, failed: Collection[int], upto: float = math.inf) -> dict[str, list]:
+        """What tasks before `upto` have recorded since the last time, but for those that failed, to travel as JSON."""
         with self._lock:
-            found = self._but_for(failed, self._taken())
-            self._sorted, self._most = {}, MANY_ROWS
+            rows, self._most = self._taken(), MANY_ROWS
+            later = {whose: self._sorted.pop(whose) for whose in [*self._sorted] if whose >= upto}
+            found = self._but_for(failed, [row for row in rows if row[0] < upto])
+            self._rows[:0], self._sorted = [row for row in rows if row[0] >= upto], later
         return found.pack()
 
     def reset(self) -> None:
         """Forget all samples."""
-        self.take(set())
+        self.take(())
 
 
 class LeaseRunner:
@@ -3555,7 +3557,9 @@ class LeaseRunner:
         lo, seconds, self._lo, self._began = self._lo, now - self._began, hi, now
         parts, self._parts, self._weight, self._lent = self._parts, [], 0, False
         failures, self._failures = self._failures, {}
-        self.figures = [self.stats.take(self._places(failures))] if self.stats.used else []
+        if self.stats.used:
+            told = self.stats.take(self._places(failures), math.inf if last else self._first + hi)
+            self.figures = [told] if told else []
         self.report(lo, hi, seconds, failures, parts, last)
 
 

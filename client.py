@@ -309,6 +309,14 @@ class ApplicationNode(components.Component):
         done, known = plain + sum(row[1] for row in rows), plain + self._owner.outstanding + sum(row[2] for row in rows)
         return max([row[0] for row in rows], default=0), done, known, self._owner.failed
 
+    def _system_row(self, number: int) -> dict:
+        """A task system as this node's page shows it."""
+        step, done, known = self._progress.get(number, (0, 0, 0))
+        name = self._names.get(number, "")
+        return {"id": name, "number": number, "app": type(self._systems[number]).__name__, "client": self.swarm.name,
+                "state": "ended" if number in self._ended else "running" if name else "waiting", "step": step,
+                "tasks": known, "done": done}
+
     def _shown(self, text: str) -> str:
         """Text in which the application's files have the names by which the user knows them."""
         return rpc.with_local_names(text, self._bundle)
@@ -457,6 +465,7 @@ class ClientNode(rpc.Node):
         self._todo: collections.deque = collections.deque()  # what the application has not heard yet
         self._shelf = rpc.Shelf(self.store)  # published objects on their way
         self._missing: dict[str, str] = {}
+        self._grouped = 0  # failures that `failures` has
         self.wait, self.terminal = 0.0, components.Terminal()  # how long for a master that is away, and who is told
 
     def info(self) -> dict:
@@ -590,6 +599,19 @@ class ClientNode(rpc.Node):
         if self.watch:
             deadline = min(deadline, self.watch.tick(now))
         return min(deadline, self.app._owner.deadline or math.inf)
+
+    def outline(self) -> dict:
+        app, now = self.app, time.monotonic()
+        step, done, known, failed = app._tally()
+        failures = app._owner.failures
+        for task_id, failure in failures[self._grouped :]:
+            self.failures.add(failure, task_id, now)
+        self._grouped = len(failures)
+        slaves, workers, busy = app._size
+        head = {"slaves": slaves, "workers": workers, "busy": busy, "done": done, "failed": failed, "tasks": known,
+                "step": step, "master": self.address, "link": self.link.state if self.link else "none",
+                "uptime": round(now - self.started, 1)}
+        return {"head": head, "systems": [app._system_row(number) for number in app._systems], "sandbox": {}}
 
     def close(self) -> None:
         """Tells the master that nobody waits here any more, and leaves."""

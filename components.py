@@ -44,7 +44,7 @@ import os
 import sys
 import threading
 import time
-from collections import namedtuple
+from collections import deque, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from inspect import getattr_static
@@ -1246,6 +1246,42 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1]:
             line["exc"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+class LastLines(logging.Handler):
+    """Keeps the last lines of the log for whoever looks on: [number, monotonic time, level, logger, text]. `seen`: how
+    many there ever were."""
+
+    MOST, LENGTH = 1000, 500  # lines, characters of one
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+        self._lines = deque(maxlen=self.MOST)
+
+    def emit(self, record):
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError):  # its arguments do not fit: the other handlers say so
+            text = str(record.msg)
+        error = record.exc_info and record.exc_info[1]
+        text = printable(text[: self.LENGTH]) + (f" ({printable(describe(error))})" if error else "")
+        self.seen += 1
+        line = [self.seen, round(time.monotonic(), 3), record.levelname.lower(), record.name, text[: self.LENGTH]]
+        self._lines.append(line)
+
+    def since(self, number: int, most: int, level: str = "debug") -> list[list]:
+        """The lines from a level on that came after this number, at most so many, the last ones."""
+        least = logging.getLevelName(level.upper())
+        if type(least) is not int:
+            raise UsageError(f"{level!r} is no level", "known are: debug, info, warning, error")
+        self.acquire()
+        try:
+            lines = list(self._lines)
+        finally:
+            self.release()
+        found = [line for line in lines if line[0] > number and logging.getLevelName(line[2].upper()) >= least]
+        return found[-most:] if most else []
 
 
 def configure_logging(env: Environment, format: str = "text", level: str = "info", stream: Any = None) -> ExitStack:

@@ -63,6 +63,7 @@ if __name__ == "__main__":  # hand over to the one copy of this module, under it
     raise SystemExit(import_module(__spec__.name).main())
 
 import argparse
+import array
 import base64
 import bisect
 import collections
@@ -74,6 +75,7 @@ import itertools
 import json
 import logging
 import math
+import operator
 import os
 import queue
 import secrets
@@ -2867,6 +2869,978 @@ class Audit(threading.Thread):
         self.join(5)
 
 
+# -- what the page is told -----------------------------------------------------------------------------------------
+#
+# A Gallery hears what happens, keeps as much of it as a screen can show, and tells a page what is new since its last
+# question. What it hears costs per span, second and question, never per task. Of an answer `copy` belongs to the thread
+# of the loop; `tell` makes the rest of that copy, in the thread of whoever asks.
+
+LANES = 64  # workers that have a lane each; with more of them, slaves have
+MOST_LANES = 200  # lanes at most, the most interesting
+COLUMNS = 600  # of a window
+KEPT = COLUMNS + 40  # for those that are not settled yet
+WHOLE, EMPTY = 254 << 16, bytes(4 * MOST_LANES)
+MOST_FILMS, WATCHED = 4, 30.0  # seconds without a question after which nobody watches one
+REVIEW_EVERY = 10  # samples between two looks at which slaves are the most interesting
+SPANS_SHOWN = 2000  # spans in the window above which their density is told instead
+SHORTEST = 5.0  # seconds of a window
+SETTLED = 0.3  # seconds after which nearly all spans of a column have been heard of, but for tasks that still run
+SECONDS, MINUTES = 900, 1440  # samples kept
+SAMPLE_EVERY = 1.0  # seconds
+MEAN = 5  # samples over which rates are told
+STUCK = 30.0  # seconds without an end of a task while the queue grows that a person should hear of
+LOST_KEPT = 600.0  # seconds for which a lost slave is shown
+RECENTLY = 60.0  # seconds for which a failure makes a slave interesting
+STRAGGLES = 5  # times the median that a task takes which a person should hear of
+STEPS_KEPT, STEPS_SHOWN = 1000, 200  # of all systems together, of one
+ENDED_KEPT = 20  # systems
+MOST_TEXTS = 8192  # names of slaves, owners and kinds before those that no span has any more are let go
+SPAN_FORM = "<dfQIHIHHHHBx"  # began, seconds, first, tasks, failed, step, slave, lane, owner, kind, attempt
+SAMPLE_FORM = "<d6f"  # when, tasks and failures a second, queued, busy, median and 95 % of the seconds of a task
+SLAVE_COLUMNS = ("name", "host", "state", "workers", "busy", "mean_busy", "done", "failed", "cpu", "memory",
+                 "round_trip", "seen", "sandbox")
+
+
+class Ring:
+    """The last rows of numbers of one form. `seen`: how many there ever were; their serials count from 0."""
+
+    def __init__(self, form: str, size: int):
+        self.form, self.size, self.seen = struct.Struct(form), size, 0
+        self._data = bytearray(self.form.size * size)
+
+    def put(self, *row: float) -> None:
+        """Takes in a row, in place of the oldest."""
+        self.form.pack_into(self._data, self.seen % self.size * self.form.size, *row)
+        self.seen += 1
+
+    def since(self, serial: int) -> tuple[int, bytes]:
+        """A copy of the rows from a serial on, or from the oldest, with the serial of the first of them."""
+        first = max(serial, self.seen - self.size, 0)
+        if first >= self.seen:
+            return self.seen, b""
+        size, data = self.form.size, memoryview(self._data)
+        a, b = first % self.size * size, ((self.seen - 1) % self.size + 1) * size
+        return first, bytes(data[a:b]) if a < b else b"".join((data[a:], data[:b]))
+
+    def last(self, count: int) -> list[tuple]:
+        """The last rows, the oldest first."""
+        return list(self.form.iter_unpack(self.since(self.seen - count)[1]))
+
+
+class Texts(dict):
+    """Numbers for texts, 0 for what there is no number left for; `texts` are the texts of the numbers."""
+
+    def __init__(self):
+        super().__init__({"": 0})
+        self.texts, self._free = [""], []
+
+    def __missing__(self, text: str) -> int:
+        number = self._free.pop() if self._free else len(self.texts)
+        if number > 0xFFFF:
+            return 0
+        if number == len(self.texts):
+            self.texts.append(text)
+        self.texts[number] = text
+        self[text] = number
+        return number
+
+    def keep(self, used: set) -> None:
+        """Lets go the texts of all other numbers."""
+        self.texts = list(self.texts)  # whoever reads the old one goes on
+        for text, number in [item for item in self.items() if item[1] not in used and item[1]]:
+            del self[text]
+            self._free.append(number)
+
+
+class Grid:
+    """How busy each row was in each of the last columns: 32 bits a row, WHOLE for a whole column."""
+
+    def __init__(self, width: float):
+        self.width = width
+        self.newest = -1
+        self.columns = [array.array("I", EMPTY)] * KEPT  # each is made anew when its turn comes
+
+    def add(self, row: int, scale: float, began: float, ended: float) -> None:
+        """The row was busy for a while; `scale` is WHOLE over its workers."""
+        width, columns = self.width, self.columns
+        first, last = int(began / width), int(ended / width)
+        if last > self.newest:
+            self.turn(last)
+        oldest = self.newest - KEPT + 1
+        try:
+            if first == last:
+                if first >= oldest:
+                    columns[first % KEPT][row] += int((ended - began) / width * scale)
+                return
+            if first >= oldest:
+                columns[first % KEPT][row] += int((first + 1 - began / width) * scale)
+            for column in range(max(first + 1, oldest), last):
+                columns[column % KEPT][row] += int(scale)
+            if last >= oldest:
+                columns[last % KEPT][row] += int((ended / width - last) * scale)
+        except OverflowError:  # a slave says that it did far more at once than it can
+            columns[last % KEPT][row] = WHOLE
+
+    def turn(self, newest: int) -> None:
+        """Begins columns up to this one."""
+        for column in range(max(self.newest + 1, newest - KEPT + 1), newest + 1):
+            self.columns[column % KEPT] = array.array("I", EMPTY)
+        self.newest = max(self.newest, newest)
+
+    def clear(self, rows: Iterable[int]) -> None:
+        """These rows are somebody else's now."""
+        for row in rows:
+            for column in self.columns:
+                column[row] = 0
+
+    def of(self, first: int, end: int) -> list[int]:
+        """The columns from `first` to before `end`, each as one number of 32 bits a row."""
+        self.turn(end - 1)
+        oldest = self.newest - KEPT + 1
+        return [0 if column < oldest else int.from_bytes(self.columns[column % KEPT].tobytes(), sys.byteorder)
+                for column in range(first, end)]
+
+
+class Film:
+    """What viewers are told of a grid: its columns as bytes, each made once. `end`: the first that is not made."""
+
+    def __init__(self, grid: Grid, system: str, since: int):
+        self.grid, self.system = grid, system
+        self.past: Grid | None = None  # of the spans before the serial `since`, if the grid began with that one
+        self.since, self.filled = since, False
+        self.end, self.asked = 0, 0.0
+        self.rows: dict[tuple, int] = {}  # of the layout for which it was made
+        self.columns: collections.deque[bytes] = collections.deque(maxlen=COLUMNS)
+
+    def make(self, first: int, columns: list[int], running: list, scales: list) -> None:
+        """Makes columns from number `first` on; `running` are (row, since when) of what has not been heard of."""
+        if first != self.end:
+            self.columns.clear()
+        begins: collections.defaultdict = collections.defaultdict(list)
+        for row, since in running:
+            begins[max(first, int(since / self.grid.width))].append((row, since / self.grid.width))
+        level = 0
+        past = self.past.of(first, first + len(columns)) if self.past else itertools.repeat(0)
+        for number, column, before in zip(itertools.count(first), columns, past):
+            column += level + before
+            for row, since in begins.get(number, ()):
+                column += int(min(1.0, number + 1 - since) * scales[row]) << 32 * row
+                level += int(scales[row]) << 32 * row
+            self.columns.append(shares(column))
+        self.end = first + len(columns)
+
+    def fit(self, rows: dict) -> None:
+        """Lanes have other rows now: nothing is known of those that are new."""
+        gone = [row for lane, row in rows.items() if self.rows.get(lane) != row] if self.rows else []
+        self.rows = rows
+        if gone:
+            for place, column in enumerate(self.columns):
+                changed = bytearray(column)
+                for row in gone:
+                    changed[row] = 0
+                self.columns[place] = bytes(changed)
+
+    def told(self, first: int, rows: list) -> tuple[int, bytes]:
+        """The columns from number `first` on, of these rows, with the number of the first of them."""
+        first = max(first, self.end - len(self.columns))
+        chosen = itertools.islice(self.columns, first - self.end + len(self.columns), None)
+        pick = operator.itemgetter(*rows, rows[0]) if rows else lambda column: ()
+        return first, b"".join([bytes(pick(column)[: len(rows)]) for column in chosen])
+
+
+def shares(column: int) -> bytes:
+    """A byte for each row of a column, 254 where it is full."""
+    data = column.to_bytes(4 * MOST_LANES + 4, "little")
+    low, high = data[2 : 4 * MOST_LANES : 4], data[3 : 4 * MOST_LANES : 4]
+    return low if not any(high) else bytes([255 if over else share for share, over in zip(low, high)])
+
+
+class Layout(NamedTuple):
+    """Which row of the grids belongs to which lane: (slave, worker), or (slave, -1) for all of a slave's. `scales` by
+    row: the units of a `Grid` over the workers of a lane. `order`: that of the lanes for the eye."""
+
+    by_worker: bool
+    rows: dict
+    scales: list
+    order: list
+    version: int
+
+
+class Lanes:
+    """The layout of the lanes, which is replaced when slaves come and go."""
+
+    def __init__(self):
+        self.layout = Layout(True, {}, [0.0] * MOST_LANES, [], 0)
+
+    def fit(self, slaves: list) -> list[int]:
+        """Gives rows to those that come first of these (name, workers). Returns the rows that have another owner."""
+        old = self.layout
+        by_worker = sum(workers for _, workers in slaves) <= LANES
+        if by_worker:
+            wanted = {(name, lane): 1 for name, workers in slaves for lane in range(workers)}
+        else:
+            wanted = {(name, -1): workers for name, workers in slaves[:MOST_LANES]}
+        rows = {lane: row for lane, row in old.rows.items() if lane in wanted}
+        free = sorted(set(range(MOST_LANES)).difference(rows.values()), reverse=True)
+        rows.update({lane: free.pop() for lane in wanted if lane not in rows})
+        scales = [0.0] * MOST_LANES
+        for lane, workers in wanted.items():
+            scales[rows[lane]] = WHOLE / max(1, workers)
+        changed = (list(wanted), scales) != (old.order, old.scales)
+        self.layout = Layout(by_worker, rows, scales, list(wanted), old.version + changed)
+        return [row for lane, row in old.rows.items() if lane not in wanted]
+
+
+class Step:
+    """What is known of one step of a system."""
+
+    __slots__ = ("began", "bytes", "done", "ended", "failed", "last", "longest", "messages", "number", "owner", "tasks")
+
+    def __init__(self, owner: str, number: int, now: float):
+        self.owner, self.number, self.began = owner, number, now
+        self.tasks = self.done = self.failed = self.messages = self.bytes = 0
+        self.last = self.ended = now  # when what ran last began, and ended
+        self.longest = 0.0
+
+    def row(self) -> list:
+        """As the page gets it."""
+        seconds, waited = self.ended - self.began, max(0.0, self.ended - self.last)
+        return [self.number, self.tasks, self.done, self.failed, round(seconds, 3), round(self.longest, 4),
+                round(waited, 3), self.messages, self.bytes]
+
+
+class Work:
+    """What an owner has done so far: a task system, or a client with its plain tasks."""
+
+    __slots__ = ("app", "busy", "by_hand", "client", "done", "elapsed", "error", "failed", "groups", "id", "known",
+                 "last", "pace", "past", "rate", "since", "state", "step", "times", "user", "view")
+
+    def __init__(self, owner: str, client: str, app: str, user: str, by_hand: bool, now: float):
+        self.id, self.client, self.app, self.user, self.by_hand = owner, client, app, user, by_hand
+        self.since = now
+        self.known = self.done = self.failed = self.step = self.view = 0
+        self.busy = self.rate = self.pace = 0.0  # seconds of tasks; tasks a second, of late and over a longer time
+        self.times: collections.defaultdict = collections.defaultdict(int)  # see `bucket`
+        self.past = collections.deque([0], maxlen=MEAN + 1)  # what was done, each second
+        self.last = ""  # its latest failure, as type and place
+        self.state, self.error, self.elapsed = "running", None, None
+
+    def sample(self) -> None:
+        """A second has passed."""
+        self.past.append(self.done)
+        self.rate = (self.past[-1] - self.past[0]) / (len(self.past) - 1)
+        self.pace = self.rate if len(self.past) <= MEAN else self.pace + 0.1 * (self.rate - self.pace)
+
+    def eta(self, left: int) -> float | None:
+        """Seconds until it has done so many more tasks, once that can be told."""
+        known = self.done >= 20 or self.done >= 0.05 * self.known
+        return left / self.pace if known and left > 0 and self.pace > 0.001 else None
+
+
+class Seen:
+    """What the board does not know of a slave."""
+
+    __slots__ = ("cpu", "failed", "failed_at", "host", "key", "lost", "mean", "memory", "python", "running", "sandbox",
+                 "trip")
+
+    def __init__(self, name: str, host: str, python: str, sandbox: str):
+        self.host, self.python, self.sandbox = host, python, sandbox
+        self.key = int("0" + "".join(filter(str.isdigit, name))[-9:]), name  # s2 comes before s10
+        self.failed, self.failed_at, self.mean = 0, -math.inf, 0.0
+        self.cpu = self.memory = self.trip = None
+        self.running: dict[int, int] = {}  # lease -> lane, of those that run for a while
+        self.lost: tuple | None = None  # when, why, tasks that it held, its row then
+
+
+def bucket(seconds: float) -> int:
+    """Quarters of octaves, to count how long tasks take."""
+    return int(4 * math.log2(seconds + 1e-9)) if seconds > 0 else -120
+
+
+def quantiles(times: dict, *shares: float) -> list[float]:
+    """Seconds that are not passed by these shares of what was counted by `bucket`, within a tenth."""
+    left, found, counts = sum(times.values()), [], sorted(times.items())
+    for share in shares:
+        passed = 0
+        for number, count in counts:
+            passed += count
+            if passed >= share * left:
+                found.append(2.0 ** ((number - 0.5) / 4))
+                break
+        else:
+            found.append(0.0)
+    return found
+
+
+def asked_number(value: Any, default: float, least: float, most: float) -> float:
+    """A number that somebody sent, if it is one, within bounds."""
+    known = type(value) in (int, float) and value == value  # not nan
+    return min(max(value, least), most) if known else default
+
+
+class Asked(NamedTuple):
+    """What a page wants to see; whatever it sends, this is sound."""
+
+    cur: dict
+    window: float
+    lanes: tuple[int, int]
+    lane_filter: str
+    system: str  # whose spans alone are wanted
+    slaves: tuple[int, int]
+    sort: str
+    filter: str
+    opened: str  # the system whose steps are wanted
+
+    @classmethod
+    def of(cls, cur: dict, stream: dict, slaves: dict, opened: str) -> Asked:
+        """From the parameters of `ui.poll`."""
+        first, count = (*stream["lanes"], 0, 0)[:2] if type(stream.get("lanes")) is list else (0, LANES)
+        lanes = int(asked_number(first, 0, 0, 1e6)), int(asked_number(count, LANES, 0, MOST_LANES))
+        page = int(asked_number(slaves.get("from"), 0, 0, 1e6)), int(asked_number(slaves.get("count"), 60, 0, 1000))
+        window = round(asked_number(stream.get("window"), 10.0, SHORTEST, COLUMNS), 1)
+        return cls(cur, window, lanes, str(stream.get("filter", "")), str(stream.get("system", "")), page,
+                   str(slaves.get("sort", "name")), str(slaves.get("filter", "")).lower(), opened)
+
+    def after(self, name: str) -> int:
+        """The cursor of that name."""
+        return int(asked_number(self.cur.get(name), 0, 0, 2**62))
+
+
+class Copy(NamedTuple):
+    """What an answer is made of, copied in the thread of the loop."""
+
+    now: float
+    head: dict
+    slaves: list
+    systems: list
+    plain: list
+    steps: dict | None
+    lanes: list
+    rows: list
+    layout: tuple
+    spans: tuple[int, bytes]
+    texts: list
+    seen: int
+    running: list
+    barriers: list
+    film: tuple | None
+    columns: tuple
+    failed: list
+    samples: list
+    errors: tuple
+    attention: list
+
+
+class Gallery:
+    """What the page is told of a board. Events are methods that take the time as an argument, as those of the board."""
+
+    def __init__(self, board: Board, now: float = 0.0, history: int = 50_000, errors: rpc.Failures | None = None,
+                 heard_at: Callable[[str], float | None] = lambda slave: None):
+        self.board, self.since, self.heard_at = board, now, heard_at
+        self.spans = Ring(SPAN_FORM, max(1, history))
+        self.keeps = history > 0
+        self.texts, self.lanes = Texts(), Lanes()
+        self.grid = Grid(1.0)
+        self.works: dict[str, Work] = {}
+        self.ended: OrderedDict[str, Work] = OrderedDict()
+        self.steps: OrderedDict[tuple, Step] = OrderedDict()
+        self.slaves: dict[str, Seen] = {}
+        self.barriers: collections.deque[tuple] = collections.deque(maxlen=STEPS_SHOWN)
+        self.failures: collections.deque[tuple] = collections.deque(maxlen=STEPS_SHOWN)  # when, slave, lane, system
+        self.errors = errors or rpc.Failures()
+        self.seconds, self.minutes = Ring(SAMPLE_FORM, SECONDS), Ring(SAMPLE_FORM, MINUTES)
+        self.done = self.failed = 0
+        self.attention: list[list] = []
+        self._times: collections.defaultdict = collections.defaultdict(int)  # of this second
+        self._minute: collections.defaultdict = collections.defaultdict(int)
+        self._past: collections.deque[tuple] = collections.deque(maxlen=MEAN + 1)  # when, done, failed, busy, serial
+        self._serials: collections.deque[tuple] = collections.deque(maxlen=COLUMNS)  # when, spans seen
+        self._finished_at, self._queue_then = now, -1  # when a task ended last or a worker was free, and what waited
+        self._was_full = False
+        self._films: OrderedDict[tuple, Film] = OrderedDict()  # (width, system) -> Film, the last used one last
+        self._live: list[Film] = []  # those of them that have a grid of their own
+        self._names: list[str] | None = []
+        self._stale = True  # the lanes are to be laid out anew
+
+    # -- what it hears
+
+    def hear(self, span: Span) -> None:
+        """A part of a lease was run."""
+        (owner, first, tasks, failed, attempt, slave, lane, _, _, began, ended, heard, opening, packing, step, kind, sent,
+         received) = span
+        if self._stale and len(self.slaves) <= MOST_LANES:
+            self._lay_out(heard)
+        numbers, ran, layout = self.texts, ended - began, self.lanes.layout
+        if ran < 0:  # a clock of a slave that jumps
+            began, ran = ended, 0.0
+        times = bucket((ran - opening - packing) / tasks)
+        self._times[times] += tasks
+        if self.keeps:
+            self.spans.put(began, ran, first, tasks, failed, step, numbers[slave], lane & 0xFFFF, numbers[owner],
+                           numbers[kind], attempt if attempt < 256 else 255)
+        row = layout.rows.get((slave, lane if layout.by_worker else -1))
+        if row is not None:
+            self.grid.add(row, layout.scales[row], began, ended)
+            for film in self._live:
+                if film.system in ("", owner):
+                    film.grid.add(row, layout.scales[row], began, ended)
+        work = self.works.get(owner)
+        if work is not None:
+            work.busy += ran
+            work.times[times] += tasks
+            if step:
+                self._in_step(span, ran)
+        if failed:
+            self._failed_there(slave, lane, owner, failed, heard)
+
+    def _in_step(self, span: Span, ran: float) -> None:
+        step = self._step(span.owner, span.step, span.began)
+        step.done += span.tasks - span.failed
+        step.failed += span.failed
+        step.longest = max(step.longest, ran / span.tasks)
+        step.last, step.ended = max(step.last, span.began), max(step.ended, span.ended)
+        step.messages += 2
+        step.bytes += span.sent + span.received
+
+    def _step(self, owner: str, number: int, now: float) -> Step:
+        step = self.steps.get((owner, number))
+        if step is None:
+            step = self.steps[owner, number] = Step(owner, number, now)
+            if len(self.steps) > STEPS_KEPT:
+                self.steps.popitem(last=False)
+        return step
+
+    def _failed_there(self, slave: str, lane: int, owner: str, failed: int, now: float) -> None:
+        self.failures.append((now, slave, lane, owner))
+        seen = self.slaves.get(slave)
+        if seen is not None:
+            seen.failed += failed
+            seen.failed_at = now
+
+    def owner_began(self, owner: str, client: str, app: str, user: str, by_hand: bool, now: float) -> None:
+        """A task system, or a client (of its own name), is here."""
+        if owner not in self.works:
+            self.works[owner] = Work(owner, client, app, user, by_hand, now)
+
+    def owner_is(self, owner: str, app: str) -> None:
+        """It is known now what the owner runs."""
+        if owner in self.works:
+            self.works[owner].app = app
+
+    def owner_repeats(self, owner: str, known: int, done: int) -> None:
+        """A system does again what an earlier process of it did; so many tasks it will not."""
+        work = self.works.get(owner)
+        if work is not None:
+            work.known, work.done = known, done
+
+    def submitted(self, owner: str, tasks: int, step: int, now: float) -> None:
+        """An owner has so many tasks more; a system in this step."""
+        work = self.works.get(owner)
+        if work is not None:
+            work.known += tasks
+            if step:
+                self._step(owner, step, now).tasks += tasks
+
+    def counted(self, owner: str, tasks: int, failed: int) -> None:
+        """So many tasks have their outcome, of which so many failed."""
+        self.done += tasks
+        self.failed += failed
+        self._queue_then = -1
+        work = self.works.get(owner)
+        if work is not None:
+            work.done += tasks
+            work.failed += failed
+
+    def task_failed(self, owner: str, task: str, why: dict, count: int, slave: str, now: float) -> None:
+        """This task failed for good, and others of the same range, so many together."""
+        if why.get("kind") == "cancelled":
+            return
+        self.errors.add(why, task, now, owner, slave, count)
+        work = self.works.get(owner)
+        if work is not None:
+            work.last = ", ".join(filter(None, (str(why.get("type", "?")), str(why.get("where", "")))))[:200]
+
+    def system_step(self, owner: str, step: int, waiting: bool, now: float) -> None:
+        """A system is in this step, or waits at its end for a person."""
+        work = self.works.get(owner)
+        if work is not None:
+            work.state = "waiting" if waiting else "running"
+            if step != work.step:
+                work.step = step
+                self.barriers.append((now, owner, step))
+
+    def system_paused(self, owner: str, paused: bool) -> None:
+        """A person has stopped a system, or lets it go on."""
+        if owner in self.works:
+            self.works[owner].state = "paused" if paused else "running"
+
+    def owner_ended(self, owner: str, failure: dict | None, now: float) -> None:
+        """An owner is done; of the last systems it is kept how they ended."""
+        work = self.works.pop(owner, None)
+        if work is not None and owner != work.client:
+            work.state = "done" if failure is None else "cancelled" if failure.get("kind") == "cancelled" else "failed"
+            work.error, work.elapsed = failure, now - work.since
+            self.ended[owner] = work
+            if len(self.ended) > ENDED_KEPT:
+                self.ended.popitem(last=False)
+
+    def slave_joined(self, slave: str, host: str, python: str, sandbox: str) -> None:
+        """A slave is here."""
+        self.slaves[slave] = Seen(slave, host, python, sandbox)
+        self._sort()
+
+    def slave_changed(self) -> None:
+        """A slave has more workers than before, or fewer."""
+        self._stale = True
+
+    def slave_gone(self, slave: str, lost: str, tasks: int, now: float) -> None:
+        """A slave has left, or was `lost` for this reason with so many tasks."""
+        seen, known = self.slaves.get(slave), self.board.slaves.get(slave)
+        if seen is not None and lost and known is not None:
+            seen.lost, seen.running = (now, lost, tasks, known.workers, known.done_tasks), {}
+        else:
+            self.slaves.pop(slave, None)
+        self._sort()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the slaves, as a person would sort them."""
+        if self._names is None:
+            self._names = sorted(self.slaves, key=lambda name: self.slaves[name].key)
+        return self._names
+
+    def _sort(self) -> None:
+        self._names, self._stale = None, True
+
+    def vitals(self, slave: str, cpu: float | None, memory: int | None, trip: float | None, running: dict) -> None:
+        """How a slave is: share of its machine's processors that is busy, bytes, seconds; lease -> lane of what runs."""
+        seen = self.slaves.get(slave)
+        if seen is not None:
+            seen.cpu, seen.memory, seen.trip, seen.running = cpu, memory, trip, running
+
+    # -- each second
+
+    def sample(self, now: float, notes: Collection = ()) -> None:
+        """Takes its samples; to be called once a second. `notes`: what the node has to say to the attention of people.
+        """
+        _, workers, busy = self._size(0.33)
+        then, done, failed = self._past[-1][:3] if self._past else (now - 1.0, self.done, self.failed)
+        self._past.append((now, self.done, self.failed, busy / workers if workers else 0.0))
+        self._serials.append((now, self.spans.seen))
+        passed, queued = max(0.1, now - then), self.queued
+        times, self._times = self._times, collections.defaultdict(int)
+        self.seconds.put(now, (self.done - done) / passed, (self.failed - failed) / passed, queued, busy,
+                         *quantiles(times, 0.5, 0.95))
+        for number, count in times.items():
+            self._minute[number] += count
+        if self.seconds.seen % 60 == 0:
+            self._end_minute()
+        for work in self.works.values():
+            work.sample()
+        full = 0 < workers <= busy and queued > 0
+        if self._queue_then < 0 or not (full and self._was_full):
+            self._finished_at, self._queue_then = now, queued
+        self._was_full = full
+        self._tidy(now)
+        self.attention = self._attention(now, workers, queued, notes)
+
+    def _size(self, weight: float = 0.0) -> tuple[int, int, int]:
+        """Slaves, workers, and how many of these are busy, which the mean of each slave takes in with some weight."""
+        workers = busy = 0
+        for slave in self.board.slaves.values():
+            most, held = slave.workers, len(slave.leases)
+            held = held if held < most else most
+            workers += most
+            busy += held
+            if weight and (seen := self.slaves.get(slave.id)):
+                seen.mean += weight * ((held / most if most else 0.0) - seen.mean)
+        return len(self.board.slaves), workers, busy
+
+    @property
+    def queued(self) -> int:
+        """Tasks that wait."""
+        return sum([user.queued for user in self.board.users.values()])
+
+    def _end_minute(self) -> None:
+        rows = self.seconds.last(60)
+        means = [sum(column) / len(rows) for column in list(zip(*rows))[1:5]]
+        self.minutes.put(rows[-1][0], *means, *quantiles(self._minute, 0.5, 0.95))
+        self._minute.clear()
+
+    def _tidy(self, now: float) -> None:
+        """Forgets lost slaves, texts and films that nobody needs, and lays the lanes out anew if that is to be done."""
+        for name in [name for name, seen in self.slaves.items() if seen.lost and now - seen.lost[0] > LOST_KEPT]:
+            del self.slaves[name]
+            self._sort()
+        if len(self.texts) > MOST_TEXTS:
+            rows = list(self.spans.form.iter_unpack(self.spans.since(0)[1]))
+            self.texts.keep({number for row in rows for number in (row[6], row[8], row[9])})
+        for key in [key for key, film in self._films.items() if now - film.asked > WATCHED]:
+            self._drop_film(key)
+        if self._stale or (len(self.slaves) > MOST_LANES and self.seconds.seen % REVIEW_EVERY == 0):
+            self._lay_out(now)
+
+    def _lay_out(self, now: float) -> None:
+        self._stale = False
+        names = sorted(self.names, key=lambda name: self._dullness(name, now))
+        freed = self.lanes.fit([(name, self._workers(name)) for name in names])
+        for grid in (self.grid, *(film.grid for film in self._live)):
+            grid.clear(freed)
+
+    def _dullness(self, name: str, now: float) -> int:
+        """Which slaves come first if not all can be shown: what is lost, fails, or is slow."""
+        seen, slave = self.slaves[name], self.board.slaves.get(name)
+        if len(self.slaves) <= MOST_LANES:
+            return 0
+        if slave is None or seen.lost:
+            return 0
+        return 1 if now - seen.failed_at < RECENTLY else 2 if slave.pace > 2 else 3
+
+    def _workers(self, name: str) -> int:
+        slave, seen = self.board.slaves.get(name), self.slaves.get(name)
+        return slave.workers if slave else seen.lost[3] if seen and seen.lost else 0
+
+    # -- what a person should hear of
+
+    def _attention(self, now: float, workers: int, queued: int, notes: Collection) -> list[list]:
+        """[level, kind, text, place], the worst first."""
+        found = [*self._without_workers(workers, queued), *self._stuck(now, queued), *notes]
+        found += [*self._of_slaves(now), *self._of_works(now)]
+        return sorted(found, key=lambda one: one[0] != "error")[:3]
+
+    def _without_workers(self, workers: int, queued: int) -> Iterable[list]:
+        if not self.board.slaves:
+            waits = f": {queued:,} tasks wait" if queued else ""
+            yield ["error" if queued else "warn", "no slave", f"no slave is connected{waits}", "#slaves"]
+        elif queued and not workers:
+            yield ["error", "no worker", f"no slave has a worker: {queued:,} tasks wait", "#slaves"]
+        for demand in self.board.demands.values():
+            if demand.wanting:
+                yield ["error", "unplaceable", f"{demand.tasks:,} tasks wait in vain: {demand.wanting}", "#slaves"]
+
+    def _stuck(self, now: float, queued: int) -> Iterable[list]:
+        """Nothing ends, nobody is free, and the queue grows."""
+        still = now - self._finished_at
+        if self._was_full and still >= STUCK and queued > self._queue_then:
+            more = f"{queued - self._queue_then:,} tasks more wait, {queued:,} in all"
+            yield ["error", "stuck", f"no task has ended for {still:.0f} s, no worker is free, and {more}", "#slaves"]
+
+    def _of_slaves(self, now: float) -> Iterable[list]:
+        for name, seen in self.slaves.items():
+            if seen.lost:
+                at, why, held, *_ = seen.lost
+                text = f"slave {name} on {seen.host} was lost {now - at:.0f} s ago: {held:,} tasks went back to the queue"
+                yield ["error" if now - at < RECENTLY else "warn", "slave lost", text, f"#slave={name}"]
+        ours = rpc.minor_version()
+        others = [(name, seen) for name, seen in self.slaves.items() if seen.python and seen.python != ours]
+        if others:
+            name, seen = others[0]
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            text = f"slave {name}{more} runs Python {seen.python}, the master {ours}"
+            yield ["warn", "version", text, f"#slave={name}"]
+
+    def _of_works(self, now: float) -> Iterable[list]:
+        for work in self.works.values():
+            if work.failed and work.last:
+                what = f"system {work.id} {work.app}" if work.client != work.id else f"client {work.id}"
+                place = f"#system={work.id}" if work.client != work.id else "#errors"
+                tasks = f"{work.failed:,} task{'' if work.failed == 1 else 's'}"
+                yield ["error", "failures", f"{tasks} failed in {what} ({work.last or '?'})", place]
+            if work.client != work.id:
+                yield from self._straggler(work, now)
+
+    def _straggler(self, work: Work, now: float) -> Iterable[list]:
+        """The last task of a step that takes far longer than others did."""
+        owner = self.board.owners.get(work.id)
+        left = work.known - work.done
+        if owner is None or owner.lines or not 0 < left <= SHOWN or not work.times:
+            return
+        median = quantiles(work.times, 0.5)[0]
+        batches = itertools.islice(owner.batches.values(), 1000)
+        leases = [lease for batch in batches for lease in batch.leases.values() if not lease.revoked]
+        oldest = min(leases, key=lambda lease: lease.since, default=None)
+        if oldest is not None and now - oldest.since > max(1.0, STRAGGLES * median):
+            which = f"{left} task{'' if left == 1 else 's'}"
+            lane = self.slaves[oldest.slave.id].running.get(oldest.id) if oldest.slave.id in self.slaves else None
+            where = oldest.slave.id if lane is None else f"{oldest.slave.id}/w{lane}"
+            text = (f"step {work.step} of system {work.id} {work.app} waits for {which} on {where}, "
+                    f"{now - oldest.since:,.1f} s, median {median:.2g} s")
+            yield ["warn", "straggler", text, f"#task={oldest.batch.task_id(oldest.lo)}"]
+
+    # -- copying, in the thread of the loop
+
+    def copy(self, asked: Asked, now: float) -> Copy:
+        """What an answer is made of. It takes well under a millisecond, whatever is here."""
+        mode, first, film = self._mode(asked, now)
+        limit = int((now - SETTLED) / film.grid.width) if film else 0
+        spans, columns = (self.spans.seen, b""), (0, [])
+        if film is None:
+            key = self._key(asked, mode, self.lanes.layout)
+            spans = self.spans.since(max(first, asked.after("span") if asked.cur.get("stream") == key else 0))
+        elif film.end < limit:
+            begin = max(film.end, limit - COLUMNS)
+            columns = begin, film.grid.of(begin, limit)
+            spans = spans if film.filled else self.spans.since(first)
+        total, chosen = self._chosen(asked)
+        layout = self.lanes.layout
+        lanes = [lane for lane in layout.order if asked.lane_filter in lane[0]]
+        shown = lanes[asked.lanes[0] : asked.lanes[0] + asked.lanes[1]]
+        return Copy(
+            now, self._head(now), [total, [self._slave_row(name, now) for name in chosen]],
+            self._systems(now), [self._plain_row(work) for work in self.works.values() if work.id == work.client][:200],
+            self._steps_of(asked.opened), [shown, len(lanes)], [layout.rows[lane] for lane in shown],
+            layout, spans, self.texts.texts, self.spans.seen,
+            self._running(shown if film is None else None) if film is None or columns[1] else [], list(self.barriers),
+            film and (film, limit), columns, list(self.failures), self._samples(asked.after("ts")),
+            self.errors.since(asked.after("errors")), self.attention,
+        )
+
+    def _mode(self, asked: Asked, now: float) -> tuple[str, int, Film | None]:
+        """"spans" with the serial of the first in the window, or "density" with the film that shows it."""
+        first = self._serial_at(now - asked.window)
+        many = self.spans.seen - first
+        if self.keeps and self.lanes.layout.by_worker and many <= SPANS_SHOWN:
+            return "spans", first, None
+        fine = self.keeps and (asked.system or (asked.window <= 60 and many <= self.spans.size))
+        key = (asked.window / COLUMNS, asked.system) if fine else (1.0, "")
+        film = self._films.get(key) or self._begin_film(*key, fine)
+        self._films.move_to_end(key)
+        film.asked = now
+        return "density", first, film
+
+    def _begin_film(self, width: float, system: str, fine: bool) -> Film:
+        film = self._films[width, system] = Film(Grid(width) if fine else self.grid, system, self.spans.seen)
+        film.filled = not fine
+        self._live += [film] if fine else []
+        if len(self._films) > MOST_FILMS:
+            self._drop_film(next(iter(self._films)))
+        return film
+
+    def _drop_film(self, key: tuple) -> None:
+        film = self._films.pop(key)
+        self._live = [one for one in self._live if one is not film]
+
+    def _serial_at(self, when: float) -> int:
+        """The serial of the first span that was heard of after that."""
+        serial = self.spans.seen if not self._serials else self._serials[0][1]
+        for then, seen in reversed(self._serials):
+            if then <= when:
+                return seen
+            serial = seen
+        return serial if len(self._serials) == COLUMNS else 0
+
+    @staticmethod
+    def _key(asked: Asked, mode: str, layout: Layout) -> str:
+        """What an answer must have in common with the one before it to go on from there."""
+        return f"{mode} {asked.window} {asked.lanes} {asked.system} {asked.lane_filter} {layout.version}"
+
+    def _head(self, now: float) -> dict:
+        slaves, workers, busy = self._size()
+        past = self._past[0] if self._past else (self.since, 0, 0, 0.0)
+        rate = (self.done - past[1]) / max(1.0, now - past[0])
+        mean = sum([row[3] for row in self._past]) / len(self._past) if self._past else 0.0
+        return {"slaves": slaves, "workers": workers, "busy": busy, "mean_busy": round(mean, 3), "rate": round(rate, 2),
+                "queued": self.queued, "done": self.done, "failed": self.failed,
+                "scheduler": type(self.board.scheduler).__name__, "uptime": round(now - self.since, 1)}
+
+    def _chosen(self, asked: Asked) -> tuple[int, list[str]]:
+        """How many slaves fit the filter, and those of them that are on the page."""
+        names, key = self.names, asked.sort.lstrip("-")
+        if asked.filter:
+            names = [name for name in names
+                     if asked.filter in name.lower() or asked.filter in self.slaves[name].host.lower()]
+        if key in SLAVE_COLUMNS and key != "name":
+            at = SLAVE_COLUMNS.index(key)
+            rows = {name: self._slave_row(name, 0.0)[at] for name in names}
+            names = sorted(names, key=lambda name: (rows[name] is not None, rows[name] if rows[name] is not None else 0))
+        first, count = asked.slaves
+        return len(names), (names[::-1] if asked.sort.startswith("-") else names)[first : first + count]
+
+    def _slave_row(self, name: str, now: float) -> list:
+        seen, slave = self.slaves[name], self.board.slaves.get(name)
+        if slave is None or seen.lost:
+            at, _, _, workers, done = seen.lost or (now, "", 0, 0, 0)
+            figures = "lost", workers, 0, 0.0, done
+        else:
+            state = "draining" if slave.draining else "quarantine" if slave.released else "up"
+            at, held = self.heard_at(name), min(slave.workers, len(slave.leases))
+            figures = state, slave.workers, held, round(seen.mean, 3), slave.done_tasks
+        silent = None if at is None else round(max(0.0, now - at), 1)
+        return [name, seen.host, *figures, seen.failed, seen.cpu, seen.memory, seen.trip, silent, seen.sandbox]
+
+    def _systems(self, now: float) -> list[dict]:
+        here = [work for work in self.works.values() if work.id != work.client][:MOST_LANES]
+        return [self._system_row(work, now) for work in (*here, *reversed(self.ended.values()))]
+
+    def _system_row(self, work: Work, now: float) -> dict:
+        running = self._in_hands(work)
+        left = work.known - work.done
+        eta = work.eta(left) if work.elapsed is None else None
+        elapsed = now - work.since if work.elapsed is None else work.elapsed
+        return {"id": work.id, "app": work.app, "client": work.client, "user": work.user, "state": work.state,
+                "step": work.step, "tasks": work.known, "done": work.done, "running": running, "failed": work.failed,
+                "rate": round(work.rate, 2), "eta": eta and round(eta, 1), "elapsed": round(elapsed, 1),
+                "eta_rough": abs(work.rate - work.pace) > 0.3 * work.pace, "by_hand": work.by_hand,
+                "speedup": round(work.busy / elapsed, 2) if work.elapsed and work.busy else None,
+                "view": work.view, "error": work.error}
+
+    def _in_hands(self, work: Work) -> int:
+        """How many tasks of an owner are with slaves."""
+        owner = self.board.owners.get(work.id)
+        if owner is None or work.elapsed is not None:
+            return 0
+        left = work.known - work.done - sum([line.tasks for line in owner.lines.values()])
+        return max(0, min(left, sum([slave.open_tasks for slave in self.board.slaves.values()]) if left > 0 else 0))
+
+    def _plain_row(self, work: Work) -> dict:
+        return {"id": work.id, "app": work.app, "user": work.user, "tasks": work.known, "done": work.done,
+                "running": self._in_hands(work), "failed": work.failed, "rate": round(work.rate, 2)}
+
+    def _steps_of(self, system: str) -> dict | None:
+        if system not in self.works and system not in self.ended:
+            return None
+        rows = [step.row() for step in self.steps.values() if step.owner == system]
+        return {"system": system, "rows": rows[-STEPS_SHOWN:]}
+
+    def _running(self, shown: list | None) -> list:
+        """What runs in these lanes: (place of the lane, since, owner, first, tasks); for a film (row, since) of all."""
+        by_worker, rows, *_ = self.lanes.layout
+        found = []
+        places = rows if shown is None else {lane: place for place, lane in enumerate(shown)}
+        for name in dict.fromkeys(lane[0] for lane in places):
+            slave = self.board.slaves.get(name)
+            leases = itertools.islice(slave.leases.values(), slave.workers) if slave else ()
+            whole = [lease for lease in leases if lease.open and lease.open[0][0] == lease.lo]
+            lanes = self._lanes_of(name, whole) if by_worker else itertools.repeat(-1)
+            found += [(places[name, lane], lease) for lane, lease in zip(lanes, whole) if (name, lane) in places]
+        if shown is None:
+            return [(place, lease.since) for place, lease in found]
+        return [[place, round(lease.since, 3), lease.batch.owner.id, lease.batch.first + lease.lo, lease.tasks]
+                for place, lease in found]
+
+    def _lanes_of(self, name: str, leases: list) -> list[int]:
+        """The lane of each lease, as its slave has told of those that run for a while; the others fill what is left."""
+        known = self.slaves[name].running if name in self.slaves else {}
+        told = {lease.id: known[lease.id] for lease in leases if lease.id in known}
+        free = iter([lane for lane in range(self._workers(name) + len(leases)) if lane not in told.values()])
+        return [told[lease.id] if lease.id in told else next(free) for lease in leases]
+
+    def _samples(self, cursor: int) -> list:
+        """(minutes before, seconds) as copies of what is new since a cursor."""
+        seconds = self.seconds.since(cursor)
+        minutes = self.minutes.since(0)[1] if not cursor else b""
+        return [seconds, minutes]
+
+    # -- telling, in any thread, one question at a time
+
+    def tell(self, copy: Copy, asked: Asked, whole: bool) -> dict:
+        """The answer, but for what is of the node itself; `whole`: with what tasks have said."""
+        stream, cursor = self._tell_stream(copy, asked)
+        (first, seconds), minutes = copy.samples
+        systems = [{**row, "error": self._tell_error(row["error"], whole)} for row in copy.systems]
+        errors = [rpc.Failures.told(group, whole) for group in copy.errors[1]]
+        total, rows = copy.slaves
+        return {
+            "cur": {"span": copy.seen, "ts": first + len(seconds) // self.seconds.form.size, "errors": copy.errors[0],
+                    **cursor},
+            "head": copy.head, "attention": copy.attention, "systems": systems, "plain": copy.plain,
+            "steps": copy.steps, "slaves": {"total": total, "columns": SLAVE_COLUMNS, "rows": rows}, "stream": stream,
+            "ts": self._tell_samples(minutes, seconds), "errors": {"groups": copy.errors[2], "changed": errors},
+        }
+
+    @staticmethod
+    def _tell_error(failure: dict | None, whole: bool) -> str | None:
+        if failure is None:
+            return None
+        kind, where = str(failure.get("type", "?")), str(failure.get("where", ""))
+        text = f"{kind}: {str(failure.get('message', ''))[:1000]}" if whole else kind
+        return f"{text} ({where})" if where else text
+
+    def _tell_samples(self, minutes: bytes, seconds: bytes) -> list:
+        later = list(self.seconds.form.iter_unpack(seconds))
+        first = later[0][0] if later else 0.0
+        rows = [row for row in self.minutes.form.iter_unpack(minutes) if row[0] < first] + later
+        return [[round(row[0], 3), *[float(f"{value:.4g}") for value in row[1:]]] for row in rows]
+
+    def _tell_stream(self, copy: Copy, asked: Asked) -> tuple[dict, dict]:
+        about = {"lanes": copy.lanes[0], "total_lanes": copy.lanes[1], "kept": self.spans.size * self.keeps,
+                 "seen": copy.seen}
+        since = copy.now - asked.window
+        barriers = [[round(at, 3), system, step] for at, system, step in copy.barriers
+                    if at >= since and asked.system in ("", system)]
+        if copy.film is None:
+            key = self._key(asked, "spans", copy.layout)
+            told = {"mode": "spans", "rows": self._tell_spans(copy, asked), "running": copy.running}
+            cursor = {"stream": key, "span": copy.seen}
+        else:
+            key = self._key(asked, "density", copy.layout)
+            told, column = self._tell_density(copy, asked, key)
+            cursor = {"stream": key, "span": 0, "column": column}
+        return {**told, "fresh": asked.cur.get("stream") != key, **about, "barriers": barriers}, cursor
+
+    def _tell_spans(self, copy: Copy, asked: Asked) -> list:
+        first, data = copy.spans
+        texts, rows = copy.texts, []
+        places = {lane: place for place, lane in enumerate(copy.lanes[0])}
+        for serial, row in enumerate(self.spans.form.iter_unpack(data), first):
+            began, ran, ordinal, tasks, failed, step, slave, lane, owner, kind, attempt = row
+            place = places.get((texts[slave], lane))
+            if place is not None and asked.system in ("", texts[owner]):
+                rows.append([serial, place, round(began, 4), round(ran, 5), tasks, failed, step, texts[owner], ordinal,
+                             attempt, texts[kind]])
+        return rows
+
+    def _tell_density(self, copy: Copy, asked: Asked, key: str) -> tuple[dict, int]:
+        film, limit = copy.film
+        width = film.grid.width
+        self._develop(copy, film)
+        wanted = limit - min(COLUMNS, round(asked.window / width))
+        if asked.cur.get("stream") == key:
+            wanted = max(wanted, asked.after("column"))
+        first, data = film.told(wanted, copy.rows)
+        places = {lane: place for place, lane in enumerate(copy.lanes[0])}
+        failed = [[place, int(at / width) - first] for at, slave, lane, owner in copy.failed
+                  if first <= int(at / width) < film.end and asked.system in ("", owner)
+                  and (place := places.get((slave, lane), places.get((slave, -1)))) is not None]
+        return {"mode": "density", "from": round(first * width, 3), "column": width, "columns": film.end - first,
+                "data": base64.b64encode(data).decode(), "failed": failed}, film.end
+
+    def _develop(self, copy: Copy, film: Film) -> None:
+        """Makes what is new of a film, unless somebody else has meanwhile."""
+        first, columns = copy.columns
+        if not film.filled:
+            self._fill(copy, film)
+        film.fit(copy.layout.rows)
+        if columns and film.end <= first:
+            film.make(first, columns, copy.running, copy.layout.scales)
+        if film.past and film.end > film.past.newest:
+            film.past = None
+
+    def _fill(self, copy: Copy, film: Film) -> None:
+        """Takes what was heard before the film's grid began from the spans that are kept."""
+        first, data = copy.spans
+        texts, (by_worker, rows, scales, *_) = copy.texts, copy.layout
+        film.past, film.filled = Grid(film.grid.width), True
+        for row in self.spans.form.iter_unpack(data[: max(0, film.since - first) * self.spans.form.size]):
+            began, ran, _, _, _, _, slave, lane, owner, *_ = row
+            place = rows.get((texts[slave], lane if by_worker else -1))
+            if place is not None and film.system in ("", texts[owner]):
+                film.past.add(place, scales[place], began, began + ran)
+
+    def find(self, data: tuple[int, bytes], texts: list, owner: str, ordinal: int) -> dict | None:
+        """The last span of a task among copied rows, as an object."""
+        size, rows = self.spans.form.size, memoryview(data[1])
+        number = self.texts.get(owner)
+        for at in range(len(rows) - size, -1, -size) if number is not None else ():
+            row = self.spans.form.unpack_from(rows, at)
+            if row[8] == number and row[2] <= ordinal < row[2] + row[3]:
+                began, ran, first, tasks, failed, step, slave, lane, _, kind, attempt = row
+                return {"began": round(began, 4), "seconds": round(ran, 5), "first": first, "tasks": tasks,
+                        "failed": failed, "step": step, "slave": texts[slave], "lane": lane, "kind": texts[kind],
+                        "attempt": attempt}
+        return None
+
+
 # -- the master ----------------------------------------------------------------------------------------------------
 
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
@@ -2978,6 +3952,18 @@ def check_offer(amounts: Any, workers: Any, tags: Any = ()) -> None:
         raise components.UsageError(f"{str(amounts)[:80]} is no offer", "amounts from 0 by name are meant")
     if not isinstance(tags, (list, tuple)) or not all(isinstance(tag, str) for tag in tags):
         raise components.UsageError(f"the tags {str(tags)[:80]} are no list of words")
+
+
+def check_vitals(cpu: Any, memory: Any, trip: Any, running: Any) -> tuple:
+    """What a slave tells of itself, [lane, lease] of what runs as lease -> lane. Raises ProtocolError."""
+    numbers = all(one is None or (type(one) in (int, float) and one >= 0) for one in (cpu, memory, trip))
+    if not numbers or type(running) is not list or len(running) > MOST_WORKERS:
+        raise rpc.ProtocolError("a slave has not told how it is")
+    for row in running:
+        if type(row) is not list or len(row) != 2:
+            raise rpc.ProtocolError("what runs is a list of lanes and leases")
+        check_whole(*row)
+    return cpu, memory, trip, {lease: lane for lane, lease in running}
 
 
 def check_holds(rows: Any) -> None:
@@ -3219,6 +4205,9 @@ class MasterNode(rpc.BaseNode):
     slave_retries = components.IntItem("limits", "slave_retries", UNSAID["SlaveLost"],
                                        "attempts after the loss of a slave", minimum=0)
 
+    history = components.IntItem("master", "history", 50_000,
+                                 "parts of leases that the page can show one by one; 0: none", minimum=0,
+                                 maximum=1_000_000)
     sandbox = components.ChoiceItem("master", "sandbox", "standard", tasks.LEVELS, "how far task systems are confined")
     allow_network = components.ListItem("master", "allow_network", "", "HOST:PORT, each may be *, for apps that ask")
     allow_read = components.ListItem("master", "allow_read", "", "paths, for apps that ask to read there")
@@ -3253,6 +4242,9 @@ class MasterNode(rpc.BaseNode):
         self.board = Board(max_lease=self.max_lease, unplaceable_wait=self.unplaceable_wait, weigh=weight_of)
         self.read_quotas()
         self.set_scheduler()
+        self.gallery = Gallery(self.board, self.started, self.history, self.failures, self._heard_at)
+        self.span_ears.append(self.gallery.hear)
+        self._viewing = threading.Lock()
         self.keyring = rpc.Keyring(str(self.environment / "keys"))
         apps = self.environment / "apps"  # one without its zip is asked for again
         self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
@@ -3284,7 +4276,7 @@ class MasterNode(rpc.BaseNode):
         self._counts: collections.Counter = collections.Counter()
         self._failures: set[str] = set()  # kinds that were logged
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
-        self._slow_at = self._sweep_at = self._tell_at = self._accept_at = self._audit_at = 0.0
+        self._slow_at = self._sample_at = self._sweep_at = self._tell_at = self._accept_at = self._audit_at = 0.0
         self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
         self._zygotes = tasks.Recent()
         self.span_ears: list[Callable[[Span], None]] = []  # who is told of each report of a slave
@@ -3342,6 +4334,7 @@ class MasterNode(rpc.BaseNode):
         now = time.monotonic()
         for owner in list(self.board.owners.values()):
             if owner.kind != "system":
+                self.gallery.owner_began(owner.id, owner.id, "", owner.user.name, False, now)
                 self.names.take(owner.id, owner.key)
                 self._gone_at[owner.id] = now
         self._detached = {record[1] for record in records if record[0] == "detached"}
@@ -3375,6 +4368,7 @@ class MasterNode(rpc.BaseNode):
         for name, one in found.items():
             system = System(name, one.client, one.number, one.app, one.bundle, one.options, now)
             self.systems[name] = system
+            self._show(system)
             self._repeat(system, one)
             self.apply(self.board.owner_attached(name, now, knows=True))
             log.info("system %s %s goes on: %s of its tasks have their outcome", name, one.app, f"{system.done:,}")
@@ -3534,12 +4528,20 @@ class MasterNode(rpc.BaseNode):
             counted = {key: one for key, one in failures.items() if one is not AGAIN and "retried" not in one}
             tasks, failures = tasks - len(failures) + len(counted), counted
         self._counts["tasks"] += tasks
+        failed = 0 if not failures else tasks if "*" in failures else len(failures)
+        self.gallery.counted(owner, tasks, failed)
         if owner in self.systems:
             self.systems[owner].done += tasks
         if failures:
+            self._counts["failed"] += failed
             self._note_failures(self.board.owners[owner].batches[number], lo, tasks, failures)
 
     def _note_failures(self, batch: Batch, lo: int, count: int, failures: dict) -> None:
+        slave = next((outcome[5] for outcome in reversed(batch.outcomes) if outcome[0] == lo), "")
+        for place, failure in failures.items():
+            task = batch.task_id(lo if place == "*" else int(place))
+            self.gallery.task_failed(batch.owner.id, task, failure, count if place == "*" else 1, slave,
+                                     time.monotonic())
         for place, failure in itertools.islice(failures.items(), 3):
             key = f"{failure.get('type')} at {failure.get('where') or '?'}"
             if key not in self._failures and len(self._failures) < FAILURES_TOLD:
@@ -3548,7 +4550,6 @@ class MasterNode(rpc.BaseNode):
                 number = failure.get("attempt", 1)
                 which, about = f" in attempt {number}" if number > 1 else "", {"task": task, "attempt": number}
                 log.warning("%s failed%s: %s: %s", task, which, key, failure.get("message"), extra=about)
-        self._counts["failed"] += count if "*" in failures else len(failures)
 
     # -- compute channel
 
@@ -3580,6 +4581,7 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=owners)
         def bundle(handler, request, digest, manifest):
             self.store_bundle(digest, manifest, bytes(request.parts[0]))
+            self.gallery.owner_is(request.peer.label, self.entry_of(digest))
 
         @rpc.tcpremote(channel, roles=owners)
         def submit(handler, request, number, count, group, first):
@@ -3695,6 +4697,12 @@ class MasterNode(rpc.BaseNode):
         def resources(handler, request, amounts, workers):
             check_offer(amounts, workers)
             self.apply(self.board.slave_changed(request.peer.label, amounts, workers, time.monotonic()))
+            self.gallery.slave_changed()
+
+        @rpc.tcpremote(channel, roles=slaves)
+        def vitals(handler, request, cpu, memory, trip, running, stamp):
+            self.gallery.vitals(request.peer.label, *check_vitals(cpu, memory, trip, running))
+            self._send(request.peer.label, ["seen", stamp])
 
         @rpc.tcpremote(channel, roles=slaves)
         def leaving(handler, request):
@@ -3727,6 +4735,8 @@ class MasterNode(rpc.BaseNode):
         self._peers[name] = peer
         self._record("gone", name)
         self._record("slave", name, identity_of(peer, info))
+        self.gallery.slave_joined(name, str(info.get("host", "?"))[:100], rpc.minor_version(str(info.get("python"))),
+                                  str(info.get("sandbox", ""))[:60])
         self.apply(self.board.slave_joined(name, amounts, tags, workers, now, holds=holds))
         kept = [row[0] for row in holds if row[0] in self.board.slaves[name].leases]
         host, python = info.get("host", "?"), info.get("python")
@@ -3753,6 +4763,7 @@ class MasterNode(rpc.BaseNode):
         known = name in self.board.owners
         self.audit("submit", peer, client=name, application=info.get("bundle"))
         self.apply(self.board.owner_joined(name, "client", now, key=identity, user=peer.name))
+        self.gallery.owner_began(name, name, "" if missing else self.entry_of(info["bundle"]), peer.name, False, now)
         self._told.pop(name, None)
         if info.get("trace") is True:
             self.traces.follow(name)
@@ -3779,6 +4790,7 @@ class MasterNode(rpc.BaseNode):
             self._preparing = {key: what for key, what in self._preparing.items() if key[0] != name}
             held = self.board.slaves[name].open_tasks if name in self.board.slaves else 0
             log.info("slave %s left (%s): %s tasks back in the queue", name, reason, held)
+            self.gallery.slave_gone(name, "" if reason == rpc.LEFT else reason, held, now)
             self.apply(self.board.slave_lost(name, now, reason))
             self._record("gone", name)
         elif name not in self._detached and (reason == rpc.LEFT or peer.info.get("on_disconnect") == "cancel"):
@@ -3800,6 +4812,7 @@ class MasterNode(rpc.BaseNode):
         self._forget_shared(name)
         if name in self.board.owners:
             self.names.forget("c", self.board.owners[name].key)
+        self.gallery.owner_ended(name, None, time.monotonic())
         self.apply(self.board.owner_gone(name, time.monotonic()))
 
     def submit(self, owner: str, number: int, count: int, group: int, first: int, parts: list) -> None:
@@ -3817,8 +4830,11 @@ class MasterNode(rpc.BaseNode):
         elif len(parts) != 2 + -(-count // max(1, group)):
             self._send_refused(owner, number, f"{count} tasks in groups of {group} do not make {len(parts) - 2} groups")
         else:
-            if owner in self.systems:
-                self.systems[owner].known += count
+            system = self.systems.get(owner)
+            if system:
+                system.known += count
+            if system or not self.board.knows(owner, number):
+                self.gallery.submitted(owner, count, system.step if system else 0, time.monotonic())
             options = {**head, "first": first}
             try:
                 parts = self.take_in(parts, 1)
@@ -3897,6 +4913,10 @@ class MasterNode(rpc.BaseNode):
                 self._unstored = f"the application cannot be stored by the master ({error}): make room on its disk"
             else:
                 self.bundles[digest], self._unstored = manifest, ""
+
+    def entry_of(self, digest: str) -> str:
+        """The file with which an application begins; "" if it is not here."""
+        return str(self.bundles.get(digest, {}).get("entry", ""))[:100]
 
     def send_bundle(self, peer: rpc.Peer, digest: str) -> None:
         """Gives a slave what it runs leases of."""
@@ -4089,12 +5109,17 @@ class MasterNode(rpc.BaseNode):
             self._fork(system)
         self.systems[name] = system
         self.apply(self.board.owner_joined(name, "system", system.since, name=app, user=user))
+        self._show(system)
         self._record("system", name, client, number, app, digest, options, list(parts))
         if system.pipe:
             self._begin(system, parts)
         log.info("system %s %s: from client %s", name, app, client)
         self.audit("system", self._peers.get(client, ""), system=name, client=client, name=app, application=digest)
         return system
+
+    def _show(self, system: System) -> None:
+        by_hand = bool(system.options.get("by_hand"))
+        self.gallery.owner_began(system.name, system.client, system.app, system.user, by_hand, system.since)
 
     def _can_host(self, system: System, history: History) -> bool:
         """Whether its application has what it needs here; if not, the system begins, or goes on, once it has."""
@@ -4125,6 +5150,7 @@ class MasterNode(rpc.BaseNode):
     def _repeat(self, system: System, history: History) -> None:
         """Lets a new host of the system do all again that an earlier one did; what it sends again changes nothing."""
         system.known, system.done = history.drawn, history.ended
+        self.gallery.owner_repeats(system.name, system.known, system.done)
         if system.bundle not in self.bundles:
             self._lost_host(system, "its application is not here any more")
             return
@@ -4187,6 +5213,7 @@ class MasterNode(rpc.BaseNode):
         elif method == "system_step":
             system.step, system.waiting = params
             self.traces.barrier(system)
+            self.gallery.system_step(system.name, *params, time.monotonic())
             self._send(system.client, ["system_step", system.number, *params])
         elif method == "system_done":
             failure, stats = params
@@ -4246,6 +5273,7 @@ class MasterNode(rpc.BaseNode):
             if failure and failure.get("kind") != "cancelled" and (last := system.ear.output.last()):
                 failure["output"] = last
         del self.systems[system.name]
+        self.gallery.owner_ended(system.name, failure, time.monotonic())
         seconds = time.monotonic() - system.since
         stats = {**stats, "elapsed": seconds, "id": system.name, "app": system.app,
                  "system_id": system.options.get("system_id")}
@@ -4317,13 +5345,29 @@ class MasterNode(rpc.BaseNode):
             self.traces.tell(now)
         if self.stopping and (now >= self._stop_at or not (self.board.leases or self._unheard())):
             self.loop.stop()
+        if now >= self._sample_at:
+            self._sample_at = now + SAMPLE_EVERY
+            self.gallery.sample(now, self._notes())
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_EVERY
             self._sweep(now)
         if now >= self._audit_at:
             self._audit_at = now + AUDIT_WINDOW
             self.audit_log.next_window()
-        self._slow_at = min(look_at, self._sweep_at, self._tell_at if self._busy() else math.inf)
+        self._slow_at = min(look_at, self._sweep_at, self._sample_at, self._tell_at if self._busy() else math.inf)
+
+    def _notes(self) -> list[list]:
+        """What people should hear of this node."""
+        notes = [["error", "storage", self.storage, "#log"]] if self.storage else []
+        if not rpc.is_loopback(self.host) and not self.certificate:
+            text = (f"the master listens on {self.host} without a certificate: its page and its token are for this "
+                    "machine alone, see master.certificate")
+            notes.append(["warn", "network", text, "#about"])
+        return notes
+
+    def _heard_at(self, slave: str) -> float | None:
+        peer = self._peers.get(slave)
+        return peer.session.heard_at if peer else None
 
     def _unheard(self) -> bool:
         """True while a node has not acknowledged what was sent to it."""
@@ -4470,6 +5514,25 @@ class MasterNode(rpc.BaseNode):
             """Where a task is and what it waits for: the queue, the turns, and what keeps each slave from it."""
             owner, ordinal = parse_task_id(task)
             return self.loop.ask(lambda: self.board.explain(owner, ordinal, time.monotonic()))
+
+        @rpc.jsonremote(service, name="ui.task")
+        def show(request, task: str):
+            """What task.explain says, and when and where the task ran last, if that is still kept."""
+            return self.explain(task)
+
+    def tell(self, cur: dict, asked: dict, whole: bool) -> dict:
+        """What the page shows. The loop only copies; one question at a time is made into an answer."""
+        wanted = Asked.of(cur, asked["stream"], asked["slaves"], asked["system"])
+        with self._viewing:
+            copied = self.loop.ask(lambda: self.gallery.copy(wanted, time.monotonic()))
+            return {**self.gallery.tell(copied, wanted, whole), "sandbox": self.guard.features()}
+
+    def explain(self, task: str) -> dict:
+        """Where a task is, and when it ran last, if that is still known. Any thread may call it."""
+        owner, ordinal = parse_task_id(task)
+        about, texts, spans = self.loop.ask(lambda: (self.board.explain(owner, ordinal, time.monotonic()),
+                                                     self.gallery.texts.texts, self.gallery.spans.since(0)))
+        return {**about, "span": self.gallery.find(spans, texts, owner, ordinal)}
 
     def audit(self, event: str, peer_or_key: rpc.Peer | rpc.HttpRequest | str, **facts: Any) -> None:
         """Writes into the audit log what happened, and who it was: a peer, a caller by HTTP, a public key or an

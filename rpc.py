@@ -77,6 +77,7 @@ import concurrent.futures
 import email.utils
 import errno
 import functools
+import gzip
 import hashlib
 import heapq
 import hmac
@@ -445,6 +446,7 @@ _CODES = {401: NOT_AUTHENTICATED, 403: NOT_ALLOWED, 413: TOO_LARGE, 414: TOO_LAR
 _SECURITY = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
              "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
              "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin"}
+PACKED_FROM = 1400  # bytes of an answer, which then needs several packets
 _FOR_ALL = ("/health", "/ping", "/healthz", "/readyz", "/metrics")  # pages for programs, which ask for no token
 _FULL = b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _FIRST_LINE = re.compile(rb"[A-Za-z]{1,32} [!-~]+ HTTP/1\.[01]\r\n")
@@ -487,6 +489,14 @@ def content_policy(page: bytes) -> str:
             "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
 
+def takes_gzip(accepted: str) -> bool:
+    """Whether an Accept-Encoding header allows gzip."""
+    for name, _, quality in (one.partition(";") for one in accepted.lower().split(",")):
+        if name.strip() == "gzip":
+            return not re.fullmatch(r"q=0(\.0*)?", quality.replace(" ", ""))
+    return False
+
+
 class _Exchange(BaseHTTPRequestHandler):
     """One connection. The library parses a head only when it is whole, in time, small and well formed."""
 
@@ -499,7 +509,7 @@ class _Exchange(BaseHTTPRequestHandler):
         self.connection = self.request
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = bytearray()
-        self._begun = self._refused = False
+        self._begun = self._refused = self._unpacks = False
         self.command = self.path = ""
         self._patience = self.server.REQUEST_TIME  # of a connection that has said nothing
 
@@ -542,7 +552,7 @@ class _Exchange(BaseHTTPRequestHandler):
     def _read_head(self):
         if not self._buffer:
             self._receive(time.monotonic() + self._patience)
-        self._begun = True
+        self._begun, self._unpacks = True, False
         self._deadline = time.monotonic() + self.server.REQUEST_TIME
         self.server.keep(self.connection, time.monotonic() + self.server.PATIENCE)
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
@@ -599,6 +609,7 @@ class _Exchange(BaseHTTPRequestHandler):
         self._check_secrecy(path)
         role = self.server.role_of(self.headers, self.client_address[0])
         body = self._read_body()
+        self._unpacks = takes_gzip(self.headers.get("Accept-Encoding", ""))
         if not self.server.keep(self.connection, math.inf):
             raise ConnectionResetError("closed for a newcomer")
         with self.server.turn():
@@ -660,6 +671,8 @@ class _Exchange(BaseHTTPRequestHandler):
         lengths = self.headers.get_all("Content-Length", [])
         if "Transfer-Encoding" in self.headers:
             raise _Refused(501, "chunked bodies are not read here", fix="send a Content-Length")
+        if "Content-Encoding" in self.headers:
+            raise _Refused(415, "packed bodies are not read here", fix="send the JSON as it is")
         if self.command == "GET" and not lengths:
             return 0
         if not lengths:
@@ -687,9 +700,12 @@ class _Exchange(BaseHTTPRequestHandler):
         """Sends the whole answer at once: of two small packets the second would wait for the peer."""
         fields = {"Date": self.date_time_string(), **_SECURITY, **(headers or {})}
         if body is not None:
-            fields |= {"Content-Type": kind, "Content-Length": len(body)}
             if kind.startswith("text/html"):
                 fields["Content-Security-Policy"] = content_policy(body)
+            if self._unpacks and len(body) > PACKED_FROM:
+                body = gzip.compress(body, 1, mtime=0)
+                fields |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
+            fields |= {"Content-Type": kind, "Content-Length": len(body)}
         if self.close_connection:
             fields["Connection"] = "close"
         lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items()]
@@ -2746,6 +2762,11 @@ def _stamp(path):
         status = os.stat(path)
         return status.st_ctime_ns, status.st_size, status.st_ino
     return None
+
+
+def minor_version(version: str = "") -> str:
+    """The first two numbers of a Python version, of this one if none is given."""
+    return ".".join((version or platform.python_version()).split(".")[:2])
 
 
 def _date(at):
@@ -4996,6 +5017,72 @@ def _close_all(files: list[int]) -> None:
         os.close(file)
 
 
+# -- what a page is told -------------------------------------------------------------------------------------------
+
+GROUPS_KEPT, GROUPS_TOLD = 200, 50  # groups of failures; those told in one answer
+NAMED = 5  # tasks and slaves that a group names
+TRACE_KEPT = 8192  # bytes
+LINES_TOLD = 200  # lines of the log in one answer
+_BLANKED = re.compile(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)*")
+
+
+class Failures:
+    """What has failed, in groups: those of one type at one place whose messages differ by numbers alone. The groups that
+    changed last are kept."""
+
+    def __init__(self) -> None:
+        self._groups: OrderedDict[tuple, dict] = OrderedDict()  # what changed last comes last
+        self._stamp = 0
+
+    def add(self, why: dict, task: str, now: float, owner: str = "", slave: str = "", count: int = 1) -> None:
+        """A task failed, and with it `count` together, as the object `why` says."""
+        kind, where, message = (str(why.get(key) or "")[:4096] for key in ("type", "where", "message"))
+        key = kind, where, _BLANKED.sub("#", message[:500])
+        self._stamp += 1
+        group = self._groups.pop(key, None) or self._begin(why, kind, where, message, owner, now)
+        self._groups[key] = group
+        group["count"] += count
+        for name, known in ((task, group["tasks"]), (slave, group["slaves"])):
+            if name and name not in known and len(known) < NAMED:
+                known.append(name)
+        attempt = why.get("attempt", 1)
+        group["attempts"] = max(group["attempts"], attempt if type(attempt) is int else 1)
+        group["last"], group["stamp"] = now, self._stamp
+        if len(self._groups) > GROUPS_KEPT:
+            self._groups.popitem(last=False)
+
+    def _begin(self, why, kind, where, message, owner, now):
+        text = str(why.get("traceback") or "").encode("utf-8", "replace")[-TRACE_KEPT:]
+        return {"id": self._stamp, "type": kind, "where": where, "kind": str(why.get("kind", ""))[:100], "count": 0,
+                "tasks": [], "slaves": [], "attempts": 1, "first": now, "last": now, "owner": owner,
+                "message": message, "traceback": zlib.compress(text, 1), "stamp": self._stamp}  # fmt: skip
+
+    def since(self, stamp: int) -> tuple[int, list[dict], int]:
+        """What has changed since a stamp, the oldest first: the next stamp, up to GROUPS_TOLD groups, and how many there
+        are. A group of which somebody has heard comes without its traceback."""
+        fresh = itertools.takewhile(lambda group: group["stamp"] > stamp, reversed(self._groups.values()))
+        told = [{**group, "tasks": group["tasks"][:], "slaves": group["slaves"][:]} for group in fresh]
+        told = told[::-1][:GROUPS_TOLD]
+        for group in told:
+            group["traceback"] = group["traceback"] if group["id"] > stamp else None
+        return (told[-1]["stamp"] if told else max(0, min(stamp, self._stamp))), told, len(self._groups)
+
+    def get(self, number: int) -> dict:
+        """A group in full. Raises Error if there is none of that number."""
+        for group in self._groups.values():
+            if group["id"] == number:
+                return dict(group)
+        raise Error(f"there is no group {number} of failures", "it has given way to later ones, or never was")
+
+    @staticmethod
+    def told(group: dict, whole: bool) -> dict:
+        """A group as a page gets it; `whole`: with what its tasks have said."""
+        text = group["traceback"] and zlib.decompress(group["traceback"]).decode("utf-8", "replace")
+        times = {key: round(group[key], 3) for key in ("first", "last")}
+        content = {"message": group["message"] if whole else None, "traceback": text if whole else None}
+        return {**{key: value for key, value in group.items() if key != "stamp"}, **times, **content}
+
+
 # -- nodes ---------------------------------------------------------------------------------------------------------
 
 LOOK_EVERY = 1.0  # seconds between two looks at the configuration file and the plug-in folder
@@ -5056,6 +5143,8 @@ class BaseNode(components.ComponentManager):
         self._look_at = 0.0
         self.service = Service()
         self.server: ControlServer | None = None
+        self.boot = secrets.token_hex(4)  # by which a page sees that a node is another one
+        self.lines, self.failures = components.LastLines(), Failures()
         self.closing = ExitStack()  # what is to be ended, the last opened first
         self.closing.callback(self.loop.close)
         self._expose()
@@ -5064,6 +5153,8 @@ class BaseNode(components.ComponentManager):
               names: Iterable[str] = (), tls: ssl.SSLContext | None = None) -> None:
         """Opens the control channel. `names` are those by which others may call this machine, beside its own."""
         names = [socket.gethostname(), *names]
+        logging.getLogger().addHandler(self.lines)
+        self.closing.callback(logging.getLogger().removeHandler, self.lines)
         self.server = ControlServer(self.service, host, port, token, self.pages(), names, tls)
         self.server.start()
         self.closing.callback(self.server.stop)
@@ -5157,10 +5248,58 @@ class BaseNode(components.ComponentManager):
         tell("config", "Every configuration item: section, key, value, and where the value comes from.",
              lambda: self.loop.ask(lambda: [list(row) for row in self.config.show()]))
 
+        self._expose_page()
+
         @jsonremote(self.service, name="config.set", roles=("admin",))
         def set_config(request, section: str, key: str, value: str):
             """Sets an item until the node ends; returns the value in force."""
             return self.loop.ask(lambda: self.change(section, key, value))
+
+    def _expose_page(self) -> None:
+        service = self.service
+
+        @jsonremote(service, name="ui.poll")
+        def poll(request, boot: str = "", cur: dict = {}, stream: dict = {}, slaves: dict = {}, system: str = ""):
+            """What a page of this node shows, as far as it is new since `cur`, the cursors of the last answer."""
+            known = cur if boot == self.boot else {}
+            return self.poll(known, {"stream": stream, "slaves": slaves, "system": system}, request.role == "admin")
+
+        @jsonremote(service, name="errors.get")
+        def error(request, group: int):
+            """A group of failures in full; what tasks have said for administrators alone."""
+            return Failures.told(self.loop.ask(lambda: self.failures.get(group)), request.role == "admin")
+
+        @jsonremote(service, name="log.tail", roles=("admin",))
+        def tail(request, n: int = LINES_TOLD, level: str = "info"):
+            """The last lines of the log from a level on: number, time, level, logger, text."""
+            return self.lines.since(0, max(0, n), level)
+
+    def poll(self, cur: dict, asked: dict, whole: bool) -> dict:
+        """What a page of this node shows, new since the cursors; `whole`: also what is for administrators alone. Any
+        thread may call it."""
+        told = self.tell(cur, asked, whole)
+        seen = cur["log"] if type(cur.get("log")) is int else 0
+        lines = self.lines.since(seen, LINES_TOLD) if whole else None
+        return {
+            "boot": self.boot, "t": round(time.monotonic(), 3), "wall": round(time.time(), 1),
+            "role": "admin" if whole else "guest", "node": self.role, "name": getattr(self, "name", "") or self.role,
+            "version": components.__version__, "python": platform.python_version(), "host": socket.gethostname(),
+            "address": self.server.address if self.server else "", "attention": [], "systems": [], "plain": [],
+            "steps": None, "slaves": None, "stream": None, "ts": [], "stats": self.stats.dump_all(), **told,
+            "cur": {**told.get("cur", {}), "log": lines[-1][0] if lines else seen}, "log": lines,
+        }
+
+    def tell(self, cur: dict, asked: dict, whole: bool) -> dict:
+        """The part of an answer to a page that depends on what the node is."""
+        stamp = cur.get("errors", 0)
+        told, (stamp, changed, groups) = self.loop.ask(
+            lambda: (self.outline(), self.failures.since(stamp if type(stamp) is int else 0)))
+        changed = [Failures.told(group, whole) for group in changed]
+        return {**told, "cur": {"errors": stamp}, "errors": {"groups": groups, "changed": changed}}
+
+    def outline(self) -> dict:
+        """What a page shows of this node beside its log and statistics."""
+        return {"head": {"uptime": round(time.monotonic() - self.started, 1)}, "sandbox": {}}
 
     def config_changed(self, changes: set) -> None:
         super().config_changed(changes)

@@ -87,6 +87,16 @@ class Worker:
 
 
 
+    def row(self, now: float) -> list:
+        """It as the page of its slave shows it: lane (-1: none), process, application, user, state, tasks, seconds,
+        bytes."""
+        one = self.envelope
+        state = "ends" if self.doomed else "idle" if one is None else "runs"
+        app = one.head.get("name", "") if one else ""
+        tasks_here = one.hi - self.lo if one else 0
+        return [self.lane if one else -1, self.pid, app, self.user, state, tasks_here, round(now - self.used, 2), memory_of(self.pid)]
+
+
 class ProcessTaskManager(components.Component):
     """Runs leases in worker processes, one lease a worker at a time.
 
@@ -774,6 +784,19 @@ def memory_of(pid: int) -> int:
 
 # -- what this machine has -----------------------------------------------------------------------------------------
 
+def processor_times() -> tuple[int, int]:
+    """How long this machine's processors were busy, and how long there were any, in ticks; zeros where the system does
+    not tell."""
+    try:
+        with open("/proc/stat") as file:
+            user, nice, system, idle, wait, *more = map(int, file.readline().split()[1:9])
+    except (OSError, ValueError) as error:
+        log.debug("the load of this machine cannot be told: %s", error)
+        return 0, 0
+    busy = user + nice + system + sum(more)
+    return busy, busy + idle + wait
+
+
 def demand_of(envelope: tasks.Envelope) -> dict[str, float]:
     """What a lease takes of the pools: one processor unless its tasks say otherwise. Nobody may change it."""
     return _demand_in(bytes(envelope.parts[0]))
@@ -806,6 +829,7 @@ def usable_cpus() -> int:
 
 OUTLIVING = ("result", "given_back", "worker_lost")  # reports that the next master hears if this one may not have
 REMEMBERED = 10_000  # leases
+VITALS_EVERY = 5.0  # seconds between two reports of how the slave is
 GRACE = 10.0  # seconds that a leaving slave lets tasks run on
 
 
@@ -841,7 +865,9 @@ class SlaveNode(rpc.Node):
         self.leaving_at = 0.0
         self._zygotes = tasks.Recent()
         self._reported = collections.OrderedDict()  # lease -> owner, number, attempt, of the last that were reported
-        self.joined_at = 0.0
+        self.joined_at = self._vitals_at = 0.0
+        self._times = processor_times()
+        self._trip: float | None = None  # seconds that the last report and its answer took
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
         self.parts = tasks.Prerequisites(self, self.parted)
         self.closing.callback(self.parts.close)
@@ -879,7 +905,7 @@ class SlaveNode(rpc.Node):
 
     def info(self) -> dict:
         return {**super().info(), "resources": self.manager.pool, "tags": self.tags,
-                "workers": self.manager.get_num_workers(), "sandbox": self.sandbox}
+                "workers": self.manager.get_num_workers(), "sandbox": self.guard.word}
 
     def hello(self) -> dict:
         """Which leases it holds, those included of which a master may not have heard the end."""
@@ -943,6 +969,10 @@ class SlaveNode(rpc.Node):
         @rpc.tcpremote(link)
         def drain(handler, request):
             self.leave()
+
+        @rpc.tcpremote(link)
+        def seen(handler, request, stamp):
+            self._trip = max(0.0, time.monotonic() - stamp)
 
         self._expose_shared(link)
 
@@ -1026,8 +1056,20 @@ class SlaveNode(rpc.Node):
         for envelope in list(self.manager.waiting):
             self.manager.steal(envelope.lease)
 
+    def tell_vitals(self, now: float) -> None:
+        """Tells the master how this machine and its slave are, and in which lanes what runs."""
+        (busy, total), before = processor_times(), self._times
+        self._times = busy, total
+        cpu = round((busy - before[0]) / (total - before[1]), 3) if total > before[1] else None
+        running = [[worker.lane, worker.envelope.lease] for worker in self.manager.running]
+        trip = None if self._trip is None else round(self._trip, 5)
+        self.report("vitals", cpu, memory_of(os.getpid()) or None, trip, running, now)
+
     def tick(self, now: float) -> float:
         deadline = super().tick(now)
+        if now >= self._vitals_at and self.link and self.link.state == "ready":
+            self._vitals_at = now + VITALS_EVERY
+            self.tell_vitals(now)
         if self.leaving_at and (now >= self.leaving_at or not (self.manager.running or self.unheard())):
             self.loop.stop()
         return deadline
@@ -1040,6 +1082,15 @@ class SlaveNode(rpc.Node):
         super().config_changed(changes)
         if ("slave", "workers") in changes:
             self.set_workers(self.workers if self.workers >= 0 else usable_cpus())
+
+    def outline(self) -> dict:
+        now = time.monotonic()
+        running = self.manager.running
+        head = {"workers": self.manager.get_num_workers(), "busy": len(running), "queued": len(self.manager.waiting),
+                "done": self.manager.done["tasks"], "failed": self.manager.done["failed"], "master": self.address,
+                "link": self.link.state if self.link else "none", "uptime": round(now - self.started, 1)}
+        rows = [worker.row(now) for worker in self.manager.workers.values()]
+        return {"head": head, "workers": rows, "sandbox": self.guard.features()}
 
     def status(self) -> dict:
         manager = self.manager

@@ -2139,6 +2139,20 @@ class Sandbox:
         active = {"landlock": 0, "seccomp": False, **self.applied, "uid": self._uid_base}
         return {"level": self._level, **active, "missing": self.missing}
 
+    def features(self) -> dict[str, str]:
+        """What of it is "active", and of what is not, why."""
+        if self._level == "off":
+            return {"sandbox": "off, as configured"}
+        whole = {"files": self.applied.get("landlock"), "calls": self.applied.get("seccomp"), "uid": self._uid_base}
+        return {**{name: "active" for name, there in whole.items() if there},
+                **{name: why.rstrip(")") or "missing" for name, _, why in (one.partition(" (") for one in self.missing)}}
+
+    @property
+    def word(self) -> str:
+        """The level, with what is missing of it, as short as can be."""
+        gone = [name for name in ("landlock", "seccomp") if not self.applied.get(name)]
+        return self._level if self._level == "off" or not gone else f"{self._level} (no {', no '.join(gone)})"
+
     def is_whole(self, applied: dict[str, Any] | str) -> bool:
         """Whether a child has applied all that the first one could."""
         return applied == self.applied

@@ -507,7 +507,7 @@ class ClientNode(rpc.Node):
 
         @rpc.tcpremote(link)
         def spans(handler, request, said, *more):
-            self.tracer.hear(said, time.monotonic(), json.loads(bytes(request.parts[0])), *more)
+            self.tracer.hear(said, time.monotonic(), tasks.unpack_spans(request.parts), *more)
 
     def _take(self, method: str, handler: rpc.Link, request: rpc.Request, *params: Any) -> None:
         self._todo.append((self.app._hear, method, params, list(map(self._kept, request.parts))))
@@ -1495,9 +1495,10 @@ def parser() -> components.ArgumentParser:
     """The options of `client.py`."""
     made = components.ArgumentParser(
         prog="client.py", usage="client.py APP [options]   run a .py file or package; or client.py doctor",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False,
     )
     run = made.add_argument_group("run")
+    run.add_argument("-h", "--help", action="help", help="show this help message and exit")
     run.add_argument("app", nargs="?", metavar="APP", help="a .py file or a package folder")
     run.add_argument("-m", dest="module", metavar="MODULE", help="a module of an importable package instead of APP")
     run.add_argument("--master", metavar="HOST[:PORT]", help="where the master is (127.0.0.1:8080)")

@@ -1380,7 +1380,8 @@ class Stats:
 
 PREFIX = "concurrent_swarm_"  # of metrics' names; what every process has goes by the names that are usual for it
 BUCKETS = (1e-5, 1e-4, 1e-3, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0)  # seconds
-_ESCAPED = {"\\": "\\\\", "\n": "\\n", '"': '\\"'}
+_IN_HELP = str.maketrans({"\\": r"\\", "\n": r"\n"})
+_IN_LABEL = _IN_HELP | {ord('"'): r"\""}
 
 
 class Histogram:
@@ -1422,16 +1423,16 @@ def metric(name: str, help: str, value: Any, **labels: str) -> Metric:
     return Metric(name, help, [(labels, value)])
 
 
-def exposition(metrics: Iterable[Metric]) -> str:
-    """Metrics as text that Prometheus reads (format 0.0.4)."""
+def exposition(metrics: Iterable[Metric]) -> bytes:
+    """Metrics as Prometheus reads them (text format 0.0.4)."""
     lines = []
     for one in metrics:
         name = one.name if one.name.startswith("process_") else PREFIX + one.name
-        lines += [f"# HELP {name} {_escaped(one.help, quotes=False)}", f"# TYPE {name} {one.kind}"]
+        lines += [f"# HELP {name} {one.help.translate(_IN_HELP)}", f"# TYPE {name} {one.kind}"]
         for labels, value in one.samples:
             for suffix, more, number in _lines_of(value):
                 lines.append(f"{name}{suffix}{_labelled({**labels, **more})} {_number(number)}")
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
 
 
 def _lines_of(value: Any) -> Iterator[tuple[str, dict, float]]:
@@ -1447,12 +1448,8 @@ def _lines_of(value: Any) -> Iterator[tuple[str, dict, float]]:
 
 
 def _labelled(labels: dict) -> str:
-    pairs = ",".join(f'{name}="{_escaped(str(value))}"' for name, value in labels.items())
+    pairs = ",".join(f'{name}="{str(value).translate(_IN_LABEL)}"' for name, value in labels.items())
     return f"{{{pairs}}}" if pairs else ""
-
-
-def _escaped(text: str, quotes: bool = True) -> str:
-    return "".join(char if char == '"' and not quotes else _ESCAPED.get(char, char) for char in text)
 
 
 def _number(value: float) -> str:

@@ -2673,7 +2673,7 @@ def summary_of(folder: str | None) -> str:
 
 # -- who follows spans ---------------------------------------------------------------------------------------------
 
-MOST_ROWS = 20_000  # spans that wait for a client to be told
+MOST_ROWS = 20_000  # spans, or barriers, of which a client that lags is still to be told
 
 
 class Measures:
@@ -2761,8 +2761,9 @@ class Traces:
         row = (time.monotonic(), system.name, system.step, system.waiting)
         if self.file:
             self._all.append(("barrier", *row))
-        if system.client in self._told:
-            self._told[system.client][1].append(row)
+        told = self._told.get(system.client)
+        if told and len(told[1]) < MOST_ROWS:
+            told[1].append(row)
 
     def _client_of(self, owner: str) -> str:
         return self._node.systems[owner].client if owner in self._node.systems else owner
@@ -2785,7 +2786,7 @@ class Traces:
             spans, *more = self._told[client]
             self._told[client] = [[], [], 0]
             call = ["spans", now, *more, counts or self._counts(), counts is None]
-            self._node.channel.send(peer, call, [json.dumps(spans, separators=(",", ":")).encode()])
+            self._node.channel.send(peer, call, tasks.pack_spans(spans))
 
     def _counts(self) -> tuple[int, int]:
         queued = sum(one.queued for one in dict.fromkeys(owner.user for owner in self._node.board.owners.values()))

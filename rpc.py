@@ -43,7 +43,7 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      work_finished(number, failure, stats) {result} · swarm(slaves, workers, busy, systems)
                      shared(key, at, total) {, bytes} · no_shared(key, reason)
                      output(owner, attempt, [[lo, hi, text, dropped]…])
-                     spans(now, [[when, system, step, waits]…], missing, [queued, busy], last) {spans as JSON}
+                     spans(now, [[when, system, step, waits]…], missing, [queued, busy], last) {texts, rows}
     master → slave   lease(id, owner, number, lo, hi, group, attempt, first) {head, index, groups…}
                      revoke(id, kill) · steal(id) · late(id, seconds) · bundle(digest, manifest) {zip}
                      workers(count) · drain() · shared(key, at, total) {, bytes} · no_shared(key, reason)
@@ -5182,7 +5182,7 @@ class BaseNode(components.ComponentManager):
 
     def _measured(self) -> tuple[bytes, int]:
         found = self._ask_soon(self.metrics)
-        return STUCK if found is None else (components.exposition(found).encode(), 200)
+        return STUCK if found is None else (components.exposition(found), 200)
 
     def unready(self) -> str:
         """Why this node cannot do its work now, "" if it can. In the loop's thread."""

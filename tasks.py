@@ -3622,6 +3622,7 @@ MOST_UNWRITTEN = 100  # batches of events that may wait for the disk
 FIRST_LANE = 10**6  # number of the first thread that is a lane; below are those of processes
 MOST_SETTLED = 100_000  # submissions and outcomes that a client remembers until it hears of their spans
 
+_ROW = struct.Struct("<IQQQQIQ7dQIQQ")  # a span; texts are numbers
 _NAME = '{"ph":"M","pid":%d,"tid":%d,"name":"%s","args":{"%s":%s}}'
 _SLICE = '{"ph":"X","pid":%d,"tid":%d,"ts":%d,"dur":%d,"name":"%s","args":{%s}}'
 _ARROW = '{"ph":"%s","bp":"e","cat":"flow","id":%d,"pid":%d,"tid":%d,"ts":%d,"name":"task"}'
@@ -3763,6 +3764,26 @@ def trace_of(rows: Iterable[tuple]) -> bytes:
     return b'{"displayTimeUnit":"ms","traceEvents":[\n%s\n]}\n' % ",\n".join(Trace().events(rows)).encode()
 
 
+def pack_spans(spans: Iterable[tuple]) -> list[bytes]:
+    """Spans as two parts of a message: their texts as JSON, and their rows. JSON for all of it would cost the master a
+    twentieth of what a short lease does."""
+    texts: dict[str, int] = {}
+    number = texts.setdefault
+    rows = [
+        _ROW.pack(number(owner, len(texts)), first, count, failed, attempt, number(slave, len(texts)), lane, queued,
+                  leased, began, ended, heard, opening, packing, step, number(kind, len(texts)), sent, received)
+        for owner, first, count, failed, attempt, slave, lane, queued, leased, began, ended, heard, opening, packing,
+        step, kind, sent, received in spans
+    ]  # fmt: skip
+    return [json.dumps(list(texts)).encode(), b"".join(rows)]
+
+
+def unpack_spans(parts: list) -> list[tuple]:
+    """The spans of which `pack_spans` made these parts."""
+    texts, rows = json.loads(bytes(parts[0])), _ROW.iter_unpack(bytes(parts[1]))
+    return [(texts[row[0]], *row[1:5], texts[row[5]], *row[6:15], texts[row[15]], *row[16:]) for row in rows]
+
+
 class TraceFile(threading.Thread):
     """Writes a trace as the run goes on, whole events at a time: the array form, of which viewers do without the end.
     So whatever becomes of this process, the file can be read. Another thread makes the events, so that no disk holds up
@@ -3836,26 +3857,32 @@ class Tracer:
         self._spans: list = []  # of the last batch: some of their outcomes may still be on their way
         self._firsts: list[int] = []  # of submissions: the ordinals of their first tasks, in order
         self._submitted: list[tuple] = []
-        self._settled: dict[int, tuple] = {}
+        self._settled: dict[tuple[int, int], tuple] = {}  # first task and attempt -> when
 
     def begin(self, name: str, same: bool) -> None:
         """A master has let the client in under this name. `same`: its clock is also ours."""
         self.name = name
         self._same, self._least, self._most = same, -math.inf, math.inf  # by how much ours is ahead of its clock
 
-    def did(self, what: str, first: int, tasks: int, began: float, ended: float) -> None:
-        """Submitted or settled tasks, by our clock."""
-        self._own.append((what, tasks, began, ended))
-        if what == "settle":
-            self._settled[first] = began, ended
-        else:
-            self._firsts.append(first)
-            self._submitted.append((began, ended))
+    def submitted(self, first: int, tasks: int, began: float, ended: float) -> None:
+        """A batch was packed and sent between these times of our clock."""
+        self._own.append(("submit", tasks, began, ended))
+        self._firsts.append(first)
+        self._submitted.append((began, ended))
+        self._tidy()
+
+    def settled(self, first: int, tasks: int, attempt: int, began: float, ended: float) -> None:
+        """Outcomes of an attempt were opened and called back."""
+        self._own.append(("settle", tasks, began, ended))
+        self._settled[first, attempt] = began, ended
+        self._tidy()
+
+    def _tidy(self) -> None:
         if len(self._settled) > MOST_SETTLED or len(self._firsts) > MOST_SETTLED:
             self._settled.clear()
             del self._firsts[: MOST_SETTLED // 2], self._submitted[: MOST_SETTLED // 2]
 
-    def hear(self, said: float, now: float, spans: list, barriers: Iterable = (), missing: int = 0,
+    def hear(self, said: float, now: float, spans: list[tuple], barriers: Iterable = (), missing: int = 0,
              counts: Iterable = (), last: bool = False) -> None:
         """A batch that the master sent at `said` by its clock, and that came at `now` by ours."""
         self._compare(said, now, spans)
@@ -3877,13 +3904,13 @@ class Tracer:
         if self._missing:
             log.warning("the trace %s lacks %s spans: this client was too slow", self.file.path, self._missing)
 
-    def _known(self, span: list, shift: float) -> tuple:
+    def _known(self, span: tuple, shift: float) -> tuple:
         """When these tasks were submitted and settled, as far as is known, by the master's clock."""
-        owner, first, *_ = span
+        owner, first, _, _, attempt, *_ = span
         if owner != self.name:
             return None, None
         place = bisect.bisect_right(self._firsts, first) - 1
-        both = self._submitted[place] if place >= 0 else None, self._settled.pop(first, None)
+        both = self._submitted[place] if place >= 0 else None, self._settled.pop((first, attempt), None)
         return tuple(one and (one[0] - shift, one[1] - shift) for one in both)
 
     def _compare(self, said: float, now: float, spans: list) -> None:
@@ -3915,13 +3942,14 @@ class TracedOwner(Owner):
     def _send(self, batch: Batch, tasks: list[Task], source: Source) -> None:
         first = self.drawn
         super()._send(batch, tasks, source)
-        self.tracer.did("submit", first, batch.count, self._packing_at, time.monotonic())
+        self.tracer.submitted(first, batch.count, self._packing_at, time.monotonic())
 
-    def outcome(self, number: int, lo: int, hi: int, *more: Any) -> None:
+    def outcome(self, number: int, lo: int, hi: int, seconds: float, failures: dict, slave: str, attempt: int,
+                parts: list) -> None:
         flight, began = self.flights.get(number), time.monotonic()
-        super().outcome(number, lo, hi, *more)
+        super().outcome(number, lo, hi, seconds, failures, slave, attempt, parts)
         if flight:
-            self.tracer.did("settle", flight.first + lo, hi - lo, began, time.monotonic())
+            self.tracer.settled(flight.first + lo, hi - lo, attempt, began, time.monotonic())
 
 
 # -- pure twins ----------------------------------------------------------------------------------------------

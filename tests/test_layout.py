@@ -44,17 +44,17 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 1769,
-    "components.py": 1537,
+    "client.py": 1770,
+    "components.py": 1534,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4818,
+    "master.py": 4819,
     "rpc.py": 5752,
     "setup.py": 65,
     "slave.py": 1175,
-    "tasks.py": 4076,
+    "tasks.py": 4104,
 }
-TOTAL_LINES = 19_955
+TOTAL_LINES = 19_982
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -48,20 +48,21 @@ def value(found, name, **labels):
 
 
 def test_the_official_parser_reads_every_kind_of_metric_and_any_label():
-    odd = 'a "quoted" \\ back\nline, {brace}='
+    odd = 'a "quoted" \\ back\nline, {brace}=\U0001f600'
     measured = components.Histogram((0.1, 1.0))
     for seconds in (0.1, 0.5, 7.0):
         measured.add(seconds)
     text = components.exposition([
-        components.metric("tasks_total", "Tasks: \\ and\nmore.", 3, slave=odd),
+        components.metric("tasks_total", "Tasks: \\ and\nmore.", 3, slave=odd + "\ud800"),
         components.metric("load", "No help", -0.25),
         components.metric("odd", "", math.inf),
         components.metric("task_seconds", "Seconds.", measured, kind="x"),
         components.metric("process_open_fds", "Theirs.", 7),
-    ])
+    ]).decode()
     assert text.endswith("\n") and text.count("# TYPE") == 5
     assert parsed(text) == {
-        f"{PREFIX}tasks_total": {(("slave", odd),): 3}, f"{PREFIX}load": {(): -0.25}, f"{PREFIX}odd": {(): math.inf},
+        f"{PREFIX}tasks_total": {(("slave", f"{odd}?"),): 3}, f"{PREFIX}load": {(): -0.25},
+        f"{PREFIX}odd": {(): math.inf},
         f"{PREFIX}task_seconds_bucket": {
             (("kind", "x"), ("le", "0.1")): 1, (("kind", "x"), ("le", "1.0")): 2, (("kind", "x"), ("le", "+Inf")): 3},
         f"{PREFIX}task_seconds_sum": {(("kind", "x"),): 7.6}, f"{PREFIX}task_seconds_count": {(("kind", "x"),): 3},
@@ -144,7 +145,7 @@ def test_a_client_has_metrics_too(here, tmp_path):
 def test_no_more_than_200_slaves_have_samples_of_their_own(node):
     for number in range(205):
         node.board.slave_joined(f"s{number}", {"cpus": 1}, [], 1, 0.0)
-    found = parsed(components.exposition(node.metrics()))
+    found = parsed(components.exposition(node.metrics()).decode())
     assert len(found[f"{PREFIX}slave_workers"]) == 200
     assert value(found, f"{PREFIX}slaves_not_shown") == 5 and value(found, f"{PREFIX}slaves") == 205
 
@@ -176,6 +177,7 @@ def test_a_node_whose_loop_does_not_turn_is_not_alive(node, monkeypatch):
         assert status == 503 and "has not turned" in text
 
 
+@pytest.mark.slow
 def test_a_master_that_stops_is_alive_and_not_ready(swarm, tmp_path):
     here = swarm(workers=1)
     words = ["--app", "Waiting", "--set", "plain.count=1", "--set", f"plain.folder={tmp_path}"]
@@ -189,6 +191,7 @@ def test_a_master_that_stops_is_alive_and_not_ready(swarm, tmp_path):
     client.wait()
 
 
+@pytest.mark.slow
 def test_a_slave_without_a_master_is_alive_and_not_ready(swarm):
     here = swarm()
     slave = here.slaves[0].started["address"]

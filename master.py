@@ -2880,7 +2880,7 @@ LANES = 64  # workers that have a lane each; with more of them, slaves have
 MOST_LANES = 200  # lanes at most, the most interesting
 COLUMNS = 600  # of a window
 KEPT = COLUMNS + 40  # for those that are not settled yet
-WHOLE, EMPTY = 254 << 16, bytes(4 * MOST_LANES)
+WHOLE, EMPTY = 254 << 16, array.array("I", bytes(4 * MOST_LANES))
 MOST_FILMS, WATCHED = 4, 30.0  # seconds without a question after which nobody watches one
 REVIEW_EVERY = 10  # samples between two looks at which slaves are the most interesting
 SPANS_SHOWN = 2000  # spans in the window above which their density is told instead
@@ -2893,10 +2893,11 @@ STUCK = 30.0  # seconds without an end of a task while the queue grows that a pe
 LOST_KEPT = 600.0  # seconds for which a lost slave is shown
 RECENTLY = 60.0  # seconds for which a failure makes a slave interesting
 STRAGGLES = 5  # times the median that a task takes which a person should hear of
-STEPS_KEPT, STEPS_SHOWN = 1000, 200  # of all systems together, of one
-ENDED_KEPT = 20  # systems
+STEPS_KEPT, STEPS_SHOWN = 600, 200  # of all systems together, of one
+ENDED_KEPT, WORKS_SHOWN = 20, 100  # systems; those that run, and clients, in one answer
 MOST_TEXTS = 8192  # names of slaves, owners and kinds before those that no span has any more are let go
-SPAN_FORM = "<dfQIHIHHHHBx"  # began, seconds, first, tasks, failed, step, slave, lane, owner, kind, attempt
+SPAN_FORM = "<dfIBHHIHHHHB"  # began, seconds, first and what of it is above 32 bits, tasks, failed, step, slave, lane,
+# owner, kind, attempt
 SAMPLE_FORM = "<d6f"  # when, tasks and failures a second, queued, busy, median and 95 % of the seconds of a task
 SLAVE_COLUMNS = ("name", "host", "state", "workers", "busy", "mean_busy", "done", "failed", "cpu", "memory",
                  "round_trip", "seen", "sandbox")
@@ -2954,16 +2955,16 @@ class Texts(dict):
 
 
 class Grid:
-    """How busy each row was in each of the last columns: 32 bits a row, WHOLE for a whole column."""
+    """How busy each row was in each of the last columns: 32 bits a row, WHOLE for all of a column."""
 
     def __init__(self, width: float):
         self.width = width
         self.newest = -1
-        self.columns = [array.array("I", EMPTY)] * KEPT  # each is made anew when its turn comes
+        self.cells = array.array("I", bytes(4 * MOST_LANES * KEPT))
 
     def add(self, row: int, scale: float, began: float, ended: float) -> None:
         """The row was busy for a while; `scale` is WHOLE over its workers."""
-        width, columns = self.width, self.columns
+        width, cells = self.width, self.cells
         first, last = int(began / width), int(ended / width)
         if last > self.newest:
             self.turn(last)
@@ -2971,35 +2972,35 @@ class Grid:
         try:
             if first == last:
                 if first >= oldest:
-                    columns[first % KEPT][row] += int((ended - began) / width * scale)
+                    cells[first % KEPT * MOST_LANES + row] += int((ended - began) / width * scale)
                 return
             if first >= oldest:
-                columns[first % KEPT][row] += int((first + 1 - began / width) * scale)
+                cells[first % KEPT * MOST_LANES + row] += int((first + 1 - began / width) * scale)
             for column in range(max(first + 1, oldest), last):
-                columns[column % KEPT][row] += int(scale)
+                cells[column % KEPT * MOST_LANES + row] += int(scale)
             if last >= oldest:
-                columns[last % KEPT][row] += int((ended / width - last) * scale)
+                cells[last % KEPT * MOST_LANES + row] += int((ended / width - last) * scale)
         except OverflowError:  # a slave says that it did far more at once than it can
-            columns[last % KEPT][row] = WHOLE
+            cells[last % KEPT * MOST_LANES + row] = WHOLE
 
     def turn(self, newest: int) -> None:
         """Begins columns up to this one."""
         for column in range(max(self.newest + 1, newest - KEPT + 1), newest + 1):
-            self.columns[column % KEPT] = array.array("I", EMPTY)
+            at = column % KEPT * MOST_LANES
+            self.cells[at : at + MOST_LANES] = EMPTY
         self.newest = max(self.newest, newest)
 
     def clear(self, rows: Iterable[int]) -> None:
         """These rows are somebody else's now."""
         for row in rows:
-            for column in self.columns:
-                column[row] = 0
+            self.cells[row::MOST_LANES] = array.array("I", bytes(4 * KEPT))
 
     def of(self, first: int, end: int) -> list[int]:
         """The columns from `first` to before `end`, each as one number of 32 bits a row."""
         self.turn(end - 1)
-        oldest = self.newest - KEPT + 1
-        return [0 if column < oldest else int.from_bytes(self.columns[column % KEPT].tobytes(), sys.byteorder)
-                for column in range(first, end)]
+        oldest, size, data = self.newest - KEPT + 1, 4 * MOST_LANES, memoryview(self.cells).cast("B")
+        places = [column % KEPT * size if column >= oldest else -1 for column in range(first, end)]
+        return [int.from_bytes(data[at : at + size], sys.byteorder) if at >= 0 else 0 for at in places]
 
 
 class Film:
@@ -3053,7 +3054,7 @@ def shares(column: int) -> bytes:
     """A byte for each row of a column, 254 where it is full."""
     data = column.to_bytes(4 * MOST_LANES + 4, "little")
     low, high = data[2 : 4 * MOST_LANES : 4], data[3 : 4 * MOST_LANES : 4]
-    return low if not any(high) else bytes([255 if over else share for share, over in zip(low, high)])
+    return low if not any(high) else bytes([255 if over else share for share, over in zip(low, high, strict=True)])
 
 
 class Layout(NamedTuple):
@@ -3267,8 +3268,8 @@ class Gallery:
 
     def hear(self, span: Span) -> None:
         """A part of a lease was run."""
-        (owner, first, tasks, failed, attempt, slave, lane, _, _, began, ended, heard, opening, packing, step, kind, sent,
-         received) = span
+        (owner, first, tasks, failed, attempt, slave, lane, _, _, began, ended, heard, opening, packing, step, kind,
+         *_) = span
         if self._stale and len(self.slaves) <= MOST_LANES:
             self._lay_out(heard)
         numbers, ran, layout = self.texts, ended - began, self.lanes.layout
@@ -3277,8 +3278,9 @@ class Gallery:
         times = bucket((ran - opening - packing) / tasks)
         self._times[times] += tasks
         if self.keeps:
-            self.spans.put(began, ran, first, tasks, failed, step, numbers[slave], lane & 0xFFFF, numbers[owner],
-                           numbers[kind], attempt if attempt < 256 else 255)
+            self.spans.put(began, ran, first & 0xFFFFFFFF, first >> 32 & 0xFF, tasks if tasks < 65536 else 65535,
+                           failed if failed < 65536 else 65535, step & 0xFFFFFFFF, numbers[slave], lane & 0xFFFF,
+                           numbers[owner], numbers[kind], attempt if attempt < 256 else 255)
         row = layout.rows.get((slave, lane if layout.by_worker else -1))
         if row is not None:
             self.grid.add(row, layout.scales[row], began, ended)
@@ -3397,7 +3399,9 @@ class Gallery:
         work = self.works.pop(owner, None)
         if work is not None and owner != work.client:
             work.state = "done" if failure is None else "cancelled" if failure.get("kind") == "cancelled" else "failed"
-            work.error, work.elapsed = failure, now - work.since
+            kept = failure or {}
+            work.error = failure and {key: str(kept.get(key) or "")[:1000] for key in ("type", "message", "where")}
+            work.elapsed = now - work.since
             self.ended[owner] = work
             if len(self.ended) > ENDED_KEPT:
                 self.ended.popitem(last=False)
@@ -3431,7 +3435,8 @@ class Gallery:
         self._names, self._stale = None, True
 
     def vitals(self, slave: str, cpu: float | None, memory: int | None, trip: float | None, running: dict) -> None:
-        """How a slave is: share of its machine's processors that is busy, bytes, seconds; lease -> lane of what runs."""
+        """How a slave is: share of its machine's processors that is busy, bytes, seconds; lease -> lane of what
+        runs."""
         seen = self.slaves.get(slave)
         if seen is not None:
             seen.cpu, seen.memory, seen.trip, seen.running = cpu, memory, trip, running
@@ -3441,7 +3446,8 @@ class Gallery:
     def sample(self, now: float, notes: Collection = ()) -> None:
         """Takes its samples; to be called once a second. `notes`: what the node has to say to the attention of people.
         """
-        _, workers, busy = self._size(0.33)
+        workers, busy, _ = self._size()
+        self._average()
         then, done, failed = self._past[-1][:3] if self._past else (now - 1.0, self.done, self.failed)
         self._past.append((now, self.done, self.failed, busy / workers if workers else 0.0))
         self._serials.append((now, self.spans.seen))
@@ -3462,17 +3468,18 @@ class Gallery:
         self._tidy(now)
         self.attention = self._attention(now, workers, queued, notes)
 
-    def _size(self, weight: float = 0.0) -> tuple[int, int, int]:
-        """Slaves, workers, and how many of these are busy, which the mean of each slave takes in with some weight."""
-        workers = busy = 0
-        for slave in self.board.slaves.values():
-            most, held = slave.workers, len(slave.leases)
-            held = held if held < most else most
-            workers += most
-            busy += held
-            if weight and (seen := self.slaves.get(slave.id)):
-                seen.mean += weight * ((held / most if most else 0.0) - seen.mean)
-        return len(self.board.slaves), workers, busy
+    def _size(self) -> tuple[int, int, int]:
+        """Workers, how many of these are busy, and tasks in the hands of slaves."""
+        slaves = self.board.slaves.values()
+        workers, held = [slave.workers for slave in slaves], [len(slave.leases) for slave in slaves]
+        return sum(workers), sum(map(min, held, workers)), sum([slave.open_tasks for slave in slaves])
+
+    def _average(self) -> None:
+        for name, slave in self.board.slaves.items():
+            seen = self.slaves.get(name)
+            if seen is not None:
+                share = min(1.0, len(slave.leases) / slave.workers) if slave.workers else 0.0
+                seen.mean += 0.33 * (share - seen.mean)
 
     @property
     def queued(self) -> int:
@@ -3481,7 +3488,7 @@ class Gallery:
 
     def _end_minute(self) -> None:
         rows = self.seconds.last(60)
-        means = [sum(column) / len(rows) for column in list(zip(*rows))[1:5]]
+        means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:5]]
         self.minutes.put(rows[-1][0], *means, *quantiles(self._minute, 0.5, 0.95))
         self._minute.clear()
 
@@ -3492,7 +3499,7 @@ class Gallery:
             self._sort()
         if len(self.texts) > MOST_TEXTS:
             rows = list(self.spans.form.iter_unpack(self.spans.since(0)[1]))
-            self.texts.keep({number for row in rows for number in (row[6], row[8], row[9])})
+            self.texts.keep({number for row in rows for number in (row[7], row[9], row[10])})
         for key in [key for key, film in self._films.items() if now - film.asked > WATCHED]:
             self._drop_film(key)
         if self._stale or (len(self.slaves) > MOST_LANES and self.seconds.seen % REVIEW_EVERY == 0):
@@ -3546,8 +3553,9 @@ class Gallery:
     def _of_slaves(self, now: float) -> Iterable[list]:
         for name, seen in self.slaves.items():
             if seen.lost:
-                at, why, held, *_ = seen.lost
-                text = f"slave {name} on {seen.host} was lost {now - at:.0f} s ago: {held:,} tasks went back to the queue"
+                at, _, held, *_ = seen.lost
+                text = (f"slave {name} on {seen.host} was lost {now - at:.0f} s ago: {held:,} tasks went back to the "
+                        "queue")
                 yield ["error" if now - at < RECENTLY else "warn", "slave lost", text, f"#slave={name}"]
         ours = rpc.minor_version()
         others = [(name, seen) for name, seen in self.slaves.items() if seen.python and seen.python != ours]
@@ -3591,31 +3599,33 @@ class Gallery:
         """What an answer is made of. It takes well under a millisecond, whatever is here."""
         mode, first, film = self._mode(asked, now)
         limit = int((now - SETTLED) / film.grid.width) if film else 0
-        spans, columns = (self.spans.seen, b""), (0, [])
+        spans, columns, running = (self.spans.seen, b""), (0, []), []
         if film is None:
             key = self._key(asked, mode, self.lanes.layout)
             spans = self.spans.since(max(first, asked.after("span") if asked.cur.get("stream") == key else 0))
         elif film.end < limit:
             begin = max(film.end, limit - COLUMNS)
-            columns = begin, film.grid.of(begin, limit)
+            columns, running = (begin, film.grid.of(begin, limit)), self._unheard(limit * film.grid.width)
             spans = spans if film.filled else self.spans.since(first)
+        workers, busy, held = self._size()
         total, chosen = self._chosen(asked)
         layout = self.lanes.layout
         lanes = [lane for lane in layout.order if asked.lane_filter in lane[0]]
         shown = lanes[asked.lanes[0] : asked.lanes[0] + asked.lanes[1]]
+        running = self._running_rows(shown) if film is None else running
         return Copy(
-            now, self._head(now), [total, [self._slave_row(name, now) for name in chosen]],
-            self._systems(now), [self._plain_row(work) for work in self.works.values() if work.id == work.client][:200],
+            now, self._head(now, workers, busy), [total, [self._slave_row(name, now) for name in chosen]],
+            self._systems(now, held), self._plain(held),
             self._steps_of(asked.opened), [shown, len(lanes)], [layout.rows[lane] for lane in shown],
             layout, spans, self.texts.texts, self.spans.seen,
-            self._running(shown if film is None else None) if film is None or columns[1] else [], list(self.barriers),
+            running, list(self.barriers),
             film and (film, limit), columns, list(self.failures), self._samples(asked.after("ts")),
             self.errors.since(asked.after("errors")), self.attention,
         )
 
     def _mode(self, asked: Asked, now: float) -> tuple[str, int, Film | None]:
         """"spans" with the serial of the first in the window, or "density" with the film that shows it."""
-        first = self._serial_at(now - asked.window)
+        first = self._serial_at(now - asked.window - SETTLED)
         many = self.spans.seen - first
         if self.keeps and self.lanes.layout.by_worker and many <= SPANS_SHOWN:
             return "spans", first, None
@@ -3652,13 +3662,12 @@ class Gallery:
         """What an answer must have in common with the one before it to go on from there."""
         return f"{mode} {asked.window} {asked.lanes} {asked.system} {asked.lane_filter} {layout.version}"
 
-    def _head(self, now: float) -> dict:
-        slaves, workers, busy = self._size()
+    def _head(self, now: float, workers: int, busy: int) -> dict:
         past = self._past[0] if self._past else (self.since, 0, 0, 0.0)
         rate = (self.done - past[1]) / max(1.0, now - past[0])
         mean = sum([row[3] for row in self._past]) / len(self._past) if self._past else 0.0
-        return {"slaves": slaves, "workers": workers, "busy": busy, "mean_busy": round(mean, 3), "rate": round(rate, 2),
-                "queued": self.queued, "done": self.done, "failed": self.failed,
+        return {"slaves": len(self.board.slaves), "workers": workers, "busy": busy, "mean_busy": round(mean, 3),
+                "rate": round(rate, 2), "queued": self.queued, "done": self.done, "failed": self.failed,
                 "scheduler": type(self.board.scheduler).__name__, "uptime": round(now - self.since, 1)}
 
     def _chosen(self, asked: Asked) -> tuple[int, list[str]]:
@@ -3670,7 +3679,7 @@ class Gallery:
         if key in SLAVE_COLUMNS and key != "name":
             at = SLAVE_COLUMNS.index(key)
             rows = {name: self._slave_row(name, 0.0)[at] for name in names}
-            names = sorted(names, key=lambda name: (rows[name] is not None, rows[name] if rows[name] is not None else 0))
+            names = sorted(names, key=lambda name: (rows[name] is not None, rows[name] or 0))
         first, count = asked.slaves
         return len(names), (names[::-1] if asked.sort.startswith("-") else names)[first : first + count]
 
@@ -3686,12 +3695,12 @@ class Gallery:
         silent = None if at is None else round(max(0.0, now - at), 1)
         return [name, seen.host, *figures, seen.failed, seen.cpu, seen.memory, seen.trip, silent, seen.sandbox]
 
-    def _systems(self, now: float) -> list[dict]:
-        here = [work for work in self.works.values() if work.id != work.client][:MOST_LANES]
-        return [self._system_row(work, now) for work in (*here, *reversed(self.ended.values()))]
+    def _systems(self, now: float, held: int) -> list[dict]:
+        here = [work for work in self.works.values() if work.id != work.client][:WORKS_SHOWN]
+        return [self._system_row(work, now, held) for work in (*here, *reversed(self.ended.values()))]
 
-    def _system_row(self, work: Work, now: float) -> dict:
-        running = self._in_hands(work)
+    def _system_row(self, work: Work, now: float, held: int) -> dict:
+        running = self._in_hands(work, held)
         left = work.known - work.done
         eta = work.eta(left) if work.elapsed is None else None
         elapsed = now - work.since if work.elapsed is None else work.elapsed
@@ -3702,17 +3711,20 @@ class Gallery:
                 "speedup": round(work.busy / elapsed, 2) if work.elapsed and work.busy else None,
                 "view": work.view, "error": work.error}
 
-    def _in_hands(self, work: Work) -> int:
-        """How many tasks of an owner are with slaves."""
+    def _in_hands(self, work: Work, held: int) -> int:
+        """How many tasks of an owner are with slaves, which have so many `held` in all: what waits for another attempt
+        is nowhere else counted."""
         owner = self.board.owners.get(work.id)
         if owner is None or work.elapsed is not None:
             return 0
         left = work.known - work.done - sum([line.tasks for line in owner.lines.values()])
-        return max(0, min(left, sum([slave.open_tasks for slave in self.board.slaves.values()]) if left > 0 else 0))
+        return max(0, min(left, held))
 
-    def _plain_row(self, work: Work) -> dict:
-        return {"id": work.id, "app": work.app, "user": work.user, "tasks": work.known, "done": work.done,
-                "running": self._in_hands(work), "failed": work.failed, "rate": round(work.rate, 2)}
+    def _plain(self, held: int) -> list[dict]:
+        works = [work for work in self.works.values() if work.id == work.client and work.known][:WORKS_SHOWN]
+        return [{"id": work.id, "app": work.app, "user": work.user, "tasks": work.known, "done": work.done,
+                 "running": self._in_hands(work, held), "failed": work.failed, "rate": round(work.rate, 2)}
+                for work in works]
 
     def _steps_of(self, system: str) -> dict | None:
         if system not in self.works and system not in self.ended:
@@ -3720,21 +3732,34 @@ class Gallery:
         rows = [step.row() for step in self.steps.values() if step.owner == system]
         return {"system": system, "rows": rows[-STEPS_SHOWN:]}
 
-    def _running(self, shown: list | None) -> list:
-        """What runs in these lanes: (place of the lane, since, owner, first, tasks); for a film (row, since) of all."""
+    def _unheard(self, before: float) -> list[tuple]:
+        """(row, since) of what began before then, and of which nothing was heard yet."""
         by_worker, rows, *_ = self.lanes.layout
+        if by_worker:
+            return [(rows[lane], lease.since) for lane, lease in self._running(rows) if lease.since < before]
+        slaves, found = self.board.slaves, []
+        for (name, _), row in rows.items():
+            slave = slaves.get(name)
+            if slave is not None and slave.leases:
+                found += [(row, lease.since) for lease in itertools.islice(slave.leases.values(), slave.workers)
+                          if lease.since < before and lease.open[0][0] == lease.lo]
+        return found
+
+    def _running(self, lanes: Collection) -> list[tuple]:
+        """What runs in these lanes of workers: (lane, lease)."""
         found = []
-        places = rows if shown is None else {lane: place for place, lane in enumerate(shown)}
-        for name in dict.fromkeys(lane[0] for lane in places):
+        for name in dict.fromkeys(lane[0] for lane in lanes):
             slave = self.board.slaves.get(name)
             leases = itertools.islice(slave.leases.values(), slave.workers) if slave else ()
-            whole = [lease for lease in leases if lease.open and lease.open[0][0] == lease.lo]
-            lanes = self._lanes_of(name, whole) if by_worker else itertools.repeat(-1)
-            found += [(places[name, lane], lease) for lane, lease in zip(lanes, whole) if (name, lane) in places]
-        if shown is None:
-            return [(place, lease.since) for place, lease in found]
-        return [[place, round(lease.since, 3), lease.batch.owner.id, lease.batch.first + lease.lo, lease.tasks]
-                for place, lease in found]
+            whole = [lease for lease in leases if lease.open[0][0] == lease.lo]
+            found += [((name, lane), lease) for lane, lease in zip(self._lanes_of(name, whole), whole, strict=True)]
+        return [one for one in found if one[0] in lanes]
+
+    def _running_rows(self, shown: list) -> list[list]:
+        """The same as the page gets it: place of the lane, since, owner, first, tasks."""
+        places = {lane: place for place, lane in enumerate(shown)}
+        return [[places[lane], round(lease.since, 3), lease.batch.owner.id, lease.batch.first + lease.lo, lease.tasks]
+                for lane, lease in self._running(places)]
 
     def _lanes_of(self, name: str, leases: list) -> list[int]:
         """The lane of each lease, as its slave has told of those that run for a while; the others fill what is left."""
@@ -3770,9 +3795,8 @@ class Gallery:
     def _tell_error(failure: dict | None, whole: bool) -> str | None:
         if failure is None:
             return None
-        kind, where = str(failure.get("type", "?")), str(failure.get("where", ""))
-        text = f"{kind}: {str(failure.get('message', ''))[:1000]}" if whole else kind
-        return f"{text} ({where})" if where else text
+        text = f"{failure['type']}: {failure['message']}" if whole else failure["type"]
+        return f"{text} ({failure['where']})" if failure["where"] else text
 
     def _tell_samples(self, minutes: bytes, seconds: bytes) -> list:
         later = list(self.seconds.form.iter_unpack(seconds))
@@ -3783,37 +3807,38 @@ class Gallery:
     def _tell_stream(self, copy: Copy, asked: Asked) -> tuple[dict, dict]:
         about = {"lanes": copy.lanes[0], "total_lanes": copy.lanes[1], "kept": self.spans.size * self.keeps,
                  "seen": copy.seen}
-        since = copy.now - asked.window
+        key = self._key(asked, "spans" if copy.film is None else "density", copy.layout)
+        fresh, since = asked.cur.get("stream") != key, copy.now - asked.window
+        if not fresh:
+            since = max(since, asked_number(asked.cur.get("at"), 0.0, 0.0, copy.now))
         barriers = [[round(at, 3), system, step] for at, system, step in copy.barriers
-                    if at >= since and asked.system in ("", system)]
+                    if at > since and asked.system in ("", system)]
         if copy.film is None:
-            key = self._key(asked, "spans", copy.layout)
             told = {"mode": "spans", "rows": self._tell_spans(copy, asked), "running": copy.running}
-            cursor = {"stream": key, "span": copy.seen}
+            cursor = {"span": copy.seen}
         else:
-            key = self._key(asked, "density", copy.layout)
-            told, column = self._tell_density(copy, asked, key)
-            cursor = {"stream": key, "span": 0, "column": column}
-        return {**told, "fresh": asked.cur.get("stream") != key, **about, "barriers": barriers}, cursor
+            told, column = self._tell_density(copy, asked, fresh)
+            cursor = {"span": 0, "column": column}
+        return {**told, "fresh": fresh, **about, "barriers": barriers}, {**cursor, "stream": key, "at": copy.now}
 
     def _tell_spans(self, copy: Copy, asked: Asked) -> list:
         first, data = copy.spans
         texts, rows = copy.texts, []
         places = {lane: place for place, lane in enumerate(copy.lanes[0])}
         for serial, row in enumerate(self.spans.form.iter_unpack(data), first):
-            began, ran, ordinal, tasks, failed, step, slave, lane, owner, kind, attempt = row
+            began, ran, low, high, tasks, failed, step, slave, lane, owner, kind, attempt = row
             place = places.get((texts[slave], lane))
             if place is not None and asked.system in ("", texts[owner]):
-                rows.append([serial, place, round(began, 4), round(ran, 5), tasks, failed, step, texts[owner], ordinal,
-                             attempt, texts[kind]])
+                rows.append([serial, place, round(began, 4), round(ran, 5), tasks, failed, step, texts[owner],
+                             low | high << 32, attempt, texts[kind]])
         return rows
 
-    def _tell_density(self, copy: Copy, asked: Asked, key: str) -> tuple[dict, int]:
+    def _tell_density(self, copy: Copy, asked: Asked, fresh: bool) -> tuple[dict, int]:
         film, limit = copy.film
         width = film.grid.width
         self._develop(copy, film)
         wanted = limit - min(COLUMNS, round(asked.window / width))
-        if asked.cur.get("stream") == key:
+        if not fresh:
             wanted = max(wanted, asked.after("column"))
         first, data = film.told(wanted, copy.rows)
         places = {lane: place for place, lane in enumerate(copy.lanes[0])}
@@ -3840,7 +3865,7 @@ class Gallery:
         texts, (by_worker, rows, scales, *_) = copy.texts, copy.layout
         film.past, film.filled = Grid(film.grid.width), True
         for row in self.spans.form.iter_unpack(data[: max(0, film.since - first) * self.spans.form.size]):
-            began, ran, _, _, _, _, slave, lane, owner, *_ = row
+            began, ran, *_, slave, lane, owner, _, _ = row
             place = rows.get((texts[slave], lane if by_worker else -1))
             if place is not None and film.system in ("", texts[owner]):
                 film.past.add(place, scales[place], began, began + ran)
@@ -3851,8 +3876,9 @@ class Gallery:
         number = self.texts.get(owner)
         for at in range(len(rows) - size, -1, -size) if number is not None else ():
             row = self.spans.form.unpack_from(rows, at)
-            if row[8] == number and row[2] <= ordinal < row[2] + row[3]:
-                began, ran, first, tasks, failed, step, slave, lane, _, kind, attempt = row
+            began, ran, low, high, tasks, failed, step, slave, lane, whose, kind, attempt = row
+            first = low | high << 32
+            if whose == number and first <= ordinal < first + tasks:
                 return {"began": round(began, 4), "seconds": round(ran, 5), "first": first, "tasks": tasks,
                         "failed": failed, "step": step, "slave": texts[slave], "lane": lane, "kind": texts[kind],
                         "attempt": attempt}

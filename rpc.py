@@ -46,13 +46,14 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      spans(now, [[when, system, step, waits]…], missing, [queued, busy], last) {texts, rows}
     master → slave   lease(id, owner, number, lo, hi, group, attempt, first) {head, index, groups…}
                      revoke(id, kill) · steal(id) · late(id, seconds) · bundle(digest, manifest) {zip}
-                     workers(count) · drain() · shared(key, at, total) {, bytes} · no_shared(key, reason)
+                     workers(count) · drain() · shared(key, at, total) {, bytes} · no_shared(key, reason) · seen(when)
                      forget_shared([keys]) · no_bundle(digest)
     slave → master   result(id, lo, hi, seconds, failures, [lane, began, ended, opening, packing]) {groups…}
                      given_back(id, lo, hi) · fetch(digest)
                      output(id, [[lo, hi, text, dropped]…]) · worker_lost(id, lo, hi, reason, output)
                      resources(amounts, workers) · leaving() · preparing(digest, what), "" when that is over
                      publish_for(owner, key, at, total) {, bytes} · fetch_shared(key)
+                     vitals(cpu, memory, round trip, [[lane, id] of what runs…], when), every few seconds
     slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
                      shared(key) {bytes} · no_shared(key, reason) · spare() and stack(), with a descriptor each
     worker → slave   result(id, lo, hi, seconds, failures, last, [began, ended, opening, packing]) {groups…}
@@ -5027,8 +5028,8 @@ _BLANKED = re.compile(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)*")
 
 
 class Failures:
-    """What has failed, in groups: those of one type at one place whose messages differ by numbers alone. The groups that
-    changed last are kept."""
+    """What has failed, in groups: those of one type at one place whose messages differ by numbers alone. The groups
+    that changed last are kept."""
 
     def __init__(self) -> None:
         self._groups: OrderedDict[tuple, dict] = OrderedDict()  # what changed last comes last
@@ -5058,8 +5059,8 @@ class Failures:
                 "message": message, "traceback": zlib.compress(text, 1), "stamp": self._stamp}  # fmt: skip
 
     def since(self, stamp: int) -> tuple[int, list[dict], int]:
-        """What has changed since a stamp, the oldest first: the next stamp, up to GROUPS_TOLD groups, and how many there
-        are. A group of which somebody has heard comes without its traceback."""
+        """What has changed since a stamp, the oldest first: the next stamp, up to GROUPS_TOLD groups, and how many
+        there are. A group of which somebody has heard comes without its traceback."""
         fresh = itertools.takewhile(lambda group: group["stamp"] > stamp, reversed(self._groups.values()))
         told = [{**group, "tasks": group["tasks"][:], "slaves": group["slaves"][:]} for group in fresh]
         told = told[::-1][:GROUPS_TOLD]
@@ -5259,10 +5260,11 @@ class BaseNode(components.ComponentManager):
         service = self.service
 
         @jsonremote(service, name="ui.poll")
-        def poll(request, boot: str = "", cur: dict = {}, stream: dict = {}, slaves: dict = {}, system: str = ""):
+        def poll(request, boot: str = "", cur: dict | None = None, stream: dict | None = None,
+                 slaves: dict | None = None, system: str = ""):
             """What a page of this node shows, as far as it is new since `cur`, the cursors of the last answer."""
-            known = cur if boot == self.boot else {}
-            return self.poll(known, {"stream": stream, "slaves": slaves, "system": system}, request.role == "admin")
+            known, asked = cur or {}, {"stream": stream or {}, "slaves": slaves or {}, "system": system}
+            return self.poll(known if boot == self.boot else {}, asked, request.role == "admin")
 
         @jsonremote(service, name="errors.get")
         def error(request, group: int):

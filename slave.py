@@ -93,8 +93,8 @@ class Worker:
         one = self.envelope
         state = "ends" if self.doomed else "idle" if one is None else "runs"
         app = one.head.get("name", "") if one else ""
-        tasks_here = one.hi - self.lo if one else 0
-        return [self.lane if one else -1, self.pid, app, self.user, state, tasks_here, round(now - self.used, 2), memory_of(self.pid)]
+        count, lane = (one.hi - self.lo, self.lane) if one else (0, -1)
+        return [lane, self.pid, app, self.user, state, count, round(now - self.used, 2), memory_of(self.pid)]
 
 
 class ProcessTaskManager(components.Component):

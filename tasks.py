@@ -2145,7 +2145,7 @@ class Sandbox:
             return {"sandbox": "off, as configured"}
         whole = {"files": self.applied.get("landlock"), "calls": self.applied.get("seccomp"), "uid": self._uid_base}
         return {**{name: "active" for name, there in whole.items() if there},
-                **{name: why.rstrip(")") or "missing" for name, _, why in (one.partition(" (") for one in self.missing)}}
+                **{name: why.rstrip(")") or "missing" for name, _, why in (it.partition(" (") for it in self.missing)}}
 
     @property
     def word(self) -> str:

@@ -1,10 +1,10 @@
-"""Measures what people who look on cost: a flood of tasks with ten pages that ask once a second, and with none, in turns.
+"""Measures what people who look on cost: a flood of tasks with ten pages that ask once a second, and with none.
 
     python benchmarks/viewers.py                     # 8 rounds of 300,000 tasks
     python benchmarks/viewers.py --lease 1 --tasks 20000      # one task in each lease: the master is the limit
 
-Prints tasks a second of each round, both medians and their ratio, what an answer is in bytes, and what a question takes
-of the master in ms of CPU while nothing runs. The pages are as many connections that take gzip and keep their cursors.
+Takes turns; prints tasks a second of each round, both medians and their ratio, what an answer is in bytes, and what a
+question takes of the master in ms of CPU while nothing runs. The pages are as many connections that take gzip and keep their cursors.
 """
 
 import argparse
@@ -18,8 +18,9 @@ import threading
 import time
 from pathlib import Path
 
-from concurrent_swarm import rpc
 from concurrent_swarm.client import LocalSwarm
+
+from concurrent_swarm import rpc
 
 ROOT = Path(__file__).parent.parent
 

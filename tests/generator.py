@@ -171,8 +171,9 @@ class Crowd:
     def _hear(self, slave, lane, lease, leased, began, failed):
         batch, count = lease.batch, lease.hi - lease.lo
         step = self.gallery.works[batch.owner.id].step
-        span = master.Span(batch.owner.id, batch.first + lease.lo, count, failed, lease.attempt, slave, lane, batch.since,
-                           leased, began, self.now, self.now, 1e-5, 1e-5, step, batch.options["name"], 900, 300)
+        first = batch.first + lease.lo
+        span = master.Span(batch.owner.id, first, count, failed, lease.attempt, slave, lane, batch.since, leased,
+                           began, self.now, self.now, 1e-5, 1e-5, step, batch.options["name"], 900, 300)
         self.spans.append(span)
         self.gallery.hear(span)
 

@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import itertools
 import json
 import random
 import time
@@ -14,8 +13,6 @@ from conftest import wait_until
 from generator import Crowd, stage
 
 from concurrent_swarm import components, master, rpc
-
-NUMBERS = "#system= slaves spans"
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +257,7 @@ def test_barriers_are_told_of_those_systems_that_are_shown():
     crowd = small(steps=3, tasks=300, apps=[("md5", 0.5, 0.01), ("dna", 0.5, 0.1)]).run(until=1015.0)
     told = crowd.poll(stream={"window": 60})["stream"]["barriers"]
     assert {step for _, _, step in told} >= {1, 2, 3} and [1000.0, "1", 1] in told
+    assert crowd.poll(stream={"window": 60})["stream"]["barriers"] == []  # they were told
     assert {system for _, system, _ in crowd.poll(stream={"window": 60, "system": "1"})["stream"]["barriers"]} == {"1"}
 
 
@@ -278,7 +276,7 @@ def test_names_that_no_span_has_any_more_are_let_go():
             gallery.sample(101.0 + number)
     assert len(gallery.texts) < 10_000 and len(gallery.texts.texts) < 10_000
     gallery.slave_joined("s1", "here", "", "off")
-    found = {gallery.texts.texts[row[8]] for row in gallery.spans.form.iter_unpack(gallery.spans.since(0)[1])}
+    found = {gallery.texts.texts[row[9]] for row in gallery.spans.form.iter_unpack(gallery.spans.since(0)[1])}
     assert found == {f"c{number}" for number in range(19_950, 20_000)}
 
 
@@ -373,7 +371,7 @@ def test_a_slave_that_says_impossible_things_spoils_nothing():
     gallery.slave_joined("s1", "here", "", "off")
     gallery.board.slave_joined("s1", {"cpus": 1}, [], 1, 100.0)
     gallery.sample(101.0)
-    for wrong in ({"began": 120.0, "ended": 101.0}, {"lane": 1 << 40}, {"attempt": 10**6}, {"opening": 1e9}, {"lane": 0}):
+    for wrong in ({"began": 120.0, "ended": 101.0}, {"lane": 1 << 40}, {"attempt": 10**6}, {"opening": 1e9}, {}):
         for _ in range(400):
             gallery.hear(span(**wrong))
     gallery.sample(102.0)
@@ -545,8 +543,9 @@ def test_all_that_is_kept_for_a_page_stays_below_five_megabytes():
             board.slave_joined(f"s{number}", {"cpus": 8}, [], 8, 1000.0)
         slaves = tracemalloc.get_traced_memory()[0] - without
         _fill(gallery, lines)
-        told = gallery.tell(gallery.copy(asked(stream={"window": 10}), gallery.now), asked(stream={"window": 10}), True)
-        assert told["stream"]["mode"] == "density" and told["stream"]["columns"] == 600
+        for now in (gallery.now, gallery.now + 1.0):
+            told = gallery.tell(gallery.copy(asked(stream={"window": 10}), now), asked(stream={"window": 10}), True)
+            assert told["stream"]["mode"] == "density" and told["stream"]["columns"] == 600
         del told
         assert 3e6 < tracemalloc.get_traced_memory()[0] - before - slaves < 5e6
     finally:
@@ -558,17 +557,19 @@ def _fill(gallery, lines):
     for number in range(1000):
         gallery.slave_joined(f"s{number}", f"node{number}", "3.11", "standard")
         gallery.vitals(f"s{number}", made.random(), 10**8, made.random(), {})
-    for second in range(1000, 1000 + 90_000):
-        gallery.sample(float(second)) if second % 60 < 2 or second > 90_000 else gallery.seconds.put(second, *[1.0] * 6)
+    for second in range(1000, 3000):
+        for ring in (gallery.seconds, gallery.minutes):
+            ring.put(second, *[made.random() for _ in range(6)])
     for number in range(60_000):
         gallery.now = now = 91_000 + number / 4000
-        gallery.hear(span(owner=str(number % 20), slave=f"s{number % 1000}", lane=number % 8, began=now - 0.5, ended=now,
-                          heard=now, failed=1, step=number % 3000))  # fmt: skip
+        place = {"owner": str(number % 20), "slave": f"s{number % 1000}", "lane": number % 8}
+        gallery.hear(span(**place, began=now - 0.5, ended=now, heard=now, failed=1, step=number % 3000))
         if number % 4000 == 0:
             gallery.sample(now)
     for number in range(250):
-        text = "".join(f'  File "{made.random()}.py", line {n}, in f\n    {made.random()}\n' for n in range(200))
-        gallery.task_failed("1", f"1.{number}", why(where=f"x.py:{number}", traceback=text), 1, "s1", 91_000.0)
+        lines_of = (f'  File "samples/md{made.randrange(9)}.py", line {n}, in step\n    deeper(n + {n})\n'
+                    for n in range(200))  # fmt: skip
+        gallery.task_failed("1", f"1.{number}", why(where=f"x.py:{number}", traceback="".join(lines_of)), 1, "s1", now)
     for number in range(2000):
         lines.handle(components.logging.LogRecord("a.b", 20, "", 1, "x" * 480 + str(number), None, None))
 
@@ -585,11 +586,11 @@ def best(function, times=7):
 
 def test_an_answer_about_a_thousand_slaves_and_a_hundred_thousand_tasks_is_within_the_budget(large):
     """2 ms of CPU, of which the loop's thread has less than one, and 40 kB; after the first answer, once a second."""
-    large.poll(cursor={})
-    spent, copied, size = [], [], []
-    for _ in range(10):
+    large.poll(cursor={}, stream={"lanes": [0, 200]})
+    spent, copied, size, fresh = [], [], [], 0
+    for _ in range(10):  # the least of ten is what it takes where nobody else is
         large.run(until=large.now + 1)
-        wanted = asked(large.cursor)
+        wanted = asked(large.cursor, {"lanes": [0, 200]})
         began = time.thread_time()
         copy = large.gallery.copy(wanted, large.now)
         copied.append(1000 * (time.thread_time() - began))
@@ -599,9 +600,9 @@ def test_an_answer_about_a_thousand_slaves_and_a_hundred_thousand_tasks_is_withi
         spent.append(1000 * (time.thread_time() - began))
         size.append(len(packed))
         large.cursor = told["cur"]
-        assert told["stream"]["mode"] == "density" and not told["stream"]["fresh"]
-    assert min(copied) < 1 and sorted(copied)[5] < 2
-    assert min(spent) < 2 and max(size) < 40_000
+        fresh += told["stream"]["fresh"]
+    assert fresh <= 1  # once in ten seconds other slaves may have become the most interesting
+    assert min(copied) < 1 and min(spent) < 2 and max(size) < 40_000, (sorted(copied), sorted(spent))
 
 
 def test_a_first_answer_about_so_many_is_below_forty_kilobytes_too(large):
@@ -622,7 +623,7 @@ def test_to_hear_of_a_span_costs_a_few_microseconds(large):
 
 def test_whatever_a_page_sends_an_answer_comes():
     made, crowd = random.Random(5), small(failing=0.2).run(until=1003.0)
-    things = [None, True, -1, 0, 7, 1e308, -1e308, "x", "", [], [1], [1, 2, 3], ["a", "b"], {}, {"a": 1}, 2**70, [None, 9]]
+    things = [None, True, -1, 0, 7, 1e308, -1e308, "x", "", [], [1], [1, 2, 3], ["a"], {}, {"a": 1}, 2**70, [{}, 9]]
     keys = ["window", "lanes", "system", "filter", "columns", "from", "count", "sort", "span", "ts", "errors", "stream",
             "column"]  # fmt: skip
     for _ in range(2000):

@@ -3372,10 +3372,10 @@ class Gallery:
     def _kept(self, system, data, texts, barriers):
         wanted = range(len(texts)) if not system else [n for n, text in enumerate(texts) if text == system]
         for row in self.spans.form.iter_unpack(data):
-            began, seconds, first, count, failed, step, slave, lane, owner, kind, attempt = row
+            began, seconds, low, high, count, failed, step, slave, lane, owner, kind, attempt = row
             if owner in wanted:
-                yield ("run", texts[owner], first, count, failed, attempt, texts[slave], lane, began, began + seconds,
-                       step, texts[kind])
+                yield ("run", texts[owner], low | high << 32, count, failed, attempt, texts[slave], lane, began,
+                       began + seconds, step, texts[kind])
         for when, owner, step in barriers:
             if system in ("", owner):
                 yield "barrier", when, owner, step, False

@@ -3998,16 +3998,18 @@ def check_offer(amounts: Any, workers: Any, tags: Any = ()) -> None:
         raise components.UsageError(f"the tags {str(tags)[:80]} are no list of words")
 
 
-def check_vitals(cpu: Any, memory: Any, trip: Any, running: Any) -> tuple:
-    """What a slave tells of itself, [lane, lease] of what runs as lease -> lane. Raises ProtocolError."""
-    numbers = all(one is None or (type(one) in (int, float) and one >= 0) for one in (cpu, memory, trip))
-    if not numbers or type(running) is not list or len(running) > MOST_WORKERS:
-        raise rpc.ProtocolError("a slave has not told how it is")
+def check_vitals(cpu: Any, memory: Any, trip: Any, running: Any, stamp: Any) -> dict[int, int]:
+    """What a slave runs, as lease -> lane. Raises UsageError unless this is what a slave may tell of itself."""
+    for one in (cpu, memory, trip, stamp):
+        if one is not None and (type(one) not in (int, float) or not 0 <= one < 1 << 60):
+            raise components.UsageError(f"{str(one)[:80]} is no figure of a slave", "a number from 0 is meant")
+    if type(running) is not list or len(running) > MOST_WORKERS:
+        raise components.UsageError("what a slave runs is no list", "lanes and leases are meant")
     for row in running:
         if type(row) is not list or len(row) != 2:
-            raise rpc.ProtocolError("what runs is a list of lanes and leases")
+            raise components.UsageError(f"{str(row)[:80]} does not run", "a lane and a lease are meant")
         check_whole(*row)
-    return cpu, memory, trip, {lease: lane for lane, lease in running}
+    return {lease: lane for lane, lease in running}
 
 
 def check_holds(rows: Any) -> None:
@@ -4286,9 +4288,7 @@ class MasterNode(rpc.BaseNode):
         self.board = Board(max_lease=self.max_lease, unplaceable_wait=self.unplaceable_wait, weigh=weight_of)
         self.read_quotas()
         self.set_scheduler()
-        self.gallery = Gallery(self.board, self.started, self.history, self.failures, self._heard_at)
-        self.span_ears.append(self.gallery.hear)
-        self._viewing = threading.Lock()
+        self.open_gallery()
         self.keyring = rpc.Keyring(str(self.environment / "keys"))
         apps = self.environment / "apps"  # one without its zip is asked for again
         self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
@@ -4357,6 +4357,12 @@ class MasterNode(rpc.BaseNode):
         limits["retries"] = {name: most for name, most in retries.items() if most != UNSAID[name]}
         said = {name: value for name, value in limits.items() if value != UNSAID.get(name, 0.0) and value != {}}
         self.limits = json.dumps(said) if said else ""
+
+    def open_gallery(self) -> None:
+        """Keeps from now on what the page shows."""
+        self.gallery = Gallery(self.board, self.started, self.history, self.failures, self._heard_at)
+        self.span_ears.append(self.gallery.hear)
+        self._viewing = threading.Lock()  # one question at a time is made into an answer
 
     def read_quotas(self) -> None:
         """Takes over what is configured for users."""
@@ -4744,11 +4750,6 @@ class MasterNode(rpc.BaseNode):
             self.gallery.slave_changed()
 
         @rpc.tcpremote(channel, roles=slaves)
-        def vitals(handler, request, cpu, memory, trip, running, stamp):
-            self.gallery.vitals(request.peer.label, *check_vitals(cpu, memory, trip, running))
-            self._send(request.peer.label, ["seen", stamp])
-
-        @rpc.tcpremote(channel, roles=slaves)
         def leaving(handler, request):
             self.apply(self.board.slave_draining(request.peer.label, time.monotonic()))
 
@@ -4760,6 +4761,12 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=("slave",))
         def preparing(handler, request, digest, what):
             self.preparing(digest, what, request.peer.label)
+
+        @rpc.tcpremote(channel, roles=("slave",))
+        def vitals(handler, request, cpu, memory, trip, running, stamp):
+            runs = check_vitals(cpu, memory, trip, running, stamp)
+            self.gallery.vitals(request.peer.label, cpu, memory, trip, runs)
+            self._send(request.peer.label, ["seen", stamp])
 
     def _hello(self, peer: rpc.Peer, info: dict) -> dict:
         """Admits a node: gives it a name, and tells it what it needs to know."""

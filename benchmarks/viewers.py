@@ -4,7 +4,8 @@
     python benchmarks/viewers.py --lease 1 --tasks 20000      # one task in each lease: the master is the limit
 
 Takes turns; prints tasks a second of each round, both medians and their ratio, what an answer is in bytes, and what a
-question takes of the master in ms of CPU while nothing runs. The pages are as many connections that take gzip and keep their cursors.
+question takes of the master in ms of CPU while nothing runs. The pages are as many connections that take gzip and keep
+their cursors.
 """
 
 import argparse

@@ -732,3 +732,52 @@ def test_every_node_of_a_swarm_tells_what_its_page_shows(swarm):
     assert here.master.ends() in (0, 143)
 
 
+
+
+LOOKS = """
+import threading, time
+from concurrent_swarm import rpc
+from concurrent_swarm.client import ApplicationNode
+from concurrent_swarm.tasks import Task
+
+class Nap(Task):
+    def __call__(self):
+        time.sleep(0.05)
+        return 1 // self.number
+
+class Looks(ApplicationNode):
+    told = None
+    def start_processing(self):
+        self.push_tasks(Nap(f"nap {n}", number=n) for n in range(40))
+    def task_finished(self, task, result, error):
+        if self.told is None and error:
+            self.told = threading.Thread(target=self.look)
+            self.told.start()
+        if not self.pending:
+            self.told.join()
+            self.shutdown_main_loop()
+    def look(self):
+        self.result = rpc.Proxy(self.swarm.server.address).ui.poll()
+"""
+
+
+def test_a_client_s_own_page_shows_its_tasks_and_what_failed(swarm, tmp_path):
+    here = swarm(slaves=1, workers=1)
+    (tmp_path / "looks.py").write_text(LOOKS)
+    run = here.run_client(tmp_path / "looks.py")
+    told = run.about["result"]
+    assert told["node"] == "client" and told["name"] == "c1" and told["head"]["tasks"] == 40
+    assert told["head"]["failed"] == 1 and told["head"]["slaves"] == 1
+    (group,) = told["errors"]["changed"]
+    assert group["type"] == "ZeroDivisionError" and group["tasks"] == ["c1.0"] and group["message"] is None
+
+
+@pytest.mark.parametrize("wrong", [
+    ("x", None, None, [], 1.0), (None, -1, None, [], 1.0), (0.5, 1, True, [], 1.0), (0.5, 1, 0.1, {}, 1.0),
+    (0.5, 1, 0.1, [[1]], 1.0), (0.5, 1, 0.1, [[1, "x"]], 1.0), (0.5, 1, 0.1, [[1, -2]], 1.0), (0.5, 1, 0.1, [], []),
+    (float("inf"), 1, 0.1, [], 1.0), (0.5, 1, 0.1, [[1, 1]] * 20_000, 1.0),
+])  # fmt: skip
+def test_a_slave_cannot_tell_nonsense_of_itself(wrong):
+    with pytest.raises(components.UsageError):
+        master.check_vitals(*wrong)
+    assert master.check_vitals(0.5, 10**9, None, [[0, 17]], 3.5) == {17: 0}

@@ -44,17 +44,17 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 1770,
-    "components.py": 1534,
+    "client.py": 1792,
+    "components.py": 1570,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 4819,
-    "rpc.py": 5752,
+    "master.py": 5939,
+    "rpc.py": 5893,
     "setup.py": 65,
-    "slave.py": 1175,
-    "tasks.py": 4104,
+    "slave.py": 1226,
+    "tasks.py": 4118,
 }
-TOTAL_LINES = 19_982
+TOTAL_LINES = 21_366
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8
@@ -66,7 +66,7 @@ OPENERS = {  # what opens the user's pickles or runs the user's code, of rpc and
     "open_sealed", "open_failure", "Records", "LeaseRunner", "Owner", "SystemRun", "load_app",
     "install_bundle", "find_class", "worker_main", "host_main",
 }  # fmt: skip
-WALL_CLOCK = {"rpc.py": 2, "tasks.py": 1}  # mentions of time.time: dates of keys, enrolments, and `master.now`
+WALL_CLOCK = {"rpc.py": 3, "tasks.py": 1}  # mentions of time.time: dates of keys, enrolments, answers, `master.now`
 
 # Names of the original that stay where a user would look for them.
 CALLBACKS = """app_init app_main get_task_system start_processing task_finished work_finished push_task push_tasks

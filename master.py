@@ -3430,6 +3430,23 @@ class Gallery:
         if work is not None:
             work.last = ", ".join(filter(None, (str(why.get("type", "?")), str(why.get("where", "")))))[:200]
 
+    def kept(self, system: str = "") -> Iterable[tuple]:
+        """What is kept of the runs of a system, or of all, and its barriers, as `tasks.Trace.events` takes them; a copy
+        that another thread may read."""
+        data, texts, barriers = self.spans.since(0)[1], [*self.texts.texts], list(self.barriers)
+        return self._kept(system, data, texts, barriers)
+
+    def _kept(self, system, data, texts, barriers):
+        wanted = range(len(texts)) if not system else [n for n, text in enumerate(texts) if text == system]
+        for row in self.spans.form.iter_unpack(data):
+            began, seconds, low, high, count, failed, step, slave, lane, owner, kind, attempt = row
+            if owner in wanted:
+                yield ("run", texts[owner], low | high << 32, count, failed, attempt, texts[slave], lane, began,
+                       began + seconds, step, texts[kind])
+        for when, owner, step in barriers:
+            if system in ("", owner):
+                yield "barrier", when, owner, step, False
+
     def system_step(self, owner: str, step: int, waiting: bool, now: float) -> None:
         """A system is in this step, or waits at its end for a person."""
         work = self.works.get(owner)
@@ -6282,6 +6299,13 @@ class MasterNode(rpc.BaseNode):
             "refused": dict(self.channel.counts), "audit": dict(self.audit_log.counts),
             "sandbox": self.guard.status(),
         }
+
+    def pages(self) -> dict[str, Any]:
+        return {**super().pages(), "/trace.json": rpc.Page("application/json", self._kept_trace, ("admin",))}
+
+    def _kept_trace(self, request: rpc.HttpRequest) -> tuple[bytes, int]:
+        rows = self.loop.ask(lambda: self.gallery.kept(request.query.get("system", "")))
+        return tasks.trace_of(rows), 200
 
     def unready(self) -> str:
         if self.broken:

@@ -9,6 +9,8 @@ import itertools
 import json
 import random
 import signal
+import urllib.error
+import urllib.request
 
 import pytest
 from conftest import APPS, text_of, wait_until
@@ -427,3 +429,25 @@ def test_nothing_is_heard_for_traces_while_nobody_traces(tmp_path):
         assert node.traces.hear not in node.span_ears
     finally:
         node.close()
+
+
+# -- a page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_a_trace_shows_what_is_kept_of_a_system_to_who_has_the_token(swarm, tmp_path):
+    here = swarm(slaves=2, workers=1)
+    assert here.run_client("plain.py", "--app", "Many", "--set", "plain.count=100").code == 0
+    assert here.run_client("systems.py", "--app", "LockStepping", "--set", "systems.count=10").code == 0
+    token = json.loads(text_of(here.master.folder / "keys" / "token.json"))["token"]
+
+    def page(path, **headers):
+        request = urllib.request.Request(f"http://{here.address}{path}", headers=headers)
+        return Slices(events_of(urllib.request.urlopen(request, timeout=10).read().decode()))
+
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        page("/trace.json?system=1")
+    of_one, of_all = (page(path, Authorization=f"Bearer {token}") for path in ("/trace.json?system=1", "/trace.json"))
+    assert (tasks_in(of_one), tasks_in(of_all)) == (32, 132)
+    assert of_one.instants == [f"system 1: step {number} begins" for number in (1, 2, 3)]
+    assert of_one.of("slave") == ["slave s1", "slave s2"] and not of_one.of("client")
+    assert {row[0] for row in of_one.on("slave")} == {"Number"}

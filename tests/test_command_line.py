@@ -268,6 +268,7 @@ def test_a_client_whose_system_has_no_task_yet_says_so_and_a_run_without_a_swarm
                "        return [T(str(n)) for n in range(20)]\n"
                "class A(ApplicationNode):\n    def get_task_system(self): return S()\n")
     swarm = Typed("client.py", path, "--local").until(r"no task is known yet \(\d s\)")
+    assert re.search(r"A on (127.0.0.1:\d+): \d slaves?, \d+ workers?    watch: http://\1/\r\n", swarm.text), swarm.text
     assert swarm.exit_code() == 0
     assert Typed("client.py", path, "--workers", "0").until(r"\d+/20  1/1 busy").exit_code() == 0
 

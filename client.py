@@ -338,7 +338,7 @@ class ApplicationNode(components.Component):
                 self.swarm.call("get_stats", number)
 
     @property
-    def cancelled(self) -> bool:
+    def _was_cancelled(self) -> bool:
         """Whether it ended because its task system was cancelled, by whomever."""
         return getattr(self.error, "failure", {}).get("kind") == "cancelled"
 
@@ -567,6 +567,9 @@ class ClientNode(rpc.Node):
                     raise self.no_compute_channel(WELCOME_WITHIN)
         if self.refusal:
             raise self.refusal
+        if self.watch and app._welcomed:
+            secure = rpc.certificate_of("client", self.address, self._access_file)
+            self.watch.begin(f"http{'s' * bool(secure)}://{self.address}/")
 
     def on_signal(self, function: Callable) -> None:
         """Runs it in the loop, from a signal handler; who still waits for a master has nothing to do but to stop."""
@@ -924,6 +927,13 @@ class Watch:
                 self._still_waiting(now - self._idle_since)
         return self._next if self._app.pending else now + 1.0
 
+    def begin(self, page: str) -> None:
+        """Says on a terminal where the application runs, and where a browser shows it."""
+        slaves, workers, _ = self._app._size
+        size = f"{slaves} slave{'s' * (slaves != 1)}, {workers} worker{'s' * (workers != 1)}"
+        if self._show and self._terminal.live:
+            self._terminal.write(f"{type(self._app).__name__} on {self._app.swarm.address}: {size}    watch: {page}\n")
+
     def end(self) -> None:
         """Takes the line away."""
         self._measure(time.monotonic())
@@ -1104,7 +1114,7 @@ def summary(app: ApplicationNode, code: int) -> dict:
         "task_seconds": round(seconds, 3), "cpu_s": round(time.process_time() - app._cpu, 3),
         "in_line_s": round(_seconds_in_line() - app._in_line, 3), "result": app.result,
         "errors": group_failures(failures, app._shown), "output_dropped": app.output_dropped,
-        "error": describe_end(app), "by": "sequential()" if hasattr(app, "sequential") else "--workers 0",
+        "error": describe_end(app),
     }
     return {**about, "worker_time": worker_time(app, seconds), "hints": hints(app, about)}
 
@@ -1381,7 +1391,7 @@ class Bench:
         given += ["--app", self._options.chosen] if self._options.chosen else []
         command = [sys.executable, "-m", f"{__package__}.client", *self._app, "--json", "-q", *given, *words]
         environ = environ_of_children(str(components.state_root()))
-        with tempfile.TemporaryFile("w+") as said, self._terminal.waiting(f"{label}, run {turn + 1} of {times}", 1e6):
+        with tempfile.TemporaryFile("w+") as said, self._terminal.waiting(f"{label}, run {turn + 1} of {times}", 10):
             process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=said, text=True)
             try:
                 out, _ = process.communicate(timeout=self._options.timeout)
@@ -1419,7 +1429,7 @@ def bench(options: argparse.Namespace, swarm_of: Callable) -> int:
         row["efficiency"] = row["speedup"] / row["workers"]
         row["idle"] = max(0.0, 1 - row["task_seconds"] / (row["best_s"] * row["workers"]))
     fit = amdahl([(row["workers"], row["best_s"]) for row in rows if row["workers"] <= usable_cpus()])
-    name = Path(options.app).stem if options.app else options.module.rpartition(".")[2]
+    name = Path(options.app).resolve().stem if options.app else options.module.rpartition(".")[2]
     about = {"ok": True, "exit": 0, "app": name, "sequential": base, "rows": rows, "repeat": times,
              "p": fit and fit[1] / sum(fit), "fixed_s": fit and fit[0], "shared_s": fit and fit[1],
              "processors": usable_cpus(), "machine": platform.machine(), "system": platform.platform(),
@@ -2259,12 +2269,14 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
     except Exception as error:  # the application's own
         app.error, code = error, components.EXIT_FAILED
     app.swarm.watch.end()
-    if app.cancelled and not interrupted.code:
+    if app._was_cancelled and not interrupted.code:
         interrupted.code = components.EXIT_INTERRUPTED
         print(f"system {', '.join(app._names.values())} was cancelled by somebody else", file=sys.stderr)
     about = {**summary(app, interrupted.code or code), "replays": options.replays.keep(app)}
     if not about["exit"] and about["failed"]:
         about["ok"], about["exit"] = False, components.EXIT_FAILED
+    if options.sequential:
+        about["by"] = "sequential()" if callable(getattr(app, "sequential", None)) else "--workers 0"
     if options.baseline and about["ok"]:
         _compare(about, Bench(options, terminal).sequential(options.repeat or 1))
     if app.swarm.watch.events:

@@ -2057,15 +2057,14 @@ class Terminal:
     @contextmanager
     def waiting(self, what: str, silent: float = 3.0) -> Iterator[None]:
         """Says that `what` is waited for in the `with` block: on a terminal each second from the first on, and nothing
-        of it stays; elsewhere in a line, once it takes `silent` seconds."""
+        of it stays; elsewhere in a line of the log, once it takes `silent` seconds."""
         over, began = threading.Event(), time.monotonic()
 
         def speak():
             wait = self.PATIENT if self.live else silent
             while not over.wait(wait):
                 if not self.live:
-                    self.write(f"still waiting: {what}\n")
-                    self.flush()
+                    log.warning("still waiting: %s", what)
                     return
                 self.status([what, f"{time.monotonic() - began:.0f} s"])
 

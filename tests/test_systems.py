@@ -209,5 +209,5 @@ def test_a_system_is_listed_and_cancelled_by_an_administrator(swarm_of_module, t
     (row,) = swarm_of_module.proxy.systems()
     assert row["app"] == "Raising" and row["step"] == 1
     swarm_of_module.proxy.system.cancel(row["name"])
-    assert client.wait().code == 1 and client.about["error"]["type"] == "Cancelled"
+    assert client.wait().code == 130 and client.about["error"]["type"] == "Cancelled"
     ends(int(text_of(tmp_path / "hangs")))

@@ -285,7 +285,7 @@ def test_a_unit_fits_what_the_node_does(role):
 
 def commands():
     """(role, arguments) of each command on the page that starts a node."""
-    found = re.findall(r"(?:concurrent-|python )(master|slave)(?:\.py)? ((?:--|-[a-z]\b)[^\n'>&]*)", PAGE)
+    found = re.findall(r"(?:concurrent-|python )(master|slave)(?:\.py)? ((?:--|-[a-z]\b)[^\n'>&`]*)", PAGE)
     return sorted({(role, " ".join(words.split())) for role, words in found})
 
 

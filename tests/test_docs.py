@@ -32,7 +32,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "setup")
 FENCE = re.compile(r"(?:<!-- ([^\n]+) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCE_MARK = re.compile(r"<!-- [^\n]+ -->\n")
-OTHERS = re.compile(r"\b(pip|pytest|pdoc|git|ruff|useradd|SBATCH|docker|config|create|backup|doctor|journal)\b")
+THEIRS = "pip pytest pdoc git ruff useradd systemctl apt-get COPY SBATCH docker config create backup doctor journal"
+OTHERS = re.compile(rf"\b({THEIRS.replace(' ', '|')})\b")  # have options of their own
 ROLES = {"master": master, "slave": slave, "client": client}
 COMMANDS = {"config", "create", "backup", "doctor", "keys"}  # they end by themselves
 PATIENCE = 60.0  # seconds for one command

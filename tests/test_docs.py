@@ -235,7 +235,7 @@ def play(block, desk):
 def is_there(block):
     """Whether what a block waits for has come."""
     awaited = re.search(r"once there is (\S+)", block.mark)
-    return not awaited or awaited[1] in options_of("client")
+    return not awaited or awaited[1] in set().union(*map(options_of, ROLES))
 
 
 @pytest.mark.slow

@@ -1057,17 +1057,17 @@ class SlaveNode(rpc.Node):
         """True while the master has not acknowledged what was reported to it."""
         return bool(self.link and self.link.state == "ready" and self.link.master.unheard)
 
-    def config_changed(self, changes: set) -> None:
-        super().config_changed(changes)
-        if ("slave", "workers") in changes:
-            self.set_workers(self.workers if self.workers >= 0 else usable_cpus())
-
     def summary(self) -> str:
         busy = f"{self.manager.get_num_workers()} workers, {len(self.manager.running)} busy"
         if self.leaving_at:
             return f"leaving {self.address}: {busy}"
         state = self.link.state if self.link else ""
         return f"{self.name} at {self.address}: {busy}" if state == "ready" else f"looking for {self.address}"
+
+    def config_changed(self, changes: set) -> None:
+        super().config_changed(changes)
+        if ("slave", "workers") in changes:
+            self.set_workers(self.workers if self.workers >= 0 else usable_cpus())
 
     def status(self) -> dict:
         manager = self.manager

@@ -5576,7 +5576,6 @@ def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -
     """Enrols, trying again while nobody answers. False if the node was stopped. Raises Unreachable in the end."""
     began = time.monotonic()
     speak: Any = terminal.waiting(f"the master at {node.whereabouts()} has not answered yet")
-    node.supervisor.tell(STATUS=f"waiting for the master at {node.whereabouts()}")
     try:
         while not node.loop.stopped:
             try:
@@ -5588,6 +5587,7 @@ def wait_for_master(node: Node, seconds: float, terminal: components.Terminal) -
                 if waited >= seconds:
                     raise
                 terminal.status([f"waiting for the master: {error.what}", f"{waited:.0f} s of {seconds:.0f}"])
+                node.supervisor.tell(STATUS=f"waiting for the master: {error.what}")
                 node.loop.step(node.RETRY)
         return False
     finally:

@@ -81,7 +81,7 @@ def test_a_slave_is_ready_once_it_has_joined(nodes, supervisor):
         port = taken.getsockname()[1]
     words = ("--workers", 1, "--master", f"127.0.0.1:{port}")
     node = nodes.start("slave", *words, ready=False, NOTIFY_SOCKET=supervisor.address)
-    supervisor.until(f"STATUS=waiting for the master at 127.0.0.1:{port}")
+    supervisor.until(f"STATUS=waiting for the master: no master at 127.0.0.1:{port} (connection refused)")
     nodes.start("master", "--port", port, "--no-journal")
     assert "READY=1" not in supervisor.until("READY=1")
     supervisor.until(f"STATUS=s1 at 127.0.0.1:{port}: 1 workers, 0 busy")
@@ -285,7 +285,7 @@ def test_a_unit_fits_what_the_node_does(role):
 
 def commands():
     """(role, arguments) of each command on the page that starts a node."""
-    found = re.findall(r"(?:concurrent-|python )(master|slave)(?:\.py)? ((?:--|-[a-z]\b)[^\n'>&]*)", PAGE)
+    found = re.findall(r"(?:concurrent-|python )(master|slave)(?:\.py)? ((?:--|-[a-z]\b)[^\n'>&`]*)", PAGE)
     return sorted({(role, " ".join(words.split())) for role, words in found})
 
 

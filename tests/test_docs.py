@@ -32,7 +32,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "setup")
 FENCE = re.compile(r"(?:<!-- ([^\n]+) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCE_MARK = re.compile(r"<!-- [^\n]+ -->\n")
-OTHERS = re.compile(r"\b(pip|pytest|pdoc|git|ruff|useradd|SBATCH|docker|config|create|backup|doctor|journal)\b")
+THEIRS = "pip pytest pdoc git ruff useradd systemctl apt-get COPY SBATCH docker config create backup doctor journal"
+OTHERS = re.compile(rf"\b({THEIRS.replace(' ', '|')})\b")  # have options of their own
 ROLES = {"master": master, "slave": slave, "client": client}
 COMMANDS = {"config", "create", "backup", "doctor", "keys", "stats"}  # they end by themselves
 PATIENCE = 60.0  # seconds for one command
@@ -234,7 +235,7 @@ def play(block, desk):
 def is_there(block):
     """Whether what a block waits for has come."""
     awaited = re.search(r"once there is (\S+)", block.mark)
-    return not awaited or awaited[1] in options_of("client")
+    return not awaited or awaited[1] in set().union(*map(options_of, ROLES))
 
 
 @pytest.mark.slow

@@ -44,21 +44,21 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 2432,
+    "client.py": 2444,
     "components.py": 2083,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 6555,
-    "rpc.py": 6141,
-    "setup.py": 65,
-    "slave.py": 1270,
-    "tasks.py": 4335,
+    "master.py": 6590,
+    "rpc.py": 6146,
+    "setup.py": 66,
+    "slave.py": 1278,
+    "tasks.py": 4339,
 }
-TOTAL_LINES = 23_644
+TOTAL_LINES = 23_709
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8
-BROAD_HANDLERS = {"client.py": 1725, "components.py": 1512, "master.py": 6153, "rpc.py": 5859, "tasks.py": 3873}  # only go down
+BROAD_HANDLERS = {"client.py": 1, "components.py": 2, "master.py": 2, "rpc.py": 7, "tasks.py": 2}  # only go down
 ROOMS_FROM = 150  # lines
 
 PICKLE = {"rpc.py", "tasks.py"}  # who may import it

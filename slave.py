@@ -1129,11 +1129,6 @@ class SlaveNode(rpc.Node):
         state = self.link.state if self.link else ""
         return f"{self.name} at {self.address}: {busy}" if state == "ready" else f"looking for {self.address}"
 
-    def config_changed(self, changes: set) -> None:
-        super().config_changed(changes)
-        if ("slave", "workers") in changes:
-            self.set_workers(self.workers if self.workers >= 0 else usable_cpus())
-
     def status(self) -> dict:
         manager = self.manager
         return {

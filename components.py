@@ -1850,7 +1850,7 @@ class StatsKeeper(threading.Thread):
 # -- metrics -------------------------------------------------------------------------------------------------
 
 PREFIX = "concurrent_swarm_"  # of metrics' names; what every process has goes by the names that are usual for it
-BUCKETS = (1e-5, 1e-4, 1e-3, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0)  # seconds
+BOUNDS = (1e-5, 1e-4, 1e-3, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0)  # seconds
 _IN_HELP = str.maketrans({"\\": r"\\", "\n": r"\n"})
 _IN_LABEL = _IN_HELP | {ord('"'): r"\""}
 
@@ -1858,7 +1858,7 @@ _IN_LABEL = _IN_HELP | {ord('"'): r"\""}
 class Histogram:
     """How many values were up to each of some fixed bounds, and their sum."""
 
-    def __init__(self, bounds: Iterable[float] = BUCKETS):
+    def __init__(self, bounds: Iterable[float] = BOUNDS):
         self.bounds = tuple(bounds)
         self.counts, self.sum = [0] * (len(self.bounds) + 1), 0.0
 

@@ -4366,6 +4366,7 @@ class MasterNode(rpc.BaseNode):
             self._send(owner, ["accepted", numbers])
 
     def _send_refused(self, owner: str, number: int, reason: str) -> None:
+        self.audit("refuse", self._peers.get(owner, ""), why=reason, owner=owner, batch=number)
         self._send(owner, ["refused", number, reason])
 
     def _send_outcome(self, owner: str, number: int, lo: int, hi: int, seconds: float, failures: dict, payload: list,

@@ -62,6 +62,15 @@ def test_no_value_breaks_its_line_or_steers_a_terminal(audit, tmp_path, text):
     assert re.fullmatch(rb"[ -~]+\n", (tmp_path / "audit.jsonl").read_bytes())
 
 
+def test_what_is_no_json_is_written_all_the_same_and_the_next_one_too(audit):
+    one, circle = audit(), {}
+    circle["itself"] = circle
+    one.put("admin", "key", circle)
+    one.put("enrol", "key", {"name": "n1"})
+    strange, next_one = one.lines()
+    assert strange["event"] == "admin" and "Circular" in strange["begins"] and next_one["name"] == "n1"
+
+
 @pytest.mark.parametrize("fact", ["ü" * 1000, ["x" * 1000] * 1000, {"\x1b" * 1000: object()}], ids=type)
 def test_of_what_is_long_the_beginning_is_kept(audit, tmp_path, fact):
     one = audit()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from concurrent_swarm.client import explained
 from concurrent_swarm.master import TURN, Board, Quotas, User
-from conftest import wait_until
+from conftest import text_of, wait_until
 
 from concurrent_swarm import components, rpc
 
@@ -346,6 +346,9 @@ def test_a_client_over_its_quota_is_told_value_and_limit_and_its_other_work_goes
     assert told and all(told) and all(int(one[1]) + int(one[2]) > 50 for one in told)
     assert run.about["result"]["refused"] == 0 and run.about["result"]["done"] >= 10 + 16, "what was taken was done"
     assert run.about["failed"] == sum(int(one[2]) for one in told), "a batch was refused in part"
+    audit = here.master.folder / "logs" / "audit.jsonl"
+    written = wait_until(lambda: re.findall(r'"event": "refuse", "who": "alice".*passes 50', text_of(audit)), "audited")
+    assert len(written) == len(told)
 
 
 @pytest.mark.slow

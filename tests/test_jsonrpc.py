@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import SAMPLES
 
 from concurrent_swarm import components
 from concurrent_swarm import rpc as jsonrpc
@@ -749,6 +750,11 @@ def test_a_server_without_tls_is_told_to_who_expects_it(serve):
         jsonrpc.Proxy(serve().address, certificate="0" * 64).ping()
 
 
+def test_a_certificate_may_lack_its_last_line_end(certificates, tmp_path):
+    (bare := tmp_path / "bare.pem").write_text(Path(certificates[0]).read_text().rstrip())
+    assert jsonrpc.server_tls(str(bare), certificates[1])[1] == jsonrpc.server_tls(*certificates[:2])[1]
+
+
 def test_a_certificate_that_cannot_be_used_is_named(certificates, tmp_path):
     one, key, other, _ = certificates
     for pair in [(other, key), (one, str(tmp_path / "none")), (key, key), ("", "")]:
@@ -770,6 +776,9 @@ def test_nodes_of_a_master_with_a_certificate_come_in_by_their_access_file(swarm
     slave = here.start("slave", "--workers", 1, "--master", here.address, name="s1")
     run = here.run_client("hello.py")
     assert run.code == 0 and run.about["ok"], run.err
+    file = here.master.folder / "keys" / "client.access"
+    named = here.start("client", SAMPLES / "hello.py", "--access", file, CONCURRENT_SWARM_MASTER=here.address).wait()
+    assert named.code == 0, named.err
     doctor = here.start_client("doctor").wait()
     assert "a master answers" in doctor.out and "fail" not in doctor.out, doctor.out
     explained = here.start("client", "--explain", "c1.1", "--master", here.address).wait()

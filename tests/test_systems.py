@@ -109,6 +109,12 @@ def test_a_host_that_is_killed_is_told_to_the_client(swarm_of_module):
     still_serves(swarm_of_module)
 
 
+def test_a_host_that_says_nonsense_of_its_end_ends_alone(swarm_of_module):
+    run = system(swarm_of_module, "RaisingApplication", "how=nonsense")
+    assert run.code == 1 and run.about["error"]["type"] == "HostLost", run.err
+    still_serves(swarm_of_module)
+
+
 def test_a_result_that_cannot_be_pickled_is_told_with_its_place(swarm_of_module):
     run = system(swarm_of_module, "RaisingApplication", "how=unpicklable")
     assert run.code == 1 and run.about["error"]["hook"] == "gather_result"

@@ -172,6 +172,8 @@ class Raising(System):
 
     def task_finished(self, master, task, result, error):
         self.trip("task_finished")
+        if self.how == "nonsense":  # what only the framework may say, and not so
+            master._run.call("system_done", None, "no stats", parts=[b"x"])
         System.task_finished(self, master, task, result, error)
 
     def is_complete(self, master):

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 1489,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 5727,
+    "master.py": 5728,
     "rpc.py": 5819,
     "setup.py": 64,
     "slave.py": 1203,
     "tasks.py": 3779,
 }
-TOTAL_LINES = 20_566
+TOTAL_LINES = 20_567
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -4839,6 +4839,8 @@ class MasterNode(rpc.BaseNode):
             system = System(name, one.client, one.number, one.app, one.bundle, one.options, now)
             self.systems[name] = system
             self._show(system)
+            if self.board.owners[name].paused:
+                self.gallery.system_paused(name, True)
             self._repeat(system, one)
             self.apply(self.board.owner_attached(name, now, knows=True))
             log.info("system %s %s goes on: %s of its tasks have their outcome", name, one.app, f"{system.done:,}")

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 2083,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 6590,
+    "master.py": 6592,
     "rpc.py": 6141,
     "setup.py": 66,
     "slave.py": 1270,
     "tasks.py": 4339,
 }
-TOTAL_LINES = 23_696
+TOTAL_LINES = 23_698
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -4612,7 +4612,7 @@ class MasterNode(rpc.BaseNode):
     role = "master"
     FIXED = rpc.BaseNode.FIXED | {f"master.{key}" for key in (
         "host", "port", "compute_port", "certificate", "certificate_key", "allowed_hosts", "journal", "synchronous",
-        "sandbox", "uploads")}  # fmt: skip
+        "sandbox", "uploads", "history", "trace")}  # fmt: skip
     host = components.ConfigItem("master", "host", "127.0.0.1", "address to listen on; beyond loopback with keys")
     port = components.IntItem("master", "port", 8080, "port of the control channel; 0 is any", minimum=0, maximum=65535)
     certificate = components.PathItem("master", "certificate", "",

@@ -5166,7 +5166,7 @@ class BaseNode(components.ComponentManager):
         self.plugins = components.load_plugins(environment / "plugins")
         self.stats = components.Stats()
         self.stats.stand_in()
-        self.supervisor = Supervisor()
+        self.supervisor = Supervisor({} if self.role == "client" else os.environ)  # a client's is its application's
         self.store: Store | None = None  # where large payloads lie for others on this machine
         self._look_at = 0.0
         self.service = Service()
@@ -6096,10 +6096,10 @@ def reload_on_hangup(node: BaseNode) -> None:
 class Supervisor:
     """What started this node and waits for word of it: systemd, or whoever else sets NOTIFY_SOCKET (sd_notify(3))."""
 
-    def __init__(self) -> None:
-        address = os.environ.pop("NOTIFY_SOCKET", "")  # nothing that a node starts speaks for it
+    def __init__(self, environ: Any) -> None:
+        address = environ.pop("NOTIFY_SOCKET", "")  # nothing that a node starts speaks for it
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        watches = os.environ.pop("WATCHDOG_USEC", "") and os.environ.pop("WATCHDOG_PID", "") in ("", str(os.getpid()))
+        watches = environ.pop("WATCHDOG_USEC", "") and environ.pop("WATCHDOG_PID", "") in ("", str(os.getpid()))
         self._alive = {"WATCHDOG": 1} if watches else {}
         self._unsaid: dict[str, Any] = {}
         self._status = ""

@@ -109,18 +109,17 @@ def test_a_node_that_is_watched_gives_signs_of_life(nodes):
         at.until("WATCHDOG=1")
 
 
-def alone(supervisor, monkeypatch, **environ):
+def alone(supervisor, **environ):
     """What a node tells its supervisor through, without the node."""
-    for name, value in {"NOTIFY_SOCKET": supervisor.address, **environ}.items():
-        monkeypatch.setenv(name, value)
-    one = rpc.Supervisor()
-    assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & set(os.environ), "it speaks for children too"
+    environ |= {"NOTIFY_SOCKET": supervisor.address, "HOME": "/"}
+    one = rpc.Supervisor(environ)
+    assert environ == {"HOME": "/"}, "what a node starts could speak for it"
     return one
 
 
 @pytest.mark.parametrize("pid, told", [("", True), (str(os.getpid()), True), ("1", False)])
-def test_only_the_process_that_is_watched_gives_signs_of_life(supervisor, monkeypatch, pid, told):
-    one = alone(supervisor, monkeypatch, WATCHDOG_USEC="4000000", WATCHDOG_PID=pid)
+def test_only_the_process_that_is_watched_gives_signs_of_life(supervisor, pid, told):
+    one = alone(supervisor, WATCHDOG_USEC="4000000", WATCHDOG_PID=pid)
     one.ready()
     one.look(lambda: "at work")
     one.look(lambda: "at work")
@@ -128,8 +127,8 @@ def test_only_the_process_that_is_watched_gives_signs_of_life(supervisor, monkey
     assert supervisor.until("STOPPING=1").count("WATCHDOG=1") == 2 * told
 
 
-def test_a_status_is_told_when_it_changes(supervisor, monkeypatch):
-    one = alone(supervisor, monkeypatch)
+def test_a_status_is_told_when_it_changes(supervisor):
+    one = alone(supervisor)
     one.look(lambda: "too early")
     one.ready()
     for status in ("idle", "idle", "busy", "idle"):
@@ -138,14 +137,33 @@ def test_a_status_is_told_when_it_changes(supervisor, monkeypatch):
     assert supervisor.until("STOPPING=1") == ["READY=1", "STATUS=idle", "STATUS=busy", "STATUS=idle"]
 
 
-def test_a_supervisor_that_does_not_listen_is_told_when_it_does(tmp_path, supervisor, monkeypatch):
+def test_a_supervisor_that_does_not_listen_is_told_when_it_does(tmp_path, supervisor):
     os.rename(supervisor.address, tmp_path / "away")
-    one = alone(supervisor, monkeypatch)
+    one = alone(supervisor)
     one.ready()
     one.look(lambda: "at work")
     os.rename(tmp_path / "away", supervisor.address)
     one.look(lambda: "at work")
     assert supervisor.until("READY=1", "STATUS=at work") == []
+
+
+ASKING = """
+import os
+from concurrent_swarm.client import ApplicationNode
+class Asking(ApplicationNode):
+    def start_processing(self):
+        self.result = os.environ.get("NOTIFY_SOCKET")
+        self.shutdown_main_loop()
+"""
+
+
+def test_what_an_application_may_tell_a_supervisor_is_its_own(swarm, supervisor, tmp_path):
+    (tmp_path / "asking.py").write_text(ASKING)
+    run = swarm(slaves=0).run_client(str(tmp_path / "asking.py"), NOTIFY_SOCKET=supervisor.address)
+    assert run.about["result"] == supervisor.address
+    supervisor.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        supervisor.socket.recv(1)
 
 
 # -- signals -------------------------------------------------------------------------------------------------------

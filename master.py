@@ -75,7 +75,6 @@ import itertools
 import json
 import logging
 import math
-import operator
 import os
 import queue
 import re
@@ -2985,16 +2984,21 @@ class Film:
     def told(self, first: int, rows: list) -> tuple[int, bytes]:
         """The columns from number `first` on, of these rows, with the number of the first of them."""
         first = max(first, self.end - len(self.columns))
-        chosen = itertools.islice(self.columns, first - self.end + len(self.columns), None)
-        pick = operator.itemgetter(*rows, rows[0]) if rows else lambda column: ()
-        return first, b"".join([bytes(pick(column)[: len(rows)]) for column in chosen])
+        data = b"".join(itertools.islice(self.columns, first - self.end + len(self.columns), None))
+        told = bytearray(len(data) // MOST_LANES * len(rows))
+        for place, row in enumerate(rows):
+            told[place :: len(rows)] = data[row::MOST_LANES]
+        return first, bytes(told)
 
 
 def shares(column: int) -> bytes:
-    """A byte for each row of a column, 254 where it is full."""
+    """A byte for each row of a column, 254 where it is full, and 255 where what runs and what has ended overlap."""
     data = column.to_bytes(4 * MOST_LANES + 4, "little")
-    low, high = data[2 : 4 * MOST_LANES : 4], data[3 : 4 * MOST_LANES : 4]
-    return low if not any(high) else bytes([255 if over else share for share, over in zip(low, high, strict=True)])
+    told, over = bytearray(data[2 : 4 * MOST_LANES : 4]), data[3 : 4 * MOST_LANES : 4]
+    if over.count(0) < MOST_LANES:
+        for row in itertools.compress(range(MOST_LANES), over):
+            told[row] = 255
+    return bytes(told)
 
 
 class Layout(NamedTuple):
@@ -4112,16 +4116,18 @@ def check_offer(amounts: Any, workers: Any, tags: Any = ()) -> None:
         raise components.UsageError(f"the tags {str(tags)[:80]} are no list of words")
 
 
-def check_vitals(cpu: Any, memory: Any, trip: Any, running: Any) -> tuple:
-    """What a slave tells of itself, [lane, lease] of what runs as lease -> lane. Raises ProtocolError."""
-    numbers = all(one is None or (type(one) in (int, float) and one >= 0) for one in (cpu, memory, trip))
-    if not numbers or type(running) is not list or len(running) > MOST_WORKERS:
-        raise rpc.ProtocolError("a slave has not told how it is")
+def check_vitals(cpu: Any, memory: Any, trip: Any, running: Any, stamp: Any) -> dict[int, int]:
+    """What a slave runs, as lease -> lane. Raises UsageError unless this is what a slave may tell of itself."""
+    for one in (cpu, memory, trip, stamp):
+        if one is not None and (type(one) not in (int, float) or not 0 <= one < 1 << 60):
+            raise components.UsageError(f"{str(one)[:80]} is no figure of a slave", "a number from 0 is meant")
+    if type(running) is not list or len(running) > MOST_WORKERS:
+        raise components.UsageError("what a slave runs is no list", "lanes and leases are meant")
     for row in running:
         if type(row) is not list or len(row) != 2:
-            raise rpc.ProtocolError("what runs is a list of lanes and leases")
+            raise components.UsageError(f"{str(row)[:80]} does not run", "a lane and a lease are meant")
         check_whole(*row)
-    return cpu, memory, trip, {lease: lane for lane, lease in running}
+    return {lease: lane for lane, lease in running}
 
 
 def check_holds(rows: Any) -> None:
@@ -4425,9 +4431,7 @@ class MasterNode(rpc.BaseNode):
         self.board = Board(max_lease=self.max_lease, unplaceable_wait=self.unplaceable_wait, weigh=weight_of)
         self.read_quotas()
         self.set_scheduler()
-        self.gallery = Gallery(self.board, self.started, self.history, self.failures, self._heard_at)
-        self.span_ears.append(self.gallery.hear)
-        self._viewing = threading.Lock()
+        self.open_gallery()
         self.keyring = rpc.Keyring(str(self.environment / "keys"))
         apps = self.environment / "apps"  # one without its zip is asked for again
         self.bundles = {d: m for d, m in rpc.known_bundles(apps).items() if (apps / f"{d}.zip").exists()}
@@ -4495,6 +4499,12 @@ class MasterNode(rpc.BaseNode):
         limits["retries"] = {name: most for name, most in retries.items() if most != UNSAID[name]}
         said = {name: value for name, value in limits.items() if value != UNSAID.get(name, 0.0) and value != {}}
         self.limits = json.dumps(said) if said else ""
+
+    def open_gallery(self) -> None:
+        """Keeps from now on what the page shows."""
+        self.gallery = Gallery(self.board, self.started, self.history, self.failures, self._heard_at)
+        self.span_ears.append(self.gallery.hear)
+        self._viewing = threading.Lock()  # one question at a time is made into an answer
 
     def read_quotas(self) -> None:
         """Takes over what is configured for users."""
@@ -4877,11 +4887,6 @@ class MasterNode(rpc.BaseNode):
             self.gallery.slave_changed()
 
         @rpc.tcpremote(channel, roles=slaves)
-        def vitals(handler, request, cpu, memory, trip, running, stamp):
-            self.gallery.vitals(request.peer.label, *check_vitals(cpu, memory, trip, running))
-            self._send(request.peer.label, ["seen", stamp])
-
-        @rpc.tcpremote(channel, roles=slaves)
         def leaving(handler, request):
             self.apply(self.board.slave_draining(request.peer.label, time.monotonic()))
 
@@ -4893,6 +4898,12 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=("slave",))
         def preparing(handler, request, digest, what):
             self.preparing(digest, what, request.peer.label)
+
+        @rpc.tcpremote(channel, roles=("slave",))
+        def vitals(handler, request, cpu, memory, trip, running, stamp):
+            runs = check_vitals(cpu, memory, trip, running, stamp)
+            self.gallery.vitals(request.peer.label, cpu, memory, trip, runs)
+            self._send(request.peer.label, ["seen", stamp])
 
     def _hello(self, peer: rpc.Peer, info: dict) -> dict:
         """Admits a node: gives it a name, and tells it what it needs to know."""

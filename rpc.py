@@ -97,8 +97,8 @@ import logging
 import math
 import mmap
 import os
-import pkgutil
 import pickle
+import pkgutil
 import platform
 import re
 import secrets
@@ -5099,7 +5099,8 @@ class BaseNode(components.ComponentManager):
     give `role`, override `status`, add methods to `service`. All but those methods belongs to the loop's thread."""
 
     role = ""
-    FIXED = frozenset(("baseon.file", "node.log_format", "node.by_reference", "node.compute_address", "node.page"))  # from the start
+    FIXED = frozenset(
+        ("baseon.file", "node.log_format", "node.by_reference", "node.compute_address", "node.page"))  # from the start
     log_level = components.ChoiceItem("node", "log_level", "info", ("debug", "info", "warning", "error"), "what to log")
     log_format = components.ChoiceItem("node", "log_format", "text", ("text", "json"), "how to log")
     by_reference = components.BoolItem(

@@ -856,6 +856,8 @@ class SlaveNode(rpc.Node):
                                   "root; 0: they are root without privileges", minimum=0)
     chosen = components.ExtensionPointItem("slave", "task_manager", "ProcessTaskManager",
                                            tasks.ITaskManager, "what runs leases")
+    _vitals_at, _times = 0.0, (0, 0)
+    _trip: float | None = None  # seconds that the last report of vitals and its answer took
 
     def setup(self) -> None:
         """Starts the zygote and the task manager; needs no master yet."""
@@ -863,9 +865,7 @@ class SlaveNode(rpc.Node):
         self.leaving_at = 0.0
         self._zygotes = tasks.Recent()
         self._reported = collections.OrderedDict()  # lease -> owner, number, attempt, of the last that were reported
-        self.joined_at = self._vitals_at = 0.0
-        self._times = processor_times()
-        self._trip: float | None = None  # seconds that the last report and its answer took
+        self.joined_at = 0.0
         self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
         self.parts = tasks.Prerequisites(self, self.parted)
         self.closing.callback(self.parts.close)
@@ -969,13 +969,13 @@ class SlaveNode(rpc.Node):
         def drain(handler, request):
             self.leave()
 
+        self._expose_shared(link)
+
+    def _expose_shared(self, link: rpc.Link) -> None:
         @rpc.tcpremote(link)
         def seen(handler, request, stamp):
             self._trip = max(0.0, time.monotonic() - stamp)
 
-        self._expose_shared(link)
-
-    def _expose_shared(self, link: rpc.Link) -> None:
         @rpc.tcpremote(link)
         def shared(handler, request, key, at, total):
             self.stats.add_avg("bytes of published objects", rpc.size_of(request.parts[0]))

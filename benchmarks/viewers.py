@@ -3,8 +3,9 @@
     python benchmarks/viewers.py                     # 8 rounds of 300,000 tasks
     python benchmarks/viewers.py --lease 1 --tasks 20000      # one task in each lease: the master is the limit
 
-Takes turns; prints tasks a second of each round, both medians and their ratio, what an answer is in bytes, and what a
-question takes of the master in ms of CPU while nothing runs. The pages are as many connections that take gzip and keep their cursors.
+Takes turns; prints tasks a second of each round, both medians and their ratio, what the master took of CPU, what an
+answer is in bytes, and what a question takes in ms of CPU while nothing runs. The pages are as many connections that
+take gzip and keep their cursors.
 """
 
 import argparse
@@ -59,6 +60,10 @@ class Viewers:
     def __enter__(self):
         for one in self.all:
             one.start()
+        while not all(one.bytes for one in self.all):  # a first answer has more than those after it
+            time.sleep(0.05)
+        for one in self.all:
+            one.bytes.clear()
         return self
 
     def __exit__(self, *error):
@@ -108,18 +113,23 @@ def main():
     words = [f"master.max_lease={options.lease}"] if options.lease else []
     with LocalSwarm("2", {"master": words, "slave": []}) as swarm:
         flood(swarm, options.tasks)  # everything warms up
-        rates, counts = {0: [], options.viewers: []}, []
+        rates, counts, spent = {0: [], options.viewers: []}, [], {0: 0.0, options.viewers: 0.0}
+        pid = rpc.Proxy(swarm.address).status()["pid"]
         for number in range(options.rounds):
             for count in sorted(rates, reverse=number % 2 == 1):
                 with Viewers(swarm.address, count) as viewers:
+                    before = cpu_of(pid)
                     rates[count].append(flood(swarm, options.tasks))
+                    spent[count] += cpu_of(pid) - before
                 counts += viewers.told("bytes")
             print(f"round {number + 1}: " + ", ".join(f"{rates[count][-1]:,.0f}/s with {count}" for count in rates))
         middle = {count: statistics.median(found) for count, found in rates.items()}
         ratio = statistics.median(b / a for a, b in zip(rates[0], rates[options.viewers], strict=True))
         print(f"medians {middle[0]:,.0f}/s and {middle[options.viewers]:,.0f}/s; of pairs {100 * ratio - 100:+.1f} %")
         print(f"an answer {statistics.median(counts):,.0f} bytes, at most {max(counts):,}")
-        pid = rpc.Proxy(swarm.address).status()["pid"]
+        for count, seconds in spent.items():
+            each = 1e6 * seconds / options.rounds / options.tasks
+            print(f"the master took {each:.2f} µs of CPU a task with {count} who look on, start of the client included")
         print(f"a question {1000 * quiet_cost(swarm.address, pid):.2f} ms of the master's CPU")
 
 

@@ -178,7 +178,9 @@ def test_a_slave_tells_how_it_is_and_its_row_says_so():
     assert rows_of(crowd.poll(), "s2")["state"] == "draining"
 
 
-def test_slaves_come_by_the_page_sorted_and_filtered(large):
+def test_slaves_come_by_the_page_sorted_and_filtered():
+    large = Crowd(slaves=1000, workers=1, tasks=3000)
+    large.run(until=large.start + 2)
     told = large.poll(slaves={"from": 10, "count": 3})["slaves"]
     assert told["total"] == 1000 and [row[0] for row in told["rows"]] == ["s11", "s12", "s13"]
     column = told["columns"].index("done")
@@ -297,6 +299,7 @@ def true_share(crowd, lane, workers, began, ended):
     return 254 * busy / (ended - began) / workers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed, window", [(1, 10), (2, 30), (3, 300)])
 def test_the_density_of_a_lane_is_the_share_of_the_time_in_which_it_was_busy(seed, window):
     crowd = Crowd(slaves=12, workers=8, tasks=8000, seed=seed, steps=2)
@@ -330,6 +333,7 @@ def test_columns_are_told_once_and_go_on_where_the_last_answer_ended():
         assert whole[lane][-count:] == shares[:count]
 
 
+@pytest.mark.slow
 def test_many_spans_of_few_workers_are_told_as_density_of_workers():
     crowd = Crowd(slaves=2, workers=4, tasks=30_000, steps=1, apps=[("md5", 1.0, 0.01)])
     crowd.run(until=crowd.start + 6)
@@ -531,6 +535,7 @@ def test_a_guest_is_told_of_groups_without_what_tasks_have_said():
 # -- bounds --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_that_is_kept_for_a_page_stays_below_five_megabytes():
     """Everything is full: spans, columns, samples, groups with tracebacks, steps, lines, slaves; and somebody looks."""
     tracemalloc.start()
@@ -584,6 +589,7 @@ def best(function, times=7):
     return min(found), value
 
 
+@pytest.mark.slow
 def test_an_answer_about_a_thousand_slaves_and_a_hundred_thousand_tasks_is_within_the_budget(large):
     """2 ms of CPU, of which the loop's thread has less than one, and 40 kB; after the first answer, once a second."""
     large.poll(cursor={}, stream={"lanes": [0, 200]})
@@ -605,12 +611,14 @@ def test_an_answer_about_a_thousand_slaves_and_a_hundred_thousand_tasks_is_withi
     assert min(copied) < 1 and min(spent) < 2 and max(size) < 40_000, (sorted(copied), sorted(spent))
 
 
+@pytest.mark.slow
 def test_a_first_answer_about_so_many_is_below_forty_kilobytes_too(large):
     for window in (10, 60, 300):
         told = large.poll(cursor={}, stream={"window": window})
         assert len(gzip.compress(json.dumps(told).encode(), 1)) < 40_000
 
 
+@pytest.mark.slow
 def test_to_hear_of_a_span_costs_a_few_microseconds(large):
     spans = large.spans[-5000:]
     gallery = master.Gallery(large.board, large.start)
@@ -732,3 +740,52 @@ def test_every_node_of_a_swarm_tells_what_its_page_shows(swarm):
     assert here.master.ends() in (0, 143)
 
 
+
+
+LOOKS = """
+import threading, time
+from concurrent_swarm import rpc
+from concurrent_swarm.client import ApplicationNode
+from concurrent_swarm.tasks import Task
+
+class Nap(Task):
+    def __call__(self):
+        time.sleep(0.05)
+        return 1 // self.number
+
+class Looks(ApplicationNode):
+    told = None
+    def start_processing(self):
+        self.push_tasks(Nap(f"nap {n}", number=n) for n in range(40))
+    def task_finished(self, task, result, error):
+        if self.told is None and error:
+            self.told = threading.Thread(target=self.look)
+            self.told.start()
+        if not self.pending:
+            self.told.join()
+            self.shutdown_main_loop()
+    def look(self):
+        self.result = rpc.Proxy(self.swarm.server.address).ui.poll()
+"""
+
+
+def test_a_client_s_own_page_shows_its_tasks_and_what_failed(swarm, tmp_path):
+    here = swarm(slaves=1, workers=1)
+    (tmp_path / "looks.py").write_text(LOOKS)
+    run = here.run_client(tmp_path / "looks.py")
+    told = run.about["result"]
+    assert told["node"] == "client" and told["name"] == "c1" and told["head"]["tasks"] == 40
+    assert told["head"]["failed"] == 1 and told["head"]["slaves"] == 1
+    (group,) = told["errors"]["changed"]
+    assert group["type"] == "ZeroDivisionError" and group["tasks"] == ["c1.0"] and group["message"] is None
+
+
+@pytest.mark.parametrize("wrong", [
+    ("x", None, None, [], 1.0), (None, -1, None, [], 1.0), (0.5, 1, True, [], 1.0), (0.5, 1, 0.1, {}, 1.0),
+    (0.5, 1, 0.1, [[1]], 1.0), (0.5, 1, 0.1, [[1, "x"]], 1.0), (0.5, 1, 0.1, [[1, -2]], 1.0), (0.5, 1, 0.1, [], []),
+    (float("inf"), 1, 0.1, [], 1.0), (0.5, 1, 0.1, [[1, 1]] * 20_000, 1.0),
+])  # fmt: skip
+def test_a_slave_cannot_tell_nonsense_of_itself(wrong):
+    with pytest.raises(components.UsageError):
+        master.check_vitals(*wrong)
+    assert master.check_vitals(0.5, 10**9, None, [[0, 17]], 3.5) == {17: 0}

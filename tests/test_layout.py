@@ -48,17 +48,17 @@ LINES = {
     "components.py": 1512,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 6153,
-    "rpc.py": 5859,
+    "master.py": 6164,
+    "rpc.py": 5860,
     "setup.py": 65,
     "slave.py": 1204,
     "tasks.py": 3873,
 }
-TOTAL_LINES = 21_154
+TOTAL_LINES = 21_166
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8
-BROAD_HANDLERS = {"client.py": 1725, "components.py": 1512, "master.py": 6153, "rpc.py": 5859, "tasks.py": 3873}  # only go down
+BROAD_HANDLERS = {"client.py": 1, "components.py": 2, "master.py": 2, "rpc.py": 7, "tasks.py": 2}  # only go down
 ROOMS_FROM = 150  # lines
 
 PICKLE = {"rpc.py", "tasks.py"}  # who may import it
@@ -66,7 +66,7 @@ OPENERS = {  # what opens the user's pickles or runs the user's code, of rpc and
     "open_sealed", "open_failure", "Records", "LeaseRunner", "Owner", "SystemRun", "load_app",
     "install_bundle", "find_class", "worker_main", "host_main",
 }  # fmt: skip
-WALL_CLOCK = {"rpc.py": 5859, "tasks.py": 3873}  # mentions of time.time: dates of keys, enrolments, and `master.now`
+WALL_CLOCK = {"rpc.py": 3, "tasks.py": 1}  # mentions of time.time: dates of keys, enrolments, answers, `master.now`
 
 # Names of the original that stay where a user would look for them.
 CALLBACKS = """app_init app_main get_task_system start_processing task_finished work_finished push_task push_tasks

@@ -188,6 +188,7 @@ def test_a_bare_browser_shows_what_the_master_tells(town, chromium, tmp_path):
 # -- states ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_from_an_empty_swarm_to_a_system_that_is_done_without_a_reload(swarm, page):
     here = swarm(slaves=0)
     window = page(address_of(here))
@@ -329,6 +330,7 @@ def workers_of(swarm, slave):
     return {one["name"]: one["workers"] for one in swarm.proxy.slaves()}[slave]
 
 
+@pytest.mark.slow
 def test_a_slave_gets_other_workers_and_is_drained_and_removed(town, page):
     extra = [town.start_slave(workers=1), town.start_slave(workers=1)]
     try:
@@ -372,6 +374,7 @@ def test_the_scheduler_and_what_else_is_configured_change_while_the_master_runs(
     assert "max_lease" in told(window) or "-4" in told(window)
 
 
+@pytest.mark.slow
 def test_an_application_is_uploaded_and_started(town, page):
     window = page(address_of(town, "start"))
     window.locator("#side input[type=file]").set_input_files(str(SAMPLES / "hello.py"))
@@ -495,6 +498,7 @@ def test_under_a_foreign_name_the_page_is_not_shown(town, page):
     window.complaints.clear()  # the browser's own line about the status
 
 
+@pytest.mark.slow
 def test_a_seventh_window_works_as_the_first(town, page):
     windows = [page(address_of(town))]
     for _ in range(6):  # of one browser, which opens six connections to a node
@@ -531,6 +535,7 @@ def test_no_rule_of_wcag_is_broken(town, page, scheme, size):
     client.ends(signal.SIGINT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme, size", [("light", (1280, 900)), ("dark", (390, 844))], ids=["wide", "narrow"])
 def test_no_rule_of_wcag_is_broken_in_dialogs(town, page, scheme, size):
     window = page(address_of(town), size, color_scheme=scheme)
@@ -569,6 +574,7 @@ def test_a_slave_shows_its_own_workers(town, page):
     client, _ = runs_system(town, *ENDLESS)
     window = page(f"http://{town.slaves[0].started['address']}/")
     row_of(window, "workers", "runs").wait_for()
+    assert window.locator("footer a[href='#start']").is_hidden() and "Read-only" not in text_of(window, "#attention")
     assert "Concurrent slave s1" in text_of(window, "h1") and window.locator("#slaves").is_hidden()
     assert "files\nactive" in text_of(window, "#sandbox") or "off" in text_of(window, "#sandbox")
     client.ends(signal.SIGINT)

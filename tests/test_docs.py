@@ -232,12 +232,6 @@ def play(block, desk):
             desk.expect(command, shown)
 
 
-def is_there(block):
-    """Whether what a block waits for has come."""
-    awaited = re.search(r"once there is (\S+)", block.mark)
-    return not awaited or awaited[1] in set().union(*map(options_of, ROLES))
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("bash"), reason="the commands of the documents are for bash")
 def test_the_first_five_minutes_go_as_the_page_says_and_as_fast(tmp_path):
@@ -246,7 +240,7 @@ def test_the_first_five_minutes_go_as_the_page_says_and_as_fast(tmp_path):
         desk.move_the_master()
         desk.patience = 5 * PATIENCE
         for block in blocks(ROOT / "docs" / "five-minutes.md"):
-            if block.language == "console" and is_there(block):
+            if block.language == "console":
                 limit = float(re.match(r"within (\d+) s", block.mark)[1]) * (2 if os.environ.get("CI") else 1)
                 before, began = pace(), time.monotonic()
                 play(block, desk)
@@ -346,10 +340,7 @@ def test_every_option_that_a_page_names_exists(page):
     of_keys = {option for action in master.keys_parser()._actions for option in action.option_strings}
     of_stats = {option for action in rpc.stats_parser("master")._actions for option in action.option_strings}
     everyone = set().union(*map(options_of, ROLES), of_keys, of_stats)
-    text = page.read_text("utf-8")
-    for block in blocks(page):
-        text = text if is_there(block) else text.replace(block.text, "")
-    for line in FENCE_MARK.sub("", text).splitlines():
+    for line in FENCE_MARK.sub("", page.read_text("utf-8")).splitlines():
         role = re.search(r"(master|slave|client)\.py(?! (?:config|create|backup|doctor|journal|keys))", line)
         named_here = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", line))
         if "master.py keys" in line or ".py stats" in line:

@@ -2238,7 +2238,8 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
     code = _perform(app, options, terminal)
     if options.keep and options.local:
         token = rpc.token_of(options.master, os.path.join(os.path.dirname(options.access), "admin.access"))
-        print(f"the swarm stays up: http://{options.master}/#token={token}\nCtrl-C stops it", file=sys.stderr)
+        place = f"#token={token}" if sys.stderr.isatty() else ""  # what reads a pipe may keep it
+        print(f"the swarm stays up: http://{options.master}/{place}\nCtrl-C stops it", file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
     return code

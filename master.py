@@ -6577,11 +6577,12 @@ def _run(node: MasterNode, options: Any, terminal: components.Terminal) -> int:
 
 
 def _greet(node: MasterNode, seconds: float) -> None:
-    """The start lines."""
+    """The start lines. The token is for a person's eyes: what reads a pipe may keep it."""
     address = node.addresses["http"]
+    place = f"#token={node.token}" if sys.stderr.isatty() else f"  (token: {node.environment / 'keys' / 'token.json'})"
     lines = [
         rpc.greeting("master"),
-        *[f"  page     http{'s' * bool(node.server.tls)}://{address}/#token={node.token}"] * node.shows_page,
+        *[f"  page     http{'s' * bool(node.server.tls)}://{address}/{place}"] * node.shows_page,
         f"  slaves   python slave.py --master {address}",
         f"  run      python client.py samples/md5.py --master {address}",
         f"  folder   {node.environment.path}",

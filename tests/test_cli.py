@@ -358,6 +358,7 @@ def test_ctrl_c_cancels_what_the_client_started_and_says_so(cli, app, tmp_path):
 def test_ctrl_c_stops_an_idle_master_and_an_idle_slave_with_code_0(cli, tmp_path):
     master = Typed("master.py", "--port", "0").until("ready in")
     address = re.search(r"--master (\S+)", master.text)[1]
+    assert re.search(rf"page     http://{address}/#token=\S{{20,}}\s", master.text), "a person may open the page"
     slave = Typed("slave.py", "--master", address).until("joined as s1")
     assert slave.interrupt().exit_code() == 0 and "Traceback" not in slave.text
     assert re.search(r"left: 0 tasks, 0 failed", slave.text)

@@ -57,7 +57,7 @@ def test_help_names_every_option_and_no_other(role):
     hidden |= set() if role == "client" else {"--color"}
     known = {option for action in ROLES[role].parser()._actions for option in action.option_strings}
     named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", (HELP / f"{role}.txt").read_text()))
-    assert known - hidden <= named <= known | {"--origin"}  # of an example
+    assert known - hidden <= named <= known | {"--origin", "--system"}  # of examples
 
 
 @pytest.mark.parametrize("role, words, hint", [

@@ -391,17 +391,17 @@ def test_a_master_whose_door_lets_strangers_in_does_not_start(doors, keyring, do
 OWNERS, SLAVES = {"client", "admin"}, {"slave"}
 WHO_MAY = {
     **dict.fromkeys(["bundle", "submit", "settled", "cancel", "cancel_task", "push_tasksystem", "cancel_tasksystem",
-                     "step", "work_settled", "get_stats", "goodbye", "detach", "collect", "publish"], OWNERS),
+                     "step", "work_settled", "get_stats", "goodbye", "detach", "collect", "publish",
+                     "rest_of_trace"], OWNERS),
     **dict.fromkeys(["result", "given_back", "worker_lost", "output", "fetch", "preparing", "resources", "leaving",
-                     "publish_for"], SLAVES),
+                     "publish_for", "vitals"], SLAVES),
     "fetch_shared": OWNERS | SLAVES,
 }  # fmt: skip
 ADMINISTRATORS = {"config.set", "slave.set_workers", "slave.drain", "slave.remove", "system.cancel", "system.pause",
-                  "system.step", "ui.view", "app.upload", "app.start", "app.stop", "app.runs",
-                  "stats.reset"}  # fmt: skip
+                  "system.step", "ui.view", "app.upload", "app.start", "app.stop", "app.runs", "stats.reset",
+                  "log.tail"}  # fmt: skip
 EVERYBODY = {"rpc.discover", "ping", "status", "stats", "stats.get", "config", "config.items", "enrol", "enrol.check",
-             "slaves",
-             "systems", "task.explain"}  # fmt: skip
+             "slaves", "systems", "task.explain", "ui.poll", "ui.slave", "ui.task", "errors.get"}  # fmt: skip
 
 
 @pytest.fixture

@@ -44,17 +44,17 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 2444,
+    "client.py": 2445,
     "components.py": 2083,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 6592,
+    "master.py": 6593,
     "rpc.py": 6141,
     "setup.py": 66,
     "slave.py": 1270,
     "tasks.py": 4339,
 }
-TOTAL_LINES = 23_698
+TOTAL_LINES = 23_700
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

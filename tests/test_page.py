@@ -174,8 +174,9 @@ def test_a_master_without_a_page_answers_calls_alone(swarm):
     assert "#token" not in here.master.err
 
 
-def test_the_master_prints_the_address_of_its_page(town):
-    assert f"  page     http://{town.address}/#token={token_of(town)}\n" in town.master.err
+def test_the_master_prints_the_address_of_its_page_and_where_the_token_is(town):
+    file = town.master.folder / "keys" / "token.json"
+    assert f"  page     http://{town.address}/  (token: {file})\n" in town.master.err
 
 
 def test_a_bare_browser_shows_what_the_master_tells(town, chromium, tmp_path):

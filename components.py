@@ -1289,13 +1289,14 @@ class LastLines(logging.Handler):
     def emit(self, record):
         try:
             text = record.getMessage()
-        except (TypeError, ValueError):  # its arguments do not fit: the other handlers say so
-            text = str(record.msg)
-        error = record.exc_info and record.exc_info[1]
-        text = printable(text[: self.LENGTH]) + (f" ({printable(describe(error))})" if error else "")
+            error = record.exc_info and record.exc_info[1]
+            text = text[: self.LENGTH] + (f" ({describe(error)})" if error else "")
+        except Exception:  # its arguments do not fit, or cannot be shown: the other handlers say so
+            text = f"(a line that cannot be shown: {type(record.msg).__name__})"
+        text = printable(text)
         self.seen += 1
         line = [self.seen, round(time.monotonic(), 3), record.levelname.lower(), record.name, text[: self.LENGTH]]
-        self._lines.append(line)
+        self._lines.append((record.levelno, line))
 
     def since(self, number: int, most: int, level: str = "debug") -> list[list]:
         """The lines from a level on that came after this number, at most so many, the last ones."""
@@ -1307,7 +1308,7 @@ class LastLines(logging.Handler):
             lines = list(self._lines)
         finally:
             self.release()
-        found = [line for line in lines if line[0] > number and logging.getLevelName(line[2].upper()) >= least]
+        found = [line for at, line in lines if line[0] > number and at >= least]
         return found[-most:] if most else []
 
 
@@ -1376,7 +1377,7 @@ class Series:
     (40.0, 2.03125)
     """
 
-    __slots__ = ("counts", "last", "max", "min", "n", "shift", "steps", "sum", "waiting")
+    __slots__ = ("counts", "known", "last", "max", "min", "n", "shift", "steps", "sum", "waiting")
 
     def __init__(self):
         self.waiting: list[float] = []  # samples that are not sorted in yet; any thread appends
@@ -1386,6 +1387,7 @@ class Series:
     def clear(self) -> None:
         """Forgets the samples that are sorted in."""
         self.n, self.sum, self.last, self.min, self.max = 0, 0.0, 0.0, math.inf, -math.inf
+        self.known: Figures | None = None  # of as many samples as it says
         self.shift, self.counts = FINEST, Counter()
 
     def add(self, values: Iterable[float], weights: Iterable[int] | None = None) -> None:
@@ -1453,8 +1455,11 @@ class Series:
 
     def figures(self) -> Figures:
         """What is known of the samples. Raises ZeroDivisionError if there are none."""
-        average = min(max(self.sum / self.n, self.min), self.max)
-        return Figures(self.n, self.sum, average, self.min, self.max, self.last, *self._quantiles((0.5, 0.95, 0.99)))
+        if self.known is None or self.known.n != self.n:
+            average = min(max(self.sum / self.n, self.min), self.max)
+            quantiles = self._quantiles((0.5, 0.95, 0.99))
+            self.known = Figures(self.n, self.sum, average, self.min, self.max, self.last, *quantiles)
+        return self.known
 
     def pack(self) -> list:
         """All of it, to travel as JSON."""
@@ -1550,8 +1555,8 @@ class Stats:
         self._declared(name, per_step)
 
     def _declared(self, name, per_step):
-        if type(name) is not str or not 0 < len(name) <= LONGEST_NAME:
-            raise ValueError(f"{str(name)[:LONGEST_NAME]!r} is no name: up to {LONGEST_NAME} characters are one")
+        if type(name) is not str or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+            raise ValueError(f"{str(name)[:LONGEST_NAME]!r} is no name: up to {LONGEST_NAME} printable characters")
         with self._lock:
             name = name if name in self._series or len(self._series) < self._most else OTHERS
             one = self._series.get(name) or self._series.setdefault(name, Series())
@@ -1600,7 +1605,8 @@ class Stats:
     def take_in(self, rows: Any, replacing: bool = False) -> None:
         """Add what `pack` gave, from a stranger, or put it in the place of what is here. Raises ValueError if it is not
         whole; then nothing of it counts."""
-        if type(rows) is not dict or not all(0 < len(name) <= LONGEST_NAME for name in rows):
+        if type(rows) is not dict or len(rows) > NAMES + 1 or not all(
+                0 < len(name) <= LONGEST_NAME and name.isprintable() for name in rows):
             raise ValueError("figures are rows by name")
         for name, one in [(name, Series.unpack(row)) for name, row in rows.items()]:
             (self.replace if replacing else self.merge)(name, one)
@@ -1692,15 +1698,16 @@ class SystemStats(Stats):
 
     def series(self) -> dict[str, Series]:
         """What has samples, by name: those of tasks and of hooks together."""
-        found = super().series()
-        for name, one in self.hooks.series().items():
-            both = Series()
-            for part in (found.get(name), one):
-                if part:
-                    both.merge(part)
-                    both.steps = both.steps if part.steps is None else {}
-            found[name] = both
-        return dict(sorted(found.items()))
+        with self._lock, self.hooks._lock:  # what is merged here must not grow meanwhile
+            found = super().series()
+            for name, one in self.hooks.series().items():
+                both = Series()
+                for part in (found.get(name), one):
+                    if part:
+                        both.merge(part)
+                        both.steps = both.steps if part.steps is None else {}
+                found[name] = both
+            return dict(sorted(found.items()))
 
     def hooks_say(self, step: int, rows: Any) -> None:
         """What all hooks have recorded until now, in a step. Raises ValueError if that is not whole."""
@@ -1765,7 +1772,8 @@ class SQLiteStats(Component):
 
     def store(self, folder, rows):
         marks = ", ".join("?" * len(self.COLUMNS))
-        flat = [(run, scope, name, -1 if step is None else step, at, *one) for run, scope, name, step, at, one in rows]
+        flat = [(run, scope, name, -1 if step is None else step, at, min(n, (1 << 63) - 1), *one)
+                for run, scope, name, step, at, (n, *one) in rows]
         with self._opened(folder) as base:
             base.executemany(f"INSERT OR REPLACE INTO figures VALUES ({marks})", flat)
             oldest = max((row[4] for row in flat), default=0.0) - self.days * 86400
@@ -1778,9 +1786,8 @@ class SQLiteStats(Component):
         if not (Path(folder) / "stats.db").exists():
             return []
         with self._opened(folder) as base:
-            found = base.execute("SELECT * FROM figures AS one WHERE ? IN (scope, '*') AND run = (SELECT MAX(run) FROM "
-                                 "figures WHERE scope = one.scope) ORDER BY scope, name, step",
-                                 ("*" if scope is None else scope,))
+            found = base.execute("SELECT * FROM figures AS one WHERE scope = coalesce(?, scope) AND run = (SELECT "
+                                 "MAX(run) FROM figures WHERE scope = one.scope) ORDER BY scope, name, step", (scope,))
             return [(*row[:3], None if row[3] < 0 else row[3], row[4], Figures(*row[5:])) for row in found]
 
 

@@ -3451,7 +3451,8 @@ class Gallery:
         """A system is in this step, or waits at its end for a person."""
         work = self.works.get(owner)
         if work is not None:
-            work.state = "waiting" if waiting else "running"
+            if work.state != "paused":
+                work.state = "waiting" if waiting else "running"
             if step != work.step:
                 work.step = step
                 self.barriers.append((now, owner, step))
@@ -4337,6 +4338,12 @@ def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
         raise components.UsageError("the failures of a report are no objects", "an object by ordinal is meant")
 
 
+def check_seconds(seconds: Any) -> None:
+    """Raises UsageError unless this is a number."""
+    if type(seconds) not in (int, float):
+        raise components.UsageError(f"{str(seconds)[:80]} is no time", "seconds are meant")
+
+
 def check_spent(spent: Any) -> None:
     """Raises UsageError unless a slave tells of a report how it came about: [lane, microseconds ago at which the worker
     began and ended, microseconds of opening tasks and of packing results], or nothing."""
@@ -5149,8 +5156,13 @@ class MasterNode(rpc.BaseNode):
 
         @rpc.tcpremote(channel, roles=slaves)
         def result(handler, request, lease, lo, hi, seconds, failures, spent, figures=None):
-            check_report(lease, lo, hi, failures)
-            check_spent(spent)
+            try:
+                check_report(lease, lo, hi, failures)
+                check_spent(spent)
+                check_seconds(seconds)
+            except components.UsageError as error:  # a worker wrote it: its slave will not say more of this lease
+                self.give_up(request.peer.label, lease, f"a report that cannot be read: {error.what}")
+                raise
             self.take_result(request.peer.label, lease, lo, hi, seconds, failures, request.parts, spent, figures)
 
         @rpc.tcpremote(channel, roles=slaves)
@@ -5325,13 +5337,19 @@ class MasterNode(rpc.BaseNode):
                 return
             self.apply(self.board.submit(owner, number, count, time.monotonic(), group, options, parts))
 
+    def give_up(self, slave: str, lease: Any, reason: str) -> None:
+        """What is open of a lease is lost with its worker."""
+        held = self.board.leases.get(lease) if type(lease) is int else None
+        if held is not None:
+            self.apply(self.board.worker_lost(slave, lease, held.lo, held.hi, reason, time.monotonic()))
+
     def take_result(self, slave: str, lease: int, lo: int, hi: int, seconds: float, failures: dict, parts: list,
                     spent: list, figures: Any = None) -> None:
         """What a slave reports of a lease; results that cannot be opened any more are computed again. `figures`: what
         its tasks have recorded, which counts with their outcome."""
         now = time.monotonic()
         held = self.board.leases.get(lease)
-        if self.span_ears and held is not None and held.slave.id == slave:
+        if self.span_ears and held is not None and held.slave.id == slave and held.lo <= lo and hi <= held.hi:
             step = self.systems[held.batch.owner.id].step if held.batch.owner.id in self.systems else 0
             span = span_of(held, lo, hi, failures, spent, parts, step, now)
             for hear in self.span_ears:
@@ -5711,8 +5729,10 @@ class MasterNode(rpc.BaseNode):
         elif method == "figures":
             self.measures.of(system.name).hooks_say(*params)
         elif method == "system_step":
-            system.step, system.waiting = params
-            self.gallery.system_step(system.name, *params, time.monotonic())
+            step, waiting = params
+            check_whole(step)
+            system.step, system.waiting = step, bool(waiting)
+            self.gallery.system_step(system.name, step, system.waiting, time.monotonic())
             self.measures.of(system.name).next_step(system.step)
             self.traces.barrier(system)
             self._send(system.client, ["system_step", system.number, *params])
@@ -6200,9 +6220,11 @@ class MasterNode(rpc.BaseNode):
 
     def pause_system(self, name: str, paused: bool) -> dict[str, Any]:
         """Lets nothing more of a system be leased, or lets it go on. Raises RpcError if there is none."""
-        app = self._running(name).app
+        system = self._running(name)
+        app = system.app
         self.apply(self.board.owner_paused(name, paused, time.monotonic()))
         self.gallery.system_paused(name, paused)
+        self.gallery.system_step(name, system.step, system.waiting, time.monotonic())  # it may wait at its barrier
         log.info("system %s %s: %s", name, app, PAUSED if paused else "it goes on")
         return {"system": name, "paused": paused, **self.board.standing(name)}
 

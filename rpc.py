@@ -6130,7 +6130,7 @@ class Supervisor:
         """Says NAME=value each, now or, if there is no room, with what comes next."""
         if not self._address:
             return
-        self._unsaid |= words
+        self._unsaid |= {name: " ".join(str(value).split()) for name, value in words.items()}  # one line each
         message = "\n".join(f"{name}={value}" for name, value in self._unsaid.items())
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:

@@ -430,6 +430,10 @@ class ProcessTaskManager(components.Component):
         if envelope is None or call[1] != envelope.lease or worker.passed or not worker.confined:
             return
         _, lease, lo, hi, seconds, failures, last, spent, *figures = call
+        if type(lo) is not int or type(hi) is not int or not worker.lo == lo <= hi <= envelope.hi:
+            raise rpc.ProtocolError("a worker has left tasks of its lease out")  # it would stay open at the master
+        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+            raise rpc.ProtocolError("a worker has not said how long it took")
         self.node.remember(envelope)
         worker.ear.settle(bool(last))
         if failures:
@@ -1087,7 +1091,7 @@ class SlaveNode(rpc.Node):
         """Tells the master how this machine and its slave are, and in which lanes what runs."""
         (busy, total), before = processor_times(), self._times
         self._times = busy, total
-        cpu = round((busy - before[0]) / (total - before[1]), 3) if total > before[1] else None
+        cpu = round((busy - before[0]) / (total - before[1]), 3) if total > before[1] > 0 else None
         running = [[worker.lane, worker.envelope.lease] for worker in self.manager.running]
         trip = None if self._trip is None else round(self._trip, 5)
         self.report("vitals", cpu, memory_of(os.getpid()) or None, trip, running, now)

@@ -1543,6 +1543,7 @@ class SystemRun:
         renew = None in state["owner"]["sources"]
         tasks = self._guarded("generate_tasks", self.system.generate_tasks, self.master) if renew else ()
         self._renewable = self._guarded("generate_tasks", self.owner.resume, state["owner"], tasks or ())
+        self.call("system_step", self.step, self.waiting)  # a master that was started again does not know
         self.pump()
 
     def push(self, tasks: Iterable[Task]) -> None:
@@ -3385,6 +3386,8 @@ class Attempts(components.Stats):
             later = {whose: self._sorted.pop(whose) for whose in [*self._sorted] if whose >= upto}
             found = self._but_for(failed, [row for row in rows if row[0] < upto])
             self._rows[:0], self._sorted = [row for row in rows if row[0] >= upto], later
+            if len(self._series) >= FIGURES and not self.used:
+                self._series = {}  # others follow, which have names of their own
         return found.pack()
 
     def reset(self) -> None:
@@ -3654,7 +3657,7 @@ def host_main(sock: socket.socket, root: str) -> None:
     handlers = {"outcome": _host_outcome, "accepted": _host_accepted, "refused": _host_refused, "step": _host_step}
     while True:
         pulse[0] = 0
-        if run and not run.done and VIEWS.wait is not None and wire.is_quiet(VIEWS.wait):
+        if run and not run.done and (wait := VIEWS.wait) is not None and (not wait or wire.is_quiet(wait)):
             run.show()
             continue
         if run and run.unsaid and wire.is_quiet(TELL_FIGURES):
@@ -4054,8 +4057,7 @@ class TraceFile(threading.Thread):
         if self.size + len(text) + 3 > most:
             log.warning("the trace %s ends here, with %.2f MiB: it may have %.2f", self.path, self.size / 2**20,
                         self._most / 2**20)
-            self._file.write(b"\n]\n")
-            return False
+            text, most = b"\n]\n", 0
         try:
             at = 0
             while at < len(text):
@@ -4064,7 +4066,7 @@ class TraceFile(threading.Thread):
         except OSError as error:
             log.error("the trace %s ends here: %s", self.path, error)
             return False
-        return True
+        return most > 0
 
 
 class Tracer:

@@ -1289,7 +1289,7 @@ class LastLines(logging.Handler):
     def emit(self, record):
         try:
             text = record.getMessage()
-        except (TypeError, ValueError):  # its arguments do not fit: the other handlers say so
+        except Exception:  # its arguments do not fit, or one cannot be shown: the other handlers say so
             text = str(record.msg)
         error = record.exc_info and record.exc_info[1]
         text = printable(text[: self.LENGTH]) + (f" ({printable(describe(error))})" if error else "")

@@ -1062,7 +1062,7 @@ def explained(about: dict) -> list[str]:
         return [f"{head} has ended, and its owner has its outcome"]
     if about["state"] == "ended":
         failure = about["failure"]
-        how = f"failed with {failure['type']}: {failure['message']}" if failure else "is done"
+        how = f"failed with {': '.join(filter(None, (failure['type'], failure['message'])))}" if failure else "is done"
         where = f" on {about['slave']}" if about["slave"] else ""
         return [f"{head} {how}{where}; its owner has not taken its outcome in yet"]
     if about["state"] == "delayed":

@@ -1287,13 +1287,11 @@ class LastLines(logging.Handler):
         self._lines = deque(maxlen=self.MOST)
 
     def emit(self, record):
-        try:
-            text = record.getMessage()
-            error = record.exc_info and record.exc_info[1]
-            text = text[: self.LENGTH] + (f" ({describe(error)})" if error else "")
-        except Exception:  # its arguments do not fit, or cannot be shown: the other handlers say so
-            text = f"(a line that cannot be shown: {type(record.msg).__name__})"
-        text = printable(text)
+        run_foreign("a line of the log cannot be shown", self._keep, record)  # its arguments may be anything
+
+    def _keep(self, record):
+        text, error = record.getMessage()[: self.LENGTH], record.exc_info and record.exc_info[1]
+        text = printable(f"{text} ({describe(error)})" if error else text)
         self.seen += 1
         line = [self.seen, round(time.monotonic(), 3), record.levelname.lower(), record.name, text[: self.LENGTH]]
         self._lines.append((record.levelno, line))
@@ -1687,6 +1685,12 @@ class Stats:
             self.time_pop(name)
 
 
+def check_names(rows: Any) -> None:
+    """Raises ValueError if somebody else's figures have names of the swarm's own."""
+    if type(rows) is dict and any(name.startswith("swarm.") for name in rows):
+        raise ValueError("names that begin with swarm. are the swarm's own")
+
+
 class SystemStats(Stats):
     """Figures of a task system: what its tasks have recorded and, in `hooks`, what its hooks have. These their host
     says as a whole each time, since another host that takes its place repeats what the first one did."""
@@ -1711,6 +1715,7 @@ class SystemStats(Stats):
 
     def hooks_say(self, step: int, rows: Any) -> None:
         """What all hooks have recorded until now, in a step. Raises ValueError if that is not whole."""
+        check_names(rows)
         rows = rows if type(rows) is not dict or step == self.step else {
             name: row for name, row in rows.items() if not (type(row) is list and row and row[0] is True)}
         self.hooks.take_in(rows, replacing=True)

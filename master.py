@@ -2952,7 +2952,7 @@ SECONDS, MINUTES = 900, 1440  # samples kept
 SAMPLE_EVERY = 1.0  # seconds
 MEAN = 5  # samples over which rates are told
 STUCK = 30.0  # seconds without an end of a task while the queue grows that a person should hear of
-LOST_KEPT = 600.0  # seconds for which a lost slave is shown
+LOST_KEPT, MOST_LOST = 600.0, 200  # seconds for which a lost slave is shown, and how many are
 RECENTLY = 60.0  # seconds for which a failure makes a slave interesting
 STRAGGLES = 5  # times the median that a task takes which a person should hear of
 STEPS_KEPT, STEPS_SHOWN = 600, 200  # of all systems together, of one
@@ -3182,7 +3182,7 @@ class Work:
     """What an owner has done so far: a task system, or a client with its plain tasks."""
 
     __slots__ = ("app", "busy", "by_hand", "client", "done", "elapsed", "error", "failed", "groups", "id", "known",
-                 "last", "pace", "past", "rate", "since", "state", "step", "times", "user", "view")
+                 "last", "pace", "past", "paused", "rate", "since", "state", "step", "times", "user", "view", "waiting")
 
     def __init__(self, owner: str, client: str, app: str, user: str, by_hand: bool, now: float):
         self.id, self.client, self.app, self.user, self.by_hand = owner, client, app, user, by_hand
@@ -3193,6 +3193,11 @@ class Work:
         self.past = collections.deque([0], maxlen=MEAN + 1)  # what was done, each second
         self.last = ""  # its latest failure, as type and place
         self.state, self.error, self.elapsed = "running", None, None
+        self.paused = self.waiting = False
+
+    def look(self) -> None:
+        """Sets its state, of one that has not ended."""
+        self.state = "paused" if self.paused else "waiting" if self.waiting else "running"
 
     def sample(self) -> None:
         """A second has passed."""
@@ -3451,8 +3456,8 @@ class Gallery:
         """A system is in this step, or waits at its end for a person."""
         work = self.works.get(owner)
         if work is not None:
-            if work.state != "paused":
-                work.state = "waiting" if waiting else "running"
+            work.waiting = waiting
+            work.look()
             if step != work.step:
                 work.step = step
                 self.barriers.append((now, owner, step))
@@ -3460,7 +3465,8 @@ class Gallery:
     def system_paused(self, owner: str, paused: bool) -> None:
         """A person has stopped a system, or lets it go on."""
         if owner in self.works:
-            self.works[owner].state = "paused" if paused else "running"
+            self.works[owner].paused = paused
+            self.works[owner].look()
 
     def system_shown(self, owner: str, version: int) -> None:
         """A system has a picture, the how manyth it is."""
@@ -3495,6 +3501,9 @@ class Gallery:
             seen.lost, seen.running = (now, lost, tasks, known.workers, known.done_tasks), {}
         else:
             self.slaves.pop(slave, None)
+        lost = [name for name, one in self.slaves.items() if one.lost]
+        for name in lost[:-MOST_LOST]:
+            del self.slaves[name]
         self._sort()
 
     @property
@@ -3681,7 +3690,7 @@ class Gallery:
             columns, running = (begin, film.grid.of(begin, limit)), self._unheard(limit * film.grid.width)
             spans = spans if film.filled else self.spans.since(first)
         workers, busy, held = self._size()
-        total, chosen = self._chosen(asked)
+        total, chosen = self._chosen(asked, now)
         layout = self.lanes.layout
         lanes = [lane for lane in layout.order if asked.lane_filter in lane[0]]
         shown = lanes[asked.lanes[0] : asked.lanes[0] + asked.lanes[1]]
@@ -3693,7 +3702,7 @@ class Gallery:
             layout, spans, self.texts.texts, self.spans.seen,
             running, list(self.barriers),
             film and (film, limit), columns, list(self.failures), self._samples(asked.after("ts")),
-            self.errors.since(asked.after("errors")), self.attention,
+            self.errors.since(int(asked_number(asked.cur.get("errors"), 0, -(2**62), 2**62))), self.attention,
         )
 
     def _mode(self, asked: Asked, now: float) -> tuple[str, int, Film | None]:
@@ -3743,7 +3752,7 @@ class Gallery:
                 "rate": round(rate, 2), "queued": self.queued, "done": self.done, "failed": self.failed,
                 "scheduler": type(self.board.scheduler).__name__, "uptime": round(now - self.since, 1)}
 
-    def _chosen(self, asked: Asked) -> tuple[int, list[str]]:
+    def _chosen(self, asked: Asked, now: float) -> tuple[int, list[str]]:
         """How many slaves fit the filter, and those of them that are on the page."""
         names, key = self.names, asked.sort.lstrip("-")
         if asked.filter:
@@ -3751,8 +3760,8 @@ class Gallery:
                      if asked.filter in name.lower() or asked.filter in self.slaves[name].host.lower()]
         if key in SLAVE_COLUMNS and key != "name":
             at = SLAVE_COLUMNS.index(key)
-            rows = {name: self._slave_row(name, 0.0)[at] for name in names}
-            names = sorted(names, key=lambda name: (rows[name] is not None, rows[name] or 0))
+            rows = {name: self._slave_row(name, now)[at] for name in names}
+            names = sorted(names, key=lambda name: () if rows[name] is None else (rows[name],))
         first, count = asked.slaves
         return len(names), (names[::-1] if asked.sort.startswith("-") else names)[first : first + count]
 
@@ -4239,6 +4248,7 @@ class Measures:
 
     def take_in(self, owner: str, kind: str, figures: Any) -> None:
         """What tasks of a class have recorded themselves. Raises ValueError if it is not whole."""
+        components.check_names(figures)
         self.of(owner).take_in(figures)
         self.of(self._bounded("class:", kind)).take_in(figures)
 
@@ -4444,6 +4454,12 @@ def unknown(what: str, why: str, fix: str = "") -> rpc.RpcError:
     return rpc.RpcError(rpc.UNKNOWN_OBJECT, what, {"why": why, "fix": fix})
 
 
+def told_of(about: dict, whole: bool) -> dict:
+    """What `Board.explain` says, as a person gets it; `whole`: with what the task has said."""
+    failure = about.get("failure")
+    return about if whole or not failure else {**about, "failure": {**failure, "message": None}}
+
+
 def removed(slave: str, who: str) -> components.Unreachable:
     """What a slave says that was removed."""
     return components.Unreachable(f"{slave} was removed from the swarm by {who}", "what it ran goes on elsewhere",
@@ -4530,7 +4546,7 @@ def span_of(lease: Lease, lo: int, hi: int, failures: dict, spent: list, parts: 
     lane, *ago = spent or (0, 0, 0, 0, 0)
     began, ended, opening, packing = (each / 1e6 for each in ago)
     sent = batch.payload[2 + lo // batch.group : 2 - (-hi // batch.group)] if batch.payload else ()
-    failed = hi - lo if "*" in failures else len(failures)
+    failed = hi - lo if "*" in failures else min(len(failures), hi - lo)
     return Span(batch.owner.id, batch.first + lo, hi - lo, failed, lease.attempt, lease.slave.id, lane, batch.since,
                 lease.since, max(now - began, lease.since), max(now - ended, lease.since), now, opening, packing, step,
                 kind_of(batch), sum(map(rpc.size_of, sent)), sum(map(rpc.size_of, parts)))
@@ -4812,6 +4828,8 @@ class MasterNode(rpc.BaseNode):
         for owner in list(self.board.owners.values()):
             if owner.kind != "system":
                 self.gallery.owner_began(owner.id, owner.id, "", owner.user.name, False, now)
+                left = sum(batch.remaining for batch in owner.batches.values())
+                self.gallery.owner_repeats(owner.id, owner.tasks, owner.tasks - left)
                 self.names.take(owner.id, owner.key)
                 self._gone_at[owner.id] = now
         self._detached = {record[1] for record in records if record[0] == "detached"}
@@ -5256,7 +5274,8 @@ class MasterNode(rpc.BaseNode):
         known = name in self.board.owners
         self.audit("submit", peer, client=name, application=info.get("bundle"))
         self.apply(self.board.owner_joined(name, "client", now, key=identity, user=peer.name))
-        self.gallery.owner_began(name, name, "" if missing else self.entry_of(info["bundle"]), peer.name, False, now)
+        self.gallery.owner_began(name, name, "", peer.name, False, now)
+        self.gallery.owner_is(name, "" if missing else self.entry_of(info["bundle"]))
         self._told.pop(name, None)
         if info.get("trace") is True:
             self.traces.follow(name)
@@ -5327,8 +5346,7 @@ class MasterNode(rpc.BaseNode):
             system = self.systems.get(owner)
             if system:
                 system.known += count
-            if system or not self.board.knows(owner, number):
-                self.gallery.submitted(owner, count, system.step if system else 0, time.monotonic())
+            new = bool(system) or not self.board.knows(owner, number)
             options = {**head, "first": first}
             try:
                 parts = self.take_in(parts, 1)
@@ -5336,6 +5354,8 @@ class MasterNode(rpc.BaseNode):
                 self._send_refused(owner, number, f"the file that it lies in cannot be opened ({error})")
                 return
             self.apply(self.board.submit(owner, number, count, time.monotonic(), group, options, parts))
+            if new and self.board.knows(owner, number):  # else it was refused
+                self.gallery.submitted(owner, count, system.step if system else 0, time.monotonic())
 
     def give_up(self, slave: str, lease: Any, reason: str) -> None:
         """What is open of a lease is lost with its worker."""
@@ -5349,11 +5369,8 @@ class MasterNode(rpc.BaseNode):
         its tasks have recorded, which counts with their outcome."""
         now = time.monotonic()
         held = self.board.leases.get(lease)
-        if self.span_ears and held is not None and held.slave.id == slave and held.lo <= lo and hi <= held.hi:
-            step = self.systems[held.batch.owner.id].step if held.batch.owner.id in self.systems else 0
-            span = span_of(held, lo, hi, failures, spent, parts, step, now)
-            for hear in self.span_ears:
-                hear(span)
+        if held is not None and held.slave.id == slave and any(a <= lo and hi <= b for a, b in held.open):
+            components.run_foreign("a report is not shown", self._tell_span, held, lo, hi, failures, spent, parts, now)
         try:
             parts = self.take_in(parts)
         except OSError as error:
@@ -5365,6 +5382,13 @@ class MasterNode(rpc.BaseNode):
             if figures and held:
                 self._take_figures(held.batch, lo, hi, effects, figures)
 
+    def _tell_span(self, lease: Lease, lo: int, hi: int, failures: dict, spent: list, parts: list, now: float) -> None:
+        owner = lease.batch.owner.id
+        step = self.systems[owner].step if owner in self.systems else 0
+        span = span_of(lease, lo, hi, failures, spent, parts, step, now)
+        for hear in self.span_ears:
+            hear(span)
+
     def _take_figures(self, batch: Batch, lo: int, hi: int, effects: Effects, figures: Any) -> None:
         """Counts what tasks have recorded if this report has brought their outcome: no attempt counts twice."""
         owner = batch.owner.id
@@ -5372,7 +5396,7 @@ class MasterNode(rpc.BaseNode):
             return
         try:
             self.measures.take_in(owner, kind_of(batch), figures)
-        except ValueError as error:  # from a worker: its slave is not to blame
+        except (ValueError, TypeError) as error:  # from a worker: its slave is not to blame
             if f"{owner} figures" not in self._failures and len(self._failures) < FAILURES_TOLD:
                 self._failures.add(f"{owner} figures")
                 log.warning("what tasks of %s have recorded is left out: %s", owner, error)
@@ -5730,12 +5754,12 @@ class MasterNode(rpc.BaseNode):
             self.measures.of(system.name).hooks_say(*params)
         elif method == "system_step":
             step, waiting = params
-            check_whole(step)
-            system.step, system.waiting = step, bool(waiting)
+            check_whole(step)  # others reckon with it
+            system.step, system.waiting = step, waiting is True
             self.gallery.system_step(system.name, step, system.waiting, time.monotonic())
             self.measures.of(system.name).next_step(system.step)
             self.traces.barrier(system)
-            self._send(system.client, ["system_step", system.number, *params])
+            self._send(system.client, ["system_step", system.number, step, system.waiting])
         elif method == "view":
             self.keep_view(system, *params, parts)
         elif method == "system_done":
@@ -5933,13 +5957,14 @@ class MasterNode(rpc.BaseNode):
         running: Counter = Counter()
         for lease in self.board.leases.values():
             running[lease.batch.owner.id] += lease.tasks
+        owners = set(running)
         for name, peer in self._peers.items():
             if peer.role != "slave":
                 mine = {s.number: [s.step, s.done, s.known] for s in self.systems.values() if s.client == name}
                 self._tell_unsaid(name, peer)
                 here = {owner: running[owner] for owner in self._owners_of(name) if owner in running}
                 work = [*self._work.get(name, NO_WORK), self._all_work]
-                told = [*size, mine, self._waits_of(name, set(running)), here, *work]
+                told = [*size, mine, self._waits_of(name, owners), here, *work]
                 if self._told.get(name) != told:
                     self._told[name] = told
                     self.channel.send(peer, ["swarm", *told])
@@ -6131,12 +6156,13 @@ class MasterNode(rpc.BaseNode):
         def explain(request, task: str):
             """Where a task is and what it waits for: the queue, the turns, and what keeps each slave from it."""
             owner, ordinal = parse_task_id(task)
-            return self.loop.ask(lambda: self.board.explain(owner, ordinal, time.monotonic()))
+            about = self.loop.ask(lambda: self.board.explain(owner, ordinal, time.monotonic()))
+            return told_of(about, request.role == "admin")
 
         @rpc.jsonremote(service, name="ui.task")
         def show(request, task: str):
             """What task.explain says, and when and where the task ran last, if that is still kept."""
-            return self.explain(task)
+            return told_of(self.explain(task), request.role == "admin")
 
         @rpc.jsonremote(service, name="ui.slave")
         def look(request, slave: str):

@@ -5082,13 +5082,17 @@ class Failures:
 
     def since(self, stamp: int) -> tuple[int, list[dict], int]:
         """What has changed since a stamp, the oldest first: the next stamp, up to GROUPS_TOLD groups, and how many
-        there are. A group of which somebody has heard comes without its traceback."""
+        there are. A group of which somebody has heard comes without its traceback. The stamp is negative while more is
+        to be told: what changes meanwhile was never told, however old it is."""
+        behind, stamp = stamp <= 0, abs(stamp)
         fresh = itertools.takewhile(lambda group: group["stamp"] > stamp, reversed(self._groups.values()))
         told = [{**group, "tasks": group["tasks"][:], "slaves": group["slaves"][:]} for group in fresh]
+        more = len(told) > GROUPS_TOLD
         told = told[::-1][:GROUPS_TOLD]
         for group in told:
-            group["traceback"] = group["traceback"] if group["id"] > stamp else None
-        return (told[-1]["stamp"] if told else max(0, min(stamp, self._stamp))), told, len(self._groups)
+            group["traceback"] = group["traceback"] if behind or group["id"] > stamp else None
+        after = told[-1]["stamp"] if told else min(stamp, self._stamp)
+        return -after if more else after, told, len(self._groups)
 
     def get(self, number: int) -> dict:
         """A group in full. Raises Error if there is none of that number."""
@@ -5320,7 +5324,7 @@ class BaseNode(components.ComponentManager):
 
         @jsonremote(self.service, name="stats.reset", roles=("admin",))
         def reset_stats(request):
-            """Forgets what this node has measured; what was kept by then stays."""
+            """Forgets what this node has measured; what it measures from now on takes the place of what it has kept."""
             for stats in self.scopes().values():
                 stats.reset()
             return True

@@ -1850,9 +1850,10 @@ NEVER = """ptrace 101 117 process_vm_readv 310 270 process_vm_writev 311 271 pro
     clock_settime 227 112 sethostname 170 161 setdomainname 171 162 vhangup 153 58 fanotify_init 300 262 ioperm 173 -
     open_by_handle_at 304 265 name_to_handle_at 303 264 migrate_pages 256 238 move_pages 279 239 listen 50 201
     modify_ldt 154 - personality 135 92"""
-ALONE = """fork 57 - vfork 58 - execve 59 221 execveat 322 281 chmod 90 - fchmodat 268 53 fchmodat2 452 452 chown 92 -
+PROGRAMS = "fork 57 - vfork 58 - execve 59 221 execveat 322 281"  # these and the next not without `subprocess`
+NAMED = """chmod 90 - fchmodat 268 53 fchmodat2 452 452 chown 92 -
     lchown 94 - fchownat 260 54 setxattr 188 5 lsetxattr 189 6 setxattrat 463 463 removexattr 197 14 lremovexattr 198 15
-    removexattrat 466 466 utime 132 - utimes 235 - futimesat 261 -"""  # not without `subprocess`; chmod and its like
+    removexattrat 466 466 utime 132 - utimes 235 - futimesat 261 -"""  # nor for a client: chmod and its like
 # reach files that Landlock does not guard: by their names all of this user's, by a descriptor those that can be read,
 # which for root is the system.
 OPEN = "fchmod 91 52 fchown 93 55 fsetxattr 190 7 fremovexattr 199 16"
@@ -2076,7 +2077,9 @@ def _program(wanted: Confinement, machine: str, locked: bool = False) -> bytes:
     steps = [(LOAD, 4), (IF, architecture, 1, 0), (RETURN, KILL), (LOAD, 0)]
     if machine == "x86_64":  # has a second set of numbers
         steps += [(FROM, 0x40000000, 0, 1), (RETURN, UNKNOWN)]
-    alone = "" if wanted.subprocess else ALONE if locked else f"{ALONE} {OPEN}"
+    alone = "" if wanted.subprocess else PROGRAMS
+    if wanted.client or not wanted.subprocess:
+        alone += f" {NAMED}" if locked else f" {NAMED} {OPEN}"
     for number in _numbers(f"{NEVER} {alone}", column).values():
         steps += [(IF, number, 0, 1), (RETURN, REFUSE)]
     numbers = _numbers(DECIDED, column)
@@ -2112,7 +2115,7 @@ def _conditions(wanted: Confinement) -> dict[str, list[tuple[float, int, list[in
     told["clone3"] = []  # its flags cannot be seen: libraries go on with clone
     told["setpriority"], told["ioprio_set"] = [(0, every, [0]), (1, every, mine)], [(0, every, [1]), (1, every, mine)]
     told["socketpair"] = [(0, every, [socket.AF_UNIX]), (1, 0xF, [socket.SOCK_STREAM])]  # others can turn elsewhere
-    if not wanted.subprocess:  # by a descriptor alone
+    if wanted.client or not wanted.subprocess:  # by a descriptor alone
         told["utimensat"] = [(1, every, [0]), (1.5, every, [0])]
     told["socket"] = []
     if ANYWHERE in wanted.network:

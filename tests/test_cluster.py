@@ -448,6 +448,30 @@ def test_a_node_that_cannot_keep_a_zygote_ends_with_the_reason(swarm, node):
     assert "error: the zygote ended 5 times within 10 s" in victim.err
 
 
+# -- processes that speak for the framework
+
+
+def nobody_else_notices(here):
+    """No lease is left behind, and the swarm runs something else."""
+    wait_until(lambda: all(row["leases"] == 0 for row in here.proxy.slaves()), "no slave holds a lease")
+    assert here.run_client("hello.py").code == 0
+
+
+@pytest.mark.parametrize("how", ["seconds", "failure", "text", "range", "spent"])
+def test_a_task_that_reports_itself_in_odd_ways_is_lost_alone(swarm_of_module, how):
+    run = swarm_of_module.run_client("liars.py", "--app", "Lies", "--set", f"liars.how={how}")
+    assert run.about["result"] == ("no failure" if how == "spent" else "poisoned"), run.err
+    nobody_else_notices(swarm_of_module)
+
+
+@pytest.mark.parametrize("how", ["negative", "half", "huge"])
+def test_a_host_that_says_an_odd_step_ends_alone_also_while_somebody_traces(swarm_of_module, tmp_path, how):
+    words = ["--app", "LyingSystems", "--set", f"liars.how={how}", "--trace", tmp_path / "run.json"]
+    run = swarm_of_module.run_client("liars.py", *words)
+    assert run.code == 1 and run.about["error"]["type"] == "HostLost", run.err
+    nobody_else_notices(swarm_of_module)
+
+
 # -- processes
 
 

@@ -45,16 +45,16 @@ TOP_LEVEL = {
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
     "client.py": 2445,
-    "components.py": 2083,
+    "components.py": 2095,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 6593,
-    "rpc.py": 6141,
+    "master.py": 6641,
+    "rpc.py": 6145,
     "setup.py": 66,
-    "slave.py": 1270,
-    "tasks.py": 4339,
+    "slave.py": 1274,
+    "tasks.py": 4344,
 }
-TOTAL_LINES = 23_700
+TOTAL_LINES = 23_773
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -1,0 +1,79 @@
+"""Code of a user's that speaks to the node in the name of its own process, and lies."""
+
+import gc
+import pickle
+import sys
+import time
+
+from concurrent_swarm.client import ApplicationNode
+from concurrent_swarm.components import ConfigItem
+from concurrent_swarm.tasks import ITaskSystem, Task
+
+
+def wire():
+    """What leads from this process to its node."""
+    return next(one for one in gc.get_objects() if type(one).__name__ == "Wire")
+
+
+def envelope():
+    """What this worker runs."""
+    frame = sys._getframe()
+    while "envelope" not in frame.f_locals:
+        frame = frame.f_back
+    return frame.f_locals["envelope"]
+
+
+class Liar(Task):
+    """Reports its own lease in the way that `how` says, and waits."""
+
+    retries = {"WorkerLost": 0}
+
+    def __call__(self):
+        one = envelope()
+        seconds = "x" if self.how == "seconds" else 0.01
+        failures = {"*": {"type": 5}} if self.how == "failure" else {"0": "x"} if self.how == "text" else {}
+        spent = [0.0, 0.0] if self.how == "spent" else [0.0] * 4
+        hi = one.hi + 2**52 if self.how == "range" else one.hi
+        wire().call("result", one.lease, one.lo, hi, seconds, failures, True, spent, parts=[pickle.dumps([None])])
+        while self.how != "spent":  # its end is not its own
+            time.sleep(1)
+
+
+class Lies(ApplicationNode):
+    """How such a task ended."""
+
+    how = ConfigItem("liars", "how", "seconds", "what it lies about")
+
+    def start_processing(self):
+        self.push_task(Liar("liar", how=self.how))
+
+    def task_finished(self, task, result, error):
+        self.result = error.failure["kind"] if error else "no failure"
+        self.shutdown_main_loop()
+
+
+class Quick(Task):
+    def __call__(self):
+        return 1
+
+
+class LyingSystem(ITaskSystem):
+    """Its host says of its step what `how` says."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def generate_tasks(self, master):
+        wire().call("system_step", {"negative": -1, "half": 1.5, "huge": 1 << 70}[self.how], False)
+        return [Quick(str(number)) for number in range(20)]
+
+    def is_complete(self, master):
+        return False
+
+
+class LyingSystems(ApplicationNode):
+    how = ConfigItem("liars", "how", "negative", "what it lies about")
+
+    def get_task_system(self):
+        return LyingSystem(self.how)

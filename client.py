@@ -86,7 +86,7 @@ class ApplicationNode(components.Component):
     error: BaseException | None = None
     exit_code = 0
     output_dropped = 0  # bytes that tasks have printed and that did not come home
-    _welcomed = _finishing = _by_hand = _detaches = _detached = False
+    _welcomed = _finishing = _by_hand = _detaches = _detached = _gave_up = False
     _collects = ""  # the name of a system that another client has left with the master
     _size = 0, 0, 0  # of the swarm: slaves, workers, and busy ones
     _started = _cpu = _in_line = 0.0  # when it began; seconds of, and of waiting for, a processor until then
@@ -237,13 +237,14 @@ class ApplicationNode(components.Component):
     def cancel_tasksystem(self, system: tasks.ITaskSystem, kill: bool = False) -> None:
         """Ends a task system: what is queued never runs, what runs goes on unheard, or is ended too with `kill`."""
         number = next(number for number, known in self._systems.items() if known is system)
+        self._gave_up = True
         self.swarm.on_loop(lambda: self.swarm.call("cancel_tasksystem", number, kill))
 
     def get_stats(self, system_id: str | tasks.ITaskSystem | None = None) -> None:
         """Asks what was measured of a task system, by itself or its id, or of the plain tasks; `stats_response` gets
         the answer. From any thread. Raises UsageError for a system that is not of this application."""
         wanted = str(getattr(system_id, "system_id", system_id or ""))
-        ids = {"": 0, **{one.system_id: number for number, one in self._systems.items()},
+        ids = {"": 0, **{str(one.system_id): number for number, one in self._systems.items()},
                **{name: number for number, name in self._names.items()}}
         if wanted not in ids:
             raise components.UsageError(f"there are no figures of a task system {wanted}",
@@ -251,11 +252,13 @@ class ApplicationNode(components.Component):
         self.swarm.on_loop(lambda: self._ask_stats(ids[wanted], wanted))
 
     def _ask_stats(self, number: int, wanted: str) -> None:
-        if number in self._ended:
-            self.stats_response(wanted, self._ended[number].get("measured", {}))
-        else:
-            self._asked[number] = wanted
+        self._asked[number] = wanted
+        end = self._ended.get(number)
+        if end is None or isinstance(self.swarm, Inline):
             self.swarm.call("get_stats", number)
+        else:  # not at once: who asks again in `stats_response` would never return
+            told = self._hear_stats, [], number, end.get("measured", {})
+            self.swarm.loop.post(lambda: self.swarm._todo.append(told))
 
     def shutdown_main_loop(self) -> None:
         """Lets `main_loop` return once the current callback has. From any thread."""
@@ -738,6 +741,7 @@ class Inline(components.ComponentManager):
         self._spans: list[tuple] = []  # that were not traced yet, and barriers
         self._barriers: list[tuple] = []
         self._traced = 0.0
+        self.interrupted = False
 
     def join(self, node: ApplicationNode) -> None:
         """Welcomes the node."""
@@ -763,6 +767,9 @@ class Inline(components.ComponentManager):
 
     def step(self) -> None:
         """Does one thing that is to be done. Raises Error if nothing ever will be."""
+        if self.interrupted:
+            self._node.shutdown_main_loop()
+            return
         self._node._owner.pump()
         if not self._todo:
             raise components.Error(
@@ -779,6 +786,8 @@ class Inline(components.ComponentManager):
         elif method == "get_stats":
             figures = self.scopes[str(params[0] or owner.name)].told()["measured"]
             self._node._hear("stats_response", [params[0], figures], [])
+        elif method == "system_done":  # here, where what the application raises is seen
+            self._node._hear("work_finished", list(params), parts)
         elif method in ("cancel", "cancel_task"):
             self._cancel(owner, hear, method, *params)
 
@@ -801,7 +810,7 @@ class Inline(components.ComponentManager):
         number, count, group, first = params
         hear("accepted", [[number]], [])
         waiting = [(0, count, 1)]
-        while waiting:
+        while waiting and not self.interrupted:
             lo, hi, attempt = waiting.pop(0)
             envelope = tasks.Envelope(0, owner.name, number, lo, hi, group, attempt, first, parts)
             waiting += [(task, task + 1, attempt + 1) for task in self._run_lease(owner, hear, envelope, since)]
@@ -830,7 +839,8 @@ class Inline(components.ComponentManager):
                 self.watch.tick(time.monotonic())
 
         os.environ["CONCURRENT_SWARM_ATTEMPT"] = str(envelope.attempt)
-        runner = tasks.LeaseRunner(report, lambda: owner.closed, str(self._node._bundle.root), self._on_error)
+        runner = tasks.LeaseRunner(report, lambda: owner.closed or self.interrupted,
+                                   str(self._node._bundle.root), self._on_error)
         before = runner.stats.stand_in()
         try:
             runner.run(envelope)
@@ -879,7 +889,7 @@ class Inline(components.ComponentManager):
             elif method == "system_done":
                 failure, stats = details
                 stats = {**stats, **self.scopes[str(number)].told()}
-                self._node._hear("work_finished", [number, failure, stats], list(parts))
+                self._todo.append((run.owner, hear, method, (number, failure, stats), list(parts), 0.0))
 
         def hear(method: str, details: list, parts: list) -> None:
             if method == "outcome" and not run.done:
@@ -932,7 +942,10 @@ class Watch:
         slaves, workers, _ = self._app._size
         size = f"{slaves} slave{'s' * (slaves != 1)}, {workers} worker{'s' * (workers != 1)}"
         if self._show and self._terminal.live:
+            server = self._app.swarm.server
             self._terminal.write(f"{type(self._app).__name__} on {self._app.swarm.address}: {size}    watch: {page}\n")
+            if server and self._app.swarm.shows_page:
+                self._terminal.write(f"this client itself: http://{server.address}/\n")
 
     def end(self) -> None:
         """Takes the line away."""
@@ -1023,7 +1036,7 @@ class Events:
     def say(self, event: str, **facts: Any) -> None:
         """Writes one."""
         elapsed = round(time.monotonic() - self._app._started, 3) if self._app._started else 0.0
-        print(json.dumps({"event": event, "t": elapsed, **facts}, default=str), file=self._stream, flush=True)
+        print(_as_json({"event": event, "t": elapsed, **facts}), file=self._stream, flush=True)
 
     def tick(self, now: float) -> None:
         """Says how far it is, if it is time."""
@@ -1051,6 +1064,14 @@ class Events:
         for task_id, failure in failures:
             told = {key: failure.get(key, "") for key in ("type", "message", "slave")}
             self.say("failed", task=task_id, **told, where=app._shown(failure.get("where", "")))
+
+
+def _as_json(about: dict) -> str:
+    """A line of JSON, whatever the application has left as its result."""
+    try:
+        return json.dumps(about, default=str, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):  # such as keys that are tuples
+        return json.dumps({**about, "result": str(about.get("result"))}, default=str)
 
 
 def explained(about: dict) -> list[str]:
@@ -1173,6 +1194,9 @@ def print_end(about: dict, terminal: components.Terminal, app_file: str, full: b
         say(terminal.paint(f"{head}, {about['elapsed_s']:.1f} s", "31"))
         for group in about["errors"]:
             _print_group(group, full, say)
+        told = sum(group["count"] for group in about["errors"])
+        if told < about["failed"]:
+            say(f"\nof {about['failed']:,} failed tasks the first {told:,} are counted above")
     if about["error"]:
         where = f" in {about['error']['hook']}" if about["error"]["hook"] else ""
         say(terminal.paint(f"FAILED   {about['error']['type']}{where}: {about['error']['message']}", "31"))
@@ -2188,6 +2212,8 @@ def _check_options(options: argparse.Namespace, asked: list[str]) -> None:
          "start one: python master.py"),
         (options.bench and (alone or not options.local), "--bench needs --local",
          "it starts swarms of 1, 2, 4 … workers on this machine", "client.py APP --bench --local"),
+        (options.bench and options.trace, "--bench writes no trace", "its runs are processes of their own",
+         "trace one run: client.py APP --local --trace FILE"),
         (options.repeat is not None and not (options.repeat > 0 and (options.bench or options.baseline)),
          f"--repeat {options.repeat}", "it says how often --bench or --baseline runs it", "--bench --local --repeat 5"),
         (options.baseline and (alone or options.bench or options.detach), "--baseline compares with a run of a swarm",
@@ -2272,19 +2298,20 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
     app.swarm.watch.end()
     if app._was_cancelled and not interrupted.code:
         interrupted.code = components.EXIT_INTERRUPTED
-        print(f"system {', '.join(app._names.values())} was cancelled by somebody else", file=sys.stderr)
+        who = "" if app._gave_up else " by somebody else"
+        print(f"system {', '.join(app._names.values())} was cancelled{who}", file=sys.stderr)
     about = {**summary(app, interrupted.code or code), "replays": options.replays.keep(app)}
     if not about["exit"] and about["failed"]:
         about["ok"], about["exit"] = False, components.EXIT_FAILED
     if options.sequential:
         about["by"] = "sequential()" if callable(getattr(app, "sequential", None)) else "--workers 0"
     if options.baseline and about["ok"]:
-        _compare(about, Bench(options, terminal).sequential(options.repeat or 1))
+        _compare(about, Bench(options, terminal), options.repeat or 1)
     if app.swarm.watch.events:
         app.swarm.watch.events.catch_up()
         app.swarm.watch.events.say("done", **about)
     elif options.json:
-        print(json.dumps(about, default=str), flush=True)
+        print(_as_json(about), flush=True)
     elif app.result is not None:
         print(f"result   {app.result}", flush=True)
     if interrupted.code:
@@ -2294,8 +2321,12 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
     return about["exit"]
 
 
-def _compare(about: dict, base: dict) -> None:
-    """Puts what was measured without a swarm in the place of what is reckoned from the times of tasks."""
+def _compare(about: dict, made: Bench, times: int) -> None:
+    """Runs it so often without a swarm; what that takes stands in the place of what is reckoned from times of tasks."""
+    signal.setitimer(signal.ITIMER_REAL, 0.0)  # that run has a --timeout of its own
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # nothing goes round that could hear of signals
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(components.EXIT_TERMINATED))
+    base = made.sequential(times)
     about["baseline"] = base
     about["speedup"] = {"value": round(base["base_s"] / about["elapsed_s"], 2), "kind": "measured",
                         "base_s": base["base_s"], "base": base["by"]}
@@ -2341,6 +2372,7 @@ class Interrupts:
     def _end(self, code: int, why: str) -> None:
         if self.code or isinstance(self._app.swarm, Inline):
             self.code = self.code or code
+            self._app.swarm.interrupted = True  # what raises ends one task
             raise KeyboardInterrupt
         self.code = code
         signal.signal(signal.SIGALRM, lambda *_: self._app.swarm.on_signal(self._app.shutdown_main_loop))

@@ -3965,7 +3965,7 @@ class Gallery:
             began, ran, low, high, tasks, failed, step, slave, lane, whose, kind, attempt = row
             first = low | high << 32
             if whose == number and first <= ordinal < first + tasks:
-                return {"began": round(began, 4), "seconds": round(ran, 5), "first": first, "tasks": tasks,
+                return {"began": round(began, 4), "seconds": round(ran, 5), "first": f"{owner}.{first}", "tasks": tasks,
                         "failed": failed, "step": step, "slave": texts[slave], "lane": lane, "kind": texts[kind],
                         "attempt": attempt}
         return None

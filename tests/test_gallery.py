@@ -733,7 +733,7 @@ def test_every_node_of_a_swarm_tells_what_its_page_shows(swarm):
     assert told["head"]["done"] == 50 and told["node"] == "master" and told["sandbox"]
     first = told["stream"]["rows"][0]
     about = ask(here.address, "ui.task", token=None, task=f"{first[7]}.{first[8]}")
-    assert about["span"]["slave"] == told["stream"]["lanes"][first[1]][0] and about["span"]["first"] == first[8]
+    assert about["span"]["slave"] == told["stream"]["lanes"][first[1]][0] and about["span"]["first"] == f"{first[7]}.{first[8]}"
     of_slave = ask(here.slaves[0].started["address"], token=None)
     assert of_slave["node"] == "slave" and of_slave["head"]["done"] == 50 and of_slave["log"] is None
     assert {len(worker) for worker in of_slave["workers"]} == {8} and of_slave["workers"][0][4] == "idle"

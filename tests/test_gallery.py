@@ -3,10 +3,12 @@
 import base64
 import gzip
 import json
+import logging
 import random
 import time
 import tracemalloc
 import urllib.request
+from contextlib import suppress
 
 import pytest
 from conftest import wait_until
@@ -532,6 +534,57 @@ def test_a_guest_is_told_of_groups_without_what_tasks_have_said():
     assert all(group["message"] for group in crowd.poll(cursor={})["errors"]["changed"])
 
 
+# -- what people do, and odd things ----------------------------------------------------------------------------------
+
+
+def test_a_system_is_paused_until_it_goes_on_whatever_else_it_says():
+    gallery = bare()
+    gallery.owner_began("1", "c1", "app", "me", True, 100.0)
+    gallery.system_step("1", 1, False, 100.0)
+    gallery.system_paused("1", True)
+    gallery.system_step("1", 2, True, 101.0)
+    assert gallery.works["1"].state == "paused"
+    gallery.system_paused("1", False)
+    assert gallery.works["1"].state == "waiting"
+    gallery.system_step("1", 3, False, 102.0)
+    assert gallery.works["1"].state == "running"
+
+
+def test_of_lost_slaves_the_last_are_kept():
+    gallery = bare()
+    for number in range(master.MOST_LOST + 50):
+        gallery.board.slave_joined(f"s{number}", {"cpus": 1}, [], 1, 100.0)
+        gallery.slave_joined(f"s{number}", "host", "3.11", "standard")
+        gallery.slave_gone(f"s{number}", "silence", 0, 100.0)
+        gallery.board.slave_lost(f"s{number}", 100.0, "silence")
+    gallery.sample(101.0)
+    assert len(gallery.slaves) == master.MOST_LOST and f"s{master.MOST_LOST + 49}" in gallery.slaves
+
+
+def test_who_has_no_token_reads_no_message_of_a_task_that_has_ended():
+    about = {"state": "ended", "failure": {"type": "ValueError", "message": "patient 4711"}}
+    assert master.told_of(about, False)["failure"] == {"type": "ValueError", "message": None}
+    assert master.told_of(about, True) is about and master.told_of({"state": "running"}, False) == {"state": "running"}
+
+
+def test_a_line_of_the_log_that_cannot_be_shown_harms_nobody(caplog):
+    class Odd:
+        def __str__(self):
+            raise RuntimeError("not today")
+
+    lines, log = components.LastLines(), logging.getLogger("odd lines")
+    log.addHandler(lines)
+    try:
+        with suppress(KeyError, RuntimeError):  # of the handlers of the test runner
+            log.warning("%(missing)s", {"there": 1})
+        with suppress(RuntimeError):
+            log.warning("%s", Odd())
+        log.log(35, "between two levels")
+    finally:
+        log.removeHandler(lines)
+    assert [line[4] for line in lines.since(0, 10, "warning")] == ["between two levels"]
+
+
 # -- bounds --------------------------------------------------------------------------------------------------------
 
 
@@ -733,7 +786,8 @@ def test_every_node_of_a_swarm_tells_what_its_page_shows(swarm):
     assert told["head"]["done"] == 50 and told["node"] == "master" and told["sandbox"]
     first = told["stream"]["rows"][0]
     about = ask(here.address, "ui.task", token=None, task=f"{first[7]}.{first[8]}")
-    assert about["span"]["slave"] == told["stream"]["lanes"][first[1]][0] and about["span"]["first"] == f"{first[7]}.{first[8]}"
+    assert about["span"]["slave"] == told["stream"]["lanes"][first[1]][0]
+    assert about["span"]["first"] == f"{first[7]}.{first[8]}"
     of_slave = ask(here.slaves[0].started["address"], token=None)
     assert of_slave["node"] == "slave" and of_slave["head"]["done"] == 50 and of_slave["log"] is None
     assert {len(worker) for worker in of_slave["workers"]} == {8} and of_slave["workers"][0][4] == "idle"

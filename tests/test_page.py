@@ -246,6 +246,36 @@ def test_the_token_leaves_the_address_and_lives_as_long_as_the_window(town, page
     stranger.locator("#attention", has_text="Read-only.").wait_for()
 
 
+def test_the_token_that_is_put_behind_the_address_of_an_open_page_opens_the_contents_too(town, page):
+    window = page(f"http://{town.address}/")
+    window.locator("#errors summary", has_text="3 x ValueError: failing.py:18").click()
+    window.goto(address_of(town))  # only what is behind the #: the page stays
+    window.locator("#errors pre", has_text="in __call__").wait_for()
+    window.locator("#log .box p", has_text="slave s1").first.wait_for()
+    assert not window.locator("#attention", has_text="Read-only.").count()
+
+
+def test_things_of_the_same_kind_that_need_a_person_have_one_line_each(swarm, page):
+    here = swarm(slaves=3)
+    window = page(address_of(here))
+    see(window, lambda: window.locator("#slaves tbody tr").count() == 3, "three are there")
+    for slave in here.slaves[:2]:
+        slave.send(signal.SIGKILL)
+    see(window, lambda: window.locator("#attention p", has_text="lost").count() == 2, "two are lost")
+    window.wait_for_timeout(2500)  # answers come meanwhile
+    assert window.locator("#attention p", has_text="lost").count() == 2
+    assert window.evaluate("document.querySelectorAll('#attention p').length") <= 3
+
+
+def test_what_the_page_says_is_seen_while_a_dialog_is_open(town, page):
+    window = page(address_of(town, "slave=s1"), size=(390, 800))
+    window.locator("#side", has_text="slave s1").wait_for()
+    window.evaluate("say('it is said')")
+    box = window.locator("#said").bounding_box()
+    at = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    assert window.evaluate("([x, y]) => document.elementFromPoint(x, y).id", at) == "said"
+
+
 def test_text_of_tasks_is_never_markup(town, page):
     window = page(address_of(town))
     client = town.start_client("shown.py", "--set", "shown.count=5", "--set", "shown.failing=5")

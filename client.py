@@ -1619,6 +1619,7 @@ def _status_of(proxy: rpc.Proxy) -> dict:
 def _watch_status(proxy: rpc.Proxy, as_json: bool) -> int:
     """Prints it each second, in place on a terminal, until Ctrl-C; a master that is away for a while is waited for."""
     live = components.Terminal(sys.stdout).live and not as_json
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started this may have it ignored
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             try:

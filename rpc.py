@@ -472,8 +472,8 @@ class Page(NamedTuple):
     """A page that depends on who asks: `answer(request)` returns the bytes and the HTTP status."""
 
     kind: str  # Content-Type
-    answer: Callable[[HttpRequest], tuple[bytes, int]]
-    roles: Collection[str] = ("guest", "admin")
+    answer: Any
+    roles: tuple[str, ...] = ("guest", "admin")
 
 
 def _split(address):

@@ -5069,6 +5069,7 @@ class MasterNode(rpc.BaseNode):
         self._expose_to_owners(self.channel)
         self._expose_systems_to_owners(self.channel)
         self._expose_to_slaves(self.channel)
+        self._expose_offers(self.channel)
         self._expose_bundles(self.channel)
         self._expose_shared(self.channel)
         self._expose_figures(self.channel)
@@ -5201,13 +5202,14 @@ class MasterNode(rpc.BaseNode):
             check_output(pieces)
             self.take_output(request.peer.label, lease, pieces)
 
-        @rpc.tcpremote(channel, roles=slaves)
+    def _expose_offers(self, channel: rpc.Channel) -> None:
+        @rpc.tcpremote(channel, roles=("slave",))
         def resources(handler, request, amounts, workers):
             check_offer(amounts, workers)
             self.apply(self.board.slave_changed(request.peer.label, amounts, workers, time.monotonic()))
             self.gallery.slave_changed()
 
-        @rpc.tcpremote(channel, roles=slaves)
+        @rpc.tcpremote(channel, roles=("slave",))
         def leaving(handler, request):
             self.apply(self.board.slave_draining(request.peer.label, time.monotonic()))
 
@@ -5753,13 +5755,7 @@ class MasterNode(rpc.BaseNode):
         elif method == "figures":
             self.measures.of(system.name).hooks_say(*params)
         elif method == "system_step":
-            step, waiting = params
-            check_whole(step)  # others reckon with it
-            system.step, system.waiting = step, waiting is True
-            self.gallery.system_step(system.name, step, system.waiting, time.monotonic())
-            self.measures.of(system.name).next_step(system.step)
-            self.traces.barrier(system)
-            self._send(system.client, ["system_step", system.number, step, system.waiting])
+            self._in_step(system, *params)
         elif method == "view":
             self.keep_view(system, *params, parts)
         elif method == "system_done":
@@ -5770,6 +5766,14 @@ class MasterNode(rpc.BaseNode):
         elif method == "confined" and not self.guard.is_whole(params[0]):
             log.error("the host of system %s is not used: of the sandbox it has applied %s", system.name, params[0])
             self.zygote.kill(system.token)
+
+    def _in_step(self, system: System, step: int, waiting: bool) -> None:
+        check_whole(step)  # others reckon with it
+        system.step, system.waiting = step, waiting is True
+        self.gallery.system_step(system.name, step, system.waiting, time.monotonic())
+        self.measures.of(system.name).next_step(step)
+        self.traces.barrier(system)
+        self._send(system.client, ["system_step", system.number, step, system.waiting])
 
     def _watch_hooks(self, seconds: float) -> None:
         """Ends systems of which a hook takes longer than it may; so many seconds have passed since the last look."""

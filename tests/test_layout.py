@@ -48,13 +48,13 @@ LINES = {
     "components.py": 2095,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 6641,
+    "master.py": 6645,
     "rpc.py": 6145,
     "setup.py": 66,
     "slave.py": 1274,
     "tasks.py": 4344,
 }
-TOTAL_LINES = 23_806
+TOTAL_LINES = 23_810
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -468,11 +468,12 @@ class _Refused(RpcError):
         self.status, self.headers = status, headers
 
 
-class Page(NamedTuple):
+@dataclass(frozen=True)
+class Page:
     """A page that depends on who asks: `answer(request)` returns the bytes and the HTTP status."""
 
     kind: str  # Content-Type
-    answer: Any
+    answer: Callable[[HttpRequest], tuple[bytes, int]]
     roles: tuple[str, ...] = ("guest", "admin")
 
 

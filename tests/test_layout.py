@@ -49,12 +49,12 @@ LINES = {
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
     "master.py": 6645,
-    "rpc.py": 6145,
+    "rpc.py": 6146,
     "setup.py": 66,
     "slave.py": 1274,
     "tasks.py": 4344,
 }
-TOTAL_LINES = 23_810
+TOTAL_LINES = 23_811
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -88,14 +88,13 @@ class Worker:
 
 
 
-    def row(self, now: float) -> list:
-        """It as the page of its slave shows it: lane (-1: none), process, application, user, state, tasks, seconds,
-        bytes."""
+    def row(self, app: str, now: float) -> list:
+        """It as the page of its slave shows it: lane (-1: none), process, application, user, state, seconds in that
+        state, tasks, bytes."""
         one = self.envelope
         state = "ends" if self.doomed else "idle" if one is None else "runs"
-        app = one.head.get("name", "") if one else ""
         count, lane = (one.hi - self.lo, self.lane) if one else (0, -1)
-        return [lane, self.pid, app, self.user, state, count, round(now - self.used, 2), memory_of(self.pid)]
+        return [lane, self.pid, app, self.user, state, round(now - self.used, 2), count, memory_of(self.pid)]
 
 
 class ProcessTaskManager(components.Component):
@@ -335,7 +334,7 @@ class ProcessTaskManager(components.Component):
         for name, amount in worker.grant.items():
             self.free[name] -= amount
         worker.envelope, worker.lo, worker.forgotten = envelope, envelope.lo, False
-        worker.ran_on = False
+        worker.ran_on, worker.used = False, time.monotonic()
         worker.ear.output.begin()
         if limits:
             self._watch.begin(worker, limits)
@@ -906,10 +905,12 @@ class SlaveNode(rpc.Node):
         self.shelf = rpc.Shelf(self.store, self.shared_limit * 1024 * 1024)
         self.manager = self.chosen  # for this life: to ask the configuration at each lease costs more than a lease
         self.needs: dict[str, dict] = {}  # digest -> what the application asks for
+        self.entries: dict[str, str] = {}  # digest -> the file with which it begins
         apps = self.environment / "apps"
         for digest, manifest in rpc.known_bundles(apps).items():
             if not any(rpc.wanted_parts(apps / digest).values()):
-                self.bundles[digest], self.needs[digest] = apps / digest, rpc.needs_of(manifest)
+                self.bundles[digest] = apps / digest
+                self.know(digest, manifest)
         self.manager.start()
         self.closing.callback(self.manager.stop)
 
@@ -1028,7 +1029,7 @@ class SlaveNode(rpc.Node):
             log.error("application %s cannot be unpacked: %s", digest[:12], error)
             self.manager.bundle_failed(digest, error)
             return
-        self.needs[digest] = rpc.needs_of(manifest)
+        self.know(digest, manifest)
         if self.parts.here(digest):
             self.prepared(digest, None)
 
@@ -1117,13 +1118,17 @@ class SlaveNode(rpc.Node):
         if ("slave", "workers") in changes:
             self.set_workers(self.workers if self.workers >= 0 else usable_cpus())
 
+    def know(self, digest: str, manifest: dict) -> None:
+        """Takes note of what an application's manifest says."""
+        self.needs[digest], self.entries[digest] = rpc.needs_of(manifest), str(manifest.get("entry", ""))[:100]
+
     def outline(self) -> dict:
         now = time.monotonic()
         running = self.manager.running
         head = {"workers": self.manager.get_num_workers(), "busy": len(running), "queued": len(self.manager.waiting),
                 "done": self.manager.done["tasks"], "failed": self.manager.done["failed"], "master": self.address,
                 "link": self.link.state if self.link else "none", "uptime": round(now - self.started, 1)}
-        rows = [worker.row(now) for worker in self.manager.workers.values()]
+        rows = [worker.row(self.entries.get(worker.digest, ""), now) for worker in self.manager.workers.values()]
         return {"head": head, "workers": rows, "sandbox": self.guard.features()}
 
     def summary(self) -> str:

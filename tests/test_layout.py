@@ -51,10 +51,10 @@ LINES = {
     "master.py": 6645,
     "rpc.py": 6146,
     "setup.py": 66,
-    "slave.py": 1274,
+    "slave.py": 1279,
     "tasks.py": 4344,
 }
-TOTAL_LINES = 23_811
+TOTAL_LINES = 23_816
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -605,6 +605,7 @@ def test_a_slave_shows_its_own_workers(town, page):
     client, _ = runs_system(town, *ENDLESS)
     window = page(f"http://{town.slaves[0].started['address']}/")
     row_of(window, "workers", "runs").wait_for()
+    assert "shown.py" in row_of(window, "workers", "runs").inner_text()
     assert window.locator("footer a[href='#start']").is_hidden() and "Read-only" not in text_of(window, "#attention")
     assert "Concurrent slave s1" in text_of(window, "h1") and window.locator("#slaves").is_hidden()
     assert "files\nactive" in text_of(window, "#sandbox") or "off" in text_of(window, "#sandbox")

@@ -454,6 +454,7 @@ _SECURITY = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "
              "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
              "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin"}
 PACKED_FROM = 1400  # bytes of an answer, which then needs several packets
+PACKING = 4  # the level: a quarter less than at 1, for 0.3 ms of the largest answer
 _FOR_ALL = ("/health", "/ping", "/healthz", "/readyz", "/metrics")  # pages for programs, which ask for no token
 _FULL = b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _FIRST_LINE = re.compile(rb"[A-Za-z]{1,32} [!-~]+ HTTP/1\.[01]\r\n")
@@ -711,7 +712,7 @@ class _Exchange(BaseHTTPRequestHandler):
             if kind.startswith("text/html"):
                 fields["Content-Security-Policy"] = content_policy(body)
             if self._unpacks and len(body) > PACKED_FROM:
-                body = gzip.compress(body, 1, mtime=0)
+                body = gzip.compress(body, PACKING, mtime=0)
                 fields |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
             fields |= {"Content-Type": kind, "Content-Length": len(body)}
         if self.close_connection:

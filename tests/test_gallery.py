@@ -655,7 +655,7 @@ def test_an_answer_about_a_thousand_slaves_and_a_hundred_thousand_tasks_is_withi
         copied.append(1000 * (time.thread_time() - began))
         told = large.gallery.tell(copy, wanted, True)
         text = json.dumps(told, allow_nan=False).encode()
-        packed = gzip.compress(text, 1)
+        packed = gzip.compress(text, rpc.PACKING)
         spent.append(1000 * (time.thread_time() - began))
         size.append(len(packed))
         large.cursor = told["cur"]
@@ -668,7 +668,7 @@ def test_an_answer_about_a_thousand_slaves_and_a_hundred_thousand_tasks_is_withi
 def test_a_first_answer_about_so_many_is_below_forty_kilobytes_too(large):
     for window in (10, 60, 300):
         told = large.poll(cursor={}, stream={"window": window})
-        assert len(gzip.compress(json.dumps(told).encode(), 1)) < 40_000
+        assert len(gzip.compress(json.dumps(told).encode(), rpc.PACKING)) < 40_000
 
 
 @pytest.mark.slow

@@ -49,12 +49,12 @@ LINES = {
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
     "master.py": 6645,
-    "rpc.py": 6146,
+    "rpc.py": 6147,
     "setup.py": 66,
     "slave.py": 1279,
     "tasks.py": 4344,
 }
-TOTAL_LINES = 23_816
+TOTAL_LINES = 23_817
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

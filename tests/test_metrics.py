@@ -151,8 +151,9 @@ def test_no_more_than_200_slaves_have_samples_of_their_own(node):
 
 
 @pytest.fixture
-def node(tmp_path):
+def node(tmp_path, monkeypatch):
     """A master in this process, whose loop does not turn."""
+    monkeypatch.setenv("CONCURRENT_SWARM_STATE", str(tmp_path / "state"))
     environment = components.Environment(tmp_path / "m", "master").create()
     settings = ["master.port=0", "master.journal=no"]
     made = master.MasterNode(environment, components.Config(arguments=settings, folder=environment.path))

@@ -416,7 +416,8 @@ def test_a_master_traces_the_tasks_of_all(swarm, tmp_path, end):
     assert text.endswith("\n]\n") == (end == signal.SIGTERM)
 
 
-def test_nothing_is_heard_for_traces_while_nobody_traces(tmp_path):
+def test_nothing_is_heard_for_traces_while_nobody_traces(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONCURRENT_SWARM_STATE", str(tmp_path / "state"))
     environment = components.Environment(tmp_path / "m", "master").create()
     config = components.Config(arguments=["master.port=0", "master.journal=no"], folder=environment.path)
     node = master.MasterNode(environment, config)

@@ -5925,6 +5925,14 @@ def common_options(parser: components.ArgumentParser) -> None:
     group.add_argument("--parent", type=int, metavar="FD", help=argparse.SUPPRESS)
 
 
+def seconds(text: str) -> float:
+    """The value of an option that is a time. Raises ArgumentTypeError."""
+    with suppress(ValueError):
+        if 0 <= float(text) < 1e9:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is no number of seconds from 0")
+
+
 def open_environment(role: str, options: argparse.Namespace, settings: Iterable[str] = ()) -> tuple:
     """The environment and the configuration of a node that starts. `settings` are further section.key=value."""
     environment = components.Environment.claim(role, options.env)
@@ -6074,8 +6082,12 @@ def follow_parent(fd: int | None, loop: Loop, ended: Callable[[], None]) -> Call
         loop.remove(sock)
         ended()
 
+    def tell(about: dict) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has ended: `gone` hears of it
+            sock.sendall(json.dumps(about).encode() + b"\n")
+
     loop.add(sock, gone)
-    return lambda about: sock.sendall(json.dumps(about).encode() + b"\n")
+    return tell
 
 
 def greeting(role: str) -> str:

@@ -1070,7 +1070,11 @@ class SlaveNode(rpc.Node):
             if not self.joined_at:
                 self.joined_at = time.monotonic()
                 self.supervisor.ready()
-            log.info("joined as %s: %s workers", info["name"], self.manager.get_num_workers())
+            each = " (one per processor)" if self.workers < 0 else ""
+            log.info("joined as %s: %s workers%s", info["name"], self.manager.get_num_workers(), each)
+            if info.get("page"):
+                secure = rpc.certificate_of("slave", self.address, self._access_file)
+                log.info("watch: http%s://%s/#slave=%s", "s" * bool(secure), self.address, info["name"])
 
     def lost(self, reason: str) -> None:
         log.warning("lost the master at %s (%s); looking for it", self.address, reason)
@@ -1209,7 +1213,7 @@ def parser() -> components.ArgumentParser:
     made.add_argument("--workers", metavar="N", help="leases that run at once (one per processor)")
     made.add_argument("--resources", metavar="NAME=N,...", help="named amounts on offer")
     made.add_argument("--tags", metavar="WORD,...", help="words that tasks may ask for")
-    made.add_argument("--wait", metavar="S", type=float, default=30.0, help="seconds to wait for the master (30)")
+    made.add_argument("--wait", metavar="S", type=rpc.seconds, default=30.0, help="seconds to wait for the master (30)")
     rpc.common_options(made)
     return made
 
@@ -1265,7 +1269,7 @@ def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
             node.loop.run()
         if node.refusal:
             raise node.refusal
-        terminal.write("")  # the status line goes
+        terminal.write("\r" * terminal.live)  # the status line goes, and what a terminal shows of Ctrl-C
         _farewell(node, options)
         return code
     finally:

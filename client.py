@@ -50,7 +50,6 @@ import tempfile
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -367,6 +366,11 @@ class ApplicationNode(components.Component):
         rows = list(self._progress.values())
         done, known = plain + sum(row[1] for row in rows), plain + self._owner.outstanding + sum(row[2] for row in rows)
         return max([row[0] for row in rows], default=0), done, known, self._owner.failed
+
+    def _failures(self) -> list[tuple[str, dict]]:
+        """The ids of tasks that failed, and how; of a system's tasks, once it has ended."""
+        ended = self._ended.values()
+        return [*self._owner.failures, *(failure for one in ended for failure in one.get("failures", ()))]
 
     def _system_row(self, number: int) -> dict:
         """A task system as this node's page shows it."""
@@ -1162,24 +1166,20 @@ def _explained_wait(head: str, about: dict) -> list[str]:
 def summary(app: ApplicationNode, code: int) -> dict:
     """How a run ended, as the object that `--json` prints."""
     elapsed = time.monotonic() - app._started if app._started else 0.0
-    counts = Counter(done=app._owner.done, failed=app._owner.failed)
-    failures, seconds, steps = list(app._owner.failures), app._owner.seconds, 0
-    for stats in app._ended.values():
-        counts += Counter(done=stats.get("done", 0), failed=stats.get("failed", 0))
-        failures += stats.get("failures", [])
-        seconds += stats.get("seconds", 0.0)
-        steps += stats.get("steps", 0)
-    tasks_done = counts["done"] + counts["failed"]
+    plain = {key: getattr(app._owner, key) for key in ("done", "failed", "seconds")}
+    done, failed, seconds, steps = (sum(one.get(key, 0) for one in (plain, *app._ended.values()))
+                                    for key in ("done", "failed", "seconds", "steps"))
+    tasks_done = done + failed
     about = {
         "ok": code == 0, "exit": code, "app": type(app).__name__, "systems": list(app._names.values()),
         "detached": app._detached,
-        "tasks": tasks_done, "done": counts["done"], "failed": counts["failed"], "steps": steps,
+        "tasks": tasks_done, "done": done, "failed": failed, "steps": steps,
         "elapsed_s": round(elapsed, 3), "rate": round(tasks_done / elapsed, 1) if elapsed else 0.0,
         "workers": app.workers, "slaves": app.slaves,
         "speedup": {"value": round(seconds / elapsed, 2) if elapsed else 0.0, "kind": "task_time"},
         "task_seconds": round(seconds, 3), "cpu_s": round(time.process_time() - app._cpu, 3),
         "in_line_s": round(_seconds_in_line() - app._in_line, 3), "result": app.result,
-        "errors": group_failures(failures, app._shown), "output_dropped": app.output_dropped,
+        "errors": group_failures(app._failures(), app._shown), "output_dropped": app.output_dropped,
         "error": describe_end(app), "page": app.swarm.watch.place or None,
     }
     return {**about, "worker_time": worker_time(app, seconds), "hints": hints(app, about)}
@@ -1523,14 +1523,16 @@ def bench(options: argparse.Namespace, swarm_of: Callable) -> int:
         row["by_clock"] = base["elapsed_s"] / row["best_s"]
         row["efficiency"] = row["speedup"] / row["workers"]
         row["idle"] = max(0.0, 1 - row["task_seconds"] / (row["best_s"] * row["workers"]))
-    fit = amdahl([(row["workers"], row["best_s"]) for row in rows if row["workers"] <= usable_cpus()])
+    cpus = tasks.usable_cpus()
+    fit = amdahl([(row["workers"], row["best_s"]) for row in rows if row["workers"] <= cpus])
     name = Path(options.app).resolve().stem if options.app else options.module.rpartition(".")[2]
     about = {"ok": True, "exit": 0, "app": name, "sequential": base, "rows": rows, "repeat": times,
              "p": fit and fit[1] / sum(fit), "fixed_s": fit and fit[0], "shared_s": fit and fit[1],
-             "processors": usable_cpus(), "machine": platform.machine(), "system": platform.platform(),
+             "processors": cpus, "machine": platform.machine(), "system": platform.platform(),
              "python": platform.python_version(), "version": components.__version__,
              "same_result": len({base["result"], *(one for row in rows for one in row["results"])}) == 1}
-    print(json.dumps(about) if options.json else "\n".join(table(about)), flush=True)
+    if not options.json:
+        print("\n".join(table(about)), flush=True)  # first: it took long, and files may not be written
     try:
         for path, text in ((f"{name}-bench.json", json.dumps(about, indent=1)), (f"{name}-scaling.svg", draw(about))):
             with components.replacing(path) as file:
@@ -1538,14 +1540,11 @@ def bench(options: argparse.Namespace, swarm_of: Callable) -> int:
     except OSError as error:
         raise components.Error(f"figures and picture cannot be written to {os.getcwd()}", components.describe(error),
                                "run it in a folder of yours") from None
+    if options.json:
+        print(json.dumps(about), flush=True)
     if not options.quiet:
         print(f"wrote    {name}-scaling.svg, {name}-bench.json", file=sys.stderr)
     return components.EXIT_OK
-
-
-def usable_cpus() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def amdahl(points: list[tuple[int, float]]) -> tuple[float, float] | None:
@@ -2493,9 +2492,7 @@ class Replays:
         for stats in app._ended.values():
             for task_id, parts in stats.get("records", {}).items():
                 records.setdefault(task_id, [base64.b64decode(part) for part in parts])
-        stats = [{"failures": app._owner.failures}, *app._ended.values()]
-        failures = dict(failure for one in stats for failure in one.get("failures", ()))
-        kept = list(records.items())[: tasks.FAILED_KEPT]
+        failures, kept = dict(app._failures()), list(records.items())[: tasks.FAILED_KEPT]
         try:
             if kept:
                 components.Environment(self.folder.parent, "client").create()  # with --local it is not this run's

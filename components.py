@@ -1980,6 +1980,8 @@ class ArgumentParser(argparse.ArgumentParser):
 def run_main(function: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
     """Run the body of a `main`; returns its exit code. An error goes to stderr; traceback if `--debug`."""
     argv = sys.argv[1:] if argv is None else argv
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: what a terminal cannot show ends nothing
     try:
         return function(argv) or EXIT_OK
     except KeyboardInterrupt:
@@ -1987,6 +1989,8 @@ def run_main(function: Callable[[list[str]], int | None], argv: list[str] | None
     except SystemExit as end:  # argparse after --help
         return end.code if isinstance(end.code, int) else EXIT_OK if end.code is None else EXIT_FAILED
     except Exception as error:  # the last border: a person reads what is left
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return EXIT_FAILED
         if "--debug" in argv:
             import traceback
 
@@ -1998,6 +2002,18 @@ def run_main(function: Callable[[list[str]], int | None], argv: list[str] | None
             error = Error(f"internal error: {describe(error)}", "a fault in the program", "add --debug")
         print(error.text(), file=sys.stderr)
         return error.exit_code
+
+
+def _nobody_reads() -> bool:
+    """Whether the other end of stdout is closed, as with `| head -1`: no error of ours. What is left goes nowhere."""
+    import select
+
+    poller = select.poll()
+    poller.register(sys.stdout, 0)
+    closed = any(events & select.POLLERR for _, events in poller.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
 
 
 def shorten(fields: list[str], width: int) -> str:

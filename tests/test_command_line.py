@@ -167,6 +167,22 @@ def test_who_finds_no_master_is_offered_the_same_run_without_one(cli, app):
     assert result.returncode == 3 and said(result, f"without a cluster: `python client.py {path} --app B --local`")
 
 
+@pytest.mark.parametrize("words", [["samples/failing.py", "--workers", "0", "--json=lines", "-q"], ["doctor"]])
+def test_who_stops_reading_hears_no_complaint(words):
+    process = subprocess.Popen([sys.executable, "client.py", *words], cwd=CHECKOUT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    told = process.stderr.read()
+    assert process.wait(30) == 1 and told == ""
+
+
+def test_a_result_that_the_terminal_cannot_show_is_shown_as_far_as_it_can(cli, app):
+    path = app("class T(Task):\n    def __call__(self): return '\u00e9'\n"
+               "class A(ApplicationNode):\n    def start_processing(self): self.push_task(T('one'))\n")
+    result = cli("client", path, "--workers", "0", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stdout) == (0, "result   \\xe9\n")
+
+
 # -- failures ------------------------------------------------------------------------------------------------------
 
 

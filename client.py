@@ -288,8 +288,7 @@ class ApplicationNode(components.Component):
         self._names: dict[int, str] = {}  # number of a system -> its name at the master
         self._ended: dict[int, dict] = {}  # number of a system -> its stats
         self._asked: dict[int, str] = {}  # number of a system -> the id by which its figures were asked for
-        self._sealed: dict[int, tuple] = {}
-        self._collecting: dict[int, str] = {}
+        self._out: dict[int, tuple] = {}  # number of a system without an end -> the call that began it
         self._published: dict[str, Any] = {}  # what was published, for a master that must be told again
         self._load = self._reader()
         rpc.Exchange(self._publish, self.swarm.fetch, load=self._load)
@@ -333,10 +332,8 @@ class ApplicationNode(components.Component):
             for key in self._published:
                 self._send_published(key)
             self._owner.resubmit(welcome.get("known", True))
-            for number, (sealed, options) in list(self._sealed.items()):
-                self.swarm.call("push_tasksystem", number, self._bundle.digest, options, parts=[sealed])
-            for number, name in self._collecting.items():
-                self.swarm.call("collect", number, name)
+            for (method, *params), parts in list(self._out.values()):
+                self.swarm.call(method, *params, parts=parts)
             for number in self._asked:
                 self.swarm.call("get_stats", number)
 
@@ -413,18 +410,18 @@ class ApplicationNode(components.Component):
         except components.Error as error:
             self.push_tasksystem_failed({"c": -32602, "m": str(error), "t": "", "e": error})
             return
-        number = len(self._systems) + 1
         options = {"name": type(system).__name__, "client_id": self.node_id_str, "by_hand": self._by_hand,
                    "system_id": str(system.system_id), "hook_timeout": limit}
-        self._systems[number] = system
-        self._sealed[number] = (sealed, options)  # kept until the system has ended: a new master needs it again
-        self.swarm.call("push_tasksystem", number, self._bundle.digest, options, parts=[sealed])
+        self._begin_system(system, "push_tasksystem", self._bundle.digest, options, parts=[sealed])
 
     def _collect(self, name: str) -> None:
+        self._begin_system(tasks.ITaskSystem(), "collect", name)
+
+    def _begin_system(self, system: tasks.ITaskSystem, method: str, *params: Any, parts: Iterable = ()) -> None:
         number = len(self._systems) + 1
-        self._systems[number] = tasks.ITaskSystem()
-        self._collecting[number] = name
-        self.swarm.call("collect", number, name)
+        self._systems[number] = system
+        self._out[number] = (method, number, *params), parts  # a new master needs it again
+        self.swarm.call(method, number, *params, parts=parts)
 
     def _unheard(self, task: tasks.Handle, result: Any, error: BaseException | None) -> None:
         """Stands in for `task_finished` in an application without one."""
@@ -449,8 +446,7 @@ class ApplicationNode(components.Component):
             self.shutdown_main_loop()
 
     def _hear_system_refused(self, parts: list, number: int, failure: dict) -> None:
-        self._sealed.pop(number, None)
-        self._collecting.pop(number, None)
+        self._out.pop(number, None)
         self.push_tasksystem_failed(failure)
 
     def _hear_output(self, parts: list, owner: str, attempt: int, pieces: list) -> None:
@@ -488,8 +484,7 @@ class ApplicationNode(components.Component):
         if system is None or number in self._ended:
             return
         self._ended[number] = stats
-        self._sealed.pop(number, None)
-        self._collecting.pop(number, None)
+        self._out.pop(number, None)
         result, error = self._open_outcome(failure, parts)
         self.swarm.call("work_settled", number)
         self._system_handle = tasks.Handle(stats.get("system_id") or system.system_id)
@@ -2255,7 +2250,7 @@ def _act(argv: list[str]) -> int:
     rpc.answer_framework([rpc.FRAMEWORK, rpc.PUBLIC_NAME])
     environment = components.Environment(options.env or components.state_root() / "client", "client")
     module = rpc.load_app(bundle.root, bundle.manifest, rpc.compile_here(bundle, environment))
-    options.replays = Replays(Path(options.env or components.state_root() / "client") / "failed")
+    options.replays = Replays(environment.path / "failed")
     if options.replay:
         return _replay(options, bundle)
     cls = rpc.find_application(module, ApplicationNode, options.chosen)

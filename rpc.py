@@ -2984,7 +2984,9 @@ def explain_unpicklable(obj: Any, error: Exception, what: str) -> components.Usa
         what, obj = f"task {name or type(obj).__name__}", obj if isinstance(obj, dict) else vars(obj)
         obj = types.SimpleNamespace(**{str(name): value for name, value in obj.items()})
     path, culprit = _find_unpicklable(obj, "", 0)
-    kind = "a lambda" if getattr(culprit, "__name__", "") == "<lambda>" else f"of type {type(culprit).__name__}"
+    kind, code = f"of type {type(culprit).__name__}", getattr(culprit, "__code__", None)
+    if code and code.co_name == "<lambda>":
+        kind = f"a lambda ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
     return UsageError(
         f"{what} cannot be sent: " + (f'attribute "{path}" is {kind}' if path else f"it is {kind} ({error})"),
         "tasks and results travel as pickles; lambdas, open files, locks, generators and local classes cannot",

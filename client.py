@@ -919,10 +919,9 @@ class Watch:
 
     LASTING = ("slave", "nothing")  # waits in which a person must do something: told in a line that stays
 
-    def __init__(self, app: ApplicationNode, terminal: components.Terminal, wait: float, show: bool, quiet: bool,
+    def __init__(self, app: ApplicationNode, terminal: components.Terminal, wait: float, quiet: bool,
                  events: "Events | None" = None):
-        self._app, self._terminal, self._wait, self._show, self._quiet = app, terminal, wait, show, quiet
-        self.events = events
+        self._app, self._terminal, self._wait, self._quiet, self.events = app, terminal, wait, quiet, events
         self.page: str | None = None  # the address of the master's page; "" if it has none, None as long as we are out
         self.away = False  # whether the master is
         self._introduced = False
@@ -953,7 +952,7 @@ class Watch:
 
     def _introduce(self) -> None:
         """Says once, on a terminal, where the application runs, and where a browser shows it."""
-        if self._show and self._terminal.stream.isatty() and not self._introduced:
+        if not self._quiet and self._terminal.stream.isatty() and not self._introduced:
             swarm, (slaves, workers, _) = self._app.swarm, self._app._size
             size = f"{_count(slaves, 'slave')}, {_count(workers, 'worker')}"
             head = f"{type(self._app).__name__} on {swarm.address}: {size}"
@@ -997,7 +996,7 @@ class Watch:
                 f"in another terminal: python slave.py --master {self._app.swarm.address}",
             )
         fields = self._waiting(now)
-        if fields and not self._said and self._show:
+        if fields and not self._said and not self._quiet:
             self._said = True
             if kind == "slave":
                 fields = ["no slave is connected to the master. In another terminal: python slave.py --master "
@@ -1036,7 +1035,7 @@ class Watch:
     def _draw(self, now: float) -> None:
         app = self._app
         elapsed = now - app._started
-        if not self._show or (elapsed < 0.5 and not self._terminal.live):
+        if self._quiet or (elapsed < 0.5 and not self._terminal.live):
             return
         fields = self._waiting(now) if app.pending else []
         if self._state not in ("master", "slave"):
@@ -2339,8 +2338,8 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
     app = swarm[cls]
     app.swarm, app._bundle, app._by_hand = swarm, bundle, options.step
     app._detaches, app._collects = options.detach, options.collect or ""
-    events = Events(app, sys.stdout) if options.json == "lines" else None
-    swarm.watch = Watch(app, terminal, options.wait, not options.quiet and not options.json, options.quiet, events)
+    events = Events(app, _Beside(sys.stdout, terminal)) if options.json == "lines" else None
+    swarm.watch = Watch(app, terminal, options.wait, options.quiet, events)
     config.check_unknown()
     code = _perform(app, options, terminal)
     if options.keep and options.local:

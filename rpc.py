@@ -5901,8 +5901,14 @@ def _run_doctor(role: str, parser: components.ArgumentParser, argv: list[str], m
     options = parser.parse_args(argv)
     environment = components.Environment(options.env or components.state_root() / role, role)
     terminal = components.Terminal(sys.stdout, options.color)
-    levels = set()
-    for check in itertools.chain(more(), Doctor(role, configuration(role, options), environment, options).checks()):
+    doctor, levels = Doctor(role, configuration(role, options), environment, options), set()
+    checks = itertools.chain(more(), doctor.checks())
+
+    def look() -> Any:
+        with components.Terminal().waiting("the next check"):
+            return next(checks, None)
+
+    for check in iter(look, None):
         levels.add(check.level)
         if options.quiet and check.level == "ok":
             continue

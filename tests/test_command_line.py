@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -357,6 +358,21 @@ def test_what_does_not_fit_beside_each_other_stands_below_on_a_terminal(monkeypa
     assert components.Terminal(Screen(), environ={}).beside("x" * 30, "y" * 16) == f"{'x' * 30}    {'y' * 16}"
     assert components.Terminal(Screen(), environ={}).beside("x" * 30, "y" * 17) == f"{'x' * 30}\n    {'y' * 17}"
     assert components.Terminal(io.StringIO(), environ={}).beside("x" * 30, "y" * 17) == f"{'x' * 30}    {'y' * 17}"
+
+
+def test_a_doctor_that_gets_no_answer_shows_that_it_waits(cli):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        shown = Typed("client.py", "doctor", "--master", f"127.0.0.1:{silent.getsockname()[1]}")
+        assert shown.until(r"the next check  \d s").exit_code() == 1 and "did not answer" in shown.text
+
+
+@pytest.mark.slow
+def test_with_json_a_person_still_sees_how_far_it_is(cli, app):
+    path = app("class T(Task):\n    def __call__(self): time.sleep(0.1)\n"
+               "class A(ApplicationNode):\n"
+               "    def start_processing(self): self.push_tasks(T(str(n)) for n in range(9))\n")
+    typed = Typed("client.py", path, "--workers", "0", "--json=lines").until(r"\d/9  1/1 busy")
+    assert typed.exit_code() == 0 and len(re.findall(r'[\r\n]\{"event": ', typed.text)) >= 2, typed.text
 
 
 def test_elsewhere_a_long_wait_is_one_line(caplog):

@@ -926,7 +926,8 @@ class Watch:
         self.away = False  # whether the master is
         self._introduced = False
         self._next = 0.0
-        self._state, self._since, self._said = "", 0.0, False  # what it waits for, since when, whether it has said so
+        self._state, self._why = "", ""  # what it waits for
+        self._since, self._said = 0.0, False  # and since when, and whether it has said so
         self._silent = terminal.PATIENT if terminal.live else rpc.SILENT
         self._looked, self.slot_seconds, self.full_at = 0.0, 0.0, 0.0  # when all workers were busy last
 
@@ -973,56 +974,41 @@ class Watch:
         self.slot_seconds += workers * (now - (self._looked or self._app._started or now))
         self._looked, self.full_at = now, now if busy >= workers else self.full_at
 
-    def _kind(self) -> str:
-        """What keeps it from going on: the first of these that does."""
+    def _hindered(self) -> tuple[str, str]:
+        """What keeps it from going on: a word for the first that does, and how a person is told."""
         app, (_, done, known, _) = self._app, self._app._tally()
         if self.away:
-            return "master"
-        if not app._size[1]:
-            return "slave" * app.pending
+            return "master", f"the master at {app.swarm.address} is away; looking for it"
+        if not app.workers:
+            return "slave" * app.pending, f"the master has no worker; {known:,} tasks are queued"
         if app._waits:
-            return app._waits[0][0]
-        return "nothing" if not app.pending else "system" * (0 < known == done)
+            kind, tasks, why, task = app._waits[0]
+            waits = f"{tasks:,} task{' waits' if tasks == 1 else 's wait'}: {why}; see --explain {task}"
+            return kind, waits if task else why
+        if not app.pending:
+            return "nothing", "no task is out; the application ends when it calls shutdown_main_loop()"
+        return "system" * (0 < known == done), "the task system itself is at work"
 
     def _look(self, now: float) -> None:
         """Notes since when it waits for the same; says so in a line, once, where no line is rewritten."""
-        kind = self._kind()
-        if kind != self._state:
-            self._state, self._since, self._said = kind, now, False
-        if kind == "slave" and now - self._since >= self._wait:
-            raise components.GaveUp(
-                f"no worker within {self._wait:.0f} s; {self._app._tally()[2]} tasks are queued",
-                "no slave is connected to the master",
-                f"in another terminal: python slave.py --master {self._app.swarm.address}",
-            )
-        fields = self._waiting(now)
-        if fields and not self._said and not self._quiet:
+        state, self._why = self._hindered()
+        if state != self._state:
+            self._state, self._since, self._said = state, now, False
+        start = f"python slave.py --master {self._app.swarm.address}"
+        if state == "slave" and now - self._since >= self._wait:
+            raise components.GaveUp(f"no worker within {self._wait:.0f} s; {self._app._tally()[2]} tasks are queued",
+                                    "no slave is connected to the master", f"in another terminal: {start}")
+        if self._waiting(now) and not self._said and not self._quiet:
             self._said = True
-            if kind == "slave":
-                fields = ["no slave is connected to the master. In another terminal: python slave.py --master "
-                          f"{self._app.swarm.address}"]
-            if kind in self.LASTING or not self._terminal.live:
-                self._terminal.write(f"still waiting: {'; '.join(fields)}\n")
+            slave = f"no slave is connected to the master. In another terminal: {start}"
+            if state in self.LASTING or not self._terminal.live:
+                self._terminal.write(f"still waiting: {slave if state == 'slave' else self._why}\n")
                 self._terminal.flush()
 
     def _waiting(self, now: float) -> list[str]:
-        """What it has waited for in silence for a while, as fields of the progress line."""
-        waited, app = now - self._since, self._app
-        if not self._state or waited < self._silent:
-            return []
-        if self._state == "master":
-            return [f"the master at {app.swarm.address} is away; looking for it ({waited:.0f} s)"]
-        if self._state == "slave":
-            queued = f"{app._tally()[2]:,} tasks are queued"
-            return [f"the master has no worker; {queued} ({waited:.0f} s of {self._wait:.0f})"]
-        if self._state == "nothing":
-            return ["no task is out", "the application ends when it calls shutdown_main_loop()"]
-        if self._state == "system":
-            return [f"the task system itself is at work ({waited:.0f} s)"]
-        _, tasks, why, task = app._waits[0]
-        if not task:
-            return [f"{why} ({waited:.0f} s)"]
-        return [f"{tasks:,} task{' waits' if tasks == 1 else 's wait'}: {why}", f"see --explain {task}"]
+        """What it has waited for in silence for a while, as a field of the progress line."""
+        waited, limit = now - self._since, f" of {self._wait:.0f}" * (self._state == "slave")
+        return [f"{self._why} ({waited:.0f} s{limit})"] if self._state and waited > self._silent else []
 
     def show_output(self, task_id: str, attempt: int, text: str) -> None:
         """Shows what a task has printed, each line with its id; of one that was rewritten in place, how it ended."""

@@ -468,6 +468,12 @@ def test_an_error_is_an_object_with_the_same_three_parts(cli, words, json_option
     assert [about["error"][name] for name in ("message", "why", "fix")] == parts
 
 
+def test_an_error_of_what_was_measured_is_an_object_too(cli, tmp_path):
+    result = cli("client", "stats", "--json", "--env", tmp_path / "none")
+    about = json.loads(result.stdout)
+    assert result.returncode == about["exit"] == 1 and about["error"]["message"] in result.stderr
+
+
 # -- asking and ordering -------------------------------------------------------------------------------------------
 
 

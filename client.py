@@ -2456,7 +2456,7 @@ class Interrupts:
         signal.signal(signal.SIGALRM, lambda *_: self._app.swarm.on_signal(self._app.shutdown_main_loop))
         signal.setitimer(signal.ITIMER_REAL, GIVE_UP_CANCELLING)  # the master may be away
         self._app.swarm.watch.end()
-        print(why, file=sys.stderr)
+        print(f"{why}\x1b[K" if self._app.swarm.terminal.live else why, file=sys.stderr)  # over what shows Ctrl-C
         self._app.swarm.on_signal(self._app._cancel_everything)
 
 

@@ -2085,9 +2085,7 @@ class Terminal:
             with self._lock:
                 if text == self._shown:
                     return
-                echo = 0 if text else 2  # of Ctrl-C, behind it
-                clear = min(len(self._shown) + echo, self._columns() - 1)
-                self.stream.write("\r" + text.ljust(clear) + "\r" * (not text))
+                self.stream.write("\r" + text.ljust(len(self._shown)) + "\r" * (not text))
                 self._shown = text
         else:
             now = time.monotonic() if now is None else now

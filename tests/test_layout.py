@@ -45,7 +45,7 @@ TOP_LEVEL = {
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
     "client.py": 2558,
-    "components.py": 2133,
+    "components.py": 2131,
     "concurrent_swarm.py": 25,
     "fastpath.pyx": 743,
     "master.py": 6637,
@@ -54,7 +54,7 @@ LINES = {
     "slave.py": 1250,
     "tasks.py": 4375,
 }
-TOTAL_LINES = 23_954
+TOTAL_LINES = 23_952
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

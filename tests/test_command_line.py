@@ -202,10 +202,10 @@ class B(A):
 
 def test_the_block_of_failures_begins_with_what_failed_and_ends_with_how_to_run_that_again(cli, app, tmp_path):
     path = app(FAILS)
-    words = [path, "--app", "B", "--set", "limits.retries=0", "--workers", "0"]
+    words = [path, "--app", "B", "--set", "client.page=no", "--workers", "0"]
     told = cli("client", *words, "--env", tmp_path / "env").stderr
     assert "FAILED   system 1 B: 1 of 4 tasks failed, 3 done" in told
-    again = f"python client.py {path} --app B --set limits.retries=0"
+    again = f"python client.py {path} --app B --set client.page=no"
     assert f"debug here: {again} --workers 0 --pdb" in told
     replay = re.search(rf"replay: {re.escape(again)} --replay (\S+) --env {tmp_path}/env\n", told)
     second = cli("client", path, "--app", "B", "--replay", replay[1], "--env", tmp_path / "env")

@@ -1238,7 +1238,8 @@ def print_end(about: dict, terminal: components.Terminal, options: argparse.Name
     elif about["errors"] or about["error"]:
         say(f"\ndebug here: {again} --workers 0 --pdb")
         if about["replays"]:
-            say(f"replay: {again} --replay {about['replays'][0]}{options.replays.place()}")
+            words = [*_file(options), "--replay", about["replays"][0], *options.replays.place()]
+            say(f"replay: {shlex.join(['python', 'client.py', *words])}")
     elif about["tasks"]:
         steps = f" in {about['steps']} steps" if about["steps"] > 1 else ""
         say(f"done     {_count(about['tasks'], 'task')}{steps}, {about['elapsed_s']:.1f} s, {_rate(about['rate'])} "
@@ -1487,9 +1488,12 @@ def _first_error(about: dict) -> str:
 
 def _words(options: argparse.Namespace) -> list[str]:
     """Which application, of which file, with which settings."""
-    words = [options.app] if options.app else ["-m", options.module]
-    words += ["--app", options.chosen] if options.chosen else []
-    return words + [word for one in options.set for word in ("--set", one)]
+    words = ["--app", options.chosen] if options.chosen else []
+    return [*_file(options), *words, *(word for one in options.set for word in ("--set", one))]
+
+
+def _file(options: argparse.Namespace) -> list[str]:
+    return [options.app] if options.app else ["-m", options.module]
 
 
 def bench(options: argparse.Namespace, swarm_of: Callable) -> int:
@@ -2502,10 +2506,10 @@ class Replays:
         call, parts = rpc.unpack_body([data[4:]])
         return call[1], parts
 
-    def place(self) -> str:
-        """The words of the command line that tell where they are, "" for where everybody would look."""
+    def place(self) -> list[str]:
+        """The words of the command line that tell where they are, none for where everybody would look."""
         usual = self.folder.parent == components.state_root() / "client"
-        return "" if usual else f" --env {shlex.quote(str(self.folder.parent))}"
+        return [] if usual else ["--env", str(self.folder.parent)]
 
     def _write(self, app: ApplicationNode, task_id: str, failure: dict, parts: list) -> None:
         about = {"bundle": app._bundle.digest, "module": app._bundle.manifest["module"],

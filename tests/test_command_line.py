@@ -207,8 +207,8 @@ def test_the_block_of_failures_begins_with_what_failed_and_ends_with_how_to_run_
     assert "FAILED   system 1 B: 1 of 4 tasks failed, 3 done" in told
     again = f"python client.py {path} --app B --set client.page=no"
     assert f"debug here: {again} --workers 0 --pdb" in told
-    replay = re.search(rf"replay: {re.escape(again)} --replay (\S+) --env {tmp_path}/env\n", told)
-    second = cli("client", path, "--app", "B", "--replay", replay[1], "--env", tmp_path / "env")
+    replay = re.search(rf"replay: python client.py {path} --replay (\S+) --env {tmp_path}/env\n", told)
+    second = cli("client", path, "--replay", replay[1], "--env", tmp_path / "env")
     assert second.returncode == 1 and "ZeroDivisionError" in second.stderr
     assert "FAILED   FailingApplication: 3 of 64" in cli("client", "samples/failing.py", "--workers", "0").stderr
 

@@ -3829,11 +3829,15 @@ class Gallery:
         """What runs in these lanes of workers: (lane, lease)."""
         found = []
         for name in dict.fromkeys(lane[0] for lane in lanes):
-            slave = self.board.slaves.get(name)
-            leases = itertools.islice(slave.leases.values(), slave.workers) if slave else ()
-            whole = [lease for lease in leases if lease.open[0][0] == lease.lo]
-            found += [((name, lane), lease) for lane, lease in zip(self._lanes_of(name, whole), whole, strict=True)]
+            found += [((name, lane), lease) for lane, lease in self.running(name)]
         return [one for one in found if one[0] in lanes]
+
+    def running(self, name: str) -> list[tuple]:
+        """(lane, lease) of what runs at a slave and of which nothing was reported yet."""
+        slave = self.board.slaves.get(name)
+        leases = itertools.islice(slave.leases.values(), slave.workers) if slave else ()
+        whole = [lease for lease in leases if lease.open[0][0] == lease.lo]
+        return list(zip(self._lanes_of(name, whole), whole, strict=True))
 
     def _running_rows(self, shown: list) -> list[list]:
         """The same as the page gets it: place of the lane, since, owner, first, tasks."""
@@ -5154,11 +5158,10 @@ class MasterNode(rpc.BaseNode):
             self.apply(self.board.given_back(request.peer.label, lease, lo, hi, time.monotonic()))
 
         @rpc.tcpremote(channel, roles=slaves)
-        def worker_lost(handler, request, lease, lo, hi, reason, output=""):
-            check_report(lease, lo, hi)
+        def worker_lost(handler, request, lease, lo, hi, reason, output="", spent=()):
+            check_report(lease, lo, hi, None, spent)
             log.warning("slave %s: %s", request.peer.label, reason)
-            last = str(output)[-tasks.OUTPUT_KEPT :]
-            self.apply(self.board.worker_lost(request.peer.label, lease, lo, hi, reason, time.monotonic(), last))
+            self.take_lost(request.peer.label, lease, lo, hi, reason, str(output)[-tasks.OUTPUT_KEPT :], spent)
 
         @rpc.tcpremote(channel, roles=slaves)
         def output(handler, request, lease, pieces):
@@ -5268,6 +5271,9 @@ class MasterNode(rpc.BaseNode):
             self._preparing = {key: what for key, what in self._preparing.items() if key[0] != name}
             held = self.board.slaves[name].open_tasks if name in self.board.slaves else 0
             log.info("slave %s left (%s): %s tasks back in the queue", name, reason, held)
+            for lane, lease in self.gallery.running(name):
+                self._note_lost(lease, lease.lo, lease.hi, [lane, int(1e6 * (now - lease.since)), 0, 0, 0], now)
+            self.spans.tell()
             self.gallery.slave_gone(name, "" if reason == rpc.LEFT else reason, held, now)
             self.apply(self.board.slave_lost(name, now, reason))
             self._record("gone", name)
@@ -5330,6 +5336,20 @@ class MasterNode(rpc.BaseNode):
         if held is not None:
             self.apply(self.board.worker_lost(slave, lease, held.lo, held.hi, reason, time.monotonic()))
 
+    def take_lost(self, slave: str, lease: int, lo: int, hi: int, reason: str, output: str, spent: list) -> None:
+        """A worker died over these tasks; `spent` as in the report of a result."""
+        held, now = self.board.leases.get(lease), time.monotonic()
+        if spent and held is not None and held.slave.id == slave and held.has_open(lo, hi):
+            self._note_lost(held, lo, hi, spent, now)
+        self.apply(self.board.worker_lost(slave, lease, lo, hi, reason, now, output))
+
+    def _note_lost(self, lease: Lease, lo: int, hi: int, spent: list, now: float) -> None:
+        self.spans.add(lease, lo, hi, {"*": {}}, spent, 0, self._step_of(lease), now)
+
+    def _step_of(self, lease: Lease) -> int:
+        system = self.systems.get(lease.batch.owner.id)
+        return system.step if system else 0
+
     def take_result(self, slave: str, lease: int, lo: int, hi: int, seconds: float, failures: dict, parts: list,
                     spent: list, figures: Any = None) -> None:
         """What a slave reports of a lease; results that cannot be opened any more are computed again. `figures`: what
@@ -5344,9 +5364,7 @@ class MasterNode(rpc.BaseNode):
             self.apply(self.board.worker_lost(slave, lease, lo, hi, reason, now))
         else:
             if whole:
-                owner = held.batch.owner.id
-                step = self.systems[owner].step if owner in self.systems else 0
-                self.spans.add(held, lo, hi, failures, spent, weight_of(parts), step, now)
+                self.spans.add(held, lo, hi, failures, spent, weight_of(parts), self._step_of(held), now)
             effects = self.board.result(slave, lease, lo, hi, seconds, parts, failures, now)
             self.apply(effects)
             if figures and held:

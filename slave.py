@@ -545,7 +545,7 @@ class ProcessTaskManager(components.Component):
         worker.pipe.close()
         worker.ear.settle()
         worker.ear.close()
-        envelope, lo = worker.envelope, worker.lo
+        envelope, lo, since = worker.envelope, worker.lo, worker.used
         if envelope:
             self._release(worker)
             self._wait_again(worker)
@@ -560,8 +560,8 @@ class ProcessTaskManager(components.Component):
                 self._deaths.append(time.monotonic())
                 about = {"task": f"{envelope.owner}.{envelope.first + lo}", "attempt": envelope.attempt}
                 log.warning("worker %s ended (%s) in %s, attempt %s", worker.pid, how, *about.values(), extra=about)
-                last = worker.ear.output.last()
-                self.node.report("worker_lost", envelope.lease, lo, envelope.hi, f"worker {how}", last)
+                last, spent = worker.ear.output.last(), [worker.lane, int(1e6 * (worker.used - since)), 0, 0, 0]
+                self.node.report("worker_lost", envelope.lease, lo, envelope.hi, f"worker {how}", last, spent)
         self._watch.forget(worker)
 
     def _wait_again(self, worker: Worker) -> None:

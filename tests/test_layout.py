@@ -48,13 +48,13 @@ LINES = {
     "components.py": 2135,
     "concurrent_swarm.py": 25,
     "fastpath.pyx": 743,
-    "master.py": 6637,
+    "master.py": 6655,
     "rpc.py": 6167,
     "setup.py": 66,
     "slave.py": 1250,
     "tasks.py": 4375,
 }
-TOTAL_LINES = 23_960
+TOTAL_LINES = 23_978
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

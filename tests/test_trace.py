@@ -310,10 +310,10 @@ def test_spans_wait_a_batch_for_outcomes_that_are_on_their_way(tmp_path):
 # -- runs ----------------------------------------------------------------------------------------------------------
 
 
-def client_trace(here, file, app, *args, **more):
+def client_trace(here, file, app, *args, code=0, **more):
     """Runs a client with `--trace` to its end; what the file shows."""
     run = here.run_client(app, "--trace", file, *args, **more)
-    assert run.code == 0, run.err
+    assert run.code == code, run.err
     return Slices(json.loads(text_of(file)))
 
 
@@ -362,14 +362,16 @@ def test_a_client_that_is_killed_leaves_a_trace_that_can_be_read(swarm_of_module
     wait_until(lambda: not swarm_of_module.proxy.status()["busy"], "its last task has ended")
 
 
-def test_each_attempt_of_a_task_is_a_run_of_its_own(swarm_of_module, tmp_path):
+@pytest.mark.parametrize("how", ["busy", "dies"])
+def test_each_attempt_of_a_task_is_a_run_of_its_own(swarm_of_module, tmp_path, how):
     seen = client_trace(swarm_of_module, tmp_path / "run.json", "retries.py", "--app", "Retrying", "--set",
-                        f"retries.folder={tmp_path}")  # fmt: skip
+                        f"retries.folder={tmp_path}", "--set", f"retries.called={how}",
+                        code=int(how == "dies"))  # fmt: skip
     found = collections.defaultdict(list)
     for about in seen.args:
         if about and "task" in about:
             found[about["task"]].append(about["attempt"])
-    assert list(found.values()) == [[1, 2, 3]]
+    assert list(found.values()) == [[1, 2, 3]], "also of those that ended with their worker"
     assert [life[-1][0] for life in seen.lives.values()] == ["send", "send", "settle"], "the last has an outcome"
 
 

@@ -1521,7 +1521,7 @@ class SystemRun:
 
     def _save(self) -> None:
         state = {"system": self.system, "step": self.step, "began_at": self._began_at, "waiting": self.waiting,
-                 "random": (self.random.getstate(), random.getstate()), "owner": self.owner.save(self._renewable),
+                 "by_hand": self.by_hand, "random": (self.random.getstate(), random.getstate()), "owner": self.owner.save(self._renewable),
                  "figures": self.stats.pack()}
         sealed, error = attempt(rpc.seal, state, "the system")
         if error is not None or not fits(rpc.size_of(sealed)):
@@ -1536,6 +1536,7 @@ class SystemRun:
     def resume(self, state: dict) -> None:
         """Goes on from a snapshot."""
         self.step, self._began_at, self.waiting = state["step"], state["began_at"], state["waiting"]
+        self.by_hand = state.get("by_hand", self.by_hand)
         self.stats.next_step(self.step)
         self.stats.take_in(state.get("figures", {}))
         self.random.setstate(state["random"][0])
@@ -1558,8 +1559,9 @@ class SystemRun:
         self._held.clear()
         self.owner.cancel_all(kill)
 
-    def next_step(self) -> None:
-        """A person lets a system go on that waits at its barrier."""
+    def next_step(self, on: bool = False) -> None:
+        """A person lets a system go on that waits at its barrier; `on`: and wait at no further one."""
+        self.by_hand = self.by_hand and not on
         if self.waiting:
             self._begin_step()
         self._look_back(HISTORY_EACH)
@@ -3685,7 +3687,7 @@ def _host_refused(run: SystemRun, params: list, parts: list) -> None:
 
 
 def _host_step(run: SystemRun, params: list, parts: list) -> None:
-    run.next_step()
+    run.next_step(*params)
 
 
 # -- what applications need ----------------------------------------------------------------------------------------

@@ -3184,7 +3184,8 @@ class Work:
     """What an owner has done so far: a task system, or a client with its plain tasks."""
 
     __slots__ = ("app", "busy", "by_hand", "client", "done", "elapsed", "error", "failed", "groups", "id", "known",
-                 "last", "pace", "past", "paused", "rate", "since", "state", "step", "times", "user", "view", "waiting")
+                 "last", "pace", "past", "paused", "rate", "result", "since", "state", "step", "times", "user", "view",
+                 "waiting")
 
     def __init__(self, owner: str, client: str, app: str, user: str, by_hand: bool, now: float):
         self.id, self.client, self.app, self.user, self.by_hand = owner, client, app, user, by_hand
@@ -3194,7 +3195,7 @@ class Work:
         self.times: collections.defaultdict = collections.defaultdict(int)  # see `bucket`
         self.past = collections.deque([0], maxlen=MEAN + 1)  # what was done, each second
         self.last = ""  # its latest failure, as type and place
-        self.state, self.error, self.elapsed = "running", None, None
+        self.state, self.error, self.elapsed, self.result = "running", None, None, None
         self.paused = self.waiting = False
 
     def look(self) -> None:
@@ -3475,19 +3476,24 @@ class Gallery:
             self.works[owner].paused = paused
             self.works[owner].look()
 
+    def system_runs_on(self, owner: str) -> None:
+        """A person lets a system wait at no further barrier."""
+        if owner in self.works:
+            self.works[owner].by_hand = False
+
     def system_shown(self, owner: str, version: int) -> None:
         """A system has a picture, the how manyth it is."""
         if owner in self.works:
             self.works[owner].view = version
 
-    def owner_ended(self, owner: str, failure: dict | None, now: float) -> None:
-        """An owner is done; of the last systems it is kept how they ended."""
+    def owner_ended(self, owner: str, failure: dict | None, now: float, result: str = "") -> None:
+        """An owner is done; of the last systems it is kept how they ended, and with what result, in a few words."""
         work = self.works.pop(owner, None)
         if work is not None and owner != work.client:
             work.state = "done" if failure is None else "cancelled" if failure.get("kind") == "cancelled" else "failed"
             kept = failure or {}
             work.error = failure and {key: str(kept.get(key) or "")[:1000] for key in ("type", "message", "where")}
-            work.elapsed = now - work.since
+            work.elapsed, work.result = now - work.since, result[:tasks.BRIEF] or None
             self.ended[owner] = work
             if len(self.ended) > ENDED_KEPT:
                 self.ended.popitem(last=False)
@@ -3827,7 +3833,7 @@ class Gallery:
                 "began": round(work.since, 1),
                 "eta_rough": abs(work.rate - work.pace) > 0.3 * work.pace, "by_hand": work.by_hand,
                 "speedup": round(work.busy / elapsed, 2) if work.elapsed and work.busy else None,
-                "view": work.view, "error": work.error}
+                "view": work.view, "error": work.error, "result": work.result}
 
     def _in_hands(self, work: Work, held: int) -> int:
         """How many tasks of an owner are with slaves, which have so many `held` in all: what waits for another attempt
@@ -3898,7 +3904,8 @@ class Gallery:
         """The answer, but for what is of the node itself; `whole`: with what tasks have said."""
         stream, cursor = self._tell_stream(copy, asked)
         (first, seconds), minutes = copy.samples
-        systems = [{**row, "error": self._tell_error(row["error"], whole)} for row in copy.systems]
+        systems = [{**row, "error": self._tell_error(row["error"], whole), "result": row["result"] if whole else None}
+                   for row in copy.systems]
         errors = [rpc.Failures.told(group, whole) for group in copy.errors[1]]
         total, rows = copy.slaves
         return {
@@ -5857,7 +5864,7 @@ class MasterNode(rpc.BaseNode):
             if failure and failure.get("kind") != "cancelled" and (last := system.ear.output.last()):
                 failure["output"] = last
         del self.systems[system.name]
-        self.gallery.owner_ended(system.name, failure, time.monotonic())
+        self.gallery.owner_ended(system.name, failure, time.monotonic(), str(stats.pop("shown", "")))
         seconds = time.monotonic() - system.since
         stats = {**stats, "elapsed": seconds, "id": system.name, "app": system.app,
                  "system_id": system.options.get("system_id"), **self.measures.figures(system.name).told()}
@@ -6292,14 +6299,16 @@ class MasterNode(rpc.BaseNode):
         return {"system": name, "paused": paused, **self.board.standing(name)}
 
     def step_system(self, name: str, on: bool = False) -> dict[str, Any]:
-        """Lets a system begin its next step, and wait at no further barrier if it is to go `on`. Raises RpcError if there
-        is none, or it does not wait for that."""
+        """Lets a system begin its next step; `on`: it waits at no further barrier. Raises RpcError if there is none, or it
+        does not wait for that."""
         system = self._running(name)
         if not system.waiting:
-            by_hand = system.options.get("by_hand")
+            by_hand = self.gallery.works[name].by_hand
             raise components.Error(f"task system {name} does not wait for a person",
                                    f"its step {system.step} is not over" if by_hand else "it goes on by itself",
                                    "" if by_hand else "a client lets it wait after each step with --step")
+        if on:
+            self.gallery.system_runs_on(name)
         self._step(system, on)
         return {"system": name, "step": system.step + 1}
 

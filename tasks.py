@@ -50,6 +50,7 @@ import pickle
 import queue
 import random
 import re
+import reprlib
 import select
 import shutil
 import signal
@@ -1436,6 +1437,18 @@ class SystemMaster:
         return self._run.owner.attempt
 
 
+BRIEF = 300  # characters of a result that people are shown
+PLAIN = frozenset({bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset})
+BRIEFLY = reprlib.Repr()
+BRIEFLY.maxstring = BRIEFLY.maxother = BRIEFLY.maxlong = 200
+
+
+def brief(result: Any) -> str:
+    """A result in a few words, for people, if it is of Python's own kinds; what else is in it may name itself."""
+    text, error = attempt(BRIEFLY.repr, result)
+    return text[:BRIEF] if type(result) in PLAIN and error is None else ""
+
+
 # The hooks of a system; a beat of its host says by its remainder which of them was called last, 0: it waits.
 HOOKS = ("", "init_system", "generate_tasks", "finished", "task_finished", "is_complete", "gather_result")
 
@@ -1521,8 +1534,8 @@ class SystemRun:
 
     def _save(self) -> None:
         state = {"system": self.system, "step": self.step, "began_at": self._began_at, "waiting": self.waiting,
-                 "by_hand": self.by_hand, "random": (self.random.getstate(), random.getstate()), "owner": self.owner.save(self._renewable),
-                 "figures": self.stats.pack()}
+                 "by_hand": self.by_hand, "random": (self.random.getstate(), random.getstate()),
+                 "owner": self.owner.save(self._renewable), "figures": self.stats.pack()}
         sealed, error = attempt(rpc.seal, state, "the system")
         if error is not None or not fits(rpc.size_of(sealed)):
             log.warning("the system cannot be saved, its whole history is kept: %s", error or "it is too large")
@@ -1632,6 +1645,7 @@ class SystemRun:
     def complete(self) -> None:
         """Gathers the result and sends it home; nothing of the system runs after that."""
         result = self._guarded("gather_result", self.system.gather_result, self.master)
+        shown = brief(result)
         self.show()
         if self.done:
             return
@@ -1643,7 +1657,7 @@ class SystemRun:
             self.fail(error, "gather_result")
             return
         self.done = True
-        self._report(None, [sealed])
+        self._report(None, [sealed], shown)
 
     def show(self) -> None:
         """Sends the picture of itself that waits."""
@@ -1659,11 +1673,11 @@ class SystemRun:
         self.done = True
         self._report(failure, [])
 
-    def _report(self, failure: dict | None, parts: list) -> None:
+    def _report(self, failure: dict | None, parts: list, shown: str = "") -> None:
         owner = self.owner
         stats = {"tasks": owner.drawn, "done": owner.done, "failed": owner.failed,
                  "steps": self.step, "seconds": owner.seconds, "slaves": sorted(owner.slaves - {""}),
-                 "failures": owner.failures[:200], "records": {}}
+                 "failures": owner.failures[:200], "records": {}, "shown": shown}
         for task, record in owner.records.items():
             stats["records"][task] = [base64.b64encode(part).decode() for part in record]
         owner.close()

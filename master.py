@@ -6120,7 +6120,7 @@ class MasterNode(rpc.BaseNode):
 
         @rpc.jsonremote(service, name="system.step", roles=("admin",))
         def step(request, system: str, on: bool = False):
-            """Lets a task system that waits after each step begin the next one; says which. on: it waits no more."""
+            """Lets a task system that waits after each step begin the next one; says which. on: and wait no more."""
             return self.loop.ask(lambda: self.step_system(system, on))
 
         @rpc.jsonremote(service, name="ui.view", roles=("admin",), audited=False)
@@ -6270,8 +6270,8 @@ class MasterNode(rpc.BaseNode):
         return {"system": name, "paused": paused, **self.board.standing(name)}
 
     def step_system(self, name: str, on: bool = False) -> dict[str, Any]:
-        """Lets a system begin its next step; `on`: it waits at no further barrier. Raises RpcError if there is none, or it
-        does not wait for that."""
+        """Lets a system begin its next step; `on`: it waits at no further barrier. Raises RpcError if there is none, or
+        it does not wait for that."""
         system = self._running(name)
         if not system.waiting:
             by_hand = self.gallery.works[name].by_hand

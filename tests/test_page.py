@@ -415,7 +415,8 @@ def test_the_stream_is_saved_as_a_trace_and_as_a_picture(town, page):
     see(window, lambda: window.evaluate("stream.drawn.length") > 2, "its tasks are drawn")
     file, trace = saved(window, "stream", "Export trace")
     events = json.loads(trace)["traceEvents"]
-    assert file == "trace-all.json" and any(one.get("args", {}).get("task") == f"{name}.0" for one in events), events[:9]
+    assert file == "trace-all.json"
+    assert any(one.get("args", {}).get("task") == f"{name}.0" for one in events), events[:9]
     file, picture = saved(window, "stream", "Save picture")
     assert file == "stream.png" and picture.startswith(b"\x89PNG")
     size = window.evaluate("[lanes.width, lanes.height]")

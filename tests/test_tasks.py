@@ -937,7 +937,8 @@ class Half:
 
 
 @pytest.mark.parametrize("result, text", [
-    ([1, "a" * 500], "'aaa"), ({"best": 4194304}, "{'best': 4194304}"), (None, ""), (Half(), ""), ([Half()], "Half instance"),
+    ([1, "a" * 500], "'aaa"), ({"best": 4194304}, "{'best': 4194304}"), (None, ""), (Half(), ""),
+    ([Half()], "Half instance"),
 ])  # fmt: skip
 def test_of_a_result_of_python_s_own_kinds_a_few_words_are_told(master, result, text):
     system = Steps([1])

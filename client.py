@@ -896,6 +896,7 @@ class Inline(components.ComponentManager):
             elif method == "system_done":
                 failure, stats = details
                 stats = {**stats, **self.scopes[str(number)].told()}
+                del stats["shown"]  # it is here
                 self._todo.append((run.owner, hear, method, (number, failure, stats), list(parts), 0.0))
 
         def hear(method: str, details: list, parts: list) -> None:

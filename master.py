@@ -27,7 +27,7 @@ Records, in order, are all that `restore` needs:
 and, which the Board only passes over but for the snapshot, what a task system needs to go on in another process: it is
 repeated from its beginning, or its last snapshot, with the same outcomes, steps and values in the same order.
     ("system", owner, client, number, app, bundle, options, payload)
-    ("step", owner) · ("value", owner, value)           a person let it go on; what its clock said
+    ("step", owner, on) · ("value", owner, value)       a person let it go on; what its clock said
     ("snapshot", owner, heard, batches, out, drawn, ended, payload)
                                                         the system after `heard` more outcomes and steps, when it had
                                                         sent `batches` batches, of which those tasks were `out`
@@ -2964,6 +2964,8 @@ LOST_KEPT, MOST_LOST = 600.0, 200  # seconds for which a lost slave is shown, an
 RECENTLY = 60.0  # seconds for which a failure makes a slave interesting
 STRAGGLES = 5  # times the median that a task takes which a person should hear of
 STEPS_KEPT, STEPS_SHOWN = 600, 200  # of all systems together, of one
+NEXT_FILM = 3.0  # seconds between two grids that begin: each is filled from all spans that are kept, in up to 150 ms
+GUEST_WINDOWS = (10.0, 60.0, 600.0)  # seconds; each window that is watched costs every span a microsecond or two
 ENDED_KEPT, WORKS_SHOWN = 20, 100  # systems; those that run, and clients, in one answer
 MOST_TEXTS = 8192  # names of slaves, owners and kinds before those that no span has any more are let go
 SPAN_FORM = "<dfIBHHIHHHHB"  # began, seconds, first and what of it is above 32 bits, tasks, failed, step, slave, lane,
@@ -3190,7 +3192,8 @@ class Work:
     """What an owner has done so far: a task system, or a client with its plain tasks."""
 
     __slots__ = ("app", "busy", "by_hand", "client", "done", "elapsed", "error", "failed", "groups", "id", "known",
-                 "last", "pace", "past", "paused", "rate", "since", "state", "step", "times", "user", "view", "waiting")
+                 "last", "pace", "past", "paused", "rate", "result", "since", "state", "step", "times", "user", "view",
+                 "waiting")
 
     def __init__(self, owner: str, client: str, app: str, user: str, by_hand: bool, now: float):
         self.id, self.client, self.app, self.user, self.by_hand = owner, client, app, user, by_hand
@@ -3200,7 +3203,7 @@ class Work:
         self.times = components.Series()  # seconds of its tasks
         self.past = collections.deque([0], maxlen=MEAN + 1)  # what was done, each second
         self.last = ""  # its latest failure, as type and place
-        self.state, self.error, self.elapsed = "running", None, None
+        self.state, self.error, self.elapsed, self.result = "running", None, None, None
         self.paused = self.waiting = False
 
     def look(self) -> None:
@@ -3252,16 +3255,18 @@ class Asked(NamedTuple):
     sort: str
     filter: str
     opened: str  # the system whose steps are wanted
+    whole: bool  # the question of an administrator, who may begin any grid
 
     @classmethod
-    def of(cls, cur: dict, stream: dict, slaves: dict, opened: str) -> Asked:
+    def of(cls, cur: dict, stream: dict, slaves: dict, opened: str, whole: bool = True) -> Asked:
         """From the parameters of `ui.poll`."""
         first, count = (*stream["lanes"], 0, 0)[:2] if type(stream.get("lanes")) is list else (0, LANES)
         lanes = int(asked_number(first, 0, 0, 1e6)), int(asked_number(count, LANES, 0, MOST_LANES))
-        page = int(asked_number(slaves.get("from"), 0, 0, 1e6)), int(asked_number(slaves.get("count"), 60, 0, 1000))
+        page = int(asked_number(slaves.get("from"), 0, 0, 1e6)), int(asked_number(slaves.get("count"), 60, 0, 200))
         window = round(asked_number(stream.get("window"), 10.0, SHORTEST, COLUMNS), 1)
-        return cls(cur, window, lanes, str(stream.get("filter", "")), str(stream.get("system", "")), page,
-                   str(slaves.get("sort", "name")), str(slaves.get("filter", "")).lower(), opened)
+        window = window if whole else next(one for one in GUEST_WINDOWS if window <= one)
+        return cls(cur, window, lanes, str(stream.get("filter", "")).lower(), str(stream.get("system", "")), page,
+                   str(slaves.get("sort", "name")), str(slaves.get("filter", "")).lower(), opened, whole)
 
     def after(self, name: str) -> int:
         """The cursor of that name."""
@@ -3321,6 +3326,9 @@ class Gallery:
         self._films: OrderedDict[tuple, Film] = OrderedDict()  # (width, system) -> Film, the last used one last
         self._live: list[Film] = []  # those of them that have a grid of their own
         self._names: list[str] | None = []
+        self._orders: dict[str, list[str]] = {}  # names by a column, as they were a second ago
+        self._wanted: dict[str, float] = {}  # parts of names of slaves that somebody looks for, and since when
+        self._next_film = -math.inf  # when another grid may begin
         self._stale = True  # the lanes are to be laid out anew
 
     # -- what it hears
@@ -3463,19 +3471,24 @@ class Gallery:
             self.works[owner].paused = paused
             self.works[owner].look()
 
+    def system_runs_on(self, owner: str) -> None:
+        """A person lets a system wait at no further barrier."""
+        if owner in self.works:
+            self.works[owner].by_hand = False
+
     def system_shown(self, owner: str, version: int) -> None:
         """A system has a picture, the how manyth it is."""
         if owner in self.works:
             self.works[owner].view = version
 
-    def owner_ended(self, owner: str, failure: dict | None, now: float) -> None:
-        """An owner is done; of the last systems it is kept how they ended."""
+    def owner_ended(self, owner: str, failure: dict | None, now: float, result: str = "") -> None:
+        """An owner is done; of the last systems it is kept how they ended, and with what result, in a few words."""
         work = self.works.pop(owner, None)
         if work is not None and owner != work.client:
             work.state = "done" if failure is None else "cancelled" if failure.get("kind") == "cancelled" else "failed"
             kept = failure or {}
             work.error = failure and {key: str(kept.get(key) or "")[:1000] for key in ("type", "message", "where")}
-            work.elapsed = now - work.since
+            work.elapsed, work.result = now - work.since, result[:tasks.BRIEF] or None
             self.ended[owner] = work
             if len(self.ended) > ENDED_KEPT:
                 self.ended.popitem(last=False)
@@ -3510,6 +3523,7 @@ class Gallery:
 
     def _sort(self) -> None:
         self._names, self._stale = None, True
+        self._orders.clear()
 
     def vitals(self, slave: str, cpu: float | None, memory: int | None, trip: float | None, running: dict) -> None:
         """How a slave is: share of its machine's processors that is busy, bytes, seconds; lease -> lane of what
@@ -3525,6 +3539,7 @@ class Gallery:
         """
         workers, busy, _ = self._size()
         self._average()
+        self._orders.clear()
         then, done, failed = self._past[-1][:3] if self._past else (now - 1.0, self.done, self.failed)
         self._past.append((now, self.done, self.failed, busy / workers if workers else 0.0))
         self._serials.append((now, self.spans.seen))
@@ -3576,6 +3591,7 @@ class Gallery:
         if len(self.texts) > MOST_TEXTS:
             rows = list(self.spans.form.iter_unpack(self.spans.since(0)[1]))
             self.texts.keep({number for row in rows for number in (row[7], row[9], row[10])})
+        self._wanted = {text: asked for text, asked in [*self._wanted.items()][-8:] if now - asked < WATCHED}
         for key in [key for key, film in self._films.items() if now - film.asked > WATCHED]:
             self._drop_film(key)
         if self._stale or (len(self.slaves) > MOST_LANES and self.seconds.seen % REVIEW_EVERY == 0):
@@ -3593,6 +3609,8 @@ class Gallery:
         seen, slave = self.slaves[name], self.board.slaves.get(name)
         if len(self.slaves) <= MOST_LANES:
             return 0
+        if any(self._fits(name, text) for text in self._wanted):
+            return -1
         if slave is None or seen.lost:
             return 0
         return 1 if now - seen.failed_at < RECENTLY else 2 if slave.pace > 2 else 3
@@ -3673,6 +3691,8 @@ class Gallery:
 
     def copy(self, asked: Asked, now: float) -> Copy:
         """What an answer is made of. It takes well under a millisecond, whatever is here."""
+        if asked.lane_filter and asked.whole:
+            self._want(asked.lane_filter, now)
         mode, first, film = self._mode(asked, now)
         limit = int((now - SETTLED) / film.grid.width) if film else 0
         spans, columns, running = (self.spans.seen, b""), (0, []), []
@@ -3686,7 +3706,7 @@ class Gallery:
         workers, busy, held = self._size()
         total, chosen = self._chosen(asked, now)
         layout = self.lanes.layout
-        lanes = [lane for lane in layout.order if asked.lane_filter in lane[0]]
+        lanes = [lane for lane in layout.order if self._fits(lane[0], asked.lane_filter)]
         shown = lanes[asked.lanes[0] : asked.lanes[0] + asked.lanes[1]]
         running = self._running_rows(shown) if film is None else running
         return Copy(
@@ -3705,14 +3725,24 @@ class Gallery:
         many = self.spans.seen - first
         if self.keeps and self.lanes.layout.by_worker and many <= SPANS_SHOWN:
             return "spans", first, None
-        fine = self.keeps and (asked.system or (asked.window <= 60 and many <= self.spans.size))
-        key = (asked.window / COLUMNS, asked.system) if fine else (1.0, "")
-        film = self._films.get(key) or self._begin_film(*key, fine)
+        system = asked.system if asked.whole else ""
+        key = asked.window / COLUMNS, system
+        fine = self.keeps and (system or (asked.window <= 60 and many <= self.spans.size))
+        if not fine or (key not in self._films and now < self._next_film):
+            fine, key = False, (1.0, "")  # which is always there
+        film = self._films.get(key) or self._begin_film(*key, fine, now)
         self._films.move_to_end(key)
         film.asked = now
         return "density", first, film
 
-    def _begin_film(self, width: float, system: str, fine: bool) -> Film:
+    def _want(self, text: str, now: float) -> None:
+        """An administrator looks for slaves, which have lanes before others for a while."""
+        if text not in self._wanted and len(self.slaves) > MOST_LANES:
+            self._stale = True
+        self._wanted[text] = now
+
+    def _begin_film(self, width: float, system: str, fine: bool, now: float) -> Film:
+        self._next_film = now + NEXT_FILM if fine else self._next_film
         film = self._films[width, system] = Film(Grid(width) if fine else self.grid, system, self.spans.seen)
         film.filled = not fine
         self._live += [film] if fine else []
@@ -3748,16 +3778,23 @@ class Gallery:
 
     def _chosen(self, asked: Asked, now: float) -> tuple[int, list[str]]:
         """How many slaves fit the filter, and those of them that are on the page."""
-        names, key = self.names, asked.sort.lstrip("-")
-        if asked.filter:
-            names = [name for name in names
-                     if asked.filter in name.lower() or asked.filter in self.slaves[name].host.lower()]
-        if key in SLAVE_COLUMNS and key != "name":
-            at = SLAVE_COLUMNS.index(key)
-            rows = {name: self._slave_row(name, now)[at] for name in names}
-            names = sorted(names, key=lambda name: () if rows[name] is None else (rows[name],))
+        names = [name for name in self._ordered(asked.sort.lstrip("-"), now) if self._fits(name, asked.filter)]
         first, count = asked.slaves
         return len(names), (names[::-1] if asked.sort.startswith("-") else names)[first : first + count]
+
+    def _fits(self, name: str, text: str) -> bool:
+        """Whether a slave is among those that a page asks for by a part of the name, or of its host's."""
+        return not text or text in name.lower() or (name in self.slaves and text in self.slaves[name].host.lower())
+
+    def _ordered(self, column: str, now: float) -> list[str]:
+        """The names of all slaves, sorted at most once a second: that takes 3 ms for a thousand."""
+        if column not in SLAVE_COLUMNS[1:]:
+            return self.names
+        if column not in self._orders:
+            at = SLAVE_COLUMNS.index(column)
+            rows = {name: self._slave_row(name, now)[at] for name in self.names}
+            self._orders[column] = sorted(rows, key=lambda name: () if rows[name] is None else (rows[name],))
+        return self._orders[column]
 
     def look_at(self, slave: str, now: float) -> dict[str, Any]:
         """A slave as its row has it, by the names of the columns."""
@@ -3787,9 +3824,10 @@ class Gallery:
         return {"id": work.id, "app": work.app, "client": work.client, "user": work.user, "state": work.state,
                 "step": work.step, "tasks": work.known, "done": work.done, "running": running, "failed": work.failed,
                 "rate": round(work.rate, 2), "eta": eta and round(eta, 1), "elapsed": round(elapsed, 1),
+                "began": round(work.since, 1),
                 "eta_rough": abs(work.rate - work.pace) > 0.3 * work.pace, "by_hand": work.by_hand,
                 "speedup": round(work.busy / elapsed, 2) if work.elapsed and work.busy else None,
-                "view": work.view, "error": work.error}
+                "view": work.view, "error": work.error, "result": work.result}
 
     def _in_hands(self, work: Work, held: int) -> int:
         """How many tasks of an owner are with slaves, which have so many `held` in all: what waits for another attempt
@@ -3864,7 +3902,8 @@ class Gallery:
         """The answer, but for what is of the node itself; `whole`: with what tasks have said."""
         stream, cursor = self._tell_stream(copy, asked)
         (first, seconds), minutes = copy.samples
-        systems = [{**row, "error": self._tell_error(row["error"], whole)} for row in copy.systems]
+        systems = [{**row, "error": self._tell_error(row["error"], whole), "result": row["result"] if whole else None}
+                   for row in copy.systems]
         errors = [rpc.Failures.told(group, whole) for group in copy.errors[1]]
         total, rows = copy.slaves
         return {
@@ -3889,15 +3928,16 @@ class Gallery:
         return [[round(row[0], 3), *[float(f"{value:.4g}") for value in row[1:]]] for row in rows]
 
     def _tell_stream(self, copy: Copy, asked: Asked) -> tuple[dict, dict]:
+        film, system = copy.film[0] if copy.film else None, copy.film[0].system if copy.film else asked.system
         about = {"lanes": copy.lanes[0], "total_lanes": copy.lanes[1], "kept": self.spans.size * self.keeps,
-                 "seen": copy.seen}
-        key = self._key(asked, "spans" if copy.film is None else "density", copy.layout)
+                 "seen": copy.seen, "system": system}
+        key = self._key(asked, f"density {film.grid.width} {system}" if film else "spans", copy.layout)
         fresh, since = asked.cur.get("stream") != key, copy.now - asked.window
         if not fresh:
             since = max(since, asked_number(asked.cur.get("at"), 0.0, 0.0, copy.now))
         barriers = [[round(at, 3), system, step] for at, system, step in copy.barriers
                     if at > since and asked.system in ("", system)]
-        if copy.film is None:
+        if film is None:
             told = {"mode": "spans", "rows": self._tell_spans(copy, asked), "running": copy.running}
             cursor = {"span": copy.seen}
         else:
@@ -3927,7 +3967,7 @@ class Gallery:
         first, data = film.told(wanted, copy.rows)
         places = {lane: place for place, lane in enumerate(copy.lanes[0])}
         failed = [[place, int(at / width) - first] for at, slave, lane, owner in copy.failed
-                  if first <= int(at / width) < film.end and asked.system in ("", owner)
+                  if first <= int(at / width) < film.end and film.system in ("", owner)
                   and (place := places.get((slave, lane), places.get((slave, -1)))) is not None]
         return {"mode": "density", "from": round(first * width, 3), "column": width, "columns": film.end - first,
                 "data": base64.b64encode(data).decode(), "failed": failed}, film.end
@@ -5689,7 +5729,7 @@ class MasterNode(rpc.BaseNode):
         self._begin(system, history.parts, history.saved, history.values)
         for kind, _, *details in history.inputs:
             if kind == "step":
-                system.pipe.call("step")
+                system.pipe.call("step", *details)
             else:
                 *numbers, attempt, payload = details
                 system.pipe.call("outcome", *numbers, "", attempt, parts=payload or ())
@@ -5809,7 +5849,7 @@ class MasterNode(rpc.BaseNode):
             if failure and failure.get("kind") != "cancelled" and (last := system.ear.output.last()):
                 failure["output"] = last
         del self.systems[system.name]
-        self.gallery.owner_ended(system.name, failure, time.monotonic())
+        self.gallery.owner_ended(system.name, failure, time.monotonic(), str(stats.pop("shown", "")))
         seconds = time.monotonic() - system.since
         stats = {**stats, "elapsed": seconds, "id": system.name, "app": system.app,
                  "system_id": system.options.get("system_id"), **self.measures.of(system.name).told()}
@@ -6111,9 +6151,9 @@ class MasterNode(rpc.BaseNode):
             return self.loop.ask(lambda: self.pause_system(system, paused))
 
         @rpc.jsonremote(service, name="system.step", roles=("admin",))
-        def step(request, system: str):
-            """Lets a task system that waits after each step begin the next one; says which."""
-            return self.loop.ask(lambda: self.step_system(system))
+        def step(request, system: str, on: bool = False):
+            """Lets a task system that waits after each step begin the next one; says which. on: and wait no more."""
+            return self.loop.ask(lambda: self.step_system(system, on))
 
         @rpc.jsonremote(service, name="ui.view", roles=("admin",), audited=False)
         def view(request, system: str):
@@ -6183,7 +6223,7 @@ class MasterNode(rpc.BaseNode):
 
     def tell(self, cur: dict, asked: dict, whole: bool) -> dict:
         """What the page shows. The loop only copies; one question at a time is made into an answer."""
-        wanted = Asked.of(cur, asked["stream"], asked["slaves"], asked["system"])
+        wanted = Asked.of(cur, asked["stream"], asked["slaves"], asked["system"], whole)
         with self._viewing:
             copied = self._ask(lambda: self.gallery.copy(wanted, time.monotonic()))
             return {**self.gallery.tell(copied, wanted, whole), "sandbox": self.guard.features()}
@@ -6261,21 +6301,24 @@ class MasterNode(rpc.BaseNode):
         log.info("system %s %s: %s", name, app, PAUSED if paused else "it goes on")
         return {"system": name, "paused": paused, **self.board.standing(name)}
 
-    def step_system(self, name: str) -> dict[str, Any]:
-        """Lets a system begin its next step. Raises RpcError if there is none, or it does not wait for that."""
+    def step_system(self, name: str, on: bool = False) -> dict[str, Any]:
+        """Lets a system begin its next step; `on`: it waits at no further barrier. Raises RpcError if there is none, or
+        it does not wait for that."""
         system = self._running(name)
         if not system.waiting:
-            by_hand = system.options.get("by_hand")
+            by_hand = self.gallery.works[name].by_hand
             raise components.Error(f"task system {name} does not wait for a person",
                                    f"its step {system.step} is not over" if by_hand else "it goes on by itself",
                                    "" if by_hand else "a client lets it wait after each step with --step")
-        self._step(system)
+        if on:
+            self.gallery.system_runs_on(name)
+        self._step(system, on)
         return {"system": name, "step": system.step + 1}
 
-    def _step(self, system: System) -> None:
+    def _step(self, system: System, on: bool = False) -> None:
         system.waiting = False
-        self._record("step", system.name)
-        self._send(system.name, ["step"])
+        self._record("step", system.name, on)
+        self._send(system.name, ["step", on])
 
     def _running(self, name: str) -> System:
         if name not in self.systems:

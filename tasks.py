@@ -50,6 +50,7 @@ import pickle
 import queue
 import random
 import re
+import reprlib
 import select
 import shutil
 import signal
@@ -1436,6 +1437,18 @@ class SystemMaster:
         return self._run.owner.attempt
 
 
+BRIEF = 300  # characters of a result that people are shown
+PLAIN = frozenset({bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset})
+BRIEFLY = reprlib.Repr()
+BRIEFLY.maxstring = BRIEFLY.maxother = BRIEFLY.maxlong = 200
+
+
+def brief(result: Any) -> str:
+    """A result in a few words, for people, if it is of Python's own kinds; what else is in it may name itself."""
+    text, error = attempt(BRIEFLY.repr, result)
+    return text[:BRIEF] if type(result) in PLAIN and error is None else ""
+
+
 # The hooks of a system; a beat of its host says by its remainder which of them was called last, 0: it waits.
 HOOKS = ("", "init_system", "generate_tasks", "finished", "task_finished", "is_complete", "gather_result")
 
@@ -1521,8 +1534,8 @@ class SystemRun:
 
     def _save(self) -> None:
         state = {"system": self.system, "step": self.step, "began_at": self._began_at, "waiting": self.waiting,
-                 "random": (self.random.getstate(), random.getstate()), "owner": self.owner.save(self._renewable),
-                 "figures": self.stats.pack()}
+                 "by_hand": self.by_hand, "random": (self.random.getstate(), random.getstate()),
+                 "owner": self.owner.save(self._renewable), "figures": self.stats.pack()}
         sealed, error = attempt(rpc.seal, state, "the system")
         if error is not None or not fits(rpc.size_of(sealed)):
             log.warning("the system cannot be saved, its whole history is kept: %s", error or "it is too large")
@@ -1536,6 +1549,7 @@ class SystemRun:
     def resume(self, state: dict) -> None:
         """Goes on from a snapshot."""
         self.step, self._began_at, self.waiting = state["step"], state["began_at"], state["waiting"]
+        self.by_hand = state.get("by_hand", self.by_hand)
         self.stats.next_step(self.step)
         self.stats.take_in(state.get("figures", {}))
         self.random.setstate(state["random"][0])
@@ -1558,8 +1572,9 @@ class SystemRun:
         self._held.clear()
         self.owner.cancel_all(kill)
 
-    def next_step(self) -> None:
-        """A person lets a system go on that waits at its barrier."""
+    def next_step(self, on: bool = False) -> None:
+        """A person lets a system go on that waits at its barrier; `on`: and wait at no further one."""
+        self.by_hand = self.by_hand and not on
         if self.waiting:
             self._begin_step()
         self._look_back(HISTORY_EACH)
@@ -1630,6 +1645,7 @@ class SystemRun:
     def complete(self) -> None:
         """Gathers the result and sends it home; nothing of the system runs after that."""
         result = self._guarded("gather_result", self.system.gather_result, self.master)
+        shown = brief(result)
         self.show()
         if self.done:
             return
@@ -1641,7 +1657,7 @@ class SystemRun:
             self.fail(error, "gather_result")
             return
         self.done = True
-        self._report(None, [sealed])
+        self._report(None, [sealed], shown)
 
     def show(self) -> None:
         """Sends the picture of itself that waits."""
@@ -1657,11 +1673,11 @@ class SystemRun:
         self.done = True
         self._report(failure, [])
 
-    def _report(self, failure: dict | None, parts: list) -> None:
+    def _report(self, failure: dict | None, parts: list, shown: str = "") -> None:
         owner = self.owner
         stats = {"tasks": owner.drawn, "done": owner.done, "failed": owner.failed,
                  "steps": self.step, "seconds": owner.seconds, "slaves": sorted(owner.slaves - {""}),
-                 "failures": owner.failures[:200], "records": {}}
+                 "failures": owner.failures[:200], "records": {}, "shown": shown}
         for task, record in owner.records.items():
             stats["records"][task] = [base64.b64encode(part).decode() for part in record]
         owner.close()
@@ -3716,7 +3732,7 @@ def _host_refused(run: SystemRun, params: list, parts: list) -> None:
 
 
 def _host_step(run: SystemRun, params: list, parts: list) -> None:
-    run.next_step()
+    run.next_step(*params)
 
 
 # -- what applications need ----------------------------------------------------------------------------------------

@@ -70,8 +70,9 @@ class Crowd:
 
     def poll(self, role="admin", cursor=None, opened="", stream=None, slaves=None):
         """What a page is told that has asked before, unless it brings cursors of its own."""
-        asked = master.Asked.of(self.cursor if cursor is None else cursor, stream or {}, slaves or {}, opened)
-        told = self.gallery.tell(self.gallery.copy(asked, self.now), asked, role == "admin")
+        whole = role == "admin"
+        asked = master.Asked.of(self.cursor if cursor is None else cursor, stream or {}, slaves or {}, opened, whole)
+        told = self.gallery.tell(self.gallery.copy(asked, self.now), asked, whole)
         self.cursor = told["cur"]
         return json.loads(json.dumps(told, allow_nan=False))
 

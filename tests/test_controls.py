@@ -100,6 +100,14 @@ def test_a_system_in_lock_step_goes_on_when_a_person_says_so(swarm_of_module, tm
     assert result_of(client.wait())["called"] == 2
 
 
+def test_a_system_in_lock_step_runs_on_without_further_stops(swarm_of_module, tmp_path):
+    (tmp_path / "go").touch()
+    client, name = started(swarm_of_module, tmp_path, "PatientSteps", "--step", steps=5)
+    wait_until(lambda: system_row(swarm_of_module, name)["state"] == "waiting", "it waits at its barrier")
+    assert swarm_of_module.proxy.system.step(name, True) == {"system": name, "step": 2}
+    assert result_of(client.wait())["called"] == 5
+
+
 def test_a_system_that_waits_for_nobody_is_not_stepped(swarm_of_module, tmp_path):
     client, name = started(swarm_of_module, tmp_path)
     with pytest.raises(rpc.RpcError, match=r"does not wait for a person.*--step"):

@@ -102,6 +102,24 @@ def test_steps_and_published_objects_come_again(how):
 
 @pytest.mark.slow
 @at_once
+def test_a_system_that_was_let_run_on_waits_for_nobody_after_a_restart_either(swarm, tmp_path):
+    here = swarm(slaves=1, workers=2, journal=True)
+    words = [word for name, value in {"folder": tmp_path, "count": 8, "steps": 4}.items()
+             for word in ("--set", f"systems.{name}={value}")]
+    client = here.start_client("systems.py", "--json", "--app", "PatientSteps", *words, "--step")
+    (tmp_path / "go").touch()
+    name = wait_until(lambda: [one["name"] for one in here.proxy.systems() if one["state"] == "waiting"], "it waits")[0]
+    (tmp_path / "go").unlink()
+    here.proxy.system.step(name, True)
+    wait_until(lambda: rows_of(here, "step") and here.proxy.systems()[0]["tasks"] == 16, "the second step has begun")
+    kill_master(here)
+    restart(here)
+    (tmp_path / "go").touch()
+    assert result_of(client.wait(60))["called"] == 4
+
+
+@pytest.mark.slow
+@at_once
 def test_what_tasks_of_a_system_have_published_outlives_master_and_slave(swarm, tmp_path):
     here = swarm(slaves=1, workers=2, journal=True)
     client = here.start_client(APP, "--json", *words_of("Handing", count=20, folder=tmp_path))

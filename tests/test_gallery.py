@@ -681,6 +681,68 @@ def test_whatever_a_page_sends_an_answer_comes():
         json.dumps(crowd.gallery.tell(crowd.gallery.copy(wanted, crowd.now), wanted, True), allow_nan=False)
 
 
+def test_questions_of_guests_begin_few_grids_and_those_of_nobody_many():
+    crowd = Crowd(slaves=300, workers=4, tasks=30_000, seed=3, apps=(("md5", 1.0, 0.5),)).run(until=1010.0)
+    gallery = crowd.gallery
+
+    def ask(number, whole):
+        crowd.run(until=crowd.now + 0.1)
+        stream = {"window": 5 + number / 10, "system": str(number % 3)}
+        wanted = master.Asked.of({}, stream, {}, "", whole)
+        return gallery.tell(gallery.copy(wanted, crowd.now), wanted, whole)["stream"]
+
+    told = [ask(number, False) for number in range(100)]
+    assert {one["column"] for one in told} <= {window / master.COLUMNS for window in master.GUEST_WINDOWS} | {1.0}
+    assert {one["system"] for one in told} == {""} and len(gallery._films) <= 3
+    begun, before = 0, set(map(id, gallery._live))
+    for number in range(100):  # ten seconds
+        ask(number, True)
+        films = set(map(id, gallery._live))
+        begun, before = begun + len(films - before), films
+    assert begun <= 1 + 10 / master.NEXT_FILM
+
+
+def test_a_grid_that_could_not_begin_yet_begins_later_and_the_stream_anew():
+    crowd = Crowd(slaves=300, workers=4, tasks=30_000, seed=3, apps=(("md5", 1.0, 0.5),)).run(until=1010.0)
+    crowd.poll(stream={"window": 10})
+    told = crowd.poll(stream={"window": 20})["stream"]
+    assert told["fresh"] and told["column"] == 1.0
+    crowd.run(until=crowd.now + master.NEXT_FILM)
+    told = crowd.poll(stream={"window": 20})["stream"]
+    assert told["fresh"] and told["column"] == 20 / master.COLUMNS
+
+
+def test_whoever_sorts_slaves_gets_the_order_of_this_second():
+    large = Crowd(slaves=1000, workers=1, tasks=3000)
+    large.run(until=large.start + 2)
+    gallery, looked = large.gallery, []
+    row, gallery._slave_row = gallery._slave_row, lambda *which: looked.append(1) or row(*which)
+    for number in range(20):
+        large.poll(slaves={"sort": "-busy", "count": 5, "filter": str(number)})
+    assert len(looked) <= 1000 + 20 * 5
+    before = large.poll(slaves={"sort": "-done", "count": 200})["slaves"]["rows"]
+    large.run(until=large.now + 2)
+    assert large.poll(slaves={"sort": "-done", "count": 200})["slaves"]["rows"] != before
+
+
+def test_slaves_that_an_administrator_looks_for_have_lanes_before_others():
+    crowd = Crowd(slaves=300, workers=1, tasks=3000, apps=(("md5", 1.0, 0.5),)).run(until=1005.0)
+    assert crowd.poll(stream={"filter": "S299"})["stream"]["lanes"] == []
+    crowd.run(until=crowd.now + 1.1)
+    assert crowd.poll(stream={"filter": "S299"})["stream"]["lanes"] == [["s299", -1]]
+    assert crowd.poll(stream={"filter": "NODE0299"}, role="guest")["stream"]["lanes"] == [["s299", -1]]
+    crowd.run(until=crowd.now + master.WATCHED + master.REVIEW_EVERY + 2)
+    assert crowd.poll(stream={"filter": "s299"}, role="guest")["stream"]["lanes"] == []
+
+
+def test_a_result_is_told_in_a_few_words_to_administrators_alone():
+    gallery = master.Gallery(master.Board(), 100.0)
+    gallery.owner_began("1", "c1", "md5", "ada", False, 100.0)
+    gallery.owner_ended("1", None, 101.0, "x" * 1000)
+    for whole, result in ((True, "x" * 300), (False, None)):
+        assert gallery.tell(gallery.copy(asked(), 102.0), asked(), whole)["systems"][0]["result"] == result
+
+
 # -- by HTTP -------------------------------------------------------------------------------------------------------
 
 

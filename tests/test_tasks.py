@@ -916,6 +916,37 @@ def test_by_hand_a_system_waits_at_each_barrier_and_an_early_step_changes_nothin
     assert one.step == 2 and not one.waiting
 
 
+def test_a_system_that_is_let_run_on_waits_at_no_barrier_any_more_after_a_snapshot_either(master):
+    one = SystemRun(Steps([2, 2, 2, 2]), master.call, {"by_hand": True, "saves": True}, "1")
+    one.start()
+    one.outcome(*master.run(0))
+    one.next_step(True)
+    one.outcome(*master.run(1))
+    assert one.step == 3 and not one.waiting
+    one.owner.accepted([0, 1, 2])
+    one._save()
+    state = rpc.open_sealed(next(parts for name, _, parts in master.sent if name == "snapshot")[0])
+    later = SystemRun(state["system"], master.call, {"by_hand": True}, "1")
+    later.resume(state)
+    assert not later.by_hand
+
+
+class Half:
+    def __repr__(self):
+        raise ValueError
+
+
+@pytest.mark.parametrize("result, text", [
+    ([1, "a" * 500], "'aaa"), ({"best": 4194304}, "{'best': 4194304}"), (None, ""), (Half(), ""),
+    ([Half()], "Half instance"),
+])  # fmt: skip
+def test_of_a_result_of_python_s_own_kinds_a_few_words_are_told(master, result, text):
+    system = Steps([1])
+    system.gather_result = lambda master: result
+    _, stats, _ = drive(system, master)
+    assert text in stats["shown"] and len(stats["shown"]) <= 300 and bool(stats["shown"]) == bool(text)
+
+
 class Raises(Steps):
     def __init__(self, hook):
         Steps.__init__(self, [2, 2])

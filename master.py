@@ -130,6 +130,7 @@ MAX_KINDS = 1000  # names measured apart per owner
 MAX_DEMANDS = 64  # unused demands kept
 SHOWN = 5  # slaves and reasons that an explanation in one line names
 LATE = 1.0  # seconds that a slave has to tell where tasks were that passed their deadline
+KEPT_USERS = 64  # for whom no owner works any more
 MIN_TIMERS = 1000  # timers that may wait before those that nobody needs any more are looked for
 SMOOTH = 0.3  # weight of the newest measurement
 EPSILON = 1e-9  # sums of amounts such as 0.1 may miss by this much
@@ -817,6 +818,9 @@ class Board:
         for batch in list(known.batches.values()):
             self._forget(batch, effects, kill)
         del self.owners[owner]
+        if len(self.users) > 2 * len(self.owners) + KEPT_USERS:  # most of them are nobody's
+            served = {one.user for one in self.owners.values()} | self.busy.keys()
+            self.users = {name: user for name, user in self.users.items() if user in served}
 
     # -- batches ---------------------------------------------------------------------------------------------
 
@@ -1979,7 +1983,8 @@ class Board:
         self._check_timers()
 
     def _check_users(self):
-        """What is counted for a user is what its owners have."""
+        """What is counted for a user is what its owners have; few are kept that have none."""
+        assert len(self.users) <= 2 * len(self.owners) + KEPT_USERS + len(self.busy), "they only become more"
         for user in self.users.values():
             owners = [owner for owner in self.owners.values() if owner.user is user]
             batches = [batch for owner in owners for batch in owner.batches.values()]

@@ -4341,16 +4341,20 @@ def completed(head: bytes, user: str, limits: str) -> bytes:
     return json.dumps({**tasks.read_head(head), **more, "user": user}).encode()
 
 
+FAILURE_BYTES = 2 * 1024 * 1024  # of one as JSON
 FAILURE_TEXTS = ("type", "message", "traceback", "where", "kind", "pickle", "output", "hidden")
 
 
 def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
-    """Raises UsageError unless a slave's report names a range, and failures are objects by ordinal."""
+    """Raises UsageError unless a slave's report names a range, and failures are objects by ordinal, of a sane size."""
     check_whole(lease, lo, hi)
     if lo >= hi:
         raise components.UsageError(f"{lo}..{hi} holds no task", "a report names at least one")
     if failures and not (type(failures) is dict and all(itertools.starmap(_is_failure, failures.items()))):
         raise components.UsageError("the failures of a report are no objects", "an object by ordinal is meant")
+    if failures and (len(failures) > hi - lo or len(json.dumps(failures)) > FAILURE_BYTES * len(failures)):
+        raise components.UsageError("the failures of a report are too many, or too large",
+                                    f"one a task is meant, of at most {FAILURE_BYTES:,} bytes")
 
 
 def check_seconds(seconds: Any) -> None:
@@ -5202,6 +5206,13 @@ class MasterNode(rpc.BaseNode):
             self.apply(self.board.worker_lost(request.peer.label, lease, lo, hi, reason, time.monotonic(), last))
 
         @rpc.tcpremote(channel, roles=slaves)
+        def not_granted(handler, request, owner, what):
+            if self.works_for(request.peer.label, owner):
+                client = self.systems[owner].client if owner in self.systems else owner
+                user = self.board.owners[owner].user.name
+                self.audit("refuse", self._peers.get(client, ""), why=str(what), owner=owner, user=user)
+
+        @rpc.tcpremote(channel, roles=slaves)
         def output(handler, request, lease, pieces):
             check_whole(lease)
             check_output(pieces)
@@ -5561,11 +5572,13 @@ class MasterNode(rpc.BaseNode):
             self._send(slave, ["forget_shared", keys])
 
     def _give_up_wanted(self, now: float) -> None:
+        late = Counter(asking[0][0] for asking in self._wanted.values()
+                       if rpc.SILENT <= now - asking[0][1] < rpc.SILENT + SWEEP_EVERY)  # in one sweep
+        for target, count in late.items():
+            more = f", and for {count - 1:,} more" if count > 1 else ""
+            log.info("%s waits for a published object%s: its client has not sent it, again, yet", target, more)
         for key, asking in list(self._wanted.items()):
-            waited = now - asking[0][1]
-            if rpc.SILENT <= waited < rpc.SILENT + SWEEP_EVERY:  # in one sweep
-                log.info("%s waits for a published object: its client has not sent it, again, yet", asking[0][0])
-            if waited > WANTED_FOR:
+            if now - asking[0][1] > WANTED_FOR:
                 for target, _ in self._wanted.pop(key):
                     self._send(target, ["no_shared", key, "the client that published it has ended, or lost it"])
 
@@ -5592,6 +5605,7 @@ class MasterNode(rpc.BaseNode):
         self.apply(Effects([], [], [("taken", client, number, known.name)]))
 
     def _refuse_system(self, client: str, number: int, why: str, code: int = -32007) -> None:
+        self.audit("refuse", self._peers.get(client, ""), why=why, owner=client)
         self._send(client, ["push_tasksystem_failed", number, {"c": code, "m": why, "t": ""}])
 
     def _over_quota(self, client: str) -> str:
@@ -5705,7 +5719,7 @@ class MasterNode(rpc.BaseNode):
             return
         try:
             self._fork(system)
-        except OSError as error:
+        except (OSError, components.Error) as error:
             self._lost_host(system, f"no process can be started for it ({error})")
             return
         self._begin(system, history.parts, history.saved, history.values)

@@ -54,7 +54,7 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      given_back(id, lo, hi) · fetch(digest)
                      output(id, [[lo, hi, text, dropped]…]) · worker_lost(id, lo, hi, reason, output)
                      resources(amounts, workers) · leaving() · preparing(digest, what), "" when that is over
-                     publish_for(owner, key, at, total) {, bytes} · fetch_shared(key)
+                     publish_for(owner, key, at, total) {, bytes} · fetch_shared(key) · not_granted(owner, what)
                      vitals(cpu, memory, round trip, [[lane, id] of what runs…], when), every few seconds
     slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
                      shared(key) {bytes} · no_shared(key, reason) · spare() and stack(), with a descriptor each

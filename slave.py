@@ -325,6 +325,7 @@ class ProcessTaskManager(components.Component):
         try:
             worker = self._worker_for(envelope.head["bundle"], envelope.head.get("user", ""), limits)
         except components.Error as error:  # its application asks for what is not allowed here
+            self.node.report("not_granted", envelope.owner, error.what)
             self._fail(envelope, envelope.lo, error)
             return True
         if worker is None:
@@ -431,7 +432,7 @@ class ProcessTaskManager(components.Component):
         _, lease, lo, hi, seconds, failures, last, spent, *figures = call
         if type(lo) is not int or type(hi) is not int or not worker.lo == lo <= hi <= envelope.hi:
             raise rpc.ProtocolError("a worker has left tasks of its lease out")  # it would stay open at the master
-        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+        if type(seconds) not in (int, float) or not 0 <= seconds <= LONGEST:
             raise rpc.ProtocolError("a worker has not said how long it took")
         self.node.remember(envelope)
         worker.ear.settle(bool(last))

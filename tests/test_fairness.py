@@ -7,6 +7,7 @@ lengths that were asked for, and what each user had of the slots is measured.
 import collections
 import heapq
 import itertools
+import json
 import random
 import re
 import signal
@@ -383,6 +384,8 @@ def test_a_user_has_as_many_task_systems_at_once_as_it_may(swarm):
     assert (about["done"], about["refused"]) == (2, 1)
     why = "user alice has 2 task systems; with 1 more it passes 2 (quotas.systems of the master)"
     assert about["refusals"] == [why]
+    audit = (here.master.folder / "logs" / "audit.jsonl").read_text().splitlines()
+    assert [line["who"] for line in map(json.loads, audit) if line.get("why") == why] == ["alice"]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Swarm, at_once, one_each, text_of, wait_until
+from test_durable import kill_master
 
 from concurrent_swarm import rpc, tasks
 
@@ -366,6 +367,36 @@ def test_an_application_that_asks_for_too_much_is_refused_and_others_run(swarm, 
     assert told["kind"] == "setup" and "32,768 bytes" in told["error"]
     assert attempt("return 1", "network = ['h:²']", "App", here)["kind"] == "setup"
     assert attempt("return 1", "pass", "App", here) == 1
+
+
+WAITS = """
+from concurrent_swarm.client import ApplicationNode
+from concurrent_swarm.tasks import ITaskSystem, Task
+
+class System(ITaskSystem):
+    def generate_tasks(self, master):
+        return [Task("waits")]
+    def is_complete(self, master):
+        return True
+
+class App(ApplicationNode):
+    network = ["{0}:443"]
+    def get_task_system(self):
+        return System()
+"""
+
+
+@pytest.mark.slow
+@at_once
+def test_a_system_that_a_later_master_cannot_give_a_process_ends_with_the_reason(swarm, tmp_path):
+    here = swarm(slaves=0, journal=True)
+    (tmp_path / "waits.py").write_text(WAITS.format("a" * 70000))
+    client = here.start_client(str(tmp_path / "waits.py"), "--json")
+    wait_until(lambda: here.proxy.systems(), "the system waits for a slave")
+    kill_master(here)
+    here.start_master(port=int(here.address.rpartition(":")[2]), journal=True,
+                      CONCURRENT_SWARM_MASTER_ALLOW_NETWORK="*:443")
+    assert "32,768 bytes" in client.wait().about["error"]["message"]
 
 
 @pytest.mark.parametrize("allowed, asked, covered", [

@@ -32,7 +32,8 @@ class Liar(Task):
     def __call__(self):
         one = envelope()
         seconds = "x" if self.how == "seconds" else 0.01
-        failures = {"*": {"type": 5}} if self.how == "failure" else {"0": "x"} if self.how == "text" else {}
+        failures = {"failure": {"*": {"type": 5}}, "text": {"0": "x"}, "large": {"0": {"message": "x" * 3_000_000}},
+                    "many": {str(number): {"type": "A"} for number in range(200_000)}}.get(self.how, {})
         spent = [0.0, 0.0] if self.how == "spent" else [0.0] * 4
         hi = one.hi + 2**52 if self.how == "range" else one.hi
         wire().call("result", one.lease, one.lo, hi, seconds, failures, True, spent, parts=[pickle.dumps([None])])

@@ -5283,8 +5283,9 @@ class BaseNode(components.ComponentManager):
 
     def figures_of(self, scope: str, per_step: bool = False) -> dict[str, dict]:
         """The figures of a scope, also of one that a node before this one has measured. Raises Error if none has."""
-        stats = self.scopes().get("" if scope == getattr(self, "name", "") else scope)
-        rows = stats.rows() if stats else kept_figures(self, self.environment.path, scope)
+        scopes = self.scopes()
+        stats = scopes.get("" if scope == getattr(self, "name", "") else scope)
+        rows = stats.rows() if stats else kept_figures(self, self.environment.path, scope, scopes)
         return components.by_name(rows, per_step)
 
     def open_store(self) -> Store | None:
@@ -5410,14 +5411,15 @@ class BaseNode(components.ComponentManager):
         return value
 
 
-def kept_figures(holder: Any, folder: Path, scope: str) -> list[tuple]:
+def kept_figures(holder: Any, folder: Path, scope: str, others: Iterable[str] | None = None) -> list[tuple]:
     """(name, step, figures) of a scope that `holder`, a component manager, finds in the backend. Raises Error if there
-    are none."""
+    are none, which names `others`, by default all that the backend has: finding these can take seconds."""
     backend = BaseNode.stats_backend.read(holder)
     load = backend.load if backend else lambda folder, scope: []
     rows = [(row[2], row[3], row[5]) for row in load(folder, scope)]
     if not rows:
-        scopes = sorted({row[1] for row in load(folder, None)})
+        scopes = sorted({row[1] for row in load(folder, None)} if others is None else others)
+        scope = scope[:100]
         known = ", ".join(scope or "the node itself" for scope in scopes[:10])
         raise Error(f"nothing was measured of {scope or 'this node'}", f"known are: {known or 'none'}",
                     components.did_you_mean(scope, scopes))

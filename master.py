@@ -4384,6 +4384,21 @@ def _is_told(one: Any) -> bool:
     return texts and type(one.get("attempt", 1)) is int and type(cause) is dict and (not cause or _is_told(cause))
 
 
+def check_snapshot(heard: Any, batches: Any, out: Any, drawn: Any, ended: Any) -> None:
+    """Raises UsageError unless a host says what its snapshot stands for: four numbers, and ranges by batch, upwards."""
+    check_whole(heard, batches, drawn, ended)
+    rows = out if type(out) is list else [None]
+    pairs = [row for row in rows if type(row) is list and len(row) == 2 and type(row[1]) is list]
+    ranges = [one for _, some in pairs for one in some if type(one) is list and len(one) == 2]
+    if len(pairs) < len(rows) or len(ranges) < sum(len(some) for _, some in pairs):
+        raise components.UsageError("what is out at a snapshot is no table", "[number, [[lo, hi]…]] a batch is meant")
+    for number, some in pairs:
+        edges = list(itertools.chain.from_iterable(some))
+        check_whole(number, *edges)
+        if edges != sorted(set(edges)):
+            raise components.UsageError(f"the ranges {str(some)[:80]} are in no order", "they go up, and touch nowhere")
+
+
 def check_output(pieces: Any) -> None:
     """Raises UsageError unless a slave tells output as [lo, hi, text, dropped] for ranges of tasks."""
     if type(pieces) is not list or not all(type(one) is list and len(one) == 4 for one in pieces):
@@ -5757,8 +5772,10 @@ class MasterNode(rpc.BaseNode):
         if method == "submit":
             self._submit_again(system, *params, parts)
         elif method == "value":
-            self._record("value", system.name, *params)
+            (value,) = params
+            self._record("value", system.name, value)
         elif method == "snapshot":
+            check_snapshot(*params)  # what fits no journal would end this master, or keep the next from starting
             self._record("snapshot", system.name, *params, list(parts))
         elif method == "publish":
             self.publish(system.name, *params, parts[0])

@@ -16,6 +16,7 @@ from conftest import (
     at_once,
     children_of,
     descriptors_of,
+    running,
     text_of,
     wait_until,
     zygote_of,
@@ -470,6 +471,20 @@ def test_a_host_that_says_an_odd_step_ends_alone_also_while_somebody_traces(swar
     run = swarm_of_module.run_client("liars.py", *words)
     assert run.code == 1 and run.about["error"]["type"] == "HostLost", run.err
     nobody_else_notices(swarm_of_module)
+
+
+@pytest.fixture(scope="module")
+def with_journal():
+    """A slave, and a master that writes down what it takes."""
+    with running(journal=True) as here:
+        yield here
+
+
+@pytest.mark.parametrize("how", ["values", "snapshot", "text", "table", "rows", "ranges", "order"])
+def test_a_host_that_says_what_fits_no_journal_ends_alone(with_journal, how):
+    run = with_journal.run_client("liars.py", "--app", "LyingSystems", "--set", f"liars.how={how}")
+    assert run.code == 1 and run.about["error"]["type"] == "HostLost", run.err
+    nobody_else_notices(with_journal)
 
 
 # -- processes

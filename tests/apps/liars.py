@@ -68,7 +68,12 @@ class LyingSystem(ITaskSystem):
         self.how = how
 
     def generate_tasks(self, master):
-        wire().call("system_step", {"negative": -1, "half": 1.5, "huge": 1 << 70}[self.how], False)
+        said = {"negative": ["system_step", -1, False], "half": ["system_step", 1.5, False],
+                "huge": ["system_step", 1 << 70, False], "values": ["value", 1, 2, 3], "snapshot": ["snapshot", "x"],
+                "text": ["snapshot", "x", 0, [], 0, 0], "table": ["snapshot", 0, 1, 7, 0, 0],
+                "rows": ["snapshot", 0, 1, [[0, [[0]]]], 0, 0], "ranges": ["snapshot", 0, 1, [[0, [["x", 9]]]], 0, 0],
+                "order": ["snapshot", 0, 1, [[0, [[5, 9], [0, 6]]]], 0, 0]}  # fmt: skip
+        wire().call(*said[self.how], parts=[b""])
         return [Quick(str(number)) for number in range(20)]
 
     def is_complete(self, master):

@@ -4380,7 +4380,8 @@ def _is_failure(key: str, one: Any) -> bool:
 def _is_told(one: Any) -> bool:
     """Whether it describes a failure in the types that everybody reads it by, its causes too."""
     texts = all(type(one.get(name, "")) is str for name in FAILURE_TEXTS)
-    cause = one.get("cause", {})
+    cause, notes = one.get("cause", {}), one.get("notes", [])
+    texts = texts and type(notes) is list and {*map(type, notes)} <= {str}
     return texts and type(one.get("attempt", 1)) is int and type(cause) is dict and (not cause or _is_told(cause))
 
 
@@ -5064,13 +5065,16 @@ class MasterNode(rpc.BaseNode):
             self.gallery.task_failed(batch.owner.id, task, failure, count if place == "*" else 1, slave,
                                      time.monotonic())
         for place, failure in itertools.islice(failures.items(), 3):
-            key = f"{failure.get('type')} at {failure.get('where') or '?'}"
+            key, confined = f"{failure.get('type')} at {failure.get('where') or '?'}", ""
+            if tasks.CONFINED in failure.get("notes", ()):
+                confined = " (in the sandbox)"
+                self._audit_owner("confined", batch.owner.id, f"{key}: {failure.get('message')}")
             if key not in self._failures and len(self._failures) < FAILURES_TOLD:
                 self._failures.add(key)
                 task = batch.task_id(lo if place == "*" else int(place))
                 number = failure.get("attempt", 1)
                 which, about = f" in attempt {number}" if number > 1 else "", {"task": task, "attempt": number}
-                log.warning("%s failed%s: %s: %s", task, which, key, failure.get("message"), extra=about)
+                log.warning("%s failed%s: %s: %s%s", task, which, key, failure.get("message"), confined, extra=about)
 
     # -- compute channel
 
@@ -5217,15 +5221,15 @@ class MasterNode(rpc.BaseNode):
         def worker_lost(handler, request, lease, lo, hi, reason, output=""):
             check_report(lease, lo, hi)
             log.warning("slave %s: %s", request.peer.label, reason)
+            if "SIGSYS" in str(reason) and self.board.leases.get(lease):  # so the kernel ends who calls it in 32 bits
+                self._audit_owner("confined", self.board.leases[lease].batch.owner.id, str(reason))
             last = str(output)[-tasks.OUTPUT_KEPT :]
             self.apply(self.board.worker_lost(request.peer.label, lease, lo, hi, reason, time.monotonic(), last))
 
         @rpc.tcpremote(channel, roles=slaves)
         def not_granted(handler, request, owner, what):
             if self.works_for(request.peer.label, owner):
-                client = self.systems[owner].client if owner in self.systems else owner
-                user = self.board.owners[owner].user.name
-                self.audit("refuse", self._peers.get(client, ""), why=str(what), owner=owner, user=user)
+                self._audit_owner("refuse", owner, str(what))
 
         @rpc.tcpremote(channel, roles=slaves)
         def output(handler, request, lease, pieces):
@@ -6245,6 +6249,12 @@ class MasterNode(rpc.BaseNode):
         else:
             about = {"from": who} if who else {}
         self.audit_log.put(event, about.get("key") or about.get("from", ""), {**about, **facts})
+
+    def _audit_owner(self, event: str, owner: str, why: str) -> None:
+        """Writes what the work of an owner did, with the key of its client if that is here."""
+        client = self.systems[owner].client if owner in self.systems else owner
+        user = self.board.owners[owner].user.name
+        self.audit(event, self._peers.get(client, ""), why=why, owner=owner, user=user)
 
     def enrol(self, asked: dict, request: rpc.HttpRequest) -> dict:
         """Lets a node's key in. Raises Error if it may not be, or cannot be stored."""

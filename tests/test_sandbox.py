@@ -1,7 +1,9 @@
 """What tasks and task systems may do, what an application asks for, and what the owner of a node allows."""
 
 import contextlib
+import json
 import os
+import platform
 import re
 import signal
 import socket
@@ -203,6 +205,24 @@ def test_a_task_sees_no_setting_of_its_node(attempt, here):
 def test_the_error_of_what_is_not_allowed_says_that_a_sandbox_is_the_reason(attempt):
     told = attempt('open(folder + "/file")')
     assert "Permission denied" in told["error"] and tasks.CONFINED in told["notes"]
+
+
+@pytest.mark.parametrize("body, why", [
+    ("os.kill(os.getppid(), 0)", "PermissionError at app.py:"),
+    ("import ctypes, mmap\n"
+     "page = mmap.mmap(-1, 4096, prot=7)\n"
+     "page.write(bytes.fromhex('b814000000cd80c3'))\n"  # getpid, as a call of 32 bits
+     "ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()", "worker killed by SIGSYS"),
+])  # fmt: skip
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions are of this processor")
+@at_once
+def test_a_task_that_fails_because_of_the_sandbox_is_in_the_audit_log_with_its_user(here, attempt, body, why):
+    told = attempt(body)
+    path = here.master.folder / "logs" / "audit.jsonl"
+    lines = wait_until(lambda: [line for line in map(json.loads, text_of(path).splitlines())
+                                if line["event"] == "confined" and why in line["why"]], f"{why} after {told}")
+    assert {(line["role"], line["user"]) for line in lines} == {("client", lines[0]["who"])}
+    assert why.startswith("worker") or "(in the sandbox)" in here.master.err
 
 
 # -- what an application asks for ----------------------------------------------------------------------------------

@@ -699,7 +699,7 @@ def _demanded(options: dict) -> tuple[tuple, frozenset]:
         raise ValueError(f"the resource tags is {tags!r}, a list of texts is needed")
     needs = {"cpus": 1, **{name: amount for name, amount in resources.items() if name != "tags"}}
     for name, amount in needs.items():
-        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 <= amount < math.inf:
+        if not tasks.is_limit(amount):
             raise ValueError(f"the resource {name} is {amount!r}, a number from 0 is needed")
     return tuple(sorted((name, amount) for name, amount in needs.items() if amount)), frozenset(tags)
 
@@ -4382,7 +4382,8 @@ def _is_told(one: Any) -> bool:
     texts = all(type(one.get(name, "")) is str for name in FAILURE_TEXTS)
     cause, notes = one.get("cause", {}), one.get("notes", [])
     texts = texts and type(notes) is list and {*map(type, notes)} <= {str}
-    return texts and type(one.get("attempt", 1)) is int and type(cause) is dict and (not cause or _is_told(cause))
+    numbers = type(one.get("attempt", 1)) is int and tasks.is_limit(one.get("retries", 0))
+    return texts and numbers and type(cause) is dict and (not cause or _is_told(cause))
 
 
 def check_snapshot(heard: Any, batches: Any, out: Any, drawn: Any, ended: Any) -> None:
@@ -4413,7 +4414,7 @@ def check_offer(amounts: Any, workers: Any, tags: Any = ()) -> None:
     """Raises UsageError unless a slave offers amounts by name, a number of workers, and words."""
     check_whole(workers)
     numbers = list(amounts.values()) if type(amounts) is dict else [None]
-    if not all(type(one) in (int, float) and 0 <= one < math.inf for one in numbers):
+    if not all(map(tasks.is_limit, numbers)):
         raise components.UsageError(f"{str(amounts)[:80]} is no offer", "amounts from 0 by name are meant")
     if not isinstance(tags, (list, tuple)) or not all(isinstance(tag, str) for tag in tags):
         raise components.UsageError(f"the tags {str(tags)[:80]} are no list of words")

@@ -64,6 +64,7 @@ def test_limits_of_time_leave_leases_as_long_as_ever():
     [
         ([1], "limits are"), ({"timeout": "1"}, "timeout is '1'"), ({"timeout": True}, "timeout is True"),
         ({"deadline": -1}, "deadline is -1"), ({"deadline": float("inf")}, "deadline is inf"),
+        ({"deadline": 10**400}, "deadline is 1000"), ({"retries": {"Exception": 10**400}}, "retries is"),
         ({"patience": 1}, "patience is 1"), ({"memory_limit": None}, "memory_limit is None"),
     ],
 )  # fmt: skip

@@ -593,10 +593,17 @@ def test_a_client_whose_tasks_meet_a_fault_of_the_master_ends_and_says_so(swarm)
     assert run.code == 1 and "the master could not take tasks (ZeroDivisionError: a fault of the master)" in run.err
 
 
-@pytest.mark.parametrize("told", [{"attempt": "x"}, {"type": 1}, {"cause": {"type": 2}}, {"cause": 3}])
+@pytest.mark.parametrize("told", [{"attempt": "x"}, {"type": 1}, {"cause": {"type": 2}}, {"cause": 3}, {"notes": 1},
+                                  {"notes": [1]}, {"retries": "x"}, {"retries": 10**400}])  # fmt: skip
 def test_a_failure_of_other_types_is_no_report(told):
     with pytest.raises(components.UsageError):
         master.check_report(1, 0, 1, {"0": told})
+
+
+@pytest.mark.parametrize("amount", [10**400, -1, True, "1", float("nan")])
+def test_what_nobody_can_reckon_with_is_no_offer(amount):
+    with pytest.raises(components.UsageError, match="is no offer"):
+        master.check_offer({"cpus": amount}, 1)
 
 
 def test_a_failure_whose_pickle_is_garbage_comes_as_a_description():

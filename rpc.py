@@ -1731,8 +1731,7 @@ class Endpoint:
         except components.Error as error:
             return None, error
         except Exception as crash:  # whatever a handler raises is its caller's answer
-            self.counts["crashes"] += 1
-            log.exception("what a peer set off failed")
+            self._complain("crashes", "what a peer set off failed", level=logging.ERROR, exc_info=True)
             return None, components.Error(f"{type(crash).__name__}: {crash}")
 
     def _answer_failed(self, peer, name, code, text):
@@ -1742,13 +1741,14 @@ class Endpoint:
         else:
             self.send(peer, [f"{name[:80]}_failed", {"c": code, "m": text, "t": ""}])
 
-    def _complain(self, kind, text, *args):
+    def _complain(self, kind, text, *args, level=logging.WARNING, exc_info=False):
         """Count a trouble that a peer can cause, and log it, but not faster than the log can be read."""
         self.counts[kind] += 1
         now = self.clock()
         last, before = self._complained.get(kind, (-math.inf, 0))
         if now - last >= COMPLAIN:
-            log.warning(text + " (%d more since the last line)", *args, self.counts[kind] - before - 1)
+            text += " (%d more since the last line)"
+            log.log(level, text, *args, self.counts[kind] - before - 1, exc_info=exc_info)
             self._complained[kind] = (now, self.counts[kind])
 
     def _open_socket(self, kind, **options):

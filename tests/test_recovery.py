@@ -546,6 +546,17 @@ def test_nonsense_from_a_node_with_a_right_key_leaves_the_swarm_serving(swarm, t
     assert here.master.code is None, here.master.err
 
 
+@at_once
+def test_a_fault_that_a_peer_sets_off_again_and_again_is_counted_and_no_flood_of_lines(swarm, tmp_path):
+    here = swarm(slaves=0)
+    with Knocking(here, "slave", tmp_path) as knocking:
+        knocking.until(lambda: knocking.state == "welcome", "it is let in")
+        for _ in range(100):
+            knocking.link.call("fetch", {"no": "digest"})
+        knocking.until(lambda: here.proxy.status()["refused"].get("crashes") == 100, "all are counted")
+    assert 0 < here.master.err.count("what a peer set off failed") < 10
+
+
 @pytest.mark.parametrize("role", ["slave", "client"])
 @pytest.mark.parametrize(
     "info", [{}, {"node_id": 7}, {"node_id": "x", "resources": "many", "workers": "x"},

@@ -4386,6 +4386,12 @@ def _is_told(one: Any) -> bool:
     return texts and numbers and type(cause) is dict and (not cause or _is_told(cause))
 
 
+def _is_summary(stats: dict) -> bool:
+    """Whether a host may say this of a system that has ended: its client adds it up."""
+    numbers = all(tasks.is_limit(stats.get(name, 0)) for name in ("tasks", "done", "failed", "steps", "seconds"))
+    return numbers and type(stats.get("failures", [])) is list and type(stats.get("records", {})) is dict
+
+
 def check_snapshot(heard: Any, batches: Any, out: Any, drawn: Any, ended: Any) -> None:
     """Raises UsageError unless a host says what its snapshot stands for: four numbers, and ranges by batch, upwards."""
     check_whole(heard, batches, drawn, ended)
@@ -5801,7 +5807,7 @@ class MasterNode(rpc.BaseNode):
             self.keep_view(system, *params, parts)
         elif method == "system_done":
             failure, stats = params
-            if type(stats) is not dict or not (failure is None or _is_failure("*", failure)):
+            if type(stats) is not dict or not _is_summary(stats) or not (failure is None or _is_failure("*", failure)):
                 raise rpc.ProtocolError("a host has not said how its system ended")
             self.end_system(system, failure, stats, parts)
         elif method == "confined" and not self.guard.is_whole(params[0]):

@@ -21,6 +21,7 @@ from conftest import (
     wait_until,
     zygote_of,
 )
+from test_durable import kill_master
 
 from concurrent_swarm import rpc, tasks
 
@@ -480,11 +481,25 @@ def with_journal():
         yield here
 
 
-@pytest.mark.parametrize("how", ["values", "snapshot", "text", "table", "rows", "ranges", "order"])
+@pytest.mark.parametrize("how", ["values", "stats", "snapshot", "text", "table", "rows", "ranges", "order"])
 def test_a_host_that_says_what_fits_no_journal_ends_alone(with_journal, how):
     run = with_journal.run_client("liars.py", "--app", "LyingSystems", "--set", f"liars.how={how}")
     assert run.code == 1 and run.about["error"]["type"] == "HostLost", run.err
     nobody_else_notices(with_journal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+@at_once
+def test_whatever_processes_of_users_say_others_are_served_and_the_master_can_be_started_again(swarm, seed):
+    here = swarm(slaves=1, workers=2, journal=True)
+    here.run_client("liars.py", "--app", "Babble", "--timeout", "4", "--set", f"liars.seed={seed}")
+    nobody_else_notices(here)
+    assert here.slaves[0].code is None and "lost the master" not in here.slaves[0].err, here.slaves[0].err
+    kill_master(here)
+    here.start_master(port=int(here.address.rpartition(":")[2]), journal=True)
+    wait_until(here.proxy.slaves, "the slave is back")
+    nobody_else_notices(here)
 
 
 # -- processes

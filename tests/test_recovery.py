@@ -557,6 +557,18 @@ def test_a_fault_that_a_peer_sets_off_again_and_again_is_counted_and_no_flood_of
     assert 0 < here.master.err.count("what a peer set off failed") < 10
 
 
+@pytest.mark.slow
+@at_once
+def test_a_peer_that_waits_for_many_objects_that_nobody_has_is_a_line_or_two(swarm, tmp_path):
+    here = swarm(slaves=0)
+    with Knocking(here, "slave", tmp_path) as knocking:
+        knocking.until(lambda: knocking.state == "welcome", "it is let in")
+        for number in range(200):
+            knocking.link.call("fetch_shared", f"{number:064x}-{number:016x}")
+        knocking.until(lambda: ", and for " in here.master.err, "the master says so", 30)
+    assert here.master.err.count("waits for a published object") < 10
+
+
 @pytest.mark.parametrize("role", ["slave", "client"])
 @pytest.mark.parametrize(
     "info", [{}, {"node_id": 7}, {"node_id": "x", "resources": "many", "workers": "x"},

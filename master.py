@@ -5587,7 +5587,7 @@ class MasterNode(rpc.BaseNode):
                 return
             try:
                 known = self._fork_host(client, number, digest, options, parts)
-            except OSError as error:
+            except (OSError, components.Error) as error:
                 self._refuse_system(client, number, f"no process can be started for it ({error})", -32000)
                 return
         self.apply(Effects([], [], [("taken", client, number, known.name)]))

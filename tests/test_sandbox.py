@@ -417,6 +417,8 @@ def test_a_system_that_a_later_master_cannot_give_a_process_ends_with_the_reason
     here.start_master(port=int(here.address.rpartition(":")[2]), journal=True,
                       CONCURRENT_SWARM_MASTER_ALLOW_NETWORK="*:443")
     assert "32,768 bytes" in client.wait().about["error"]["message"]
+    again = here.run_client(str(tmp_path / "waits.py"))
+    assert "no process can be started for it" in again.about["error"]["message"] and "32,768 bytes" in again.err
 
 
 @pytest.mark.parametrize("allowed, asked, covered", [

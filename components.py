@@ -1401,15 +1401,19 @@ class Series:
         values = array("d", values)
         if not values:
             return
+        low, high = min(values), max(values)
         buckets = map(rshift, memoryview(values).cast("B").cast("q"), itertools.repeat(self.shift))
-        if weights is None:
-            self.counts.update(buckets)
-            self._note(len(values), sum(values), min(values), max(values), values[-1])
-        else:
+        if weights is not None:
             weights = list(weights)
             for bucket, weight in zip(buckets, weights, strict=True):
                 self.counts[bucket] += weight
-            self._note(sum(weights), sum(map(mul, values, weights)), min(values), max(values), values[-1])
+            self._note(sum(weights), sum(map(mul, values, weights)), low, high, values[-1])
+            return
+        if low == high and low:  # there are a positive and a negative zero
+            self.counts[next(buckets)] += len(values)
+        else:
+            self.counts.update(buckets)
+        self._note(len(values), sum(values), low, high, values[-1])
 
     def merge(self, other: Series) -> None:
         """Takes the samples of another one in, as later ones."""

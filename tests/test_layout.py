@@ -45,7 +45,7 @@ TOP_LEVEL = {
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
     "client.py": 2478,
-    "components.py": 2096,
+    "components.py": 2100,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
     "master.py": 6676,
@@ -54,7 +54,7 @@ LINES = {
     "slave.py": 1281,
     "tasks.py": 4344,
 }
-TOTAL_LINES = 23_853
+TOTAL_LINES = 23_857
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -4247,6 +4247,7 @@ class Measures:
 
 # -- the master ----------------------------------------------------------------------------------------------------
 
+COUNT_EVERY = 10.0  # seconds between two lines that count failed tasks
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
 ACCEPT_EVERY = 0.01  # seconds that the news of accepted batches may wait for more of its kind
 MOST_WORKERS = 10_000  # of one slave
@@ -4749,6 +4750,7 @@ class MasterNode(rpc.BaseNode):
         self._told: dict[str, Any] = {}
         self._counts: collections.Counter = collections.Counter()
         self._failures: set[str] = set()  # kinds that were logged
+        self._failures_told, self._count_at = 0, 0.0  # of failed tasks, one by one or by their number
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
         self._slow_at = self._sample_at = self._sweep_at = self._tell_at = self._accept_at = self._audit_at = 0.0
         self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
@@ -5028,20 +5030,22 @@ class MasterNode(rpc.BaseNode):
     def _note_failures(self, batch: Batch, lo: int, count: int, failures: dict) -> None:
         slave = next((outcome[5] for outcome in reversed(batch.outcomes) if outcome[0] == lo), "")
         for place, failure in failures.items():
-            task = batch.task_id(lo if place == "*" else int(place))
-            self.gallery.task_failed(batch.owner.id, task, failure, count if place == "*" else 1, slave,
-                                     time.monotonic())
+            task, those = batch.task_id(lo if place == "*" else int(place)), count if place == "*" else 1
+            self.gallery.task_failed(batch.owner.id, task, failure, those, slave, time.monotonic())
+            self._failures_told += those * (failure.get("kind") == "cancelled")  # who cancels knows
         for place, failure in itertools.islice(failures.items(), 3):
             key, confined = f"{failure.get('type')} at {failure.get('where') or '?'}", ""
             if tasks.CONFINED in failure.get("notes", ()):
                 confined = " (in the sandbox)"
                 self._audit_owner("confined", batch.owner.id, f"{key}: {failure.get('message')}")
-            if key not in self._failures and len(self._failures) < FAILURES_TOLD:
+            known = key in self._failures or failure.get("kind") == "cancelled"
+            if not known and len(self._failures) < FAILURES_TOLD:
                 self._failures.add(key)
                 task = batch.task_id(lo if place == "*" else int(place))
                 number = failure.get("attempt", 1)
                 which, about = f" in attempt {number}" if number > 1 else "", {"task": task, "attempt": number}
                 log.warning("%s failed%s: %s: %s%s", task, which, key, failure.get("message"), confined, extra=about)
+                self._failures_told += 1
 
     # -- compute channel
 
@@ -5258,7 +5262,7 @@ class MasterNode(rpc.BaseNode):
         log.info("slave %s joined from %s: %s workers, Python %s", name, host, workers, python)
         self.audit("join", peer, slave=name, workers=workers)
         self._came_back(name, kept, now)
-        return {"name": name, "page": self.server.address, "kept": kept}
+        return {"name": name, "page": self.server.address if self.shows_page else "", "kept": kept}
 
     def _came_back(self, slave: str, kept: list, now: float) -> None:
         """A slave of an earlier life is here again; with the last of them, leases are made again."""
@@ -5285,8 +5289,8 @@ class MasterNode(rpc.BaseNode):
             self.traces.follow(name)
         slaves, workers, _ = self.swarm_size()
         return {
-            "name": name, "known": known, "slaves": slaves, "workers": workers, "page": self.server.address,
-            "missing": missing,
+            "name": name, "known": known, "slaves": slaves, "workers": workers, "missing": missing,
+            "page": self.server.address if self.shows_page else "",
         }
 
     def _drop_old_connection(self, name: str, peer: rpc.Peer) -> None:
@@ -5954,6 +5958,9 @@ class MasterNode(rpc.BaseNode):
 
     def _sweep(self, now: float) -> None:
         self._give_up_wanted(now)
+        if now >= self._count_at:
+            self._count_at = now + COUNT_EVERY
+            self._count_failures()
         while self._expected and now >= self.board.resting_until:
             self._record("gone", self._expected.pop())
         self.spool.tidy()
@@ -5966,6 +5973,13 @@ class MasterNode(rpc.BaseNode):
         if self.board.scheduler_error:
             error, self.board.scheduler_error = self.board.scheduler_error, None
             log.error("the scheduler failed, the board placed a lease itself: %s", components.describe(error))
+
+    def _count_failures(self) -> None:
+        """Says how many tasks failed beside those that were told one by one."""
+        failed = self._counts["failed"]
+        if failed > self._failures_told:
+            log.warning("%s more tasks failed, %s so far", f"{failed - self._failures_told:,}", f"{failed:,}")
+            self._failures_told = failed
 
     def _tell_clients(self) -> None:
         """How the swarm stands, to every client for which that changed."""

@@ -130,6 +130,7 @@ MAX_KINDS = 1000  # names measured apart per owner
 MAX_DEMANDS = 64  # unused demands kept
 SHOWN = 5  # slaves and reasons that an explanation in one line names
 LATE = 1.0  # seconds that a slave has to tell where tasks were that passed their deadline
+KEPT_USERS = 64  # for whom no owner works any more
 MIN_TIMERS = 1000  # timers that may wait before those that nobody needs any more are looked for
 SMOOTH = 0.3  # weight of the newest measurement
 EPSILON = 1e-9  # sums of amounts such as 0.1 may miss by this much
@@ -706,7 +707,7 @@ def _demanded(options: dict) -> tuple[tuple, frozenset]:
         raise ValueError(f"the resource tags is {tags!r}, a list of texts is needed")
     needs = {"cpus": 1, **{name: amount for name, amount in resources.items() if name != "tags"}}
     for name, amount in needs.items():
-        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 <= amount < math.inf:
+        if not tasks.is_limit(amount):
             raise ValueError(f"the resource {name} is {amount!r}, a number from 0 is needed")
     return tuple(sorted((name, amount) for name, amount in needs.items() if amount)), frozenset(tags)
 
@@ -825,6 +826,9 @@ class Board:
         for batch in list(known.batches.values()):
             self._forget(batch, effects, kill)
         del self.owners[owner]
+        if len(self.users) > 2 * len(self.owners) + KEPT_USERS:  # most of them are nobody's
+            served = {one.user for one in self.owners.values()} | self.busy.keys()
+            self.users = {name: user for name, user in self.users.items() if user in served}
 
     # -- batches ---------------------------------------------------------------------------------------------
 
@@ -1988,7 +1992,8 @@ class Board:
         self._check_timers()
 
     def _check_users(self):
-        """What is counted for a user is what its owners have."""
+        """What is counted for a user is what its owners have; few are kept that have none."""
+        assert len(self.users) <= 2 * len(self.owners) + KEPT_USERS + len(self.busy), "they only become more"
         for user in self.users.values():
             owners = [owner for owner in self.owners.values() if owner.user is user]
             batches = [batch for owner in owners for batch in owner.batches.values()]
@@ -4350,13 +4355,14 @@ def completed(head: bytes, user: str, limits: str) -> bytes:
     return json.dumps({**tasks.read_head(head), **more, "user": user}).encode()
 
 
+FAILURE_BYTES = 2 * 1024 * 1024  # of one as JSON
 FAILURE_TEXTS = ("type", "message", "traceback", "where", "kind", "pickle", "output", "hidden")
 
 
 def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None, spent: Any = ()) -> None:
-    """Raises UsageError unless a slave's report names a range, failures are objects by ordinal, and `spent`, if there
-    is any, tells how the report came about: [lane, microseconds ago at which the worker began and ended, microseconds
-    of opening tasks and of packing results]."""
+    """Raises UsageError unless a slave's report names a range, failures are objects by ordinal of a sane size, and
+    `spent`, if there is any, tells how the report came about: [lane, microseconds ago at which the worker began and
+    ended, microseconds of opening tasks and of packing results]."""
     if type(spent) not in (list, tuple) or len(spent) not in (0, 5):
         raise components.UsageError("what a report says of its time is no list", "five whole numbers are meant")
     check_whole(lease, lo, hi, *spent)
@@ -4364,6 +4370,9 @@ def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None, spent: Any 
         raise components.UsageError(f"{lo}..{hi} holds no task", "a report names at least one")
     if failures and not (type(failures) is dict and all(itertools.starmap(_is_failure, failures.items()))):
         raise components.UsageError("the failures of a report are no objects", "an object by ordinal is meant")
+    if failures and (len(failures) > hi - lo or len(json.dumps(failures)) > FAILURE_BYTES * len(failures)):
+        raise components.UsageError("the failures of a report are too many, or too large",
+                                    f"one a task is meant, of at most {FAILURE_BYTES:,} bytes")
 
 
 def check_seconds(seconds: Any) -> None:
@@ -4381,8 +4390,31 @@ def _is_failure(key: str, one: Any) -> bool:
 def _is_told(one: Any) -> bool:
     """Whether it describes a failure in the types that everybody reads it by, its causes too."""
     texts = all(type(one.get(name, "")) is str for name in FAILURE_TEXTS)
-    cause = one.get("cause", {})
-    return texts and type(one.get("attempt", 1)) is int and type(cause) is dict and (not cause or _is_told(cause))
+    cause, notes = one.get("cause", {}), one.get("notes", [])
+    texts = texts and type(notes) is list and {*map(type, notes)} <= {str}
+    numbers = type(one.get("attempt", 1)) is int and tasks.is_limit(one.get("retries", 0))
+    return texts and numbers and type(cause) is dict and (not cause or _is_told(cause))
+
+
+def _is_summary(stats: dict) -> bool:
+    """Whether a host may say this of a system that has ended: its client adds it up."""
+    numbers = all(tasks.is_limit(stats.get(name, 0)) for name in ("tasks", "done", "failed", "steps", "seconds"))
+    return numbers and type(stats.get("failures", [])) is list and type(stats.get("records", {})) is dict
+
+
+def check_snapshot(heard: Any, batches: Any, out: Any, drawn: Any, ended: Any) -> None:
+    """Raises UsageError unless a host says what its snapshot stands for: four numbers, and ranges by batch, upwards."""
+    check_whole(heard, batches, drawn, ended)
+    rows = out if type(out) is list else [None]
+    pairs = [row for row in rows if type(row) is list and len(row) == 2 and type(row[1]) is list]
+    ranges = [one for _, some in pairs for one in some if type(one) is list and len(one) == 2]
+    if len(pairs) < len(rows) or len(ranges) < sum(len(some) for _, some in pairs):
+        raise components.UsageError("what is out at a snapshot is no table", "[number, [[lo, hi]…]] a batch is meant")
+    for number, some in pairs:
+        edges = list(itertools.chain.from_iterable(some))
+        check_whole(number, *edges)
+        if edges != sorted(set(edges)):
+            raise components.UsageError(f"the ranges {str(some)[:80]} are in no order", "they go up, and touch nowhere")
 
 
 def check_output(pieces: Any) -> None:
@@ -4398,7 +4430,7 @@ def check_offer(amounts: Any, workers: Any, tags: Any = ()) -> None:
     """Raises UsageError unless a slave offers amounts by name, a number of workers, and words."""
     check_whole(workers)
     numbers = list(amounts.values()) if type(amounts) is dict else [None]
-    if not all(type(one) in (int, float) and 0 <= one < math.inf for one in numbers):
+    if not all(map(tasks.is_limit, numbers)):
         raise components.UsageError(f"{str(amounts)[:80]} is no offer", "amounts from 0 by name are meant")
     if not isinstance(tags, (list, tuple)) or not all(isinstance(tag, str) for tag in tags):
         raise components.UsageError(f"the tags {str(tags)[:80]} are no list of words")
@@ -5046,14 +5078,17 @@ class MasterNode(rpc.BaseNode):
             self.gallery.task_failed(batch.owner.id, task, failure, those, slave, time.monotonic())
             self._failures_told += those * (failure.get("kind") == "cancelled")  # who cancels knows
         for place, failure in itertools.islice(failures.items(), 3):
-            key = f"{failure.get('type')} at {failure.get('where') or '?'}"
+            key, confined = f"{failure.get('type')} at {failure.get('where') or '?'}", ""
+            if tasks.CONFINED in failure.get("notes", ()):
+                confined = " (in the sandbox)"
+                self._audit_owner("confined", batch.owner.id, f"{key}: {failure.get('message')}")
             known = key in self._failures or failure.get("kind") == "cancelled"
             if not known and len(self._failures) < FAILURES_TOLD:
                 self._failures.add(key)
                 task = batch.task_id(lo if place == "*" else int(place))
                 number = failure.get("attempt", 1)
                 which, about = f" in attempt {number}" if number > 1 else "", {"task": task, "attempt": number}
-                log.warning("%s failed%s: %s: %s", task, which, key, failure.get("message"), extra=about)
+                log.warning("%s failed%s: %s: %s%s", task, which, key, failure.get("message"), confined, extra=about)
                 self._failures_told += 1
 
     # -- compute channel
@@ -5202,6 +5237,11 @@ class MasterNode(rpc.BaseNode):
             check_report(lease, lo, hi, None, spent)
             log.warning("slave %s: %s", request.peer.label, reason)
             self.take_lost(request.peer.label, lease, lo, hi, reason, str(output)[-tasks.OUTPUT_KEPT :], spent)
+
+        @rpc.tcpremote(channel, roles=slaves)
+        def not_granted(handler, request, owner, what):
+            if self.works_for(request.peer.label, owner):
+                self._audit_owner("refuse", owner, str(what))
 
         @rpc.tcpremote(channel, roles=slaves)
         def output(handler, request, lease, pieces):
@@ -5381,6 +5421,8 @@ class MasterNode(rpc.BaseNode):
         held, now = self.board.leases.get(lease), time.monotonic()
         if spent and held is not None and held.slave.id == slave and held.has_open(lo, hi):
             self._note_lost(held, lo, hi, spent, now)
+        if held is not None and "SIGSYS" in str(reason):  # so the kernel ends who makes calls in the 32-bit way
+            self._audit_owner("confined", held.batch.owner.id, str(reason))
         self.apply(self.board.worker_lost(slave, lease, lo, hi, reason, now, output))
 
     def _note_lost(self, lease: Lease, lo: int, hi: int, spent: list, now: float) -> None:
@@ -5579,11 +5621,13 @@ class MasterNode(rpc.BaseNode):
             self._send(slave, ["forget_shared", keys])
 
     def _give_up_wanted(self, now: float) -> None:
+        late = Counter(asking[0][0] for asking in self._wanted.values()
+                       if rpc.SILENT <= now - asking[0][1] < rpc.SILENT + SWEEP_EVERY)  # in one sweep
+        for target, count in late.items():
+            more = f", and for {count - 1:,} more" if count > 1 else ""
+            log.info("%s waits for a published object%s: its client has not sent it, again, yet", target, more)
         for key, asking in list(self._wanted.items()):
-            waited = now - asking[0][1]
-            if rpc.SILENT <= waited < rpc.SILENT + SWEEP_EVERY:  # in one sweep
-                log.info("%s waits for a published object: its client has not sent it, again, yet", asking[0][0])
-            if waited > WANTED_FOR:
+            if now - asking[0][1] > WANTED_FOR:
                 for target, _ in self._wanted.pop(key):
                     self._send(target, ["no_shared", key, "the client that published it has ended, or lost it"])
 
@@ -5604,12 +5648,13 @@ class MasterNode(rpc.BaseNode):
                 return
             try:
                 known = self._fork_host(client, number, digest, options, parts)
-            except OSError as error:
+            except (OSError, components.Error) as error:
                 self._refuse_system(client, number, f"no process can be started for it ({error})", -32000)
                 return
         self.apply(Effects([], [], [("taken", client, number, known.name)]))
 
     def _refuse_system(self, client: str, number: int, why: str, code: int = -32007) -> None:
+        self.audit("refuse", self._peers.get(client, ""), why=why, owner=client)
         self._send(client, ["push_tasksystem_failed", number, {"c": code, "m": why, "t": ""}])
 
     def _over_quota(self, client: str) -> str:
@@ -5723,7 +5768,7 @@ class MasterNode(rpc.BaseNode):
             return
         try:
             self._fork(system)
-        except OSError as error:
+        except (OSError, components.Error) as error:
             self._lost_host(system, f"no process can be started for it ({error})")
             return
         self._begin(system, history.parts, history.saved, history.values)
@@ -5761,8 +5806,10 @@ class MasterNode(rpc.BaseNode):
         if method == "submit":
             self._submit_again(system, *params, parts)
         elif method == "value":
-            self._record("value", system.name, *params)
+            (value,) = params
+            self._record("value", system.name, value)
         elif method == "snapshot":
+            check_snapshot(*params)  # what fits no journal would end this master, or keep the next from starting
             self._record("snapshot", system.name, *params, list(parts))
         elif method == "publish":
             self.publish(system.name, *params, parts[0])
@@ -5783,7 +5830,7 @@ class MasterNode(rpc.BaseNode):
             self.keep_view(system, *params, parts)
         elif method == "system_done":
             failure, stats = params
-            if type(stats) is not dict or not (failure is None or _is_failure("*", failure)):
+            if type(stats) is not dict or not _is_summary(stats) or not (failure is None or _is_failure("*", failure)):
                 raise rpc.ProtocolError("a host has not said how its system ended")
             self.end_system(system, failure, stats, parts)
         elif method == "confined" and not self.guard.is_whole(params[0]):
@@ -6252,6 +6299,12 @@ class MasterNode(rpc.BaseNode):
         else:
             about = {"from": who} if who else {}
         self.audit_log.put(event, about.get("key") or about.get("from", ""), {**about, **facts})
+
+    def _audit_owner(self, event: str, owner: str, why: str) -> None:
+        """Writes what the work of an owner did, with the key of its client if that is here."""
+        client = self.systems[owner].client if owner in self.systems else owner
+        known = self.board.owners.get(owner)
+        self.audit(event, self._peers.get(client, ""), why=why, owner=owner, user=known.user.name if known else "")
 
     def enrol(self, asked: dict, request: rpc.HttpRequest) -> dict:
         """Lets a node's key in. Raises Error if it may not be, or cannot be stored."""

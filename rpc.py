@@ -54,7 +54,7 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      given_back(id, lo, hi) · fetch(digest)
                      output(id, [[lo, hi, text, dropped]…]) · worker_lost(id, lo, hi, reason, output)
                      resources(amounts, workers) · leaving() · preparing(digest, what), "" when that is over
-                     publish_for(owner, key, at, total) {, bytes} · fetch_shared(key)
+                     publish_for(owner, key, at, total) {, bytes} · fetch_shared(key) · not_granted(owner, what)
                      vitals(cpu, memory, round trip, [[lane, id] of what runs…], when), every few seconds
     slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
                      shared(key) {bytes} · no_shared(key, reason) · spare() and stack(), with a descriptor each
@@ -1731,8 +1731,7 @@ class Endpoint:
         except components.Error as error:
             return None, error
         except Exception as crash:  # whatever a handler raises is its caller's answer
-            self.counts["crashes"] += 1
-            log.exception("what a peer set off failed")
+            self._complain("crashes", "what a peer set off failed", level=logging.ERROR, exc_info=True)
             return None, components.Error(f"{type(crash).__name__}: {crash}")
 
     def _answer_failed(self, peer, name, code, text):
@@ -1742,13 +1741,14 @@ class Endpoint:
         else:
             self.send(peer, [f"{name[:80]}_failed", {"c": code, "m": text, "t": ""}])
 
-    def _complain(self, kind, text, *args):
+    def _complain(self, kind, text, *args, level=logging.WARNING, exc_info=False):
         """Count a trouble that a peer can cause, and log it, but not faster than the log can be read."""
         self.counts[kind] += 1
         now = self.clock()
         last, before = self._complained.get(kind, (-math.inf, 0))
         if now - last >= COMPLAIN:
-            log.warning(text + " (%d more since the last line)", *args, self.counts[kind] - before - 1)
+            text += " (%d more since the last line)"
+            log.log(level, text, *args, self.counts[kind] - before - 1, exc_info=exc_info)
             self._complained[kind] = (now, self.counts[kind])
 
     def _open_socket(self, kind, **options):
@@ -5285,8 +5285,9 @@ class BaseNode(components.ComponentManager):
 
     def figures_of(self, scope: str, per_step: bool = False) -> dict[str, dict]:
         """The figures of a scope, also of one that a node before this one has measured. Raises Error if none has."""
-        stats = self.scopes().get("" if scope == getattr(self, "name", "") else scope)
-        rows = stats.rows() if stats else kept_figures(self, self.environment.path, scope)
+        scopes = self.scopes()
+        stats = scopes.get("" if scope == getattr(self, "name", "") else scope)
+        rows = stats.rows() if stats else kept_figures(self, self.environment.path, scope, scopes)
         return components.by_name(rows, per_step)
 
     def open_store(self) -> Store | None:
@@ -5412,14 +5413,15 @@ class BaseNode(components.ComponentManager):
         return value
 
 
-def kept_figures(holder: Any, folder: Path, scope: str) -> list[tuple]:
+def kept_figures(holder: Any, folder: Path, scope: str, others: Iterable[str] | None = None) -> list[tuple]:
     """(name, step, figures) of a scope that `holder`, a component manager, finds in the backend. Raises Error if there
-    are none."""
+    are none, which names `others`, by default all that the backend has: finding these can take seconds."""
     backend = BaseNode.stats_backend.read(holder)
     load = backend.load if backend else lambda folder, scope: []
     rows = [(row[2], row[3], row[5]) for row in load(folder, scope)]
     if not rows:
-        scopes = sorted({row[1] for row in load(folder, None)})
+        scopes = sorted({row[1] for row in load(folder, None)} if others is None else others)
+        scope = scope[:100]
         known = ", ".join(scope or "the node itself" for scope in scopes[:10])
         raise Error(f"nothing was measured of {scope or 'this node'}", f"known are: {known or 'none'}",
                     components.did_you_mean(scope, scopes))

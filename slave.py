@@ -43,6 +43,7 @@ MOST_AHEAD = 8  # leases that a worker may have ahead of it
 IDLE_KEPT = 2  # workers that stay warm beyond the number of slots
 RESPAWN_PAUSE = 1.0  # seconds that new workers wait after too many have died
 LONGEST = 10**15  # microseconds that a worker may say it took
+LOADING = 300.0  # seconds that it may take to load what a task needs, before the task's time counts all the same
 
 
 # -- workers -------------------------------------------------------------------------------------------------------
@@ -326,6 +327,7 @@ class ProcessTaskManager(components.Component):
         try:
             worker = self._worker_for(envelope.head["bundle"], envelope.head.get("user", ""), limits)
         except components.Error as error:  # its application asks for what is not allowed here
+            self.node.report("not_granted", envelope.owner, error.what)
             self._fail(envelope, envelope.lo, error)
             return True
         if worker is None:
@@ -429,7 +431,7 @@ class ProcessTaskManager(components.Component):
         _, lease, lo, hi, seconds, failures, last, spent, *figures = call
         if type(lo) is not int or type(hi) is not int or not worker.lo == lo <= hi <= envelope.hi:
             raise rpc.ProtocolError("a worker has left tasks of its lease out")  # it would stay open at the master
-        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+        if type(seconds) not in (int, float) or not 0 <= seconds <= LONGEST / 1e6:
             raise rpc.ProtocolError("a worker has not said how long it took")
         self.node.remember(envelope)
         worker.ear.settle(bool(last))
@@ -619,7 +621,7 @@ class Watch:
     have, and whether they keep more and more for themselves.
 
     A worker that passes one writes down its Python stack, then it is killed with all that it has started, and its task
-    has failed. Time counts from the moment at which the worker has loaded what the task needs.
+    has failed. Time counts from the moment at which the worker has loaded what the task needs, or should have.
     """
 
     def __init__(self, manager: ProcessTaskManager):
@@ -629,7 +631,9 @@ class Watch:
 
     def begin(self, worker: Worker, limits: dict[str, float]) -> None:
         """It is about to be told to run a lease with these limits."""
-        worker.limits, worker.began, worker.peak = limits, math.inf, 0.0
+        worker.limits, worker.began, worker.peak = limits, time.monotonic() + LOADING, 0.0
+        if "timeout" in limits:
+            self._look_within(LOADING + limits["timeout"])
         worker.witness = worker.witness or tasks.Witness(worker.pipe)
         if "memory_limit" in limits:
             self._look_within(MEMORY_EVERY)
@@ -682,7 +686,7 @@ class Watch:
         if now - worker.began >= timeout:
             self.pass_limit(worker, "timeout", now - worker.began)
             return
-        if timeout < math.inf and worker.began < math.inf:
+        if timeout < math.inf:
             self._look_within(worker.began + timeout - now)
         if most < math.inf:
             worker.peak = max(worker.peak, memory_of(worker.pid) / 2**20)

@@ -213,14 +213,14 @@ def process_limit_of(head: dict) -> float:
 
 
 def is_limit(value: Any) -> bool:
-    """Whether this says how much a task may take: a number, 0 being no limit."""
-    return type(value) in (int, float) and 0 <= value < math.inf
+    """Whether this says how much a task may take: a number that can be reckoned with, 0 being no limit."""
+    return type(value) in (int, float) and 0 <= value < 1 << 53
 
 
 def may_ask(name: str, value: Any) -> bool:
     """Whether a task may ask for this: one of the limits, or whole numbers of "retries" by kind of failure."""
     if name == "retries":
-        return type(value) is dict and all(type(one) is int and one >= 0 for one in value.values())
+        return type(value) is dict and all(type(one) is int and is_limit(one) for one in value.values())
     return name in ASKS[1:] and is_limit(value)
 
 

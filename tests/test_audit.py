@@ -186,6 +186,15 @@ def test_who_is_refused_is_written_with_the_reason(here, tmp_path):
     assert heard(here, "refuse", why="a slave may not call submit")["who"] == "knocking"
 
 
+def test_what_an_application_asks_for_and_a_slave_does_not_grant_is_written_with_whose_it_is(here):
+    run = here.run_client("connects.py", "--set", "connects.told={}")
+    assert run.code == 1
+    why = "the application asks for what s1 does not allow: network = 127.0.0.1:1"
+    line = heard(here, "refuse", role="client", why=why)
+    begun = heard(here, "submit", client=line["owner"])
+    assert (line["key"], line["user"]) == (begun["key"], begun["who"])
+
+
 def test_a_stranger_at_the_compute_channel_is_written_with_its_address(here, tmp_path):
     access = rpc.Access.load(str(here.master.folder / "keys" / "slave.access"))
     link = rpc.Link(rpc.NodeKeys(str(tmp_path / "keys")).credentials(access), {})

@@ -120,6 +120,7 @@ def test_a_batch_that_is_gone_already_can_be_withdrawn(told):
         (1, 0, {}, "at least 1"),
         (1, 1, {"cpus": -1}, "cpus is -1"),
         (1, 1, {"cpus": True}, "cpus is True"),
+        (1, 1, {"cpus": 10**400}, "cpus is 1000"),
         (1, 1, {"gpu": "two"}, "gpu is 'two'"),
         (1, 1, {"gpu": float("nan")}, "gpu is nan"),
         (1, 1, {"tags": "big"}, "tags is 'big'"),

@@ -16,10 +16,12 @@ from conftest import (
     at_once,
     children_of,
     descriptors_of,
+    running,
     text_of,
     wait_until,
     zygote_of,
 )
+from test_durable import kill_master
 
 from concurrent_swarm import rpc, tasks
 
@@ -457,7 +459,7 @@ def nobody_else_notices(here):
     assert here.run_client("hello.py").code == 0
 
 
-@pytest.mark.parametrize("how", ["seconds", "failure", "text", "range", "spent"])
+@pytest.mark.parametrize("how", ["seconds", "failure", "text", "range", "spent", "large", "many"])
 def test_a_task_that_reports_itself_in_odd_ways_is_lost_alone(swarm_of_module, how):
     run = swarm_of_module.run_client("liars.py", "--app", "Lies", "--set", f"liars.how={how}")
     assert run.about["result"] == ("no failure" if how == "spent" else "poisoned"), run.err
@@ -470,6 +472,34 @@ def test_a_host_that_says_an_odd_step_ends_alone_also_while_somebody_traces(swar
     run = swarm_of_module.run_client("liars.py", *words)
     assert run.code == 1 and run.about["error"]["type"] == "HostLost", run.err
     nobody_else_notices(swarm_of_module)
+
+
+@pytest.fixture(scope="module")
+def with_journal():
+    """A slave, and a master that writes down what it takes."""
+    with running(journal=True) as here:
+        yield here
+
+
+@pytest.mark.parametrize("how", ["values", "stats", "snapshot", "text", "table", "rows", "ranges", "order"])
+def test_a_host_that_says_what_fits_no_journal_ends_alone(with_journal, how):
+    run = with_journal.run_client("liars.py", "--app", "LyingSystems", "--set", f"liars.how={how}")
+    assert run.code == 1 and run.about["error"]["type"] == "HostLost", run.err
+    nobody_else_notices(with_journal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+@at_once
+def test_whatever_processes_of_users_say_others_are_served_and_the_master_can_be_started_again(swarm, seed):
+    here = swarm(slaves=1, workers=2, journal=True)
+    here.run_client("liars.py", "--app", "Babble", "--timeout", "4", "--set", f"liars.seed={seed}")
+    nobody_else_notices(here)
+    assert here.slaves[0].code is None and "lost the master" not in here.slaves[0].err, here.slaves[0].err
+    kill_master(here)
+    here.start_master(port=int(here.address.rpartition(":")[2]), journal=True)
+    wait_until(here.proxy.slaves, "the slave is back")
+    nobody_else_notices(here)
 
 
 # -- processes

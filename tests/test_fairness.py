@@ -7,6 +7,7 @@ lengths that were asked for, and what each user had of the slots is measured.
 import collections
 import heapq
 import itertools
+import json
 import random
 import re
 import signal
@@ -321,6 +322,18 @@ def test_what_users_have_is_counted_anew_after_a_restart():
     assert old.owners["c1"].user.name == "", "as journals of before have it"
 
 
+def test_users_that_come_and_go_are_forgotten_but_for_those_whose_leases_still_run():
+    shop = Shop(slots=1)
+    shop.join("c", "stays", always(1.0), count=1)
+    running = shop.run(0.5).board.users["stays"].running
+    for number in range(1000):
+        shop("owner_joined", f"c{number}", "client", user=f"user {number}")
+        shop("owner_gone", f"c{number}" if number else "c")  # the first leaves while its lease runs
+        shop.board.check()
+    assert len(shop.board.users) < 100
+    assert shop.board.users["stays"].running == running > 0, "its leases are not given back yet"
+
+
 # -- in a swarm ------------------------------------------------------------------------------------------------------
 
 
@@ -371,6 +384,8 @@ def test_a_user_has_as_many_task_systems_at_once_as_it_may(swarm):
     assert (about["done"], about["refused"]) == (2, 1)
     why = "user alice has 2 task systems; with 1 more it passes 2 (quotas.systems of the master)"
     assert about["refusals"] == [why]
+    audit = (here.master.folder / "logs" / "audit.jsonl").read_text().splitlines()
+    assert [line["who"] for line in map(json.loads, audit) if line.get("why") == why] == ["alice"]
 
 
 @pytest.mark.slow

@@ -394,7 +394,7 @@ WHO_MAY = {
                      "step", "work_settled", "get_stats", "goodbye", "detach", "collect", "publish",
                      "rest_of_trace"], OWNERS),
     **dict.fromkeys(["result", "given_back", "worker_lost", "output", "fetch", "preparing", "resources", "leaving",
-                     "publish_for", "vitals"], SLAVES),
+                     "publish_for", "not_granted", "vitals"], SLAVES),
     "fetch_shared": OWNERS | SLAVES,
 }  # fmt: skip
 ADMINISTRATORS = {"config.set", "slave.set_workers", "slave.drain", "slave.remove", "system.cancel", "system.pause",

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 2135,
     "concurrent_swarm.py": 25,
     "fastpath.pyx": 743,
-    "master.py": 6698,
-    "rpc.py": 6167,
+    "master.py": 6751,
+    "rpc.py": 6169,
     "setup.py": 66,
-    "slave.py": 1250,
+    "slave.py": 1254,
     "tasks.py": 4391,
 }
-TOTAL_LINES = 24_038
+TOTAL_LINES = 24_097
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

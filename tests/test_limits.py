@@ -64,6 +64,7 @@ def test_limits_of_time_leave_leases_as_long_as_ever():
     [
         ([1], "limits are"), ({"timeout": "1"}, "timeout is '1'"), ({"timeout": True}, "timeout is True"),
         ({"deadline": -1}, "deadline is -1"), ({"deadline": float("inf")}, "deadline is inf"),
+        ({"deadline": 10**400}, "deadline is 1000"), ({"retries": {"Exception": 10**400}}, "retries is"),
         ({"patience": 1}, "patience is 1"), ({"memory_limit": None}, "memory_limit is None"),
     ],
 )  # fmt: skip
@@ -531,6 +532,37 @@ def test_a_deadline_ends_a_task_that_runs_and_one_that_waits(one_slot, tmp_path)
     assert sorted(one["where"] != "" and "stuck in C" in one["traceback"] for one in stuck) == [False, True]
     assert whole["after"] < 1 + WITHIN + 1
     all_gone(tmp_path)
+
+
+ENDLESS = """
+import os, time
+from concurrent_swarm.client import ApplicationNode
+from concurrent_swarm.tasks import Task
+
+if "CONCURRENT_SWARM_ATTEMPT" in os.environ:  # in a worker
+    time.sleep(1000)
+
+class Never(Task):
+    timeout = 0.3
+
+class App(ApplicationNode):
+    def start_processing(self):
+        self.push_task(Never("never"))
+    def task_finished(self, task, result, error):
+        self.result = error.failure["limit"]
+        self.shutdown_main_loop()
+"""
+
+
+@pytest.mark.slow
+@at_once
+def test_an_import_that_never_ends_is_no_way_around_a_timeout(swarm, tmp_path):
+    here = swarm(workers=1)
+    (here.slaves[0].folder / "plugins" / "less.py").write_text(
+        "import logging\nfrom concurrent_swarm import slave\nslave.LOADING = 0.5\nlogging.error('less is loaded')\n")
+    wait_until(lambda: "less is loaded" in here.slaves[0].err, "a slave that waits for less long")
+    (tmp_path / "stuck.py").write_text(ENDLESS)
+    assert here.run_client(str(tmp_path / "stuck.py")).about["result"] == "timeout"
 
 
 @at_once

@@ -546,6 +546,29 @@ def test_nonsense_from_a_node_with_a_right_key_leaves_the_swarm_serving(swarm, t
     assert here.master.code is None, here.master.err
 
 
+@at_once
+def test_a_fault_that_a_peer_sets_off_again_and_again_is_counted_and_no_flood_of_lines(swarm, tmp_path):
+    here = swarm(slaves=0)
+    with Knocking(here, "slave", tmp_path) as knocking:
+        knocking.until(lambda: knocking.state == "welcome", "it is let in")
+        for _ in range(100):
+            knocking.link.call("fetch", {"no": "digest"})
+        knocking.until(lambda: here.proxy.status()["refused"].get("crashes") == 100, "all are counted")
+    assert 0 < here.master.err.count("what a peer set off failed") < 10
+
+
+@pytest.mark.slow
+@at_once
+def test_a_peer_that_waits_for_many_objects_that_nobody_has_is_a_line_or_two(swarm, tmp_path):
+    here = swarm(slaves=0)
+    with Knocking(here, "slave", tmp_path) as knocking:
+        knocking.until(lambda: knocking.state == "welcome", "it is let in")
+        for number in range(200):
+            knocking.link.call("fetch_shared", f"{number:064x}-{number:016x}")
+        knocking.until(lambda: ", and for " in here.master.err, "the master says so", 30)
+    assert here.master.err.count("waits for a published object") < 10
+
+
 @pytest.mark.parametrize("role", ["slave", "client"])
 @pytest.mark.parametrize(
     "info", [{}, {"node_id": 7}, {"node_id": "x", "resources": "many", "workers": "x"},
@@ -593,10 +616,17 @@ def test_a_client_whose_tasks_meet_a_fault_of_the_master_ends_and_says_so(swarm)
     assert run.code == 1 and "the master could not take tasks (ZeroDivisionError: a fault of the master)" in run.err
 
 
-@pytest.mark.parametrize("told", [{"attempt": "x"}, {"type": 1}, {"cause": {"type": 2}}, {"cause": 3}])
+@pytest.mark.parametrize("told", [{"attempt": "x"}, {"type": 1}, {"cause": {"type": 2}}, {"cause": 3}, {"notes": 1},
+                                  {"notes": [1]}, {"retries": "x"}, {"retries": 10**400}])  # fmt: skip
 def test_a_failure_of_other_types_is_no_report(told):
     with pytest.raises(components.UsageError):
         master.check_report(1, 0, 1, {"0": told})
+
+
+@pytest.mark.parametrize("amount", [10**400, -1, True, "1", float("nan")])
+def test_what_nobody_can_reckon_with_is_no_offer(amount):
+    with pytest.raises(components.UsageError, match="is no offer"):
+        master.check_offer({"cpus": amount}, 1)
 
 
 def test_a_failure_whose_pickle_is_garbage_comes_as_a_description():

@@ -1,7 +1,9 @@
 """What tasks and task systems may do, what an application asks for, and what the owner of a node allows."""
 
 import contextlib
+import json
 import os
+import platform
 import re
 import signal
 import socket
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Swarm, at_once, one_each, text_of, wait_until
+from test_durable import kill_master
 
 from concurrent_swarm import rpc, tasks
 
@@ -204,6 +207,24 @@ def test_the_error_of_what_is_not_allowed_says_that_a_sandbox_is_the_reason(atte
     assert "Permission denied" in told["error"] and tasks.CONFINED in told["notes"]
 
 
+@pytest.mark.parametrize("body, why", [
+    ("os.kill(os.getppid(), 0)", "PermissionError at app.py:"),
+    ("import ctypes, mmap\n"
+     "page = mmap.mmap(-1, 4096, prot=7)\n"
+     "page.write(bytes.fromhex('b814000000cd80c3'))\n"  # getpid, as a call of 32 bits
+     "ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()", "worker killed by SIGSYS"),
+])  # fmt: skip
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions are of this processor")
+@at_once
+def test_a_task_that_fails_because_of_the_sandbox_is_in_the_audit_log_with_its_user(here, attempt, body, why):
+    told = attempt(body)
+    path = here.master.folder / "logs" / "audit.jsonl"
+    lines = wait_until(lambda: [line for line in map(json.loads, text_of(path).splitlines())
+                                if line["event"] == "confined" and why in line["why"]], f"{why} after {told}")
+    assert {(line["role"], line["user"]) for line in lines} == {("client", lines[0]["who"])}
+    assert why.startswith("worker") or "(in the sandbox)" in here.master.err
+
+
 # -- what an application asks for ----------------------------------------------------------------------------------
 
 
@@ -366,6 +387,38 @@ def test_an_application_that_asks_for_too_much_is_refused_and_others_run(swarm, 
     assert told["kind"] == "setup" and "32,768 bytes" in told["error"]
     assert attempt("return 1", "network = ['h:²']", "App", here)["kind"] == "setup"
     assert attempt("return 1", "pass", "App", here) == 1
+
+
+WAITS = """
+from concurrent_swarm.client import ApplicationNode
+from concurrent_swarm.tasks import ITaskSystem, Task
+
+class System(ITaskSystem):
+    def generate_tasks(self, master):
+        return [Task("waits")]
+    def is_complete(self, master):
+        return True
+
+class App(ApplicationNode):
+    network = ["{0}:443"]
+    def get_task_system(self):
+        return System()
+"""
+
+
+@pytest.mark.slow
+@at_once
+def test_a_system_that_a_later_master_cannot_give_a_process_ends_with_the_reason(swarm, tmp_path):
+    here = swarm(slaves=0, journal=True)
+    (tmp_path / "waits.py").write_text(WAITS.format("a" * 70000))
+    client = here.start_client(str(tmp_path / "waits.py"), "--json")
+    wait_until(lambda: here.proxy.systems(), "the system waits for a slave")
+    kill_master(here)
+    here.start_master(port=int(here.address.rpartition(":")[2]), journal=True,
+                      CONCURRENT_SWARM_MASTER_ALLOW_NETWORK="*:443")
+    assert "32,768 bytes" in client.wait().about["error"]["message"]
+    again = here.run_client(str(tmp_path / "waits.py"))
+    assert "no process can be started for it" in again.about["error"]["message"] and "32,768 bytes" in again.err
 
 
 @pytest.mark.parametrize("allowed, asked, covered", [

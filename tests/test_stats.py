@@ -457,6 +457,19 @@ def test_another_backend_takes_its_place_by_configuration(tmp_path):
         components.Component.registry.remove(Elsewhere)
 
 
+def test_for_a_wrong_name_the_file_is_not_read_where_the_caller_says_what_there_is(tmp_path, monkeypatch):
+    node, asked = components.ComponentManager(components.Config()), []
+    load = SQLiteStats.load
+    monkeypatch.setattr(SQLiteStats, "load", lambda *args: asked.append(args[2]) or load(*args))
+    node[SQLiteStats].store(tmp_path, [(1.0, "class:Kept", "a", None, 1.0, figures(1))])
+    with pytest.raises(components.Error, match=r"nothing was measured of x{100}") as caught:
+        rpc.kept_figures(node, tmp_path, "x" * 10**6, {"": None, "class:Now": None})
+    assert len(asked) == 1 and caught.value.why == "known are: the node itself, class:Now"
+    with pytest.raises(components.Error) as caught:
+        rpc.kept_figures(node, tmp_path, "class:Kep")
+    assert caught.value.fix == "did you mean class:Kept?"
+
+
 # -- on a swarm
 
 
@@ -534,8 +547,9 @@ def test_people_ask_the_master_for_any_scope_and_only_its_administrator_resets(h
     assert proxy.stats.get("slave:s1")["swarm.tasks"]["sum"] >= 10
     assert proxy.stats.get()["swarm.tasks"] == proxy.stats()["swarm.tasks"]
     assert proxy.stats.get("1", True)["in step"]["1"]["n"] > 0
-    with pytest.raises(rpc.RpcError, match="nothing was measured of class:Ruonds"):
+    with pytest.raises(rpc.RpcError, match="nothing was measured of class:Ruonds") as caught:
         proxy.stats.get("class:Ruonds")
+    assert caught.value.fix == "did you mean class:Rounds?"
     with pytest.raises(rpc.RpcError):
         proxy.stats.reset()
     slave = rpc.Proxy(here.slaves[0].started["address"])

@@ -16,7 +16,7 @@ def test_the_suite_has_left_no_process_behind(suite):
     multiprocessing.resource_tracker._resource_tracker._stop()  # of this process, whose tests have forked
     mark = f"LC_SWARM_SUITE={os.getpid()}"
     with suppress(AssertionError):
-        wait_until(lambda: not processes_with(mark), "all processes have ended", 5)
+        wait_until(lambda: not processes_with(mark), "all processes have ended", 20)
     assert [text_of(f"/proc/{pid}/cmdline") for pid in processes_with(mark)] == []
 
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from concurrent_swarm import rpc
 
@@ -42,6 +43,8 @@ NOBODY = 65534  # the user whom no file belongs to
 PATIENCE = 60.0  # seconds after which something that must happen counts as never, however busy the machine is
 LAPTOP = 0.25  # seconds for `client.py --help` on a laptop at rest
 BUSY = 4 if os.environ.get("CI") else 1  # how much longer what is timed may take where others may begin meanwhile
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 
 def pytest_collection_modifyitems(items):

@@ -292,7 +292,7 @@ def test_programs_that_a_task_may_start_are_as_confined_and_their_daemons_end_wi
     daemons = processes_named(mark)
     assert daemons, "the daemon is not hindered to begin with"
     os.kill(run.about["result"]["pid"], signal.SIGKILL)
-    wait_until(lambda: not processes_named(mark), f"the daemon {daemons} has ended with its worker", 5)
+    wait_until(lambda: not processes_named(mark), f"the daemon {daemons} has ended with its worker")
 
 
 def processes_named(mark):

@@ -3,10 +3,11 @@
 import os
 import time
 
-from concurrent_swarm import rpc
 from concurrent_swarm.client import ApplicationNode
 from concurrent_swarm.components import FloatItem, IntItem
 from concurrent_swarm.tasks import ITaskSystem, Task
+
+from concurrent_swarm import rpc
 
 
 class Nap(Task):

@@ -303,7 +303,7 @@ def test_what_the_slave_has_is_not_installed_and_the_owner_may_refuse_the_rest(s
 @pytest.mark.slow
 @at_once
 def test_a_slave_that_installs_too_long_gives_up_and_works_on_meanwhile(swarm, source, silent_index):
-    here = swarm(slave=("--set", f"node.index={silent_index}", "--set", "node.build_timeout=5"))
+    here = swarm(slave=("--set", f"node.index={silent_index}", "--set", "node.build_timeout=15"))
     text = app(needs='requirements = ["tinydep"]')
     run = here.start_client(str(source({"app.py": text}) / "app.py"))
     wait_until(lambda: parts_in(here.slaves[0]), "the slave installs")
@@ -311,7 +311,7 @@ def test_a_slave_that_installs_too_long_gives_up_and_works_on_meanwhile(swarm, s
     assert run.code is None
     assert run.wait().code == 1, run.err
     assert "still waiting: s1 prepares tinydep" in run.err, run.err
-    assert "it was not ready within 5 s" in run.err and silent_index in run.err and "node.build_timeout" in run.err
+    assert "it was not ready within 15 s" in run.err and silent_index in run.err and "node.build_timeout" in run.err
     assert "making tinydep" in here.slaves[0].err
 
 

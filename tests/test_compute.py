@@ -455,7 +455,7 @@ def test_an_answer_that_nobody_waits_for_is_not_answered(swarm):
 
 
 def refusal(swarm, link):
-    swarm.until(lambda: link.errors, seconds=5)
+    swarm.until(lambda: link.errors)
     swarm.pause(0.3)
     assert len(link.errors) == 1 and isinstance(link.errors[0], components.Unreachable)
     assert link.errors[0].why and link.errors[0].fix

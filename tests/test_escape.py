@@ -357,7 +357,7 @@ def alone(tmp_path):
             environ = {**os.environ, "CONCURRENT_SWARM_STATE": str(tmp_path), "ESCAPE": str(tmp_path)}
             run = subprocess.Popen(command, cwd=CHECKOUT, env=environ, stdout=subprocess.PIPE)
             stack.callback(run.stdout.close)
-            stack.callback(run.wait, 10)
+            stack.callback(run.wait, 60)
             stack.callback(run.kill)  # and with it all in its namespace
             return run, lambda: len(processes_with(f"ESCAPE={tmp_path}"))
 

@@ -218,7 +218,7 @@ def start(places):
 @at_once
 def test_help_is_printed_by_every_way_of_starting(start, way, role):
     process = start(way, role, "--help")
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     assert "usage:" in output
 
@@ -227,7 +227,7 @@ def test_help_is_printed_by_every_way_of_starting(start, way, role):
 @at_once
 def test_a_wrong_option_ends_with_code_2(start, way):
     process = start(way, "client", "--no-such-option")
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (2, "")
     assert "--no-such-option" in errors and "Traceback" not in errors
 

@@ -396,7 +396,7 @@ def test_a_client_whose_system_has_no_task_yet_says_so_and_a_run_without_a_swarm
     path = app("class T(Task):\n    def __call__(self): time.sleep(0.1)\n"
                "class S(ITaskSystem):\n    def generate_tasks(self, master):\n        time.sleep(4)\n"
                "        return [T(str(n)) for n in range(20)]\n"
-               "    def gather_result(self, master): time.sleep(2.5)\n"
+               "    def gather_result(self, master): time.sleep(5)\n"
                "class A(ApplicationNode):\n    def get_task_system(self): return S()\n")
     swarm = Typed("client.py", path, "--local").until(r"no task is known yet \(\d+ s\)")
     where = r"A on (127.0.0.1:\d+): \d slaves?, \d+ workers?(\r\n)?    watch: http://\1/#system=1\r\n"

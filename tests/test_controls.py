@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import textwrap
+from contextlib import suppress
 
 import pytest
 from concurrent_swarm.master import MOST_RUNS, MasterNode
@@ -25,7 +26,8 @@ def left_alone(request, tmp_path):
     if "swarm_of_module" in request.fixturenames:
         here = request.getfixturevalue("swarm_of_module")
         for row in here.proxy.systems():
-            here.proxy.system.cancel(row["name"], True)
+            with suppress(rpc.RpcError):  # it may have ended by itself
+                here.proxy.system.cancel(row["name"], True)
 
 
 def started(swarm, folder, app="PatientSteps", *words, json=True, **settings):
@@ -168,10 +170,12 @@ def test_a_picture_that_a_system_shows_comes_by_ui_view_with_its_type_and_number
 def test_of_many_pictures_two_a_second_are_drawn_and_the_last_one_is_not_lost(swarm_of_module, tmp_path):
     here = swarm_of_module
     client, name = started(here, tmp_path, "ShowingSystem", how="many")
-    wait_until(lambda: system_row(here, name)["view"] == 2, "the last one came, without anything else that happened")
-    assert base64.b64decode(here.proxy.ui.view(name)["data"]) == PNG + b"2", "of 1000, two were drawn"
+    wait_until(lambda: (system_row(here, name)["view"] or 0) >= 2, "more came, without anything else that happened")
     (tmp_path / "go").touch()
-    assert result_of(client.wait()) == 2
+    drawn, took = result_of(client.wait())
+    about = here.proxy.ui.view(name)
+    assert (about["version"], base64.b64decode(about["data"])) == (drawn, PNG + b"%d" % drawn), "the last one is here"
+    assert 2 <= drawn <= 2 + took / tasks.VIEW_EVERY, "of 1000"
 
 
 @pytest.mark.parametrize(
@@ -215,11 +219,11 @@ def test_a_removed_slave_ends_at_once_says_by_whom_and_its_tasks_run_elsewhere(s
     gone = here.slaves[0]
     removed = here.name_of(gone)
     assert here.proxy.slave.remove(removed) == {"slave": removed, "leases": 1, "tasks": 1}
-    assert gone.wait(10).code == 3
+    assert gone.wait().code == 3
     assert "was removed from the swarm by an admin at 127.0.0.1" in gone.err and "Traceback" not in gone.err
     (tmp_path / "go").touch()
     assert result_of(client.wait())["outcomes"] == 2
-    assert [entry["method"] for entry in audited(here, "admin")] == ["slave.remove"]
+    wait_until(lambda: [entry["method"] for entry in audited(here, "admin")] == ["slave.remove"], "it is audited")
 
 
 # -- applications
@@ -254,8 +258,9 @@ def test_an_application_is_uploaded_started_and_its_output_kept(swarm_of_module)
     assert here.proxy.app.runs()[0]["id"] == about["run"]
     work = here.master.folder / "work"
     wait_until(lambda: not list(work.iterdir()), "its folder went with it")
+    wait_until(lambda: [entry["params"][0] for entry in audited(here, "admin") if entry["method"] == "app.start"][-1:]
+               == [app], "its start is audited")  # fmt: skip
     assert [entry["name"] for entry in audited(here, "upload") if entry["app"] == app] == ["md5.py"]
-    assert [entry["params"][0] for entry in audited(here, "admin") if entry["method"] == "app.start"][-1] == app
 
 
 @pytest.mark.slow
@@ -456,7 +461,7 @@ def test_another_scheduler_and_another_strategy_count_at_once(swarm):
     assert set_item("master", "task_scheduler", "GenericTaskScheduler") == "GenericTaskScheduler"
     assert status()["scheduler"] == "GenericTaskScheduler"
     set_item("generictaskscheduler", "strategy", "Told")
-    assert "a strategy is told" in here.master.err
+    wait_until(lambda: "a strategy is told" in here.master.err, "it is in the log")
     for value, why in (("Raises", "no setup"), ("Nonsense", "GenericTaskScheduler"), ("", "needs a")):
         with pytest.raises(rpc.RpcError, match=why):
             set_item("master", "task_scheduler", value)

@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, PATIENCE, Swarm, text_of, wait_until
+from conftest import CHECKOUT, PATIENCE, Swarm, in_time, text_of, wait_until
 from test_compute import GARBAGE
 from test_jsonrpc import post, read_answer
 from test_recovery import Knocking
@@ -26,7 +26,7 @@ from test_recovery import Knocking
 from concurrent_swarm import client, components, rpc
 
 CORPUS = CHECKOUT / "tests" / "corpus"
-QUICK = 0.1  # seconds that the next good request may take
+QUICK = 0.1  # seconds that the next good request may take, `in_time`
 ID = re.compile(r"[0-9a-f]{8}")
 
 KINDS = [
@@ -118,7 +118,8 @@ class Peaceful(Swarm):
         yield
         assert [process.code for process in [*self.nodes, self.resident]] == [None] * 4, "a process has ended"
         quick = self.best()
-        assert quick < QUICK, f"the next good request takes {quick * 1000:.0f} ms, a quiet one {self.quiet * 1000:.0f}"
+        told = f"the next good request takes {quick * 1000:.0f} ms, a quiet one {self.quiet * 1000:.0f}"
+        assert in_time(quick, QUICK), told
         (self.marks / f"go-{number}").touch()
         wait_until((self.marks / f"done-{number}").exists, "the task that ran has its result")
         assert (self.marks / f"done-{number}").read_text() == str(number**2)
@@ -191,7 +192,7 @@ def files(item):
 # -- JSON-RPC ------------------------------------------------------------------------------------------------------
 
 
-def talk(here, data, seconds=5):
+def talk(here, data, seconds=PATIENCE):
     """(status, body) of the first answer to raw bytes, and whether the connection is closed then."""
     with contextlib.closing(socket.create_connection(("127.0.0.1", here.port), seconds)) as line:
         with contextlib.suppress(ConnectionError):
@@ -344,7 +345,7 @@ def test_D09_a_body_without_a_usable_length_is_not_read(here, headers, status):
 
 def test_D09_whoever_expects_100_gets_it(here):
     head, _, body = post(Expect="100-continue").partition(b"\r\n\r\n")
-    with contextlib.closing(socket.create_connection(("127.0.0.1", here.port), 5)) as line:
+    with contextlib.closing(socket.create_connection(("127.0.0.1", here.port), PATIENCE)) as line:
         line.sendall(head + b"\r\n\r\n")
         assert line.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         line.sendall(body)
@@ -354,8 +355,9 @@ def test_D09_whoever_expects_100_gets_it(here):
 @pytest.mark.slow
 def test_D09_a_body_that_does_not_come_is_waited_for_10_seconds(here):
     began = time.monotonic()
-    assert talk(here, post(Content_Length=1000), 15)[0] == 408
-    assert 9 < time.monotonic() - began < 12
+    assert talk(here, post(Content_Length=1000))[0] == 408
+    took = time.monotonic() - began
+    assert took > 9 and in_time(took, 12)
 
 
 JUNK = {
@@ -377,10 +379,10 @@ def test_D10_junk_is_refused(here, data, status):
 
 
 def test_D10_junk_is_one_line_in_ten_seconds(here):
-    before = here.master.err.count("bad requests")
+    before, began = here.master.err.count("bad requests"), time.monotonic()
     for _ in range(30):
         talk(here, b"\x16\x03\x01 junk\r\n")
-    assert here.master.err.count("bad requests") <= before + 1
+    assert here.master.err.count("bad requests") <= before + 1 + (time.monotonic() - began) / 10
 
 
 TOKENS = {
@@ -449,14 +451,14 @@ def test_D13_garbage_on_the_compute_channel_is_nobody_s_concern(here, channel, k
 def test_D13_300_silent_connections_keep_nobody_out_and_are_closed(here, tmp_path):
     where = rpc.parse_address(here.proxy.status()["addresses"]["tcp"])
     with contextlib.ExitStack() as stack:
-        silent = [stack.enter_context(socket.create_connection(where, 10)) for _ in range(300)]
+        silent = [stack.enter_context(socket.create_connection(where, PATIENCE)) for _ in range(300)]
         with Knocking(here, "client", tmp_path) as knocking:
             knocking.until(lambda: knocking.state, "it is let in")
             assert knocking.state == "welcome"
         for line in silent:
             assert line.recv(1000)  # its half of a greeting
             with contextlib.suppress(ConnectionResetError):
-                assert line.recv(1000) == b""  # within the 10 s of `create_connection`
+                assert line.recv(1000) == b""
 
 
 def stranger(here, tmp_path):
@@ -513,7 +515,7 @@ def dealer(here, tmp_path):
 def test_D15_frames_that_are_no_message_are_refused_with_the_reason(here, tmp_path, what):
     with dealer(here, tmp_path) as raw:
         raw.send_multipart(GARBAGE[what])
-        assert raw.poll(5000), "it is answered"
+        assert raw.poll(1000 * PATIENCE), "it is answered"
         assert rpc.unpack(raw.recv_multipart()).call[1]["reason"] == "garbage"
 
 
@@ -522,7 +524,7 @@ def test_D16_another_protocol_is_refused_with_both_numbers(here, tmp_path, step)
     with dealer(here, tmp_path) as raw:
         first, *rest = rpc.pack(rpc.HELLO, b"12345678", 1, 0, ["hello", {}, False])
         raw.send_multipart([first[:2] + bytes([rpc.PROTOCOL + step]) + first[3:], *rest])
-        assert raw.poll(5000), "it is answered"
+        assert raw.poll(1000 * PATIENCE), "it is answered"
         about = rpc.unpack(raw.recv_multipart()).call[1]
     assert about["reason"] == "version" and about["fix"]
     assert str(rpc.PROTOCOL) in str(about) and str(rpc.PROTOCOL + step) in str(about)
@@ -769,7 +771,7 @@ def test_D26_a_hook_that_raises_ends_its_system_with_its_name(here, how):
 def test_D26_a_system_of_a_million_tasks_is_drawn_as_there_is_room(here):
     run = here.start_client("corpus.py", "--app", "OddSystem", "--set=corpus.way=many", "--set=corpus.count=1000000")
     wait_until(lambda: sum(row["done"] for row in here.proxy.systems()) > 1000, "some are done", 60)
-    assert here.best() < QUICK
+    assert in_time(here.best(), QUICK)
     run.send(2)
     assert run.wait().code == 130
 

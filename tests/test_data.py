@@ -476,9 +476,9 @@ def highest_memory(pid):
 def test_tasks_for_which_memory_has_no_room_lie_on_the_disk_and_run(swarm):
     here = without_socket_file(swarm(slaves=0, master=("--set", "master.memory=4")))
     before = highest_memory(here.master.pid)
-    words = ["--wait", "60", "--set", "data.sizes=3000000", "--set", "data.count=36"]
+    words = ["--wait", "120", "--set", "data.sizes=3000000", "--set", "data.count=36"]
     clients = [here.start_client("data.py", "--json", "--app", "Echoes", *words) for _ in range(6)]
-    wait_until(lambda: here.proxy.status()["queued"] >= 6 * 21, "what the windows let through is with the master", 60)
+    wait_until(lambda: here.proxy.status()["queued"] >= 6 * 21, "what the windows let through is with the master")
     assert sum(path.stat().st_size for path in spool_of(here)) > 330 * MIB
     here.start_slave(workers=1)
     for client in clients:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, PATIENCE, Swarm, children_of, wait_until
+from conftest import CHECKOUT, PATIENCE, Swarm, children_of, text_of, wait_until
 from test_cli import Typed, cli  # noqa: F401 (a fixture)
 
 from concurrent_swarm import components, master, rpc, slave, tasks
@@ -98,6 +98,7 @@ def test_a_node_that_is_watched_gives_signs_of_life(nodes):
         for _ in range(3):
             at.until("WATCHDOG=1")
         node.send(signal.SIGSTOP)
+        wait_until(lambda: text_of(f"/proc/{node.pid}/stat").rpartition(")")[2].split()[0] == "T", "it has stopped")
         at.socket.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while at.socket.recv(4096):
@@ -204,7 +205,7 @@ def test_a_second_sigterm_ends_a_slave_at_once(swarm, tmp_path):
     wait_until(lambda: "leaving" in here.slaves[0].err, "it says that it leaves")
     began = time.monotonic()
     here.slaves[0].send(signal.SIGTERM)
-    assert here.slaves[0].wait().code == 143 and time.monotonic() - began < slave.GRACE / 2
+    assert here.slaves[0].wait().code == 143 and time.monotonic() - began < slave.GRACE - 1
     client.ends()
 
 

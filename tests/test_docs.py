@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import at_once, quick_compiler
+from conftest import at_once, pace, quick_compiler
 
 from concurrent_swarm import client, master, rpc, slave, tasks
 
@@ -182,7 +182,7 @@ class Desk:
             for number in (signal.SIGINT, signal.SIGKILL):
                 with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                     os.killpg(process.pid, number)
-                    process.wait(15)
+                    process.wait(PATIENCE)
 
 
 @pytest.mark.slow
@@ -206,16 +206,6 @@ def show(block, desk):
             desk.follow(command, shown)
         else:
             desk.expect(command, shown)
-
-
-LAPTOP = 0.25  # seconds for `client.py --help`
-
-
-def pace():
-    """How much slower this machine is now than a laptop at rest."""
-    began = time.monotonic()
-    subprocess.run([sys.executable, "client.py", "--help"], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-    return max(1.0, (time.monotonic() - began) / LAPTOP)
 
 
 def play(block, desk):

@@ -292,7 +292,7 @@ def test_programs_that_a_task_may_start_are_as_confined_and_their_daemons_end_wi
     daemons = processes_named(mark)
     assert daemons, "the daemon is not hindered to begin with"
     os.kill(run.about["result"]["pid"], signal.SIGKILL)
-    wait_until(lambda: not processes_named(mark), f"the daemon {daemons} has ended with its worker", 5)
+    wait_until(lambda: not processes_named(mark), f"the daemon {daemons} has ended with its worker")
 
 
 def processes_named(mark):
@@ -357,7 +357,7 @@ def alone(tmp_path):
             environ = {**os.environ, "CONCURRENT_SWARM_STATE": str(tmp_path), "ESCAPE": str(tmp_path)}
             run = subprocess.Popen(command, cwd=CHECKOUT, env=environ, stdout=subprocess.PIPE)
             stack.callback(run.stdout.close)
-            stack.callback(run.wait, 10)
+            stack.callback(run.wait, 60)
             stack.callback(run.kill)  # and with it all in its namespace
             return run, lambda: len(processes_with(f"ESCAPE={tmp_path}"))
 

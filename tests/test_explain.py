@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from concurrent_swarm.master import LONG, STEAL_AGE
-from conftest import CHECKOUT, at_once, one_each, running, text_of, wait_until
+from conftest import CHECKOUT, PATIENCE, at_once, in_time, one_each, running, text_of, wait_until
 from test_board import Told
 
 from concurrent_swarm import components, rpc
@@ -291,15 +291,15 @@ def explain(here, *words):
 @pytest.mark.slow
 @at_once
 def test_a_client_and_the_log_say_what_no_slave_has_and_the_tasks_fail_with_it_after_the_wait(apps):
-    with running(master=("--set", "master.unplaceable_wait=5")) as here:
+    with running(master=("--set", "master.unplaceable_wait=20")) as here:
         client = here.start_client(apps, "--app", "Waits")
-        wait_until(lambda: "12 tasks of c1 wait: no slave has the tag gpu; they fail in 5 s" in here.master.err, "log")
+        wait_until(lambda: "12 tasks of c1 wait: no slave has the tag gpu; they fail in 20 s" in here.master.err, "log")
         wait_until(lambda: "12 tasks wait: no slave has the tag gpu; see --explain c1.0" in client.err, "progress")
         told = explain(here, "c1.3")
-        said = r"no slave has the tag gpu: it fails in \d s\n.*\n.*\n  s1 +lacks"
+        said = r"no slave has the tag gpu: it fails in \d+ s\n.*\n.*\n  s1 +lacks"
         assert told.code == 0 and re.search(said, told.out)
         assert client.wait().code == 1
-        why = "no slave has the tag gpu, for 5 s (s1: lacks the tag gpu)"
+        why = "no slave has the tag gpu, for 20 s (s1: lacks the tag gpu)"
         assert f"TaskError Unplaceable, unplaceable: Unplaceable: {why}" in client.out
         assert here.master.err.count("no slave has the tag gpu; they fail") == 1
         assert client.err.count("still waiting") == 1
@@ -343,7 +343,7 @@ def test_a_client_whose_tasks_wait_behind_others_says_whose(apps):
         wait_until(lambda: here.proxy.status()["busy"], "a task runs")
         two = here.start_client(apps, "--app", "Sleeps")
         said = r"tasks wait: the slaves run tasks of c1; see --explain c2\.\d+"
-        wait_until(lambda: re.search(said, two.err), "why", 60)
+        wait_until(lambda: re.search(said, two.err), "why")
         assert "still waiting" not in one.err
         assert [client.ends(signal.SIGINT) for client in (one, two)] == [130, 130]
 
@@ -461,7 +461,7 @@ def test_a_slave_that_only_the_control_channel_answers_says_which_port_is_silent
 def doctor(role, folder, *words, **environ):
     """Runs `ROLE.py doctor` with this environment; returns its exit code and {check: (level, the rest of the line)}."""
     command = [sys.executable, CHECKOUT / f"{role}.py", "doctor", "--env", folder, *words]
-    run = subprocess.run(command, env=environ, cwd=CHECKOUT, capture_output=True, text=True, timeout=20)
+    run = subprocess.run(command, env=environ, cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE)
     assert not run.stderr, run.stderr
     rows = {line[6:19].strip(): (line[:5].strip(), line[20:]) for line in run.stdout.splitlines()}
     assert {level for level, _ in rows.values()} <= {"ok", "warn", "fail"}, run.stdout
@@ -534,7 +534,7 @@ def test_doctor_does_not_hang_at_a_port_that_never_answers(tmp_path):
         began = time.monotonic()
         code, rows = doctor("client", tmp_path / "e", "--master", address, CONCURRENT_SWARM_STATE=str(tmp_path))
     assert code == 1 and rows["control"][1].startswith(f"{address} did not answer within 2 s")
-    assert time.monotonic() - began < 10
+    assert in_time(time.monotonic() - began, 10)
 
 
 def test_doctor_finds_key_files_that_others_can_read_and_the_wrong_access_file(swarm_of_module, tmp_path):

@@ -424,8 +424,8 @@ def test_two_users_share_a_slave_equally_however_many_clients_each_has(swarm):
     wait_until(lambda: queued(here, "alice") > 6000, "all of them are here")
     few = ("users.py", "--app", "Plain", "--json", "--set", "users.count=300")
     one = here.start_client(*few, *as_user(here, "bob", "b"))
-    wait_until(lambda: queued(here, "bob"), "so is the other user")
-    before = here.proxy.status()["done"]
-    assert one.wait().about["result"]["done"] == 300
-    others = here.proxy.status()["done"] - before - 300
-    assert 150 < others < 600, f"while a user had 300 tasks done the other one had {others}"
+    status = here.proxy.status
+    before = wait_until(lambda: (told := status())["users"].get("bob", {}).get("queued") and told, "so is the other")
+    his, result = before["users"]["bob"]["queued"], one.wait().about["result"]
+    others = result["done by all"] - before["done"] - his
+    assert result["done"] == 300 and his / 2 < others < 2 * his, f"while bob had {his} tasks done alice had {others}"

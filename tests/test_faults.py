@@ -20,7 +20,19 @@ from pathlib import Path
 import pytest
 from concurrent_swarm.master import TELL_EVERY
 from concurrent_swarm.slave import processes_below
-from conftest import CHECKOUT, Running, at_once, descriptors_of, one_each, running, text_of, wait_until, zygote_of
+from conftest import (
+    CHECKOUT,
+    PATIENCE,
+    Running,
+    at_once,
+    descriptors_of,
+    in_time,
+    one_each,
+    running,
+    text_of,
+    wait_until,
+    zygote_of,
+)
 from test_durable import right
 from test_recovery import Knocking, kill_and_restart, port_of, waiting
 
@@ -160,7 +172,7 @@ def echo():
         server.shutdown()
 
 
-def say(line, data, seconds=5.0, more=0):
+def say(line, data, seconds=PATIENCE, more=0):
     """Sends bytes and reads as many, and some more; fewer if they do not come within the time."""
     line.settimeout(seconds)
     line.sendall(data)
@@ -192,7 +204,7 @@ def test_a_relay_holds_or_drops_a_direction_and_delays(nemesis, echo, way):
         nemesis.heal([relay])
         assert say(line, b"!", more=4) == b"held!", "late, but all of it"
         setattr(relay, way, "drop")
-        assert say(line, b"dropped", 0.1) == b""
+        assert say(line, b"dropped", 1.0) == b"", "and it has been read by then"
         setattr(relay, way, "pass")
         relay.delay = 0.1
         began = time.monotonic()
@@ -242,13 +254,13 @@ def test_a_nemesis_undoes_in_time_or_at_its_end_what_can_be_undone(nemesis, slee
     nemesis.jump(1e6)
     wait_until(lambda: sleeper.stdout.readline()[:1].isdigit(), "it says the time")
     wait_until(lambda: float(re.match(r"[\d.]+|", sleeper.stdout.readline())[0] or 0) > time.time() + 9e5, "it jumps")
-    nemesis.pause(sleeper.pid, 0.1)
+    nemesis.pause(sleeper.pid, 1.0)
     assert wait_until(lambda: state_of(sleeper.pid) == "T", "it is stopped")
-    wait_until(lambda: state_of(sleeper.pid) != "T", "it goes on by itself", 5)
+    wait_until(lambda: state_of(sleeper.pid) != "T", "it goes on by itself")
     nemesis.pause(sleeper.pid)
     wait_until(lambda: state_of(sleeper.pid) == "T", "it is stopped")
     nemesis.__exit__()
-    wait_until(lambda: state_of(sleeper.pid) != "T", "it goes on", 5)
+    wait_until(lambda: state_of(sleeper.pid) != "T", "it goes on")
     two = lambda: sleeper.stdout.readline() + sleeper.stdout.readline()  # noqa: E731
     wait_until(lambda: re.fullmatch(r"([\d.]+\n){2}", two()), "it can write: only the time is said")
     assert [words.split()[0] for _, words in nemesis.done] == ["no", "clocks", "pause", "pause"]
@@ -321,14 +333,16 @@ def here():
 def test_F12_a_fork_bomb_is_gone_within_two_seconds_names_the_limit_and_holds_up_nobody(here, tmp_path, how):
     client = here.start_client(FAULTS_APP, *words_of("Bombs", how=how, folder=tmp_path))
     zygote = zygote_of(here.slaves[0].pid)
-    wait_until(lambda: processes_below(zygote, 300) > 250, "it is about to pass the limit")
-    wait_until(lambda: are_gone(tmp_path), "they are gone", 2)
+    wait_until(lambda: processes_below(zygote, 300) > 250 or client.code is not None, "it is about to pass the limit")
+    began = time.monotonic()
+    wait_until(lambda: are_gone(tmp_path), "they are gone")
+    assert in_time(time.monotonic() - began, 2)
     told = client.wait().about["result"]
     bomb = told["bomb"]
     assert (bomb["kind"], bomb["type"], bomb["limit"], bomb["allowed"]) == (
         "limit", "TooManyProcesses", "process_limit", 256)  # fmt: skip
     assert bomb["measured"] > 256 and "processes at once on s1; limits.process_limit of the master" in bomb["message"]
-    assert told["after"] == "fine" and told["beats"] < 1.0, "the machine stays usable"
+    assert told["after"] == "fine" and in_time(told["beats"], 1.0), "the machine stays usable"
     assert not here.proxy.status()["counters"].get("workers lost"), "nobody is blamed"
 
 
@@ -337,7 +351,7 @@ def test_F12_a_bomb_that_outlives_its_task_is_gone_too_and_the_task_is_done(here
     told = result_of(here.run_client(FAULTS_APP, *words_of("Bombs", how="left", folder=tmp_path)))
     assert type(told["bomb"]) is int and told["after"] == "fine"
     wait_until(lambda: "processes were left behind in it" in here.slaves[0].err, "its worker is ended")
-    wait_until(lambda: are_gone(tmp_path), "they are gone", 2)
+    wait_until(lambda: are_gone(tmp_path), "they are gone")
 
 
 @pytest.mark.slow
@@ -434,6 +448,7 @@ def test_F40_tasks_whose_application_cannot_be_read_fail_for_want_of_it_and_no_w
     manifest.rename(manifest.with_suffix(".away"))
     (worker,) = here.workers_of(here.slaves[0])
     os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: worker not in here.workers_of(here.slaves[0]), "the zygote has seen its end")
     run = here.run_client(FAULTS_APP, *words_of("Steady", count=3))
     assert kinds_of(run) == {("setup", "FileNotFoundError")}
     manifest.with_suffix(".away").rename(manifest)
@@ -460,15 +475,15 @@ def check_hung(run, hook, how, said):
     assert (bad["type"], bad["kind"], bad["limit"], bad["hook"]) == ("TimedOut", "limit", "hook_timeout", hook)
     assert bad["measured"] > bad["allowed"] and f"its hook {hook} ran for" in bad["message"] and said in bad["message"]
     assert "in hang" in bad["where"] and f"# stuck in {how}" in bad["traceback"]
-    assert bad["after"] < bad["allowed"] + 4, bad
+    assert in_time(bad["after"] - bad["allowed"], 4), bad
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", HOOKS)
 def test_F36_a_hook_that_hangs_ends_its_system_at_its_hook_timeout_with_name_and_line(swarm_of_module, hook):
     how = "C" if hook in ("generate_tasks", "finished", "gather_result") else "Python"
-    run = swarm_of_module.run_client(FAULTS_APP, *words_of("Hooks", hook=hook, how=how, limit=0.5))
-    check_hung(run, HOOKS[hook], how, "its hook_timeout is 0.5 s")
+    run = swarm_of_module.run_client(FAULTS_APP, *words_of("Hooks", hook=hook, how=how, limit=1))
+    check_hung(run, HOOKS[hook], how, "its hook_timeout is 1 s")
     wait_until(lambda: not swarm_of_module.proxy.systems(), "both are gone")
 
 
@@ -570,14 +585,14 @@ def ends_without(here, far, run, folder):
     """The master gives the far slave up, and the near one ends its work; returns when it has."""
     name = here.name_of(far)
     (folder / "go").touch()
-    wait_until(lambda: f"slave {name} left (no word" in here.master.err, "the slave is given up", 3 * DEAD)
+    wait_until(lambda: f"slave {name} left (no word" in here.master.err, "the slave is given up")
     assert result_of(run.wait()) == {"sum": 6, "errors": []}
     assert sorted(text_of(folder / "callbacks").split()) == ["w0", "w1", "w2", "w3"]
 
 
 def comes_back(here, far):
     """The slave that was given up has joined again, and alone it serves."""
-    wait_until(lambda: here.known_to_master(far), "it has joined again", 3 * DEAD)
+    wait_until(lambda: here.known_to_master(far), "it has joined again")
     for slave in here.slaves:
         if slave is not far:
             slave.ends()
@@ -591,7 +606,7 @@ def test_F20_after_a_long_partition_the_work_is_done_elsewhere_and_late_results_
     far, _, relays, run = give_to_both(here, nemesis, tmp_path)
     nemesis.partition(relays, 15)
     ends_without(here, far, run, tmp_path)
-    wait_until(lambda: here.proxy.status()["counters"].get("late report"), "its late result is dropped", 2 * DEAD)
+    wait_until(lambda: here.proxy.status()["counters"].get("late report"), "its late result is dropped")
     comes_back(here, far)
 
 
@@ -602,7 +617,7 @@ def test_F22_a_master_that_hangs_for_long_is_waited_for_by_slave_and_client(swar
     run = waiting(here, tmp_path, 4)
     nemesis.pause(here.master.pid)
     for node in (here.slaves[0], run):  # three attempts to shake hands, which the kernel took, have come to nothing
-        wait_until(lambda one=node: "trying on" in one.err or one.code is not None, "it has tried", 40)
+        wait_until(lambda one=node: "trying on" in one.err or one.code is not None, "it has tried", 2 * PATIENCE)
         assert node.code is None, node.err
     nemesis.resume(here.master.pid)
     (tmp_path / "go").touch()
@@ -632,7 +647,7 @@ def test_F22_a_peer_that_is_stopped_while_its_connections_stay_open_is_given_up_
     name = here.name_of(far)
     nemesis.pause(far.pid)
     (tmp_path / "go").touch()
-    wait_until(lambda: f"slave {name} left (no word" in here.master.err, "the slave is given up", 3 * DEAD)
+    wait_until(lambda: f"slave {name} left (no word" in here.master.err, "the slave is given up")
     assert result_of(run.wait()) == {"sum": 6, "errors": []}
     nemesis.resume(far.pid)
     comes_back(here, far)
@@ -649,6 +664,7 @@ def test_F16_a_client_whose_connection_is_cut_at_random_moments_misses_nothing_a
     run = here.start_client(FAULTS_APP, *settings, "--access", access(here, "client"), *words)
     for share in sorted(nemesis.random.sample(range(1, 380), 8)):
         wait_until(lambda at=share: len(lines(tmp_path, "callbacks")) >= at or run.code is not None, "it goes on")
+        wait_until(lambda: relays[1]._streams or run.code is not None, "there is a connection to cut")
         nemesis.reset(relays)
     assert result_of(run.wait(60)) == {"sum": sum(range(400)), "errors": []}
     assert lines(tmp_path, "callbacks") == list(range(400)) == lines(tmp_path, "ran")
@@ -676,9 +692,11 @@ def test_F27_a_slave_whose_connection_is_reset_every_200_ms_loses_and_repeats_no
     run = here.start_client(FAULTS_APP, *words_of("Steady", count=500, folder=tmp_path))
     wait_until(lambda: lines(tmp_path, "ran"), "it runs")
     while run.code is None:
+        before = len(lines(tmp_path, "callbacks"))
         nemesis.reset(relays)
         with suppress(subprocess.TimeoutExpired):
             run.process.wait(0.2)
+        wait_until(lambda at=before: len(lines(tmp_path, "callbacks")) > at or run.code is not None, "it goes on")
     assert result_of(run.wait(60)) == {"sum": sum(range(500)), "errors": []}
     assert lines(tmp_path, "ran") == list(range(500)) == lines(tmp_path, "callbacks")
     assert relays[1].resets >= 3 and lost(here) == 0 and "lost the master" not in slave.err
@@ -691,7 +709,10 @@ def ip(*words):
 @one_each
 def namespace():
     """A network namespace with a cable to this one: its name, our address, and our end of the cable."""
-    name, ours, theirs = (f"cs{os.getpid() % 10_000}{end}" for end in "nab")
+    number = os.getpid() % 10_000  # other suites have others
+    name, ours, theirs = (f"cs{number}{end}" for end in "nab")
+    net = f"10.{200 + number // 4096}.{number // 16 % 256}"
+    host, other = (f"{net}.{number % 16 * 4 + end}" for end in (1, 2))
     if os.geteuid() != 0:
         pytest.skip("a network namespace takes root")
     try:
@@ -704,12 +725,12 @@ def namespace():
     try:
         if cable.returncode:
             pytest.skip(f"the kernel has no veth: {cable.stderr.strip()}")
-        ip("addr", "add", "10.203.77.1/30", "dev", ours)
+        ip("addr", "add", f"{host}/30", "dev", ours)
         ip("link", "set", ours, "up")
-        ip("-n", name, "addr", "add", "10.203.77.2/30", "dev", theirs)
+        ip("-n", name, "addr", "add", f"{other}/30", "dev", theirs)
         ip("-n", name, "link", "set", theirs, "up")
         ip("-n", name, "link", "set", "lo", "up")
-        yield name, "10.203.77.1", ours
+        yield name, host, ours
     finally:
         ip("link", "del", ours)
         ip("netns", "del", name)
@@ -784,12 +805,12 @@ def test_F19_a_slow_disk_delays_nothing_but_the_word_that_tasks_are_safe(swarm, 
     here.master.close()
     here.start_master(journal=True, PYTHONPATH=path_with(here, nemesis))
     here.start_slave(workers=1)
-    nemesis.slow_disk(3.0)
+    nemesis.slow_disk(8.0)
     settings = [f"--set=plain.folder={tmp_path}", "--set=plain.count=5"]
     run = here.start_client("plain.py", "--json", "--app", "Waiting", *settings)
     wait_until(lambda: runs(tmp_path), "a task runs")
     began = time.monotonic()
-    assert here.proxy.ping() == "pong" and time.monotonic() - began < 1.5
+    assert here.proxy.ping() == "pong" and in_time(time.monotonic() - began, 1.5)
     assert not (tmp_path / "accepted").exists(), "the journal is still at it"
     nemesis.slow_disk(0)
     wait_until(lambda: (tmp_path / "accepted").exists(), "all are safe")
@@ -804,7 +825,7 @@ def test_F25_a_master_that_was_suspended_gives_nobody_up(swarm, nemesis, tmp_pat
     run = waiting(here, tmp_path, 6)
     wait_until(lambda: runs(tmp_path) == 2, "both slaves run a task")
     nemesis.pause(here.master.pid, 15)
-    wait_until(lambda: all("lost the master" in slave.err for slave in here.slaves), "the slaves look for it", 20)
+    wait_until(lambda: all("lost the master" in slave.err for slave in here.slaves), "the slaves look for it")
     (tmp_path / "go").touch()
     assert result_of(run.wait(60)) == {"sum": 15, "errors": []}
     assert runs(tmp_path) == 6 and lost(here) == 0
@@ -817,7 +838,7 @@ def connections(stack, address, count):
     """Open TCP connections to an address."""
     made = []
     for _ in range(count):
-        made.append(stack.enter_context(socket.create_connection(rpc.parse_address(address), 10)))
+        made.append(stack.enter_context(socket.create_connection(rpc.parse_address(address), PATIENCE)))
     return made
 
 
@@ -876,12 +897,12 @@ def test_F29_a_thousand_slaves_that_connect_at_once_are_all_let_in_within_ten_se
             for one in several:
                 one.sendall(request())
             answered += sum(b"pong" in one.recv(4096) for one in several)
-        assert answered == 1000 and time.monotonic() - began < 10
+        assert answered == 1000 and in_time(time.monotonic() - began, 10)
     began = time.monotonic()
     with closing(Crowd(here, tmp_path, 1000)) as crowd:
-        wait_until(crowd.welcome, f"{len(crowd.waiting)} still wait", 20)
+        wait_until(crowd.welcome, f"{len(crowd.waiting)} still wait")
         assert here.proxy.status()["slaves"] == 1000
-        assert time.monotonic() - began < 10
+        assert in_time(time.monotonic() - began, 10)
     assert here.proxy.ping() == "pong"
 
 
@@ -897,14 +918,14 @@ def test_F31_slow_requests_are_cut_and_keep_no_good_client_waiting(swarm):
         drip.sendall(request(b"", length=1000))
         began = time.monotonic()
         assert rpc.Proxy(here.address).ping() == "pong"
-        assert time.monotonic() - began < 1.5
+        assert in_time(time.monotonic() - began, 1.5)
 
         def all_cut():
             with suppress(OSError):
                 drip.sendall(b" ")
             return all(is_closed(line) for line in (*halves, drip))
 
-        wait_until(all_cut, "every half request is cut", 15)
+        wait_until(all_cut, "every half request is cut")
     assert rpc.Proxy(here.address).ping() == "pong"
 
 
@@ -927,7 +948,7 @@ def test_F32_silent_connections_and_tls_on_the_plain_port_hold_up_nobody(swarm, 
         nemesis.garbage(here.address, ("silence", "tls")[n % 2])
     began = time.monotonic()
     assert rpc.Proxy(here.address).ping() == "pong"
-    assert time.monotonic() - began < 1.0
+    assert in_time(time.monotonic() - began, 1.0)
 
 
 @pytest.mark.slow
@@ -958,16 +979,16 @@ def test_F34_a_node_of_another_version_is_refused_with_both_versions(swarm, tmp_
 @pytest.mark.parametrize("role", ["master", "slave", "client"])
 @at_once
 def test_F42_a_node_that_is_told_to_end_at_any_moment_does_so_in_order(swarm, tmp_path, role, seed):
-    chance = random.Random(f"{role}{seed}")
+    chance, count = random.Random(f"{role}{seed}"), 900 if role == "client" else 300  # it must not end by itself before
     here = swarm(slaves=1, workers=2, journal=True)
-    run = here.start_client(FAULTS_APP, *words_of("Steady", count=300, folder=tmp_path))
+    run = here.start_client(FAULTS_APP, *words_of("Steady", count=count, folder=tmp_path))
     share, number = chance.randrange(280), chance.choice([signal.SIGTERM, signal.SIGINT])
     wait_until(lambda: len(lines(tmp_path, "ran")) >= share, "it has come so far")
     node = {"master": here.master, "slave": here.slaves[0], "client": run}[role]
     began = time.monotonic()
-    code = node.ends(number, 15)
+    code = node.ends(number)
     assert code == (128 + number if role == "client" or number == signal.SIGTERM else 0), node.err
-    assert time.monotonic() - began < 12 and "Traceback" not in node.err
+    assert in_time(time.monotonic() - began, 12) and "Traceback" not in node.err
     if role == "client":
         wait_until(lambda: here.proxy.status()["queued"] == 0, "its work is dropped")
         serves(here)
@@ -1049,7 +1070,7 @@ def test_whatever_happens_results_are_those_of_a_quiet_run_and_each_callback_com
                     clients[n] = soak.client(*commands[n])
             if time.monotonic() < until:
                 soak.strike()
-            assert time.monotonic() < until + 120, f"{nemesis.done}\n{[one.err for one in clients]}"
+            assert time.monotonic() < until + 300, f"{nemesis.done}\n{[one.err for one in clients]}"
         system, plain = clients
         assert result_of(system) == right(count)
         assert result_of(plain) == {"total": sum(n * n for n in range(count)), "outcomes": count, "wrong": 0}

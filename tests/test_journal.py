@@ -527,7 +527,7 @@ class Working:
         self.marks += 1
         self.journal.put([], [("mark", "", self.marks)])
         while True:
-            event, *details = self.told.get(timeout=10)
+            event, *details = self.told.get(timeout=60)
             assert event != "failed", details
             if event == "full":
                 self.full = True
@@ -605,7 +605,7 @@ def test_a_master_whose_disk_is_full_refuses_new_work_ends_what_runs_and_goes_on
     assert "storage full" in str(refused.about), refused.out + refused.err
     assert "storage full" in here.proxy.status()["storage"]
     with pytest.raises(urllib.error.HTTPError, match="503") as told:
-        urllib.request.urlopen(f"http://{here.address}/readyz", timeout=10)
+        urllib.request.urlopen(f"http://{here.address}/readyz", timeout=60)
     assert b"not ready: storage full" in told.value.read()
     (tmp_path / "a" / "go").touch()
     assert running.wait(60).about["result"] == {"sum": 780, "errors": []}
@@ -639,7 +639,7 @@ def test_whoever_is_new_to_a_master_whose_disk_is_full_is_told_why_it_cannot_com
 def look(*words):
     return subprocess.run(
         [sys.executable, str(CHECKOUT / "master.py"), "journal", *map(str, words)], capture_output=True, text=True,
-        timeout=30,
+        timeout=60,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SAMPLES
+from conftest import PATIENCE, SAMPLES, in_time
 
 from concurrent_swarm import components
 from concurrent_swarm import rpc as jsonrpc
@@ -104,9 +104,7 @@ def code(answer):
 
 
 def connect(server):
-    connection = socket.create_connection((server.server_name, server.port), 5)
-    connection.settimeout(5)
-    return connection
+    return socket.create_connection((server.server_name, server.port), PATIENCE)
 
 
 def read_answer(connection):
@@ -142,7 +140,7 @@ def post(body=b'{"jsonrpc":"2.0","method":"ping","id":1}', path="/api/1", **head
     return f"POST {path} HTTP/1.1\r\n{''.join(lines)}\r\n".encode() + body
 
 
-def wait_until(condition, seconds=5.0):
+def wait_until(condition, seconds=PATIENCE):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -366,7 +364,7 @@ def test_a_key_that_is_there_twice_is_refused(service, body):
 def test_nothing_within_the_size_limit_takes_long(service, body):
     begin = time.process_time()
     assert len(body) < 2**20 + 100 and code(call(service, body)) in (-32700, -32600, -32601, -32602)
-    assert time.process_time() - begin < 1
+    assert in_time(time.process_time() - begin, 1)
 
 
 def test_half_a_surrogate_pair_is_refused_anywhere(service):
@@ -411,7 +409,7 @@ def test_some_errors_of_calls_have_an_http_status(serve, body, status):
 
 def test_pages_and_health_are_read_by_get(serve):
     server = serve(pages={"/": ("text/html; charset=utf-8", lambda: b"<html>")})
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
     with contextlib.closing(connection):
         for path, kind, body in [
             ("/", "text/html; charset=utf-8", b"<html>"), ("/health", "application/json", b'{"ok": true}'),
@@ -518,7 +516,10 @@ def test_junk_is_refused_at_once(serve, junk, status, capfd):
 
 
 def test_junk_is_one_line_in_the_log(serve, caplog):
-    server = serve()
+    class Calm(jsonrpc.ControlServer):
+        COMPLAINT_TIME = 10 * PATIENCE
+
+    server = serve(Calm)
     for _ in range(20):
         talk(server, b"\x16\x03\x01 junk\r\n")
     assert len(caplog.records) == 1
@@ -541,11 +542,13 @@ def test_http_1_0_is_answered_and_closed(serve):
 
 def test_a_hundred_calls_on_one_connection_do_not_wait_for_acknowledgements(serve):
     with contextlib.closing(connect(serve())) as connection:
-        begin = time.monotonic()
+        took = []
         for _ in range(100):
+            begin = time.monotonic()
             connection.sendall(post())
             assert read_answer(connection)[0] == 200
-        assert time.monotonic() - begin < 2  # a delayed acknowledgement each would make 4 s
+            took.append(time.monotonic() - begin)
+        assert sorted(took)[20] < 0.03  # the kernel delays an acknowledgement by 40 ms, but for some at first
 
 
 # -- the server: tokens --------------------------------------------------------------------------------------
@@ -721,14 +724,19 @@ def test_a_token_from_another_machine_is_taken_under_tls(far, certificates):
 
 
 def test_http_without_tls_and_half_a_handshake_are_closed_and_hold_up_nobody(secured, caplog):
-    server, pin = secured(Quick)
+    class Patient(jsonrpc.ControlServer):
+        REQUEST_TIME = 2.0
+
+    server, pin = secured(Patient)
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(contextlib.closing(connect(server))) for _ in range(20)]
         silent[1].sendall(b"\x16\x03\x01\x02")
         silent[2].sendall(post())
-        begin = time.monotonic()
         assert jsonrpc.Proxy(server.address, certificate=pin).ping() == "pong"
-        assert time.monotonic() - begin < server.REQUEST_TIME
+        silent[0].setblocking(False)
+        with pytest.raises(BlockingIOError):  # it has not been cut yet: nobody has waited for that
+            silent[0].recv(1)
+        silent[0].settimeout(PATIENCE)
         assert not [answer for answer in map(read_end, silent) if b"HTTP" in answer]
         with pytest.raises(components.Unreachable, match="one of the two speaks TLS"):
             jsonrpc.Proxy(server.address).ping()
@@ -809,12 +817,15 @@ def test_a_dripping_request_is_cut_after_its_time_in_all(serve, start):
                 answer = connection.recv(1000)
             if not answer:
                 connection.sendall(b"x")
-            assert time.monotonic() - begin < 2
+            assert time.monotonic() - begin < 10  # it needs longer than that to be whole
         assert answer.startswith(b"HTTP/1.1 408") and time.monotonic() - begin > 0.2
 
 
 def test_a_silent_connection_is_closed_in_the_time_of_a_request_and_an_idle_one_later(serve):
-    server = serve(Quick)
+    class Idle(Quick):
+        IDLE_TIME = 3.0
+
+    server = serve(Idle)
     begin = time.monotonic()
     with contextlib.closing(connect(server)) as silent, contextlib.closing(connect(server)) as idle:
         idle.sendall(post())
@@ -822,7 +833,7 @@ def test_a_silent_connection_is_closed_in_the_time_of_a_request_and_an_idle_one_
         assert read_end(silent) == b"" and time.monotonic() - begin > 0.2
         idle.sendall(post())
         assert read_answer(idle)[0] == 200
-        assert read_end(idle) == b"" and time.monotonic() - begin > 0.9
+        assert read_end(idle) == b"" and time.monotonic() - begin > 3.2
 
 
 def test_three_hundred_half_requests_do_not_keep_a_good_client_out(serve):
@@ -837,10 +848,10 @@ def test_three_hundred_half_requests_do_not_keep_a_good_client_out(serve):
                 half.sendall(b"POST /api/1 HTTP/1.1\r\nHost: loc")
         proxy = stack.enter_context(contextlib.closing(jsonrpc.Proxy(server.address)))
         assert proxy.ping() == "pong"  # may wait for its place once
-        wait_until(lambda: min(server._open.values()) < time.monotonic())
+        wait_until(lambda: min(list(server._open.values())) < time.monotonic())
         begin = time.monotonic()
         assert jsonrpc.Proxy(server.address).ping() == "pong"
-        assert time.monotonic() - begin < 0.5
+        assert in_time(time.monotonic() - begin, 0.5)
         assert len(server._open) <= server.CONNECTIONS
 
 
@@ -850,7 +861,7 @@ def test_a_connection_beyond_the_limit_is_told_to_come_again_while_all_are_serve
     @jsonrpc.jsonremote(service)
     def wait(request):
         inside.release()
-        return go.wait(5)
+        return go.wait(PATIENCE)
 
     class Small(Quick):
         CONNECTIONS, HANDLERS = 2, 2
@@ -860,7 +871,7 @@ def test_a_connection_beyond_the_limit_is_told_to_come_again_while_all_are_serve
         served = [stack.enter_context(contextlib.closing(connect(server))) for _ in range(2)]
         for connection in served:
             connection.sendall(post(b'{"jsonrpc":"2.0","method":"wait","id":1}'))
-            assert inside.acquire(timeout=5)
+            assert inside.acquire(timeout=PATIENCE)
         late = stack.enter_context(contextlib.closing(connect(server)))
         status, headers, _ = read_answer(late)
         assert (status, headers["Retry-After"]) == (503, "1")
@@ -874,7 +885,7 @@ def test_requests_beyond_the_limit_of_handlers_are_told_to_come_again(serve, ser
     @jsonrpc.jsonremote(service)
     def wait(request):
         inside.release()
-        return go.wait(5)
+        return go.wait(PATIENCE)
 
     class Small(Quick):
         HANDLERS = 1
@@ -882,7 +893,7 @@ def test_requests_beyond_the_limit_of_handlers_are_told_to_come_again(serve, ser
     server = serve(Small)
     with contextlib.closing(connect(server)) as connection:
         connection.sendall(post(b'{"jsonrpc":"2.0","method":"wait","id":1}'))
-        assert inside.acquire(timeout=5)
+        assert inside.acquire(timeout=PATIENCE)
         assert talk(server, post()) == 503
         go.set()
         assert read_answer(connection)[0] == 200
@@ -898,7 +909,7 @@ def test_a_thousand_nodes_that_connect_at_once_are_all_answered(serve):
             for connection in several:
                 connection.sendall(post(Connection="close"))
             answered += sum(read_answer(connection)[0] == 200 for connection in several)
-    assert answered == 1000 and time.monotonic() - begin < 10
+    assert answered == 1000 and in_time(time.monotonic() - begin, 10)
 
 
 def test_an_idle_connection_gives_its_place_to_a_newcomer(serve):
@@ -942,7 +953,7 @@ def test_stop_ends_idle_connections_and_frees_the_port(serve, service):
         read_answer(idle)
         begin = time.monotonic()
         server.stop()
-        assert read_end(idle) == b"" and time.monotonic() - begin < 1
+        assert read_end(idle) == b"" and time.monotonic() - begin < server.IDLE_TIME / 2
         assert serve(port=server.port).port == server.port
 
 
@@ -959,10 +970,10 @@ def test_stop_lets_a_call_end_first(service):
     server.start()
     with contextlib.closing(connect(server)) as connection:
         connection.sendall(post(b'{"jsonrpc":"2.0","method":"slow","id":1}'))
-        assert inside.wait(5)
+        assert inside.wait(PATIENCE)
         stopping.start()
         assert json.loads(read_answer(connection)[2])["result"] == "done"
-    stopping.join(5)
+    stopping.join(PATIENCE)
 
 
 def test_a_server_that_never_started_can_stop(service):
@@ -1050,7 +1061,7 @@ def test_threads_may_share_a_proxy(proxy):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(PATIENCE)
     assert sorted(results) == [(n, n) for n in range(20)]
 
 

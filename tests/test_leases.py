@@ -82,7 +82,7 @@ def test_what_a_worker_has_ahead_survives_a_new_session(blocked, tmp_path):
     held = status_of(here.slaves[0])["ahead"]
     here.slaves[0].send(signal.SIGSTOP)
     try:
-        wait_until(lambda: not here.proxy.slaves(), "the master has given it up", 40)
+        wait_until(lambda: not here.proxy.slaves(), "the master has given it up")
     finally:
         here.slaves[0].send(signal.SIGCONT)
     wait_until(lambda: here.proxy.slaves() and here.proxy.slaves()[0]["leases"] > held, "it came back with its leases")

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from concurrent_swarm.components import UsageError
 from concurrent_swarm.master import LATE, Board, completed
-from conftest import APPS, Swarm, at_once, descriptors_of, text_of, wait_until, zygote_of
+from conftest import APPS, PATIENCE, Swarm, at_once, descriptors_of, in_time, text_of, wait_until, zygote_of
 from test_board import Told, span
 
 from concurrent_swarm import rpc, tasks
 
-WITHIN = 2.0  # seconds from a limit, or a kill, until slot and processes are free
+WITHIN = 2.0  # seconds from a limit, or a kill, until slot and processes are free, `in_time`
 STUCK = ("loop", "sleep", "interpreter", "child", "daemon", "brood")
 
 
@@ -424,10 +424,11 @@ def one_slot():
         one.close()
 
 
-def run(here, app, folder, **settings):
+def run(here, app, folder, patience=PATIENCE, **settings):
     """Runs an application of limits.py, which must come to its end; returns its result."""
     words = itertools.chain.from_iterable(("--set", f"limits_app.{key}={value}") for key, value in settings.items())
-    done = here.run_client("limits.py", "--app", app, "--set", f"limits_app.folder={folder}", *words)
+    done = here.run_client("limits.py", "--app", app, "--set", f"limits_app.folder={folder}", *words,
+                           seconds=patience)  # fmt: skip
     assert done.about["error"] is None, done.about["error"]
     return done.about["result"]
 
@@ -440,7 +441,9 @@ def marked(folder):
 def all_gone(folder):
     pids = marked(folder)
     assert pids, "a task ran"
-    wait_until(lambda: not [pid for pid in pids if alive(pid)], f"{pids} are gone", WITHIN)
+    began = time.monotonic()
+    wait_until(lambda: not [pid for pid in pids if alive(pid)], f"{pids} are gone")
+    assert in_time(time.monotonic() - began, WITHIN)
 
 
 def alive(pid):
@@ -454,11 +457,12 @@ def alive(pid):
 def test_a_task_that_is_stuck_ends_at_its_timeout_and_names_limit_measure_and_line(one_slot, tmp_path, how):
     stuck, whole = run(one_slot, "Limited", tmp_path, how=how, timeout=0.5 if how != "brood" else 5)
     assert (stuck["kind"], stuck["type"], stuck["limit"]) == ("limit", "TimedOut", "timeout")
-    assert 0 <= stuck["measured"] - stuck["allowed"] < 1 and stuck["after"] < stuck["allowed"] + WITHIN + 3
+    assert stuck["measured"] - stuck["allowed"] >= 0 and in_time(stuck["measured"] - stuck["allowed"], 1)
+    assert in_time(stuck["after"] - stuck["allowed"], WITHIN + 3)
     assert f"on s1; its timeout is {stuck['allowed']:g} s" in stuck["message"]
     assert "# stuck" in stuck["traceback"] or "while True" in stuck["traceback"]
     assert f"in {how}" in stuck["where"] and "spawn_main" not in stuck["traceback"]
-    assert whole["after"] - stuck["after"] < WITHIN, "the slot is free"
+    assert in_time(whole["after"] - stuck["after"], WITHIN), "the slot is free"
     all_gone(tmp_path)
     assert "workers died" not in one_slot.master.err
 
@@ -467,7 +471,7 @@ def test_a_task_that_is_stuck_ends_at_its_timeout_and_names_limit_measure_and_li
 def test_a_running_task_that_is_cancelled_with_kill_frees_its_slot_and_leaves_no_process(one_slot, tmp_path, how):
     stuck, whole = run(one_slot, "Cancelling", tmp_path, how=how)
     assert (stuck["kind"], stuck["type"]) == ("cancelled", "Cancelled")
-    assert whole["after"] < WITHIN
+    assert in_time(whole["after"], WITHIN)
     all_gone(tmp_path)
 
 
@@ -475,14 +479,15 @@ def test_a_running_task_that_is_cancelled_with_kill_frees_its_slot_and_leaves_no
 def test_tasks_that_run_and_wait_are_cancelled_and_each_is_told_once(one_slot, tmp_path, by):
     *stuck, whole = run(one_slot, "Cancelling", tmp_path, by=by, count=4)
     assert sorted(one["name"] for one in stuck) == ["t0", "t1", "t2", "t3"]
-    assert {one["type"] for one in stuck} == {"Cancelled"} and whole["after"] < WITHIN
+    assert {one["type"] for one in stuck} == {"Cancelled"} and in_time(whole["after"], WITHIN)
     assert len(list(tmp_path.glob("run-*"))) == 1, "what waited never ran"
 
 
 @pytest.mark.slow
 def test_a_running_task_that_is_cancelled_without_kill_goes_on_and_nobody_hears_of_it(one_slot, tmp_path):
     cancelled, whole = run(one_slot, "Cancelling", tmp_path, how="briefly", kill=0)
-    assert cancelled["type"] == "Cancelled" and cancelled["after"] < 1.2 < whole["after"]
+    assert cancelled["type"] == "Cancelled" and in_time(cancelled["after"], 1.2)
+    assert cancelled["after"] < whole["after"]
     assert (tmp_path / "ended-t0").exists()
 
 
@@ -497,7 +502,7 @@ def test_a_task_that_was_not_sent_yet_is_cancelled_too(one_slot, tmp_path):
 def test_a_system_cancels_and_kills_the_tasks_that_it_does_not_need_any_more(swarm, tmp_path, count):
     assert run(swarm(workers=4), "RaceApplication", tmp_path, how="sleep", count=count) == ["cancelled"] * 3 + ["done"]
     for pid in marked(tmp_path):
-        wait_until(lambda pid=pid: not alive(pid), "it is gone", WITHIN)
+        wait_until(lambda pid=pid: not alive(pid), "it is gone")
 
 
 def test_a_system_that_is_cancelled_with_kill_leaves_no_task_behind(one_slot, tmp_path):
@@ -511,7 +516,7 @@ def test_a_task_that_takes_too_much_memory_ends_with_its_peak(one_slot, tmp_path
     stuck, whole = run(one_slot, "Limited", tmp_path, how=how, memory_limit=200)
     assert (stuck["kind"], stuck["type"], stuck["limit"]) == ("limit", "OutOfMemory", "memory_limit")
     assert 200 < stuck["measured"] < 1000 and "MiB of memory on s1; its memory_limit is 200 MiB" in stuck["message"]
-    assert f"in {how}" in stuck["where"] and whole["after"] - stuck["after"] < WITHIN
+    assert f"in {how}" in stuck["where"] and in_time(whole["after"] - stuck["after"], WITHIN)
     all_gone(tmp_path)
 
 
@@ -528,9 +533,10 @@ def test_tasks_that_wait_are_cancelled_in_one_process_too(one_slot, tmp_path):
 @pytest.mark.slow
 def test_a_deadline_ends_a_task_that_runs_and_one_that_waits(one_slot, tmp_path):
     *stuck, whole = run(one_slot, "Limited", tmp_path, how="interpreter", count=2, deadline=1)
-    assert {one["limit"] for one in stuck} == {"deadline"} and all(1 <= one["measured"] < 1.5 for one in stuck)
+    assert {one["limit"] for one in stuck} == {"deadline"} and all(one["measured"] >= 1 for one in stuck)
+    assert in_time(max(one["measured"] for one in stuck) - 1, 0.5)
     assert sorted(one["where"] != "" and "stuck in C" in one["traceback"] for one in stuck) == [False, True]
-    assert whole["after"] < 1 + WITHIN + 1
+    assert in_time(whole["after"] - 1, WITHIN + 1)
     all_gone(tmp_path)
 
 
@@ -568,7 +574,8 @@ def test_an_import_that_never_ends_is_no_way_around_a_timeout(swarm, tmp_path):
 @at_once
 def test_a_task_that_no_slave_takes_ends_at_its_queue_timeout(swarm, tmp_path):
     (gone,) = run(swarm(slaves=0), "Gone", tmp_path, queue_timeout=0.3)
-    assert (gone["limit"], gone["type"]) == ("queue_timeout", "TimedOut") and 0.3 <= gone["measured"] < 1
+    assert (gone["limit"], gone["type"]) == ("queue_timeout", "TimedOut") and gone["measured"] >= 0.3
+    assert in_time(gone["measured"], 1)
 
 
 @pytest.mark.slow
@@ -604,7 +611,7 @@ def test_what_tasks_have_started_ends_with_their_slave(swarm, tmp_path):
                                "--set", f"limits_app.folder={tmp_path}")  # fmt: skip
     wait_until(lambda: marked(tmp_path), "the task runs")
     here.slaves[0].parent.close()
-    here.slaves[0].wait(15)
+    here.slaves[0].wait()
     all_gone(tmp_path)
     client.ends()
 
@@ -617,11 +624,15 @@ def test_a_hundred_kills_in_a_row_leave_no_process_and_no_descriptor(swarm, tmp_
     run(here, "Limited", tmp_path / "0", how="loop", timeout=0.05) if (tmp_path / "0").mkdir() is None else None
     before = len(descriptors_of(slave.pid)), len(descriptors_of(zygote_of(slave.pid)))
     began = time.monotonic()
-    *stuck, _ = run(here, "Limited", tmp_path, how="child", count=100, timeout=0.05)
+    *stuck, _ = run(here, "Limited", tmp_path, how="child", count=100, timeout=0.05, patience=5 * PATIENCE)
     assert {one["limit"] for one in stuck} == {"timeout"} and len(stuck) == 100
-    assert time.monotonic() - began < 100 * 0.5
+    assert in_time(time.monotonic() - began, 100 * 0.5)
     all_gone(tmp_path)
     wait_until(lambda: len(here.workers_of(slave)) <= 3, "workers are gone")
-    after = len(descriptors_of(slave.pid)), len(descriptors_of(zygote_of(slave.pid)))
-    assert after[0] <= before[0] + 6 and after[1] <= before[1], (before, after)
+
+    def as_few_as_before():
+        after = len(descriptors_of(slave.pid)), len(descriptors_of(zygote_of(slave.pid)))
+        return after[0] <= before[0] + 6 and after[1] <= before[1]
+
+    wait_until(as_few_as_before, f"as few descriptors as before: {before}")
     assert os.path.exists(f"/proc/{slave.pid}")

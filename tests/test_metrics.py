@@ -27,7 +27,7 @@ def parsed(text):
 
 def read(address, path, **headers):
     """The status, the headers and the text of a page."""
-    connection = http.client.HTTPConnection(address, timeout=15)
+    connection = http.client.HTTPConnection(address, timeout=60)
     with closing(connection):
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()

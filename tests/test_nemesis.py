@@ -9,7 +9,7 @@ import threading
 from contextlib import closing, suppress
 
 import pytest
-from conftest import text_of, wait_until
+from conftest import PATIENCE, text_of, wait_until
 
 from concurrent_swarm import client, rpc
 
@@ -26,7 +26,7 @@ def nemesis():
 def listener():
     """A service, of which the test takes the connections itself."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(5)
+        server.settimeout(PATIENCE)
         yield server
 
 
@@ -44,7 +44,7 @@ def through(nemesis, listener):
     near = socket.create_connection(rpc.parse_address(relay.address))
     far, _ = listener.accept()
     near.send(b"through")
-    assert hears(far, 5) == b"through"
+    assert hears(far, PATIENCE) == b"through"
     return relay, near, far
 
 
@@ -67,7 +67,7 @@ def test_a_reset_passes_a_partition_only_when_it_heals(nemesis, listener, way):
         assert hears(last, 0.2) is None
         nemesis.heal([relay])
         with pytest.raises(ConnectionResetError):
-            hears(last, 5)
+            hears(last, PATIENCE)
 
 
 def test_a_new_connection_passes_a_partition_only_when_it_heals(nemesis, listener):
@@ -80,20 +80,20 @@ def test_a_new_connection_passes_a_partition_only_when_it_heals(nemesis, listene
             with pytest.raises(TimeoutError):
                 listener.accept()
             nemesis.heal([relay])
-            listener.settimeout(5)
+            listener.settimeout(PATIENCE)
             with closing(listener.accept()[0]) as late:
-                assert hears(late, 5) == b"late"
+                assert hears(late, PATIENCE) == b"late"
 
 
 def test_one_end_that_is_closed_and_another_that_is_reset_end_the_connection(nemesis, listener):
     _, near, far = through(nemesis, listener)
     with near, far:
         near.shutdown(socket.SHUT_WR)
-        assert hears(far, 5) == b""
+        assert hears(far, PATIENCE) == b""
         far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, HARD)
         far.close()
         with pytest.raises(ConnectionResetError):
-            hears(near, 5)
+            hears(near, PATIENCE)
 
 
 class Late(threading.Timer):
@@ -109,7 +109,7 @@ def test_a_fault_that_is_prolonged_when_its_time_is_up_goes_on(nemesis, idle, mo
     (first,) = [thread for thread in threading.enumerate() if isinstance(thread, Late)]
     nemesis.pause(idle.pid, 60)
     first.join()
-    assert state_of(idle.pid) == "T", "the second pause lasts"
+    wait_until(lambda: state_of(idle.pid) == "T", "the second pause lasts")
     nemesis.resume(idle.pid)
     wait_until(lambda: state_of(idle.pid) != "T", "it goes on")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import at_once, quick_compiler
+from conftest import at_once, in_time, quick_compiler
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 MODULES = ["client", "components", "master", "rpc", "slave", "tasks"]
@@ -218,7 +218,7 @@ def start(places):
 @at_once
 def test_help_is_printed_by_every_way_of_starting(start, way, role):
     process = start(way, role, "--help")
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     assert "usage:" in output
 
@@ -227,7 +227,7 @@ def test_help_is_printed_by_every_way_of_starting(start, way, role):
 @at_once
 def test_a_wrong_option_ends_with_code_2(start, way):
     process = start(way, "client", "--no-such-option")
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (2, "")
     assert "--no-such-option" in errors and "Traceback" not in errors
 
@@ -302,7 +302,7 @@ def test_importing_the_client_is_quick_and_leaves_zeromq_alone(places):
     """
     runs = [places.at("path").run(code).split() for _ in range(5)]
     assert {zmq for _, zmq in runs} == {"False"}
-    assert min(float(seconds) for seconds, _ in runs) < 0.1
+    assert in_time(min(float(seconds) for seconds, _ in runs), 0.1)
 
 
 @pytest.mark.parametrize("way", FAST_WAYS)

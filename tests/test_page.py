@@ -7,7 +7,6 @@
 import gzip
 import importlib.util
 import json
-import os
 import re
 import shutil
 import signal
@@ -15,11 +14,11 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, SAMPLES, Swarm, wait_until
+from conftest import CHECKOUT, PATIENCE, SAMPLES, Swarm, descriptors_of, in_time, wait_until
 from generator import Crowd, stage
 
 PAGE = CHECKOUT / "dashboard.html"
@@ -63,7 +62,7 @@ def page(browser):
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
         windows.append(context)
         one = context.new_page()
-        one.set_default_timeout(15_000)
+        one.set_default_timeout(1000 * PATIENCE)
         one.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         one.on("pageerror", lambda error: complaints.append(str(error)))
         one.on("request", lambda request: called.add(host_of(request.url)))
@@ -127,7 +126,7 @@ def beside(window, query):
     return text_of(window, query)
 
 
-def see(window, condition, what, seconds=15):
+def see(window, condition, what, seconds=PATIENCE):
     """Waits for a condition that looks at the page."""
     return wait_until(lambda: window.wait_for_timeout(50) or condition(), what, seconds)
 
@@ -152,7 +151,7 @@ def test_the_page_names_no_other_address_and_makes_nothing_of_text():
 def get(address, **headers):
     request = urllib.request.Request(address, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.status, answer.headers, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.headers, error.read()
@@ -165,7 +164,7 @@ def test_every_node_shows_it_by_get_under_a_policy_and_answers_calls_there_by_po
         assert headers["Content-Security-Policy"].count("sha256-") == 2
         call = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"}).encode()
         request = urllib.request.Request(f"http://{address}/", call, {"Content-Type": "application/json"})
-        assert json.load(urllib.request.urlopen(request, timeout=10))["result"] == "pong"
+        assert json.load(urllib.request.urlopen(request, timeout=PATIENCE))["result"] == "pong"
 
 
 def test_a_master_without_a_page_answers_calls_alone(swarm):
@@ -182,7 +181,7 @@ def test_the_master_prints_the_address_of_its_page_and_where_the_token_is(town):
 def test_a_bare_browser_shows_what_the_master_tells(town, chromium, tmp_path):
     command = [chromium, "--headless", "--no-sandbox", f"--user-data-dir={tmp_path}", "--virtual-time-budget=4000",
                "--dump-dom", f"http://{town.address}/"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE).stdout
     assert "done since start</dt>" in shown and ">s1</a>" in shown and "ValueError" in shown
 
 
@@ -201,9 +200,9 @@ def test_from_an_empty_swarm_to_a_system_that_is_done_without_a_reload(swarm, pa
     here.start_slave(workers=2)
     began = time.monotonic()
     row_of(window, "slaves", "up").wait_for()
-    assert time.monotonic() - began < 3
+    assert in_time(time.monotonic() - began, 3)
     window.locator("#systems", has_text="No task system yet. Run one: python client.py samples/md5.py").wait_for()
-    client, _ = runs_system(here, "--set", "shown.count=20", "--set", "shown.seconds=0.1")
+    client, _ = runs_system(here, "--set", "shown.count=20", "--set", "shown.seconds=0.2")
     row_of(window, "systems", "running").wait_for()
     row_of(window, "systems", "done").wait_for()
     assert client.wait().code == 0
@@ -262,7 +261,8 @@ def test_things_of_the_same_kind_that_need_a_person_have_one_line_each(swarm, pa
     for slave in here.slaves[:2]:
         slave.send(signal.SIGKILL)
     see(window, lambda: window.locator("#attention p", has_text="lost").count() == 2, "two are lost")
-    window.wait_for_timeout(2500)  # answers come meanwhile
+    before = window.evaluate("page.t")
+    see(window, lambda: window.evaluate("page.t") > before + 2, "answers come")
     assert window.locator("#attention p", has_text="lost").count() == 2
     assert window.evaluate("document.querySelectorAll('#attention p').length") <= 3
 
@@ -302,13 +302,13 @@ def test_a_master_that_is_gone_dims_the_page_and_one_that_is_back_revives_it(swa
     here.master.ends(signal.SIGKILL)
     window.locator("main.stale").wait_for(timeout=25_000)
     told = text_of(window, "#attention")
-    assert re.search(r"The master has not answered for 1\d s\. Everything below is from \d\d:\d\d:\d\d\.", told)
+    assert re.search(r"The master has not answered for [1-9]\d s\. Everything below is from \d\d:\d\d:\d\d\.", told)
     assert "✗ gone" in text_of(window, "#live") and "retries" in text_of(window, "#live")
     here.start_master(port=port)
     back = time.monotonic()
     window.get_by_role("button", name="Retry now").click()
-    see(window, lambda: "● live" in text_of(window, "#live"), "the page lives again", 5)
-    assert time.monotonic() - back < 5
+    see(window, lambda: "● live" in text_of(window, "#live"), "the page lives again")
+    assert in_time(time.monotonic() - back, 5)
     assert "The master was started again" in text_of(window, "#said")
     window.complaints.clear()  # the browser itself notes that nobody answered
 
@@ -477,10 +477,8 @@ def test_the_scheduler_and_what_else_is_configured_change_while_the_master_runs(
     window.locator("#side tbody").get_by_role("button", name="Set").click()
     choices = window.locator("#ask [name=value]")
     assert choices.evaluate("one => one.tagName") in ("SELECT", "INPUT")
-    with suppress(Exception):
-        choices.select_option("GenericTaskScheduler", timeout=1000)
-    if choices.evaluate("one => one.tagName") == "INPUT":
-        choices.fill("GenericTaskScheduler")
+    choose = choices.select_option if choices.evaluate("one => one.tagName") == "SELECT" else choices.fill
+    choose("GenericTaskScheduler")
     confirm(window, "Set")
     wait_until(lambda: town.proxy.status()["scheduler"] == "GenericTaskScheduler", "the master has another scheduler")
     town.proxy.config.set("master", "task_scheduler", "ZMQTaskScheduler")
@@ -508,7 +506,8 @@ def test_places_have_addresses_and_going_back_closes_them(town, page):
     window = page(address_of(town))
     row_of(window, "slaves", "s1").locator("a").click()
     window.locator("#side", has_text="slave s1").wait_for()
-    assert window.url.endswith("#slave=s1") and "active" in beside(window, "#side")
+    assert window.url.endswith("#slave=s1")
+    window.locator("#side", has_text="active").wait_for()
     window.go_back()
     window.locator("#side").wait_for(state="hidden")
     window.go_forward()
@@ -714,7 +713,7 @@ def test_a_client_shows_its_own_systems(town, page):
 
 def ports_of(pid):
     """TCP ports at which a process listens."""
-    sockets = {os.readlink(link)[8:-1] for link in Path(f"/proc/{pid}/fd").iterdir()}
+    sockets = {target[8:-1] for target in descriptors_of(pid).values()}
     rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
     return [int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and row[9] in sockets]
 
@@ -751,8 +750,8 @@ def test_a_thousand_slaves_and_100_000_tasks_are_drawn_in_time_and_space(metropo
     debugger = window.context.new_cdp_session(window)
     debugger.send("Performance.enable", {"timeDomain": "threadTicks"})  # others on this machine do not count
     began = work_of(debugger)
-    see(window, lambda: window.evaluate("drawn") >= 10, "it was drawn a few times", 60)
-    assert (work_of(debugger) - began) / window.evaluate("drawn") < 0.05
+    see(window, lambda: window.evaluate("drawn") >= 10, "it was drawn a few times")
+    assert in_time((work_of(debugger) - began) / window.evaluate("drawn"), 0.05)
     assert window.evaluate("document.querySelectorAll('*').length") < 2500
     assert "1,000" in text_of(window, "#head") and "200 of 1,000" in text_of(window, "#stream")
     assert "most recent of" in text_of(window, "#stream")

@@ -11,7 +11,7 @@ import time
 import zipfile
 
 import pytest
-from conftest import at_once, children_of, one_each, running, wait_until
+from conftest import at_once, children_of, in_time, one_each, running, wait_until
 
 from concurrent_swarm import components, rpc
 
@@ -121,7 +121,7 @@ def test_requirements_of_class_file_and_header_are_put_together(source):
 def test_a_requirement_of_very_many_blanks_is_judged_at_once():
     began = time.monotonic()
     assert not rpc._is_requirement("a" + " " * 100_000 + "/") and rpc._is_requirement("six  >= 1.0 , < 2")
-    assert time.monotonic() - began < 5
+    assert in_time(time.monotonic() - began, 5)
 
 
 def test_of_a_log_of_any_size_only_the_end_is_read(tmp_path):
@@ -303,7 +303,7 @@ def test_what_the_slave_has_is_not_installed_and_the_owner_may_refuse_the_rest(s
 @pytest.mark.slow
 @at_once
 def test_a_slave_that_installs_too_long_gives_up_and_works_on_meanwhile(swarm, source, silent_index):
-    here = swarm(slave=("--set", f"node.index={silent_index}", "--set", "node.build_timeout=5"))
+    here = swarm(slave=("--set", f"node.index={silent_index}", "--set", "node.build_timeout=15"))
     text = app(needs='requirements = ["tinydep"]')
     run = here.start_client(str(source({"app.py": text}) / "app.py"))
     wait_until(lambda: parts_in(here.slaves[0]), "the slave installs")
@@ -311,7 +311,7 @@ def test_a_slave_that_installs_too_long_gives_up_and_works_on_meanwhile(swarm, s
     assert run.code is None
     assert run.wait().code == 1, run.err
     assert "still waiting: s1 prepares tinydep" in run.err, run.err
-    assert "it was not ready within 5 s" in run.err and silent_index in run.err and "node.build_timeout" in run.err
+    assert "it was not ready within 15 s" in run.err and silent_index in run.err and "node.build_timeout" in run.err
     assert "making tinydep" in here.slaves[0].err
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from concurrent_swarm import rpc, tasks
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 LOOK = '''
 import os, signal, sys

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import APPS, Swarm, at_once, running, text_of, wait_until
+from conftest import APPS, PATIENCE, Swarm, at_once, running, text_of, wait_until
 
 from concurrent_swarm import components, master, rpc, tasks
 
@@ -178,7 +178,7 @@ def test_without_a_journal_a_client_is_not_left_waiting_by_a_new_master(swarm, t
     client = waiting(here, tmp_path, 5)
     kill_and_restart(here, journal=False)
     (tmp_path / "go").touch()
-    client.wait(15)
+    client.wait()
     assert client.about["tasks"] == 5 or client.about["error"], "the tasks end, or the client is told why they do not"
 
 
@@ -204,7 +204,7 @@ def test_the_work_of_a_killed_client_is_dropped_after_the_retention(swarm, tmp_p
     here = swarm(slaves=1, workers=1, master=("--set", "master.retention=0.5"))
     client = waiting(here, tmp_path, 200)
     client.ends(signal.SIGKILL)
-    wait_until(lambda: "its work is dropped" in here.master.err, "the retention has passed", 60)
+    wait_until(lambda: "its work is dropped" in here.master.err, "the retention has passed")
     assert here.proxy.status()["queued"] == 0
     (tmp_path / "go").touch()
     assert result_of(here.run_client("hello.py")) == "Hello World"
@@ -221,7 +221,7 @@ def test_the_work_of_a_client_that_stops_is_dropped_at_once(swarm, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("words", "code"), [(["--timeout", "3"], 4), ([], 143)])
+@pytest.mark.parametrize(("words", "code"), [(["--timeout", "10"], 4), ([], 143)])
 @at_once
 def test_a_client_whose_master_is_gone_still_ends(tmp_path_factory, words, code):
     with running(slaves=1, workers=1) as here:
@@ -229,7 +229,7 @@ def test_a_client_whose_master_is_gone_still_ends(tmp_path_factory, words, code)
         here.master.ends(signal.SIGKILL)
         if code == 143:
             client.send(signal.SIGTERM)
-        assert client.wait(20).code == code, client.err
+        assert client.wait().code == code, client.err
 
 
 # -- a slave or a client comes first
@@ -410,7 +410,7 @@ def test_a_port_that_is_something_else_is_said_to_be_so(shared, role, answer):
 
 def send(port, data, host="127.0.0.1"):
     """Sends bytes to a port, and what comes back is of no interest."""
-    with socket.create_connection((host, port), 5) as line:
+    with socket.create_connection((host, port), PATIENCE) as line:
         try:
             line.sendall(data)
             line.shutdown(socket.SHUT_WR)
@@ -440,7 +440,7 @@ def send_garbage(here, channel):
     for attack in attacks:
         if channel == "ipc":
             with socket.socket(socket.AF_UNIX) as line:
-                line.settimeout(5)
+                line.settimeout(PATIENCE)
                 line.connect(where)
                 try:
                     line.sendall(attack)
@@ -484,7 +484,7 @@ class Knocking:
     def refused(self, error):
         self.state, self.error = "refused", error
 
-    def until(self, condition, what, seconds=10):
+    def until(self, condition, what, seconds=PATIENCE):
         """Lets the link work until a condition holds."""
 
         def turn():

@@ -10,7 +10,7 @@ import time
 import tracemalloc
 
 import pytest
-from conftest import APPS, at_once, module_in
+from conftest import APPS, at_once, in_time, module_in
 
 from concurrent_swarm import components, rpc
 
@@ -210,7 +210,7 @@ def test_no_pickle_takes_more_than_some_hundred_times_its_size(what):
         assert "cannot be read as data" in error.what and error.why and error.fix
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 300 * len(GREEDY[what]) + 100_000 and time.process_time() - began < 10
+    assert peak < 300 * len(GREEDY[what]) + 100_000 and in_time(time.process_time() - began, 10)
 
 
 def test_what_a_pickle_of_data_names_cannot_be_changed_for_others():

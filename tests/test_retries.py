@@ -473,9 +473,9 @@ def test_F41_a_slave_that_fails_what_others_can_do_gets_nothing_for_a_while(swar
 @pytest.mark.slow
 @at_once
 def test_a_client_whose_tasks_wait_for_another_attempt_says_so(swarm, tmp_path):
-    here = swarm(workers=1, master=("--set", "limits.retries=1", "--set", "limits.retry_wait=100"))
+    here = swarm(workers=1, master=("--set", "limits.retries=1", "--set", "limits.retry_wait=300"))
     chosen = ["--set", f"retries.folder={tmp_path}", "--set", "retries.called=a,b", "--set", "retries.kind=Plain"]
     client = here.start_client("retries.py", "--app", "Retrying", *chosen)
     wait_until(lambda: "they failed, and the first runs again in" in client.err, "it is said")
-    assert "2 tasks wait: " in client.err and 40 < here.proxy.task.explain("c1.0")["in"] < 100
+    assert "2 tasks wait: " in client.err and 60 < here.proxy.task.explain("c1.0")["in"] < 300
     assert client.ends() == 143

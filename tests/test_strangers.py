@@ -69,7 +69,7 @@ def ask(address, method, params=(), token=None):
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
     request = urllib.request.Request(f"http://{address}/", body, headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.read().decode()
@@ -130,7 +130,7 @@ def visit(swarm, user, executable, environ):
                     "app.upload": ["x.py", ""], "app.start": ["0" * 16], "app.stop": ["1"]},
     }  # fmt: skip
     run = subprocess.run([executable, "-c", STRANGER, json.dumps(told)], user=user, group=user, extra_groups=[],
-                         env=environ, stdout=subprocess.PIPE, text=True, timeout=60)
+                         env=environ, stdout=subprocess.PIPE, text=True, timeout=120)
     return json.loads(run.stdout)
 
 

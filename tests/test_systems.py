@@ -71,10 +71,10 @@ def test_in_lock_step_no_task_of_a_step_begins_before_the_step_before_has_ended(
 
 
 def test_after_completion_queued_tasks_never_run(swarm_of_module, tmp_path):
-    about = result_of(system(swarm_of_module, "Stopping", f"folder={tmp_path}", "count=5000", "how=generator"))
-    assert about["outcomes"] < 5000
+    about = result_of(system(swarm_of_module, "Stopping", f"folder={tmp_path}", "count=50000", "how=generator"))
+    assert about["outcomes"] < 50_000
     ran = len(list(tmp_path.iterdir()))
-    assert ran < 2500, "what was queued never ran"
+    assert ran < 25_000, "what was queued never ran"
     wait_until(lambda: swarm_of_module.proxy.status()["queued"] == 0, "nothing is queued")
     still_serves(swarm_of_module)
     assert len(list(tmp_path.iterdir())) <= ran + 128, "at most the leases that had begun"
@@ -190,7 +190,7 @@ def hanging(swarm, folder):
 def ends(pid):
     """Waits for a process to be gone; ends it if it is not, so that no test after this one suffers."""
     try:
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), f"the hanging process {pid} is gone", 5)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), f"the hanging process {pid} is gone")
     except AssertionError:
         os.kill(pid, signal.SIGKILL)
         raise
@@ -205,6 +205,7 @@ def test_tasks_of_one_step_may_ask_for_different_resources(swarm):
 
 
 def test_a_system_is_listed_and_cancelled_by_an_administrator(swarm_of_module, tmp_path):
+    wait_until(lambda: not swarm_of_module.proxy.systems(), "those of before have ended")
     client = hanging(swarm_of_module, tmp_path)
     (row,) = swarm_of_module.proxy.systems()
     assert row["app"] == "Raising" and row["step"] == 1

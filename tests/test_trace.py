@@ -445,7 +445,7 @@ def test_the_page_of_a_trace_shows_what_is_kept_of_a_system_to_who_has_the_token
 
     def page(path, **headers):
         request = urllib.request.Request(f"http://{here.address}{path}", headers=headers)
-        return Slices(events_of(urllib.request.urlopen(request, timeout=10).read().decode()))
+        return Slices(events_of(urllib.request.urlopen(request, timeout=60).read().decode()))
 
     with pytest.raises(urllib.error.HTTPError, match="401"):
         page("/trace.json?system=1")

@@ -153,7 +153,7 @@ class Cancelling(Limited):
     def push_task_response(self, result):
         if self.by == "done":
             return
-        limit = time.monotonic() + 20
+        limit = time.monotonic() + 60
         while not list(Path(self.folder).glob("run-t*[0-9]")):
             assert time.monotonic() < limit
             time.sleep(0.01)
@@ -206,7 +206,7 @@ class KilledSystem(Limited):
         self.push_tasksystem(self.system)
 
     def push_tasksystem_response(self, result):
-        limit = time.monotonic() + 20
+        limit = time.monotonic() + 60
         while not list(Path(self.folder).glob("run-t*[0-9]")):
             assert time.monotonic() < limit
             time.sleep(0.01)

@@ -104,7 +104,8 @@ class Asking(ApplicationNode):
         self.get_stats(self.system)
 
     def stats_response(self, system_id, figures):
-        if {"held", "called"} <= figures.keys() and not Path(self.folder, "go").exists():
+        wanted = Path(self.folder).is_dir() and not Path(self.folder, "go").exists()
+        if wanted and {"held", "called"} <= figures.keys():
             Path(self.folder, "go.new").write_text(json.dumps(figures))
             Path(self.folder, "go.new").rename(Path(self.folder, "go"))
         if self.pending:

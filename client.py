@@ -655,6 +655,11 @@ class ClientNode(rpc.Node):
     def unready(self) -> str:
         return "" if self.link and self.link.state == "ready" else "it has no master"
 
+    @property
+    def hears_master(self) -> bool:
+        """Whether the master has let this client in and gave a sign of life a moment ago."""
+        return not self.unready() and time.monotonic() - self.link.session.heard_at < rpc.SILENT
+
     def metrics(self) -> list[components.Metric]:
         owner, app, metric = self.app._owner, self.app, components.metric
         return [
@@ -928,8 +933,8 @@ class Watch:
             if self.events:
                 self.events.tick(now)
             _, workers, _ = self._app._size
-            if workers or not self._app._welcomed:
-                self._idle_since = now
+            if workers or not self._app._welcomed or not self._app.swarm.hears_master:
+                self._idle_since = now  # patience with a master that is away is another matter
             if workers:
                 self._look(now)
                 self._draw(now)

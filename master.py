@@ -741,8 +741,8 @@ class Board:
         self.scheduler_error = None
         self._doubtful = {}  # demands of which it is to be seen whether a slave can take them; an ordered set
         self.resting_until = -math.inf
-        self._lease_ids = itertools.count(1)
-        self._serials = itertools.count(1)
+        self._lease_ids, self._first, self._newest = itertools.count(1), 1, 0
+        self._serials, self._restored = itertools.count(1), 0
         self._timers = []  # heap of (when, serial, owner, number, limit), only of batches that have such a limit
         self._most_timers = MIN_TIMERS  # then those of batches that are gone are taken out
 
@@ -1110,7 +1110,8 @@ class Board:
         """A slave with these amounts, tags and slots is here. It begins anew: nothing is held against it.
 
         holds -- leases of an earlier life or connection that it still has, as (lease, owner, number, lo, hi, attempt).
-            Those of which all tasks wait here are its own again, as the same attempt; see `Slave.leases`.
+            Those of which all tasks wait here are its own again, as the same attempt; see `Slave.leases`. Of an earlier
+            life only those of a batch that was restored: else that life had another owner of this name, perhaps.
         """
         effects = Effects([], [], [])
         if slave in self.slaves:
@@ -1124,7 +1125,8 @@ class Board:
     def _adopt(self, slave, number, owner, batch, lo, hi, attempt, now):
         known = self.owners.get(owner)
         batch = known.batches.get(batch) if known is not None else None
-        if batch is None or number in self.leases:
+        ours = batch is not None and (batch.serial < self._restored or self._first <= number <= self._newest)
+        if not ours or number in self.leases:
             return
         inside, outside = split(batch.queue, lo, hi)
         heard = any(past.lease == number for _, _, past in inside)  # it says again how they failed
@@ -1596,6 +1598,7 @@ class Board:
         self._dequeue(batch, place, tasks)
         slave.take(lease)
         demand.served(slave, lease.estimate)
+        self._newest = lease.id
         self.leases[lease.id] = lease
         self.counters["leases"] += 1
         self._tell("task_pushed", slave, tasks)
@@ -1871,10 +1874,14 @@ class Board:
 
     # -- after a restart -------------------------------------------------------------------------------------
 
-    def restore(self, records, now: float) -> Effects:
+    def restore(self, records, now: float, salt: int = 0) -> Effects:
         """Rebuild an empty board from the records of earlier lives, in order. Owners are detached, what has
         no outcome is queued. Returns the record of this life, to journal first. Raises Error on a record that
-        fits nothing before it."""
+        fits nothing before it.
+
+        salt -- below 2**31, by chance: the first lease of this life. A life that died before its record was on the
+            disk, or that has no journal, is not known to the next one, and slaves still report of its leases.
+        """
         waiting = {}  # Batch -> its ranges without outcome
         life = 0
         for record in records:
@@ -1891,7 +1898,9 @@ class Board:
             if pieces:
                 self._enqueue(batch, tuple(pieces))
         self.life = life + 1
-        self._lease_ids = itertools.count((self.life << 32) + 1)
+        self._restored = next(self._serials)
+        self._first = (self.life << 32) + salt + 1
+        self._lease_ids = itertools.count(self._first)
         return Effects([("life", self.life)], [], [])
 
     def _replay(self, record, waiting, now):
@@ -4731,7 +4740,7 @@ class MasterNode(rpc.BaseNode):
         if self.journalled:
             self.open_journal()
         else:
-            self.board.restore([], time.monotonic())
+            self.board.restore([], time.monotonic(), secrets.randbits(31))
         if self.trace_path:
             self.traces.open(self.trace_path)
         self.open_compute_channel()
@@ -4820,7 +4829,7 @@ class MasterNode(rpc.BaseNode):
                                refused: self.loop.post(lambda: self._storage_full(error, refused)),
                                lambda: self.loop.post(self._storage_has_room), self.synchronous)
         records = self.journal.load()
-        effects = self.board.restore(records, time.monotonic())
+        effects = self.board.restore(records, time.monotonic(), secrets.randbits(31))
         self.journal.start()
         self.closing.callback(self.journal.stop)
         self.apply(effects)

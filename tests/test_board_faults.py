@@ -342,7 +342,7 @@ class Swarm:
         self.board = Board(limit=100_000, unplaceable_wait=self.unplaceable_wait, weigh=weight)
         self.board.quotas = Quotas(running=self.most_running)
         self.pending = []
-        self.apply(self.board.restore(self.journal, self.now))
+        self.apply(self.board.restore(self.journal, self.now, salt=self.lives << 16))
         if self.random.random() < 0.5:
             self.apply(self.board.rest(self.now + self.random.uniform(0, 0.2), self.now))
         self.board.check()

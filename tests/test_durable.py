@@ -8,7 +8,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from conftest import at_once, running, text_of, wait_until
+from conftest import at_once, children_of, running, text_of, wait_until, zygote_of
 
 APP = "durable.py"
 
@@ -129,6 +129,25 @@ def test_the_history_of_a_system_that_can_be_saved_does_not_grow_without_end(sys
         kill_master(here)
         restart(here)
         assert result_of(client.wait(60)) == right(400, steps=2)
+
+
+@pytest.mark.slow
+@at_once
+def test_processes_of_a_killed_master_that_end_late_take_nothing_from_the_next_one_s(swarm):
+    here = swarm(slaves=1, workers=2, journal=True)
+    client = here.start_client(APP, "--json", *words_of("Squares", count=1500, how="slow"))
+    wait_until(lambda: done_of(here) > 150, "a part is done")
+    late = zygote_of(here.master.pid)
+    for pid in (late, *children_of(late)):
+        os.kill(pid, signal.SIGSTOP)
+    kill_master(here)
+    restart(here)
+    (host,) = wait_until(lambda: children_of(zygote_of(here.master.pid)), "the system has another host")
+    wait_until(lambda: "/work/" in os.readlink(f"/proc/{host}/cwd"), "it is in a folder of its own")
+    os.kill(late, signal.SIGCONT)
+    wait_until(lambda: not os.path.exists(f"/proc/{late}"), "the first life has ended")
+    assert os.path.isdir(os.readlink(f"/proc/{host}/cwd"))
+    assert result_of(client.wait(60)) == right(1500)
 
 
 @pytest.mark.slow

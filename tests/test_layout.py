@@ -44,17 +44,17 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 2478,
+    "client.py": 2483,
     "components.py": 2095,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 6645,
+    "master.py": 6654,
     "rpc.py": 6147,
     "setup.py": 66,
     "slave.py": 1279,
-    "tasks.py": 4344,
+    "tasks.py": 4346,
 }
-TOTAL_LINES = 23_817
+TOTAL_LINES = 23_833
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

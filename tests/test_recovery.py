@@ -161,6 +161,40 @@ def test_a_client_and_a_slave_find_a_master_that_is_away_for_a_while(swarm, tmp_
 
 @pytest.mark.slow
 @at_once
+def test_what_a_slave_still_has_to_report_to_a_dead_master_is_no_result_of_the_next_one_s_tasks(swarm, tmp_path):
+    here = swarm(slaves=1, workers=1)
+    client, slave = waiting(here, tmp_path, 1), here.slaves[0]
+
+    def it_ends_unheard():
+        client.ends(signal.SIGKILL)
+        (tmp_path / "go").touch()
+        wait_until(lambda: rpc.Proxy(slave.started["address"]).status()["running"] == 0, "what ran has ended")
+        slave.send(signal.SIGSTOP)
+
+    kill_and_restart(here, journal=False, between=it_ends_unheard)
+    other = here.start_client("hello.py", "--json")
+    wait_until(lambda: here.proxy.status()["queued"] == 1, "the first task of this life waits")
+    slave.send(signal.SIGCONT)
+    assert result_of(other.wait(60)) == "Hello World"
+
+
+@pytest.mark.slow
+@at_once
+def test_the_time_in_which_the_master_is_away_is_no_wait_for_a_worker(swarm, tmp_path):
+    here = swarm(slaves=0, journal=True)
+    client = here.start_client("hello.py", "--json", "--wait", "9")
+    wait_until(lambda: unfinished(here) == 1, "its task is safe")
+
+    def it_notices():
+        wait_until(lambda: "lost the master" in client.err, "it notices, after 10 s")
+
+    kill_and_restart(here, between=it_notices)
+    here.start_slave(workers=1)
+    assert result_of(client.wait(60)) == "Hello World"
+
+
+@pytest.mark.slow
+@at_once
 def test_a_system_of_a_killed_master_starts_anew(swarm, tmp_path):
     here = swarm(slaves=1, workers=1, journal=True)
     words = ["--app", "WaitingSystem", "--json", "--set", f"systems.folder={tmp_path}", "--set", "systems.count=4"]

@@ -2181,7 +2181,7 @@ class Sandbox:
     def __init__(self, node: Any, sparing: bool = False):
         self._node, self._sparing = node, sparing
         self._home = os.path.join(os.path.realpath(node.environment.path), "work")
-        self._life = uuid.uuid4().hex[:8]  # children of a life that was killed may end, and clear away, after this begins
+        self._life = uuid.uuid4().hex[:8]  # children of a life that was killed may end, and tidy up, once this runs
         self._numbers = itertools.count(1)
         self._uid_base, self._level = 0, node.sandbox  # as it is at the start
         self.missing: list[str] = []

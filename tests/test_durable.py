@@ -5,9 +5,12 @@ import os
 import random
 import signal
 import sqlite3
-from contextlib import closing
+from collections import Counter
+from contextlib import closing, contextmanager
 
 import pytest
+from concurrent_swarm.components import Error
+from concurrent_swarm.master import summary_of
 from conftest import at_once, children_of, running, text_of, wait_until, zygote_of
 
 APP = "durable.py"
@@ -298,13 +301,29 @@ def test_plain_tasks_cannot_be_left_with_the_master(swarm):
     assert run.code == 2 and "--detach is for task systems" in run.err
 
 
+@contextmanager
+def explained(here, callbacks):
+    """A failure tells what explains it, for the swarm is gone by then: logs, the journal, which callbacks there were."""
+    try:
+        yield
+    except (AssertionError, OSError) as error:
+        logs = "".join(f"\n-- {one.err_file}, exit code {one.code}:\n{one.err[-3000:]}" for one in here.running)
+        try:
+            kept = summary_of(str(here.master.folder))
+        except Error as problem:
+            kept = problem.text()
+        counts = Counter(map(int, text_of(callbacks).split()))
+        told = sorted(set(range(1000)) - set(counts)), [number for number, times in counts.items() if times > 1]
+        raise AssertionError(f"{error!r}{logs}\n{kept}\nno callback: {told[0]}\ntwice: {told[1]}") from error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(int(os.environ.get("KILL_SEEDS", 2))))
 @at_once
 def test_a_system_and_plain_tasks_survive_kills_of_the_master_at_random_moments(seed, tmp_path_factory):
     """A thousand tasks of each, five kills a seed: `KILL_SEEDS=10` makes fifty."""
     folder = tmp_path_factory.mktemp("marks")
-    with running(slaves=1, workers=2, journal=True) as here:
+    with running(slaves=1, workers=2, journal=True) as here, explained(here, folder / "callbacks"):
         chance = random.Random(seed)
         client = here.start_client(APP, "--json", *words_of("Squares", count=1000, how="slow"))
         words = ["--app", "RunPlain", "--set", "durable.count=1000", "--set", "durable.how=slow"]

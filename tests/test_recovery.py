@@ -85,6 +85,18 @@ def test_a_killed_master_finishes_what_it_had_accepted_and_each_callback_comes_o
 
 
 @at_once
+def test_the_port_of_a_killed_master_of_these_tests_is_given_to_nobody_else(swarm):
+    here = swarm(slaves=0, journal=True)
+
+    def it_is_not_free():
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port_of(here)))
+
+    kill_and_restart(here, between=it_is_not_free)
+    assert here.proxy.status()["queued"] == 0
+
+
+@at_once
 def test_a_killed_master_leaves_no_process_behind(swarm, tmp_path):
     here = swarm(slaves=0, journal=True)
     words = ["--set", "systems.how=hang-init_system", "--set", f"systems.folder={tmp_path}"]
@@ -273,7 +285,7 @@ def test_a_client_whose_master_is_gone_still_ends(tmp_path_factory, words, code)
 def test_a_slave_and_a_client_that_are_started_first_wait_and_join():
     here = Swarm()
     try:
-        here.address = unused()
+        here.address = f"127.0.0.1:{here.hold_port()}"
         slave, client = here.start_slave(workers=1, ready=False), here.start_client("hello.py", "--json")
         for process in (slave, client):
             wait_until(lambda process=process: "waiting for the master: no" in process.err, "it says that it waits")

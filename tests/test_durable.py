@@ -303,7 +303,7 @@ def test_plain_tasks_cannot_be_left_with_the_master(swarm):
 
 @contextmanager
 def explained(here, callbacks):
-    """A failure tells what explains it, for the swarm is gone by then: logs, the journal, which callbacks there were."""
+    """A failure tells what explains it, for the swarm is gone by then: logs, journal, which callbacks there were."""
     try:
         yield
     except (AssertionError, OSError) as error:

@@ -32,7 +32,8 @@ repeated from its beginning, or its last snapshot, with the same outcomes, steps
                                                         the system after `heard` more outcomes and steps, when it had
                                                         sent `batches` batches, of which those tasks were `out`
     ("moved", owner, client, number)                    another client waits for it now
-    ("finished", owner, client, number, app, user, failure, stats, payload)   not heard by its client yet
+    ("finished", owner, client, number, app, user, failure, stats, payload)   in place of all that was there of it;
+                                                        not heard by its client yet
     ("detached", client)                                it left its task systems here, for others to collect
     ("slave", slave, key)                               it may come back with leases
     ("shared", client, key, payload)                    a task has published this object
@@ -2091,6 +2092,7 @@ CREATE INDEX IF NOT EXISTS by_batch ON records (owner, batch);
 ROWS = "SELECT number, kind, owner, batch, detail, sizes, sum, payload FROM records"
 FORMAT = 3
 OF_BATCH = ("batch", "retry", "outcome")
+ENDS = ("settled", "gone", "finished")  # what deletes others
 WITH_PAYLOAD = ("batch", "outcome", "system", "snapshot", "finished", "shared")
 GATHER = 0.01  # seconds that records may wait for others: nobody is told that they are safe before they are
 LARGE = 16 * 1024  # bytes of a payload that gets a file of its own: a row of that size takes 90 µs, a file 30
@@ -2129,7 +2131,7 @@ def lasting(records: list[tuple]) -> list[tuple]:
             ended.add(record[1:3])
         elif record[1] in ended and kind != "gone":
             continue
-        elif kind == "gone":
+        elif kind in ("gone", "finished"):
             ended.add(record[1])
         kept.append(record)
     return kept[::-1] if ended else records
@@ -2272,7 +2274,8 @@ class Journal(threading.Thread):
     def _delete_first(self) -> None:
         """What the ballast had is for deletions, which make room for the rest: few at a time, with an empty log."""
         self._waiting = lasting(self._waiting)
-        ends = [record for record in self._waiting if record[0] in ("settled", "gone")]
+        ends = [record for record in self._waiting if record[0] in ENDS]
+        ends.sort(key=lambda record: record[0] == "finished")  # which takes room of its own
         for first in range(0, len(ends), FEW):
             self._base.execute("PRAGMA wal_checkpoint").fetchall()
             self._commit(ends[first : first + FEW])
@@ -2281,7 +2284,7 @@ class Journal(threading.Thread):
             self._shrink()
             if not self._excess:
                 break
-        self._waiting = [record for record in self._waiting if record[0] not in ("settled", "gone")]
+        self._waiting = [record for record in self._waiting if record[0] not in ENDS]
 
     def _refuse(self, error: Exception | None) -> None:
         """The disk takes nothing: batches that wait are refused, all else goes on waiting."""
@@ -2370,6 +2373,8 @@ class Journal(threading.Thread):
                 self._base.execute("DELETE FROM records WHERE kind = 'life'")
             elif kind == "paused":
                 self._base.execute("DELETE FROM records WHERE owner = ? AND kind = 'paused'", (owner,))
+            elif kind == "finished":
+                self._base.execute("DELETE FROM records WHERE owner = ?", (owner,))
             elif kind == "snapshot":
                 self._forget_before(owner, *rest[:3])
             payload = rest.pop() if kind in WITH_PAYLOAD else None
@@ -5623,7 +5628,7 @@ class MasterNode(rpc.BaseNode):
             running.client, running.number = peer.label, number
             self._record("moved", name, peer.label, number)
         else:
-            self._keep_finished(peer.label, number, self._finished.pop(place))
+            self._keep_finished(peer.label, number, self._finished.pop(place), Effects([], [], []))
         self._send_taken(peer.label, number, name)
         if place:
             self._send_finished(peer.label, number)
@@ -5636,10 +5641,11 @@ class MasterNode(rpc.BaseNode):
             return "its own client waits for it"
         return "" if user == peer.name or peer.role == "admin" else "somebody else pushed it"
 
-    def _keep_finished(self, client: str, number: int, end: Finished) -> None:
+    def _keep_finished(self, client: str, number: int, end: Finished, effects: Effects) -> None:
+        """In one record with what becomes of its tasks: the next master knows the system, or how it has ended."""
         self._finished[client, number] = end
-        self._record("gone", end.name)
-        self._record("finished", end.name, client, number, *end[1:])
+        records = [one for one in effects.records if one != ("gone", end.name)]
+        self.apply(effects._replace(records=[*records, ("finished", end.name, client, number, *end[1:])]))
 
     def _waits_for_anything(self, client: str) -> bool:
         owner = self.board.owners.get(client)
@@ -5842,9 +5848,9 @@ class MasterNode(rpc.BaseNode):
         if system.pipe:
             system.pipe.close()
             self.zygote.kill(system.token)  # a hook that never returns would not notice the end of its pipe
-        self.apply(self.board.owner_gone(system.name, time.monotonic(), kill))
         end = Finished(system.name, system.app, system.user, failure, stats, list(parts))
-        self._keep_finished(system.client, system.number, end)
+        effects = self.board.owner_gone(system.name, time.monotonic(), kill)
+        self._keep_finished(system.client, system.number, end, effects)
         self._send_finished(system.client, system.number)
 
     def tell_figures(self, client: str, number: int) -> None:

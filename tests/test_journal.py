@@ -137,6 +137,42 @@ def test_what_is_settled_or_gone_leaves_nothing(tmp_path):
     assert not list(master.blobs_of(kept.path).iterdir())
 
 
+def test_the_end_of_a_system_takes_the_place_of_all_that_there_was_of_it(tmp_path):
+    system = ("system", "1", "c1", 1, "App", "d" * 64, {}, [LARGE])
+    end = ("finished", "1", "c1", 1, "App", "", None, {}, [b"result"])
+    for records in ([system, batch(0, LARGE, owner="1"), end], [end]):
+        with Kept(tmp_path / "journal.db") as kept:
+            for record in records:
+                kept.put(record)
+        assert loaded(kept.path) == master.lasting(records) == [end]
+    assert not list((tmp_path / "journal.blobs").iterdir())
+
+
+def test_whenever_its_master_dies_a_system_is_in_the_journal_or_how_it_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONCURRENT_SWARM_STATE", str(tmp_path / "state"))
+    environment = components.Environment(tmp_path / "m", "master").create()
+    node = master.MasterNode(environment, components.Config(arguments=["master.port=0"], folder=environment.path))
+    node.setup()
+    put, entries = node.journal.put, []
+    monkeypatch.setattr(node.journal, "put", lambda records, after: (entries.append(records), put(records, after)))
+    try:
+        node.apply(node.board.owner_joined("1", "system", 0.0, name="App"))
+        node.systems["1"] = master.System("1", "c1", 1, "App", "d" * 64, {}, 0.0)
+        node._record("system", "1", "c1", 1, "App", "d" * 64, {}, [])
+        first = len(entries)
+        node.end_system(node.systems["1"], None, {}, [b"result"])
+        other = rpc.Peer(rpc.Session(bytes(8), rpc.TIMING, 0.0), "client")
+        other.label = "c2"
+        node.collect(other, 1, "1")
+    finally:
+        node.close()
+    for count in range(first, len(entries) + 1):
+        left = master.lasting([record for records in entries[:count] for record in records])
+        assert [record[:2] for record in left if record[0] in ("system", "finished")][-1:] in (
+            [("system", "1")], [("finished", "1")])  # fmt: skip
+    assert left[-1][:4] == ("finished", "1", "c2", 1)
+
+
 def test_what_a_killed_master_left_half_done_is_swept(killed, tmp_path):
     path = copied(killed, tmp_path / "here")
     orphan = master.blobs_of(path) / "999"

@@ -410,7 +410,7 @@ class ApplicationNode(components.Component):
             return
         number = len(self._systems) + 1
         options = {"name": type(system).__name__, "client_id": self.node_id_str, "by_hand": self._by_hand,
-                   "system_id": str(system.system_id), "hook_timeout": limit}
+                   "system_id": str(system.system_id), "hook_timeout": limit, "detaches": self._detaches}
         self._systems[number] = system
         self._sealed[number] = (sealed, options)  # kept until the system has ended: a new master needs it again
         self.swarm.call("push_tasksystem", number, self._bundle.digest, options, parts=[sealed])

@@ -5169,9 +5169,7 @@ class MasterNode(rpc.BaseNode):
 
         @rpc.tcpremote(channel, roles=owners)
         def detach(handler, request):
-            self._detached.add(request.peer.label)
-            self._record("detached", request.peer.label)
-            self._hand_on_shared(request.peer.label, request.peer.label)
+            self._leave(request.peer.label)
 
         @rpc.tcpremote(channel, roles=owners)
         def collect(handler, request, number, name):
@@ -5581,24 +5579,32 @@ class MasterNode(rpc.BaseNode):
     # -- task systems
 
     def start_system(self, client: str, number: int, digest: str, options: dict, parts: list) -> None:
-        """Forks a host for a client's system; the same number of the same client is started once."""
+        """Forks a host for a client's system; the same number of the same client is started once. One that `detaches`
+        has left it here as soon as it hears that it was taken."""
         known = self._system_of(client, number)
         if (client, number) in self._finished:
             self._send_finished(client, number)
             return
-        if known is None:
-            if digest not in self.bundles:
-                self._refuse_system(client, number, self._unstored or NEVER_SENT)
-                return
-            if why := self._over_quota(client):
-                self._refuse_system(client, number, why)
-                return
+        if options.pop("detaches", False):
+            self._leave(client)
+        if known is not None:
+            self.apply(Effects([], [], [("taken", client, number, known.name)]))
+        elif digest not in self.bundles:
+            self._refuse_system(client, number, self._unstored or NEVER_SENT)
+        elif why := self.storage or self._over_quota(client):
+            self._refuse_system(client, number, why)
+        else:
             try:
-                known = self._fork_host(client, number, digest, options, parts)
+                self._fork_host(client, number, digest, options, parts)
             except OSError as error:
                 self._refuse_system(client, number, f"no process can be started for it ({error})", -32000)
-                return
-        self.apply(Effects([], [], [("taken", client, number, known.name)]))
+
+    def _leave(self, client: str) -> None:
+        """The systems of a client are here for others to collect."""
+        if client not in self._detached:
+            self._detached.add(client)
+            self._record("detached", client)
+        self._hand_on_shared(client, client)
 
     def _refuse_system(self, client: str, number: int, why: str, code: int = -32007) -> None:
         self._send(client, ["push_tasksystem_failed", number, {"c": code, "m": why, "t": ""}])
@@ -5656,7 +5662,7 @@ class MasterNode(rpc.BaseNode):
         if self.journal:
             self.apply(Effects([record], [], []))
 
-    def _fork_host(self, client: str, number: int, digest: str, options: dict, parts: list) -> System:
+    def _fork_host(self, client: str, number: int, digest: str, options: dict, parts: list) -> None:
         user = self._peers[client].name if client in self._peers else ""
         options = {**options, "seed": secrets.token_hex(8), "user": user}
         name, app = str(next(self._system_numbers)), options.get("name", "?")
@@ -5667,12 +5673,12 @@ class MasterNode(rpc.BaseNode):
         self.systems[name] = system
         self.apply(self.board.owner_joined(name, "system", system.since, name=app, user=user))
         self._show(system)
-        self._record("system", name, client, number, app, digest, options, list(parts))
+        record = "system", name, client, number, app, digest, options, list(parts)
+        self.apply(Effects([record], [], [("taken", client, number, name)]))
         if system.pipe:
             self._begin(system, parts)
         log.info("system %s %s: from client %s", name, app, client)
         self.audit("system", self._peers.get(client, ""), system=name, client=client, name=app, application=digest)
-        return system
 
     def _show(self, system: System) -> None:
         by_hand = bool(system.options.get("by_hand"))

@@ -9,6 +9,7 @@ from collections import Counter
 from contextlib import closing, contextmanager
 
 import pytest
+from concurrent_swarm.client import Nemesis
 from concurrent_swarm.components import Error
 from concurrent_swarm.master import summary_of
 from conftest import at_once, children_of, running, text_of, wait_until, zygote_of
@@ -255,6 +256,26 @@ def test_it_is_collected_after_its_end_and_after_the_death_of_the_master(swarm):
     assert result_of(here.run_client(APP, "--collect", name, *words)) == right(50)
     again = here.run_client(APP, "--collect", name, *words)
     assert again.code == 1 and "there is none of that name" in again.about["error"]["message"]
+
+
+@pytest.mark.slow
+@at_once
+def test_a_system_was_left_with_the_master_once_its_client_has_heard_that_it_was_taken(swarm):
+    here = swarm(slaves=0, journal=True)
+    words = words_of("Squares", count=50)
+    with Nemesis() as nemesis:
+        (_, compute), way = nemesis.way_in(here.address)
+        compute.delay = 0.2
+        access = here.master.folder / "keys" / "client.access"
+        client = here.start_client(APP, "--json", "--detach", *words, "--access", access, *way)
+        wait_until(lambda: rows_of(here, "system"), "it was taken")
+        nemesis.partition([compute], ways="there")  # it hears so, and nobody hears it any more
+        assert client.wait().code == 0 and client.about["detached"]
+        kill_master(here)
+    assert rows_of(here, "detached"), "the next master waits for no client, but until its retention after its end"
+    restart(here)
+    here.start_slave(workers=2)
+    assert result_of(here.run_client(APP, "--collect", *client.about["systems"], *words)) == right(50)
 
 
 @pytest.mark.slow

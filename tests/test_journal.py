@@ -669,6 +669,20 @@ def test_whoever_is_new_to_a_master_whose_disk_is_full_is_told_why_it_cannot_com
     assert "Traceback" not in here.master.err + run.err
 
 
+@pytest.mark.slow
+def test_a_task_system_that_could_not_be_kept_is_refused(disk, tmp_path):
+    here = disk
+    here.start_master(journal=True)
+    here.start_slave(workers=1)
+    system = ["durable.py", "--app", "RunSystem", "--set", "durable.count=5", "--env", tmp_path / "c"]
+    for words in (system, ["hello.py", "--env", tmp_path / "c"]):
+        assert here.run_client(*words).code == 0
+    fill(here.disk)
+    for words in (["hello.py", "--env", tmp_path / "c"], system):  # the first finds out
+        run = here.run_client(*words)
+        assert run.code == 1 and "storage full" in run.err and "make room" in run.err, run.err
+
+
 # -- looking at it
 
 

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 2095,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 6660,
+    "master.py": 6666,
     "rpc.py": 6147,
     "setup.py": 66,
     "slave.py": 1279,
     "tasks.py": 4346,
 }
-TOTAL_LINES = 23_839
+TOTAL_LINES = 23_845
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

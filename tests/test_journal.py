@@ -122,6 +122,17 @@ def test_what_was_put_is_there_at_the_next_start(killed, stopped):
     assert loaded(killed) == loaded(stopped) == RECORDS
 
 
+def test_what_is_put_in_a_row_is_few_commits(tmp_path):
+    commits = []
+    journal = master.Journal(tmp_path / "journal.db", commits.append, pytest.fail)
+    journal.start()
+    for number in range(1000):
+        journal.put([batch(number, b"x")], [number])
+    journal.stop()
+    assert [number for told in commits for number in told] == list(range(1000)) and len(commits) < 100
+    assert loaded(tmp_path / "journal.db") == [batch(number, b"x") for number in range(1000)]
+
+
 def test_a_large_payload_lies_in_a_file_and_is_not_read_into_memory_at_the_start(stopped):
     parts = master.read_journal(stopped)[4][-1]
     assert {type(part) for part in parts} == {rpc.Reference}

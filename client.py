@@ -52,7 +52,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import components, rpc, tasks
 
@@ -1876,6 +1876,29 @@ _slow_sqlite()
 """
 
 
+class Network(NamedTuple):
+    """A network namespace by its `name`, and its `cable`: programs there reach this machine at `host`."""
+
+    name: str
+    host: str
+    cable: str
+
+    @property
+    def command(self) -> list[str]:
+        """The words before a command that runs there."""
+        return ["ip", "netns", "exec", self.name]
+
+
+def _ip(*words: str) -> None:
+    try:
+        run = subprocess.run(["ip", *words], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise components.Error("there is no program ip", "networks are made with it", "install iproute2") from None
+    if run.returncode:
+        raise components.Error(f"there is no network of its own here (ip {' '.join(words)}: {run.stderr.strip()})",
+                               "this takes root and a kernel with network namespaces and veth", "do without it")
+
+
 class Nemesis:
     """Does to a swarm, or to any processes, what happens to them in the long run; for tests of your own, on Linux.
 
@@ -2003,6 +2026,32 @@ class Nemesis:
         self._note("reset")
         for relay in relays:
             relay.reset()
+
+    def network(self) -> "Network":
+        """A network of its own for nodes, which reach this machine by one cable alone, for as long as this nemesis
+        lasts. Takes root, network namespaces, and the program `ip`. Raises Error with what is missing."""
+        name, ours, theirs = (f"cs{os.urandom(3).hex()}{end}" for end in "nab")
+        subnet = f"10.203.{os.urandom(1)[0]}"
+        _ip("netns", "add", name)
+        self._stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True)
+        _ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
+        self._stack.callback(subprocess.run, ["ip", "link", "del", ours], capture_output=True)
+        there = ["-n", name]
+        for end, link, where in ((1, ours, []), (2, theirs, there)):
+            _ip(*where, "addr", "add", f"{subnet}.{end}/30", "dev", link)
+            _ip(*where, "link", "set", link, "up")
+        _ip(*there, "link", "set", "lo", "up")
+        return Network(name, f"{subnet}.1", ours)
+
+    def unplug(self, network: "Network", seconds: float | None = None) -> None:
+        """Pulls the cable of a network, for so many seconds or until `plug`: nothing passes, and nobody is told."""
+        self._note(f"unplug {network.name} for {seconds} s")
+        pull, mend = (functools.partial(_ip, "link", "set", network.cable, state) for state in ("down", "up"))
+        self._until(("unplugged", network.name), seconds, pull, lambda _: mend())
+
+    def plug(self, network: "Network") -> None:
+        """Puts the cable back."""
+        self._undo(("unplugged", network.name))
 
     def garbage(self, address: str, kind: str = "") -> None:
         """Sends what does not belong there, of one of the kinds in GARBAGE, and leaves the connection open."""

@@ -44,7 +44,7 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 2483,
+    "client.py": 2532,
     "components.py": 2095,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
@@ -54,7 +54,7 @@ LINES = {
     "slave.py": 1279,
     "tasks.py": 4346,
 }
-TOTAL_LINES = 23_845
+TOTAL_LINES = 23_894
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

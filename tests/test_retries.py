@@ -448,7 +448,8 @@ def test_the_budgets_of_the_master_s_configuration_count_for_tasks_that_say_noth
 
 @at_once
 def test_the_log_names_task_and_attempt_of_what_failed(swarm, tmp_path):
-    here = swarm(workers=1, master=("--set", "limits.retries=2", "--set", "limits.retry_wait=0", "--log-format", "json"))
+    words = "--set", "limits.retries=2", "--set", "limits.retry_wait=0", "--log-format", "json"
+    here = swarm(workers=1, master=words)
     run(here, "Retrying", tmp_path, called="plain", kind="Plain")
     run(here, "Retrying", tmp_path, called="dies", kind="Fragile")
     lines = map(json.loads, text_of(here.master.folder / "logs" / "master.log").splitlines())

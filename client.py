@@ -856,7 +856,7 @@ class Inline(components.ComponentManager):
     def _trace(self, envelope: tasks.Envelope, lo: int, hi: int, failed: int, since: float, spent: list,
                results: list) -> None:
         """Notes a span as a master would, see `master.Span`."""
-        *times, opening, packing = spent
+        *times, opening, packing = (each / 1e6 for each in spent)
         now, ahead = time.monotonic(), time.monotonic() - time.perf_counter()
         began, ended = (each + ahead for each in times)
         run = self._runs.get(int(envelope.owner)) if envelope.owner.isdecimal() else None

@@ -35,7 +35,6 @@ Nothing here starts a thread or opens a socket; `configure_logging` is for `main
 from __future__ import annotations
 
 import argparse
-import bisect
 import itertools
 import json
 import logging
@@ -1345,6 +1344,7 @@ STEPS = 200  # of a name that restarts with each step, kept
 LONGEST_NAME = 100  # characters
 MOST_ROWS = 2000  # figures of steps that a client is told
 LARGEST = sys.float_info.max  # where sums stop
+BOUNDS = (1e-5, 1e-4, 1e-3, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0)  # seconds, of histograms
 KEEP_WITHIN = 5.0  # seconds that a node that ends waits for its figures to be kept
 
 
@@ -1360,6 +1360,14 @@ class Figures(NamedTuple):
     p50: float
     p95: float
     p99: float
+
+
+class Histogram(NamedTuple):
+    """Of `n` samples with this sum: how many are up to each of some bounds."""
+
+    counts: dict[float, int]
+    n: int
+    sum: float
 
 
 class Series:
@@ -1433,9 +1441,12 @@ class Series:
 
     def quantile(self, share: float) -> float:
         """About the smallest sample that so large a share (0..1) of all is not above."""
-        return self._quantiles([share])[0]
+        return self.quantiles(share)[0]
 
-    def _quantiles(self, shares):
+    def quantiles(self, *shares: float) -> list[float]:
+        """The same for several, the smallest first; zeros if there are no samples."""
+        if not self.n:
+            return [0.0] * len(shares)
         negative = 1 << 63 - self.shift  # buckets of these are -negative..-1, those near zero first
         order = sorted((~(one + negative) if one < 0 else one, one) for one in self.counts)
         found, passed, ordered = [], 0, iter(order)
@@ -1451,11 +1462,19 @@ class Series:
         (size,) = struct.unpack("d", struct.pack("Q", bits if bits >> self.shift else 0))
         return -size if bucket < 0 else size
 
+    def histogram(self, bounds: Iterable[float] = BOUNDS) -> Histogram:
+        """How many samples are up to each of some bounds. Those in the bucket of a bound count as such: then the counts
+        never fall, not even when two buckets become one."""
+        ends = [*bounds]
+        last = map(rshift, memoryview(array("d", ends)).cast("B").cast("q"), itertools.repeat(self.shift))
+        counts = [sum(count for bucket, count in self.counts.items() if bucket <= end) for end in last]
+        return Histogram(dict(zip(ends, counts, strict=True)), self.n, self.sum)
+
     def figures(self) -> Figures:
         """What is known of the samples. Raises ZeroDivisionError if there are none."""
         if self.known is None or self.known.n != self.n:
             average = min(max(self.sum / self.n, self.min), self.max)
-            quantiles = self._quantiles((0.5, 0.95, 0.99))
+            quantiles = self.quantiles(0.5, 0.95, 0.99)
             self.known = Figures(self.n, self.sum, average, self.min, self.max, self.last, *quantiles)
         return self.known
 
@@ -1642,6 +1661,11 @@ class Stats:
             one = self.series().get(name)
             return one.figures() if one else None
 
+    def histogram(self, name: str, bounds: Iterable[float] = BOUNDS) -> Histogram:
+        """See `Series.histogram`; of a name without samples too."""
+        with self._lock:
+            return self.series().get(name, Series()).histogram(bounds)
+
     def dump(self, name: str) -> dict[str, float]:
         """The figures of one name. Raises AttributeError if it has no samples."""
         return (self._figures(name) or getattr(self, name))._asdict()
@@ -1827,7 +1851,6 @@ class StatsKeeper(threading.Thread):
         """Until `close`."""
         began = time.monotonic()
         while not self._stopped.wait(POLL_SECONDS):
-            self._scopes()  # may have something to sort in
             if time.monotonic() - began >= self._every() * (10 if self._failed else 1):
                 self.flush()
                 began = time.monotonic()
@@ -1862,28 +1885,8 @@ class StatsKeeper(threading.Thread):
 # -- metrics -------------------------------------------------------------------------------------------------
 
 PREFIX = "concurrent_swarm_"  # of metrics' names; what every process has goes by the names that are usual for it
-BOUNDS = (1e-5, 1e-4, 1e-3, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0)  # seconds
 _IN_HELP = str.maketrans({"\\": r"\\", "\n": r"\n"})
 _IN_LABEL = _IN_HELP | {ord('"'): r"\""}
-
-
-class Histogram:
-    """How many values were up to each of some fixed bounds, and their sum."""
-
-    def __init__(self, bounds: Iterable[float] = BOUNDS):
-        self.bounds = tuple(bounds)
-        self.counts, self.sum = [0] * (len(self.bounds) + 1), 0.0
-
-    def add(self, value: float, times: int = 1) -> None:
-        """Counts a value, so many times."""
-        self.counts[bisect.bisect_left(self.bounds, value)] += times
-        self.sum += value * times
-
-    def copy(self) -> Histogram:
-        """As it is now, for another thread."""
-        made = Histogram(self.bounds)
-        made.counts, made.sum = self.counts.copy(), self.sum
-        return made
 
 
 class Metric(NamedTuple):
@@ -1922,12 +1925,10 @@ def _lines_of(value: Any) -> Iterator[tuple[str, dict, float]]:
     if not isinstance(value, Histogram):
         yield "", {}, value
         return
-    total = 0
-    for bound, count in zip((*value.bounds, math.inf), value.counts, strict=True):
-        total += count
-        yield "_bucket", {"le": _number(float(bound))}, total
+    for bound, count in (*value.counts.items(), (math.inf, value.n)):
+        yield "_bucket", {"le": _number(float(bound))}, count
     yield "_sum", {}, value.sum
-    yield "_count", {}, total
+    yield "_count", {}, value.n
 
 
 def _labelled(labels: dict) -> str:

@@ -531,6 +531,10 @@ class Lease:
         self.slave = None
         self.asked = self.revoked = self.killed = False
 
+    def has_open(self, lo: int, hi: int) -> bool:
+        """Whether none of these tasks is reported yet."""
+        return self.open == [(lo, hi)] or any(a <= lo and hi <= b for a, b in self.open)
+
     def live(self, parts: list) -> list:
         """Those of these ranges that have no outcome yet."""
         if self.revoked:
@@ -2752,38 +2756,30 @@ def summary_of(folder: str | None) -> str:
 MOST_ROWS = 20_000  # spans, or barriers, of which a client that lags is still to be told
 
 
-class Totals:
-    """What spans add up to, for Prometheus."""
+AT_ONCE = 256  # spans; to tell of them takes less than half a millisecond
+
+
+class Spans:
+    """What slaves report of leases, until all who follow it are told, of many at once: this costs a third of telling
+    them of each."""
 
     def __init__(self):
-        self.task_seconds, self.queue_seconds = components.Histogram(), components.Histogram()
-        self.opening = self.packing = self.transfer = 0.0
-        self.sent = self.received = 0
+        self.ears: list[Callable[[list[Span]], None]] = []
+        self._reports: list[tuple] = []
 
-    def hear(self, span: Span) -> None:
-        """One more; of the tasks of a span, the mean counts."""
-        ran = max(0.0, span.ended - span.began)
-        self.task_seconds.add(ran / span.tasks, span.tasks)
-        self.queue_seconds.add(span.leased - span.queued, span.tasks)
-        self.opening += span.opening
-        self.packing += span.packing
-        self.transfer += max(0.0, span.heard - span.leased - ran)
-        self.sent += span.sent
-        self.received += span.received
+    def add(self, *report: Any) -> None:
+        """One more, as `span_of` takes it."""
+        self._reports.append(report)
+        if len(self._reports) >= AT_ONCE:
+            self.tell()
 
-    def metrics(self) -> list[components.Metric]:
-        """All of it so far."""
-        metric = components.metric
-        return [
-            metric("task_seconds", "Seconds that a task took; of those in one lease, the mean.",
-                   self.task_seconds.copy()),
-            metric("queue_seconds", "Seconds that a task waited for its lease.", self.queue_seconds.copy()),
-            metric("unpickling_seconds_total", "Seconds in which workers opened tasks.", self.opening),
-            metric("pickling_seconds_total", "Seconds in which workers packed results.", self.packing),
-            metric("transfer_seconds_total", "Seconds of leases on their way, and in a slave's queue.", self.transfer),
-            metric("sent_bytes_total", "Bytes of tasks that went to slaves.", self.sent),
-            metric("received_bytes_total", "Bytes of results that came from slaves.", self.received),
-        ]
+    def tell(self) -> None:
+        """Tells of what there is."""
+        reports, self._reports = self._reports, []
+        if reports:
+            spans = list(itertools.starmap(span_of, reports))
+            for hear in self.ears:
+                components.run_foreign("reports are not shown", hear, spans)
 
 
 class Traces:
@@ -2818,19 +2814,20 @@ class Traces:
             self._listen()
 
     def _listen(self) -> None:
-        ears, wanted = self._node.span_ears, bool(self.file or self._told)
+        ears, wanted = self._node.spans.ears, bool(self.file or self._told)
         if wanted != (self.hear in ears):
             (ears.append if wanted else ears.remove)(self.hear)
 
-    def hear(self, span: Span) -> None:
-        """One more span."""
+    def hear(self, spans: list[Span]) -> None:
+        """More spans."""
         if self.file:
-            self._all.append(("span", span))
-        told = self._told.get(self._client_of(span.owner))
-        if told and len(told[0]) < MOST_ROWS:
-            told[0].append(span)
-        elif told:
-            told[2] += 1
+            self._all += [("span", span) for span in spans]
+        for span in spans if self._told else ():
+            told = self._told.get(self._client_of(span.owner))
+            if told and len(told[0]) < MOST_ROWS:
+                told[0].append(span)
+            elif told:
+                told[2] += 1
 
     def barrier(self, system: System) -> None:
         """A system begins a step, or waits after one."""
@@ -3203,7 +3200,7 @@ class Work:
         self.since = now
         self.known = self.done = self.failed = self.step = self.view = 0
         self.busy = self.rate = self.pace = 0.0  # seconds of tasks; tasks a second, of late and over a longer time
-        self.times: collections.defaultdict = collections.defaultdict(int)  # see `bucket`
+        self.times = components.Series()  # seconds of its tasks
         self.past = collections.deque([0], maxlen=MEAN + 1)  # what was done, each second
         self.last = ""  # its latest failure, as type and place
         self.state, self.error, self.elapsed = "running", None, None
@@ -3238,26 +3235,6 @@ class Seen:
         self.cpu = self.memory = self.trip = None
         self.running: dict[int, int] = {}  # lease -> lane, of those that run for a while
         self.lost: tuple | None = None  # when, why, tasks that it held, its row then
-
-
-def bucket(seconds: float) -> int:
-    """Quarters of octaves, to count how long tasks take."""
-    return int(4 * math.log2(seconds + 1e-9)) if seconds > 0 else -120
-
-
-def quantiles(times: dict, *shares: float) -> list[float]:
-    """Seconds that are not passed by these shares of what was counted by `bucket`, within a tenth."""
-    left, found, counts = sum(times.values()), [], sorted(times.items())
-    for share in shares:
-        passed = 0
-        for number, count in counts:
-            passed += count
-            if passed >= share * left:
-                found.append(2.0 ** ((number - 0.5) / 4))
-                break
-        else:
-            found.append(0.0)
-    return found
 
 
 def asked_number(value: Any, default: float, least: float, most: float) -> float:
@@ -3339,8 +3316,7 @@ class Gallery:
         self.seconds, self.minutes = Ring(SAMPLE_FORM, SECONDS), Ring(SAMPLE_FORM, MINUTES)
         self.done = self.failed = 0
         self.attention: list[list] = []
-        self._times: collections.defaultdict = collections.defaultdict(int)  # of this second
-        self._minute: collections.defaultdict = collections.defaultdict(int)
+        self._times, self._minute = components.Series(), components.Series()  # seconds of tasks, of this second, minute
         self._past: collections.deque[tuple] = collections.deque(maxlen=MEAN + 1)  # when, done, failed, busy, serial
         self._serials: collections.deque[tuple] = collections.deque(maxlen=COLUMNS)  # when, spans seen
         self._finished_at, self._queue_then = now, -1  # when a task ended last or a worker was free, and what waited
@@ -3352,17 +3328,29 @@ class Gallery:
 
     # -- what it hears
 
-    def hear(self, span: Span) -> None:
-        """A part of a lease was run."""
+    def hear(self, spans: list[Span]) -> None:
+        """Parts of leases were run."""
+        if self._stale and len(self.slaves) <= MOST_LANES:
+            self._lay_out(spans[-1].heard)
+        owners: collections.defaultdict = collections.defaultdict(lambda: ([], []))
+        for span in spans:
+            times, counts = owners[span.owner]
+            times.append(self._draw(span) / span.tasks)
+            counts.append(span.tasks)
+        for owner, (times, counts) in owners.items():
+            found = components.Series()
+            found.add(times, counts)
+            self._times.merge(found)
+            if owner in self.works:
+                self.works[owner].times.merge(found)
+
+    def _draw(self, span: Span) -> float:
+        """Takes one in; returns the seconds of its tasks alone."""
         (owner, first, tasks, failed, attempt, slave, lane, _, _, began, ended, heard, opening, packing, step, kind,
          *_) = span
-        if self._stale and len(self.slaves) <= MOST_LANES:
-            self._lay_out(heard)
         numbers, ran, layout = self.texts, ended - began, self.lanes.layout
         if ran < 0:  # a clock of a slave that jumps
             began, ran = ended, 0.0
-        times = bucket((ran - opening - packing) / tasks)
-        self._times[times] += tasks
         if self.keeps:
             self.spans.put(began, ran, first & 0xFFFFFFFF, first >> 32 & 0xFF, tasks if tasks < 65536 else 65535,
                            failed if failed < 65536 else 65535, step & 0xFFFFFFFF, numbers[slave], lane & 0xFFFF,
@@ -3376,11 +3364,11 @@ class Gallery:
         work = self.works.get(owner)
         if work is not None:
             work.busy += ran
-            work.times[times] += tasks
             if step:
                 self._in_step(span, ran)
         if failed:
             self._failed_there(slave, lane, owner, failed, heard)
+        return max(0.0, ran - opening - packing)
 
     def _in_step(self, span: Span, ran: float) -> None:
         step = self._step(span.owner, span.step, span.began)
@@ -3548,11 +3536,10 @@ class Gallery:
         self._past.append((now, self.done, self.failed, busy / workers if workers else 0.0))
         self._serials.append((now, self.spans.seen))
         passed, queued = max(0.1, now - then), self.queued
-        times, self._times = self._times, collections.defaultdict(int)
+        times, self._times = self._times, components.Series()
         self.seconds.put(now, (self.done - done) / passed, (self.failed - failed) / passed, queued, busy,
-                         *quantiles(times, 0.5, 0.95))
-        for number, count in times.items():
-            self._minute[number] += count
+                         *times.quantiles(0.5, 0.95))
+        self._minute.merge(times)
         if self.seconds.seen % 60 == 0:
             self._end_minute()
         for work in self.works.values():
@@ -3585,7 +3572,7 @@ class Gallery:
     def _end_minute(self) -> None:
         rows = self.seconds.last(60)
         means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:5]]
-        self.minutes.put(rows[-1][0], *means, *quantiles(self._minute, 0.5, 0.95))
+        self.minutes.put(rows[-1][0], *means, *self._minute.quantiles(0.5, 0.95))
         self._minute.clear()
 
     def _tidy(self, now: float) -> None:
@@ -3675,9 +3662,9 @@ class Gallery:
         """The last task of a step that takes far longer than others did."""
         owner = self.board.owners.get(work.id)
         left = work.known - work.done
-        if owner is None or owner.lines or not 0 < left <= SHOWN or not work.times:
+        if owner is None or owner.lines or not 0 < left <= SHOWN or not work.times.n:
             return
-        median = quantiles(work.times, 0.5)[0]
+        median = work.times.quantiles(0.5)[0]
         batches = itertools.islice(owner.batches.values(), 1000)
         leases = [lease for batch in batches for lease in batch.leases.values() if not lease.revoked]
         oldest = min(leases, key=lambda lease: lease.since, default=None)
@@ -4167,8 +4154,13 @@ class Uploads:
 
 REMEMBERED = 50  # systems, clients and slaves that are gone, of which the figures stay in memory
 MOST_SCOPES = 100  # slaves, and classes of tasks, that are measured one by one
-SPANS = 50_000  # that wait to be sorted in; then this happens at once
-AT_A_TIME = 1000  # of them, for who waits meanwhile
+HISTOGRAMS = (("task_seconds", "task", "Seconds that a task took; of those in one lease, the mean."),
+              ("queue_seconds", "queue", "Seconds that tasks waited for their lease."))
+TOTALS = (("unpickling_seconds", "unpickle", "Seconds in which workers opened tasks."),
+          ("pickling_seconds", "pickle", "Seconds in which workers packed results."),
+          ("transfer_seconds", "transfer", "Seconds of leases on their way, and in a slave's queue."),
+          ("sent_bytes", "sent", "Bytes of tasks that went to slaves."),
+          ("received_bytes", "received", "Bytes of results that came from slaves."))
 OF_SPANS = ("queue", "transfer", "unpickle", "run", "pickle", "sent", "received", "tasks", "failed")
 
 
@@ -4184,55 +4176,30 @@ def measured_of(span: Span) -> tuple:
 
 def summed_up(rows: list[tuple]) -> dict[str, components.Series]:
     """Parts of leases, as `measured_of` gives them, in one series for each thing that is measured."""
-    found = {}
-    columns = list(zip(*rows, strict=True))
-    for name, values in zip(OF_SPANS, columns, strict=False):
-        found[f"swarm.{name}"] = one = components.Series()
-        one.add(values)
-    found["swarm.task"] = one = components.Series()
-    runs, counts = columns[OF_SPANS.index("run")], columns[OF_SPANS.index("tasks")]
-    one.add(map(truediv, runs, counts), None if {*counts} == {1} else counts)
+    columns = dict(zip(OF_SPANS, zip(*rows, strict=True), strict=False))
+    counts = None if {*columns["tasks"]} == {1} else columns["tasks"]
+    found = {f"swarm.{name}": components.Series() for name in (*columns, "task")}
+    for name, values in columns.items():
+        found[f"swarm.{name}"].add(values, counts if name == "queue" else None)
+    found["swarm.task"].add(columns["run"] if counts is None else map(truediv, columns["run"], counts), counts)
     return found
 
 
 class Measures:
-    """Figures by scope: "" the node, a system's or client's name, `slave:NAME`, `class:NAME`. Spans wait until somebody
-    asks, at most a second: many together cost less, and another thread than the loop's may do it."""
+    """Figures by scope: "" the node, a system's or client's name, `slave:NAME`, `class:NAME`."""
 
     def __init__(self, node: components.Stats):
         self._scopes: dict[str, components.Stats] = {"": node}
-        self._spans: collections.defaultdict = collections.defaultdict(list)  # by owner
-        self._waiting = 0
         self._gone: dict[str, None] = {}  # scopes of what is not here any more, the first to go first
-        self._lock = threading.RLock()  # held for moments
-        self._sorting = threading.RLock()  # held while some spans are sorted in
+        self._lock = threading.RLock()
 
-    def hear(self, span: Span) -> None:
-        """A part of a lease was reported."""
-        with self._lock:
-            self._spans[span.owner].append(span)
-            self._waiting += 1
-        if self._waiting > SPANS:
-            self.sort_in()
-
-    def sort_in(self, owner: str | None = None) -> None:
-        """Adds what waits, of one owner or of all."""
-        for one in list(self._spans) if owner is None else [owner]:
-            more = True
-            while more:
-                with self._sorting:
-                    spans, more = self._taken(one)
-                    if spans:
-                        self._add(one, list(map(measured_of, spans)))
-
-    def _taken(self, owner):
-        with self._lock:
-            waiting = self._spans.pop(owner, [])
-            spans, more = waiting[:AT_A_TIME], waiting[AT_A_TIME:]
-            self._waiting -= len(spans)
-            if more:
-                self._spans[owner] = more
-        return spans, more
+    def hear(self, spans: list[Span]) -> None:
+        """Parts of leases were reported."""
+        owners: collections.defaultdict = collections.defaultdict(list)
+        for span in spans:
+            owners[span.owner].append(measured_of(span))
+        for owner, rows in owners.items():
+            self._add(owner, rows)
 
     def _add(self, owner, rows):
         whole = summed_up(rows)
@@ -4266,23 +4233,18 @@ class Measures:
         self.of(owner).take_in(figures)
         self.of(self._bounded("class:", kind)).take_in(figures)
 
-    def figures(self, owner: str) -> components.SystemStats:
-        """The figures of an owner, with what has waited."""
-        self.sort_in(owner)
-        return self.of(owner)
-
     def forget(self, living: set[str]) -> None:
         """Lets go of systems, clients and slaves that have gone, but for the last ones."""
-        with self._sorting, self._lock:
+        with self._lock:
             gone = [one for one in self._scopes if one not in living and not one.startswith("class:")]
             self._gone = {one: None for one in [*self._gone, *gone] if one in gone}
             for scope in list(self._gone)[:-REMEMBERED]:
                 del self._gone[scope], self._scopes[scope]
 
     def scopes(self) -> dict[str, components.Stats]:
-        """All of it, with what has waited."""
-        self.sort_in()
-        return dict(self._scopes)
+        """All of it."""
+        with self._lock:
+            return dict(self._scopes)
 
 
 # -- the master ----------------------------------------------------------------------------------------------------
@@ -4353,9 +4315,13 @@ def completed(head: bytes, user: str, limits: str) -> bytes:
 FAILURE_TEXTS = ("type", "message", "traceback", "where", "kind", "pickle", "output", "hidden")
 
 
-def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None) -> None:
-    """Raises UsageError unless a slave's report names a range, and failures are objects by ordinal."""
-    check_whole(lease, lo, hi)
+def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None, spent: Any = ()) -> None:
+    """Raises UsageError unless a slave's report names a range, failures are objects by ordinal, and `spent`, if there
+    is any, tells how the report came about: [lane, microseconds ago at which the worker began and ended, microseconds
+    of opening tasks and of packing results]."""
+    if type(spent) not in (list, tuple) or len(spent) not in (0, 5):
+        raise components.UsageError("what a report says of its time is no list", "five whole numbers are meant")
+    check_whole(lease, lo, hi, *spent)
     if lo >= hi:
         raise components.UsageError(f"{lo}..{hi} holds no task", "a report names at least one")
     if failures and not (type(failures) is dict and all(itertools.starmap(_is_failure, failures.items()))):
@@ -4366,14 +4332,6 @@ def check_seconds(seconds: Any) -> None:
     """Raises UsageError unless this is a number."""
     if type(seconds) not in (int, float):
         raise components.UsageError(f"{str(seconds)[:80]} is no time", "seconds are meant")
-
-
-def check_spent(spent: Any) -> None:
-    """Raises UsageError unless a slave tells of a report how it came about: [lane, microseconds ago at which the worker
-    began and ended, microseconds of opening tasks and of packing results], or nothing."""
-    if type(spent) is not list or len(spent) not in (0, 5):
-        raise components.UsageError("what a report says of its time is no list", "five whole numbers are meant")
-    check_whole(*spent)
 
 
 def _is_failure(key: str, one: Any) -> bool:
@@ -4499,10 +4457,10 @@ class Memory:
             self.used -= self.dropped.popleft()
         return self.used + size <= self.limit
 
-    def count(self, parts: list, size: int) -> list:
-        """The same parts, of which so many bytes are in memory, counted."""
+    def count(self, parts: list, size: int, weight: int) -> list:
+        """The same parts, of which so many bytes are in memory and so many are there at all, counted."""
         counted = Counted(parts)
-        counted.memory, counted.size, counted.weight = self, size, weight_of(parts)
+        counted.memory, counted.size, counted.weight = self, size, weight
         self.used += size
         return counted
 
@@ -4552,18 +4510,13 @@ def kind_of(batch: Batch) -> str:
         return ""
 
 
-def span_of(lease: Lease, lo: int, hi: int, failures: dict, spent: list, parts: Iterable, step: int, now: float
-            ) -> Span:
-    """What a report tells of the tasks lo..hi of a lease. `spent`: see `check_spent`; clocks need not agree, for it
-    speaks of times before the report."""
-    batch = lease.batch
-    lane, *ago = spent or (0, 0, 0, 0, 0)
-    began, ended, opening, packing = (each / 1e6 for each in ago)
-    sent = batch.payload[2 + lo // batch.group : 2 - (-hi // batch.group)] if batch.payload else ()
-    failed = hi - lo if "*" in failures else min(len(failures), hi - lo)
-    return Span(batch.owner.id, batch.first + lo, hi - lo, failed, lease.attempt, lease.slave.id, lane, batch.since,
-                lease.since, max(now - began, lease.since), max(now - ended, lease.since), now, opening, packing, step,
-                kind_of(batch), sum(map(rpc.size_of, sent)), sum(map(rpc.size_of, parts)))
+def span_of(owner: str, first: int, count: int, failed: int, attempt: int, slave: str, queued: float, leased: float,
+            heard: float, step: int, kind: str, sent: int, received: int, spent: list) -> Span:
+    """What a report tells of a part of a lease. `spent`: see `check_report`; clocks need not agree, for it speaks of
+    times before the report."""
+    lane, began, ended, opening, packing = spent or (0, 0, 0, 0, 0)
+    return Span(owner, first, count, failed, attempt, slave, lane, queued, leased, max(heard - began / 1e6, leased),
+                max(heard - ended / 1e6, leased), heard, opening / 1e6, packing / 1e6, step, kind, sent, received)
 
 
 class System:
@@ -4776,14 +4729,14 @@ class MasterNode(rpc.BaseNode):
         self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
         self._zygotes = tasks.Recent()
         self.measures = Measures(self.stats)
-        self.span_ears: list[Callable[[Span], None]] = [self.measures.hear, self._note_work]  # told of each report
+        self.spans = Spans()
+        self.spans.ears += [self.measures.hear, self._note_work]
+        self.closing.callback(self.spans.tell)  # before the figures are kept for the last time, and a trace ends
         self._work: dict[str, tuple] = {}  # client -> seconds of workers, those that moved data, bytes of results
         self._all_work = 0.0  # seconds of workers, for everybody
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
         self._lasting: set[str] = set()  # those of them that are in the journal
         self._wanted: dict[str, list[tuple]] = {}  # key of one that is not here -> (who, since when) asks for it
-        self.totals = Totals()
-        self.span_ears.append(self.totals.hear)
         self.traces = Traces(self)
         self.journal: Journal | None = None
         self.storage = ""  # why the journal takes no new work
@@ -4818,7 +4771,7 @@ class MasterNode(rpc.BaseNode):
     def open_gallery(self) -> None:
         """Keeps from now on what the page shows."""
         self.gallery = Gallery(self.board, self.started, self.history, self.failures, self._heard_at)
-        self.span_ears.append(self.gallery.hear)
+        self.spans.ears.append(self.gallery.hear)
         self._viewing = threading.Lock()  # one question at a time is made into an answer
 
     def read_quotas(self) -> None:
@@ -5102,6 +5055,7 @@ class MasterNode(rpc.BaseNode):
 
         @rpc.tcpremote(channel, roles=owners)
         def rest_of_trace(handler, request):
+            self.spans.tell()
             self.traces.tell_client(request.peer.label, time.monotonic())
 
         @rpc.tcpremote(channel, roles=owners)
@@ -5188,8 +5142,7 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=slaves)
         def result(handler, request, lease, lo, hi, seconds, failures, spent, figures=None):
             try:
-                check_report(lease, lo, hi, failures)
-                check_spent(spent)
+                check_report(lease, lo, hi, failures, spent)
                 check_seconds(seconds)
             except components.UsageError as error:  # a worker wrote it: its slave will not say more of this lease
                 self.give_up(request.peer.label, lease, f"a report that cannot be read: {error.what}")
@@ -5328,6 +5281,7 @@ class MasterNode(rpc.BaseNode):
 
     def forget_client(self, name: str) -> None:
         """The client is done, or never came back: its systems end and what is left of its work is dropped."""
+        self.spans.tell()
         for system in [system for system in self.systems.values() if system.client == name]:
             self.end_system(system, tasks.cancelled_failure(), {}, ())
         for _, number in [key for key in self._finished if key[0] == name]:
@@ -5383,25 +5337,29 @@ class MasterNode(rpc.BaseNode):
         its tasks have recorded, which counts with their outcome."""
         now = time.monotonic()
         held = self.board.leases.get(lease)
-        if held is not None and held.slave.id == slave and any(a <= lo and hi <= b for a, b in held.open):
-            components.run_foreign("a report is not shown", self._tell_span, held, lo, hi, failures, spent, parts, now)
+        whole = held is not None and held.slave.id == slave and held.has_open(lo, hi)
         try:
             parts = self.take_in(parts)
         except OSError as error:
             reason = f"the file with its results cannot be opened ({error})"
             self.apply(self.board.worker_lost(slave, lease, lo, hi, reason, now))
         else:
+            if whole:
+                self._note_span(held, lo, hi, failures, spent, weight_of(parts), now)
             effects = self.board.result(slave, lease, lo, hi, seconds, parts, failures, now)
             self.apply(effects)
             if figures and held:
                 self._take_figures(held.batch, lo, hi, effects, figures)
 
-    def _tell_span(self, lease: Lease, lo: int, hi: int, failures: dict, spent: list, parts: list, now: float) -> None:
-        owner = lease.batch.owner.id
+    def _note_span(self, lease: Lease, lo: int, hi: int, failures: dict, spent: list, received: int, now: float
+                   ) -> None:
+        batch = lease.batch
+        owner = batch.owner.id
         step = self.systems[owner].step if owner in self.systems else 0
-        span = span_of(lease, lo, hi, failures, spent, parts, step, now)
-        for hear in self.span_ears:
-            hear(span)
+        sent = batch.payload[2 + lo // batch.group : 2 - (-hi // batch.group)] if batch.payload else ()
+        failed = 0 if not failures else hi - lo if "*" in failures else min(len(failures), hi - lo)
+        self.spans.add(owner, batch.first + lo, hi - lo, failed, lease.attempt, lease.slave.id, batch.since,
+                       lease.since, now, step, kind_of(batch), weight_of(sent), received, spent)
 
     def _take_figures(self, batch: Batch, lo: int, hi: int, effects: Effects, figures: Any) -> None:
         """Counts what tasks have recorded if this report has brought their outcome: no attempt counts twice."""
@@ -5419,14 +5377,18 @@ class MasterNode(rpc.BaseNode):
         """Parts that this master holds on to: files are linked, so that they stay whatever becomes of their sender, and
         what memory has no room for is written to the disk, from the part `first` on. Raises OSError if a file is gone.
         """
+        if rpc.Reference not in map(type, parts):
+            weight = weight_of(parts)
+            if self.memory.has_room(weight):
+                return self.memory.count(parts, weight, weight)
         taken = [self.store.kept(part) if type(part) is rpc.Reference else part for part in parts]
-        size = bytes_in_memory(taken)
+        size, weight = bytes_in_memory(taken), weight_of(taken)
         if self.memory.has_room(size):
-            return self.memory.count(taken, size)
+            return self.memory.count(taken, size, weight)
         large = [i for i, part in enumerate(taken) if i >= first and bytes_in_memory([part])]
         for i, reference in zip(large, self.spool.write([taken[i] for i in large]) or (), strict=False):
             taken[i] = reference.held(self.spool)
-        return self.memory.count(taken, bytes_in_memory(taken))
+        return self.memory.count(taken, bytes_in_memory(taken), weight)
 
     # -- output
 
@@ -5790,6 +5752,7 @@ class MasterNode(rpc.BaseNode):
 
     def _in_step(self, system: System, step: int, waiting: bool) -> None:
         check_whole(step)  # others reckon with it
+        self.spans.tell()  # those of the step before
         system.step, system.waiting = step, waiting is True
         self.gallery.system_step(system.name, step, system.waiting, time.monotonic())
         self.measures.of(system.name).next_step(step)
@@ -5838,6 +5801,7 @@ class MasterNode(rpc.BaseNode):
         `kill`, its tasks that run are killed."""
         if system.name not in self.systems:
             return
+        self.spans.tell()
         if system.ear:
             system.ear.settle()
             system.ear.close()
@@ -5848,7 +5812,7 @@ class MasterNode(rpc.BaseNode):
         self.gallery.owner_ended(system.name, failure, time.monotonic())
         seconds = time.monotonic() - system.since
         stats = {**stats, "elapsed": seconds, "id": system.name, "app": system.app,
-                 "system_id": system.options.get("system_id"), **self.measures.figures(system.name).told()}
+                 "system_id": system.options.get("system_id"), **self.measures.of(system.name).told()}
         what = f"failed ({failure['type']}: {failure['message']})" if failure else "done"
         log.info("system %s %s: %s, %s tasks in %.1f s", system.name, system.app, what, stats.get("tasks", 0), seconds)
         if system.pipe:
@@ -5861,9 +5825,10 @@ class MasterNode(rpc.BaseNode):
 
     def tell_figures(self, client: str, number: int) -> None:
         """Answers a client what was measured of one of its systems, or of its plain tasks (0)."""
+        self.spans.tell()
         system = self._system_of(client, number)
         if system or not number:
-            figures = self.measures.figures(system.name if system else client).dump_all()
+            figures = self.measures.of(system.name if system else client).dump_all()
         else:
             end = self._finished.get((client, number))
             figures = end.stats.get("measured", {}) if end else {}
@@ -5924,6 +5889,7 @@ class MasterNode(rpc.BaseNode):
         if now >= self._tell_at:
             self._watch_hooks(TELL_EVERY + min(now - self._tell_at, TELL_EVERY))  # less, if the master was suspended
             self._tell_at = now + TELL_EVERY
+            self.spans.tell()
             self._tell_clients()
             self.traces.tell(now)
         if self.stopping and self.terminal:
@@ -5994,13 +5960,14 @@ class MasterNode(rpc.BaseNode):
                     self._told[name] = told
                     self.channel.send(peer, ["swarm", *told])
 
-    def _note_work(self, span: Span) -> None:
-        lasted = span.ended - span.began
-        self._all_work += lasted
-        client = self.systems[span.owner].client if span.owner in self.systems else span.owner
-        if client in self._peers:
-            seconds, moving, size = self._work.get(client, NO_WORK)
-            self._work[client] = seconds + lasted, moving + span.opening + span.packing, size + span.received
+    def _note_work(self, spans: list[Span]) -> None:
+        for span in spans:
+            lasted = span.ended - span.began
+            self._all_work += lasted
+            client = self.systems[span.owner].client if span.owner in self.systems else span.owner
+            if client in self._peers:
+                seconds, moving, size = self._work.get(client, NO_WORK)
+                self._work[client] = seconds + lasted, moving + span.opening + span.packing, size + span.received
 
     def _owners_of(self, client: str) -> list[str]:
         return [client, *(system.name for system in self.systems.values() if system.client == client)]
@@ -6207,14 +6174,18 @@ class MasterNode(rpc.BaseNode):
         """What the page shows. The loop only copies; one question at a time is made into an answer."""
         wanted = Asked.of(cur, asked["stream"], asked["slaves"], asked["system"])
         with self._viewing:
-            copied = self.loop.ask(lambda: self.gallery.copy(wanted, time.monotonic()))
+            copied = self._ask(lambda: self.gallery.copy(wanted, time.monotonic()))
             return {**self.gallery.tell(copied, wanted, whole), "sandbox": self.guard.features()}
+
+    def _ask(self, function: Callable[[], Any]) -> Any:
+        """What this returns in the thread of the loop, after all reports that have come."""
+        return self.loop.ask(lambda: (self.spans.tell(), function())[1])
 
     def explain(self, task: str) -> dict:
         """Where a task is, and when it ran last, if that is still known. Any thread may call it."""
         owner, ordinal = parse_task_id(task)
-        about, texts, spans = self.loop.ask(lambda: (self.board.explain(owner, ordinal, time.monotonic()),
-                                                     self.gallery.texts.texts, self.gallery.spans.since(0)))
+        about, texts, spans = self._ask(lambda: (self.board.explain(owner, ordinal, time.monotonic()),
+                                                 self.gallery.texts.texts, self.gallery.spans.since(0)))
         return {**about, "span": self.gallery.find(spans, texts, owner, ordinal)}
 
     def audit(self, event: str, peer_or_key: rpc.Peer | rpc.HttpRequest | str, **facts: Any) -> None:
@@ -6379,7 +6350,7 @@ class MasterNode(rpc.BaseNode):
         return {**super().pages(), "/trace.json": rpc.Page("application/json", self._kept_trace, ("admin",))}
 
     def _kept_trace(self, request: rpc.HttpRequest) -> tuple[bytes, int]:
-        rows = self.loop.ask(lambda: self.gallery.kept(request.query.get("system", "")))
+        rows = self._ask(lambda: self.gallery.kept(request.query.get("system", "")))
         return tasks.trace_of(rows), 200
 
     def unready(self) -> str:
@@ -6408,9 +6379,16 @@ class MasterNode(rpc.BaseNode):
             metric("tasks_failed_total", "Those of them that failed.", self._counts["failed"]),
             components.Metric("events_total", "What befell leases and reports.", events),
             components.Metric("refused_total", "Messages of the compute channel that were refused.", refused),
-            *self.totals.metrics(),
+            *self._metrics_of_work(),
             *self._metrics_of_slaves(),
         ]
+
+    def _metrics_of_work(self) -> list[components.Metric]:
+        """What the statistics of this node have counted; they begin anew when somebody resets these."""
+        metric, found, nothing = components.metric, self.stats.dump_all(), {"sum": 0.0}
+        histograms = [metric(name, text, self.stats.histogram(f"swarm.{which}")) for name, which, text in HISTOGRAMS]
+        return histograms + [metric(f"{name}_total", text, found.get(f"swarm.{which}", nothing)["sum"])
+                             for name, which, text in TOTALS]
 
     def _metrics_of_slaves(self) -> list[components.Metric]:
         """A sample per slave, unless there are so many that they would cost whoever reads them more than they tell."""

@@ -25,7 +25,7 @@ import argparse
 import collections
 import contextlib
 import functools
-import itertools
+import heapq
 import logging
 import math
 import os
@@ -42,7 +42,7 @@ EPSILON = 1e-9  # sums of amounts such as 0.1 may miss by this much
 MOST_AHEAD = 8  # leases that a worker may have ahead of it
 IDLE_KEPT = 2  # workers that stay warm beyond the number of slots
 RESPAWN_PAUSE = 1.0  # seconds that new workers wait after too many have died
-LONGEST = 1e9  # seconds that a worker may say it took
+LONGEST = 10**15  # microseconds that a worker may say it took
 
 
 # -- workers -------------------------------------------------------------------------------------------------------
@@ -80,13 +80,13 @@ class Worker:
     def ago(self, spent: object) -> list[int]:
         """Its lane, and what it says it has spent, as a report tells it: microseconds before now at which it began and
         ended (of the clock that all processes of a machine share), and of opening and packing."""
-        if type(spent) is not list or len(spent) != 4 or {*map(type, spent)} != {float}:
-            return [self.lane, 0, 0, 0, 0]
-        began, ended, *parts = spent
-        now = time.perf_counter()
-        return [self.lane, *(int(min(max(each, 0.0), LONGEST) * 1e6) for each in (now - began, now - ended, *parts))]
-
-
+        now = int(time.perf_counter() * 1e6)
+        if type(spent) is list and len(spent) == 4 and {*map(type, spent)} == {int}:
+            began, ended, opening, packing = spent
+            told = [self.lane, now - began, now - ended, opening, packing]
+            if min(told) >= 0 and max(told) < LONGEST:
+                return told
+        return [self.lane, 0, 0, 0, 0]
 
     def row(self, app: str, now: float) -> list:
         """It as the page of its slave shows it: lane (-1: none), process, application, user, state, seconds in that
@@ -112,6 +112,7 @@ class ProcessTaskManager(components.Component):
         self.free: dict[str, float] = {}
         self.units: list[int] = []  # numbers of the GPUs that are free
         self.done = collections.Counter(tasks=0, failed=0, leases=0)
+        self._lanes: list[int] = []  # of all that were in use, those that are free
         self._unwanted: dict[int, bool] = {}  # leases that a worker has ahead, and whether to kill it if it begins one
         self._fetching: set[str] = set()
         self._least = math.inf  # processors that the most modest of the waiting leases needs
@@ -329,7 +330,7 @@ class ProcessTaskManager(components.Component):
             return True
         if worker is None:
             return False
-        worker.lane = self._free_lane()
+        worker.lane = heapq.heappop(self._lanes) if self._lanes else len(self.running)
         worker.grant = dict(demand_of(envelope))
         for name, amount in worker.grant.items():
             self.free[name] -= amount
@@ -350,10 +351,6 @@ class ProcessTaskManager(components.Component):
         self._watch.attend()
         return True
 
-    def _free_lane(self) -> int:
-        taken = {worker.lane for worker in self.workers.values() if worker.envelope}
-        return next(lane for lane in itertools.count() if lane not in taken)
-
     def _granted(self, worker: Worker) -> dict[str, str]:
         """What the grant means to libraries, as environment variables."""
         threads = str(max(1, int(worker.grant.get("cpus", 1))))
@@ -368,6 +365,7 @@ class ProcessTaskManager(components.Component):
         self.units += worker.grant.pop("units", [])
         for name, amount in worker.grant.items():
             self.free[name] += amount
+        heapq.heappush(self._lanes, worker.lane)
         worker.envelope, worker.grant, worker.used = None, {}, time.monotonic()
         worker.limits = {}
 

@@ -3422,7 +3422,7 @@ class LeaseRunner:
         self._lo, self._began = 0, 0.0  # the first task that was not reported, and when it began
         self._packing = 0.0  # seconds that results took since then
         self._records: Records | None = None
-        self.spent: list = []  # of what is reported: when it began and ended, seconds of opening and of packing
+        self.spent: list = []  # of what is reported: when it began and ended, and opening and packing, in microseconds
         self._first, self._place, self._several = 0, 0, False
         self._head: dict = {}
         self._quick = False  # a lease was: others may have run before the slave has heard of one
@@ -3560,7 +3560,7 @@ class LeaseRunner:
     def _send(self, hi: int, last: bool) -> None:
         self._flush()
         now = time.perf_counter()
-        self.spent = [self._began, now, self._records.seconds, self._packing]
+        self.spent = [int(1e6 * each) for each in (self._began, now, self._records.seconds, self._packing)]
         self._records.seconds = self._packing = 0.0
         lo, seconds, self._lo, self._began = self._lo, now - self._began, hi, now
         parts, self._parts, self._weight, self._lent = self._parts, [], 0, False

@@ -175,7 +175,7 @@ class Crowd:
         span = master.Span(batch.owner.id, first, count, failed, lease.attempt, slave, lane, batch.since, leased,
                            began, self.now, self.now, 1e-5, 1e-5, step, batch.options["name"], 900, 300)
         self.spans.append(span)
-        self.gallery.hear(span)
+        self.gallery.hear([span])
 
     def _failure(self):
         where = self.random.choice(ENDPOINTS)
@@ -192,11 +192,12 @@ class Node(rpc.BaseNode):
     """A master's page without a master: what it tells is of a crowd."""
 
     role = "master"
-    tell = master.MasterNode.tell
+    tell, _ask = master.MasterNode.tell, master.MasterNode._ask
 
     def __init__(self, crowd, folder):
         super().__init__(components.Environment(folder, "master").__enter__(), components.Config())
         self.crowd, self.gallery, self._viewing = crowd, crowd.gallery, threading.Lock()
+        self.spans = master.Spans()  # none: the crowd tells the gallery itself
         self.failures = crowd.gallery.errors
         self.guard = SimpleNamespace(features=lambda: {"files": "active"})
 

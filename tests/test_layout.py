@@ -45,16 +45,16 @@ TOP_LEVEL = {
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
     "client.py": 2532,
-    "components.py": 2095,
+    "components.py": 2096,
     "concurrent_swarm.py": 20,
     "fastpath.pyx": 743,
-    "master.py": 6666,
+    "master.py": 6644,
     "rpc.py": 6147,
     "setup.py": 66,
-    "slave.py": 1279,
+    "slave.py": 1277,
     "tasks.py": 4346,
 }
-TOTAL_LINES = 23_894
+TOTAL_LINES = 23_871
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -7,6 +7,8 @@ from contextlib import closing
 
 import pytest
 from conftest import descriptors_of, text_of, wait_until
+from hypothesis import given
+from hypothesis import strategies as st
 
 from concurrent_swarm import components, master, rpc
 
@@ -49,14 +51,13 @@ def value(found, name, **labels):
 
 def test_the_official_parser_reads_every_kind_of_metric_and_any_label():
     odd = 'a "quoted" \\ back\nline, {brace}=\U0001f600'
-    measured = components.Histogram((0.1, 1.0))
-    for seconds in (0.1, 0.5, 7.0):
-        measured.add(seconds)
+    measured = components.Series()
+    measured.add((0.1, 0.5, 7.0))
     text = components.exposition([
         components.metric("tasks_total", "Tasks: \\ and\nmore.", 3, slave=odd + "\ud800"),
         components.metric("load", "No help", -0.25),
         components.metric("odd", "", math.inf),
-        components.metric("task_seconds", "Seconds.", measured, kind="x"),
+        components.metric("task_seconds", "Seconds.", measured.histogram((0.1, 1.0)), kind="x"),
         components.metric("process_open_fds", "Theirs.", 7),
     ]).decode()
     assert text.endswith("\n") and text.count("# TYPE") == 5
@@ -70,12 +71,16 @@ def test_the_official_parser_reads_every_kind_of_metric_and_any_label():
     }  # fmt: skip
 
 
-def test_a_copy_of_a_histogram_stays_as_it_was():
-    measured = components.Histogram()
-    measured.add(0.5, 3)
-    before = measured.copy()
-    measured.add(0.5)
-    assert (sum(before.counts), before.sum, sum(measured.counts)) == (3, 1.5, 4)
+@given(st.lists(st.floats(1e-7, 1e5), max_size=200), st.integers(0, 6))
+def test_a_histogram_counts_what_is_up_to_each_bound_and_never_less_than_before(values, coarser):
+    measured = components.Series()
+    measured.add(values)
+    before = measured.histogram()
+    for bound, count in before.counts.items():
+        assert sum(one <= bound for one in values) <= count <= sum(one <= bound * 33 / 32 for one in values)
+    measured._coarsen(measured.shift + coarser)
+    after = measured.histogram()
+    assert all(after.counts[bound] >= count for bound, count in before.counts.items()) and after.n == len(values)
 
 
 # -- what nodes tell -----------------------------------------------------------------------------------------------

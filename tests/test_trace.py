@@ -423,11 +423,11 @@ def test_nothing_is_heard_for_traces_while_nobody_traces(tmp_path, monkeypatch):
     node = master.MasterNode(environment, config)
     node.setup()
     try:
-        assert node.traces.hear not in node.span_ears
+        assert node.traces.hear not in node.spans.ears
         node.traces.follow("c1")
-        assert node.span_ears.count(node.traces.hear) == 1
+        assert node.spans.ears.count(node.traces.hear) == 1
         node.traces.leave("c1")
-        assert node.traces.hear not in node.span_ears
+        assert node.traces.hear not in node.spans.ears
     finally:
         node.close()
 

@@ -163,6 +163,7 @@ class SimSlave:
         for verb, number, *rest in unsaid:
             if number in kept:
                 self.send(verb, number, *rest)
+        self.start()  # what had not begun when the connection broke
 
     def leave(self, dead):
         """The connection breaks. A slave that is not dead goes on, and its results come when nobody waits for them,

@@ -39,6 +39,7 @@ import platform
 import random
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -49,7 +50,6 @@ import tempfile
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,7 +101,7 @@ class ApplicationNode(components.Component):
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         if cls.__module__ == "__main__":
-            file = getattr(sys.modules["__main__"], "__file__", "FILE")
+            file = sys.argv[0] if hasattr(sys.modules["__main__"], "__file__") else "FILE"
             print(components.UsageError(
                 f"{file} is an application", "it runs inside a client", f"python client.py {file} --local"
             ).text(), file=sys.stderr)
@@ -288,8 +288,7 @@ class ApplicationNode(components.Component):
         self._names: dict[int, str] = {}  # number of a system -> its name at the master
         self._ended: dict[int, dict] = {}  # number of a system -> its stats
         self._asked: dict[int, str] = {}  # number of a system -> the id by which its figures were asked for
-        self._sealed: dict[int, tuple] = {}
-        self._collecting: dict[int, str] = {}
+        self._out: dict[int, tuple] = {}  # number of a system without an end -> the call that began it
         self._published: dict[str, Any] = {}  # what was published, for a master that must be told again
         self._load = self._reader()
         rpc.Exchange(self._publish, self.swarm.fetch, load=self._load)
@@ -333,10 +332,8 @@ class ApplicationNode(components.Component):
             for key in self._published:
                 self._send_published(key)
             self._owner.resubmit(welcome.get("known", True))
-            for number, (sealed, options) in list(self._sealed.items()):
-                self.swarm.call("push_tasksystem", number, self._bundle.digest, options, parts=[sealed])
-            for number, name in self._collecting.items():
-                self.swarm.call("collect", number, name)
+            for (method, *params), parts in list(self._out.values()):
+                self.swarm.call(method, *params, parts=parts)
             for number in self._asked:
                 self.swarm.call("get_stats", number)
 
@@ -366,6 +363,11 @@ class ApplicationNode(components.Component):
         rows = list(self._progress.values())
         done, known = plain + sum(row[1] for row in rows), plain + self._owner.outstanding + sum(row[2] for row in rows)
         return max([row[0] for row in rows], default=0), done, known, self._owner.failed
+
+    def _failures(self) -> list[tuple[str, dict]]:
+        """The ids of tasks that failed, and how; of a system's tasks, once it has ended."""
+        ended = self._ended.values()
+        return [*self._owner.failures, *(failure for one in ended for failure in one.get("failures", ()))]
 
     def _system_row(self, number: int) -> dict:
         """A task system as this node's page shows it."""
@@ -408,18 +410,18 @@ class ApplicationNode(components.Component):
         except components.Error as error:
             self.push_tasksystem_failed({"c": -32602, "m": str(error), "t": "", "e": error})
             return
-        number = len(self._systems) + 1
         options = {"name": type(system).__name__, "client_id": self.node_id_str, "by_hand": self._by_hand,
                    "system_id": str(system.system_id), "hook_timeout": limit, "detaches": self._detaches}
-        self._systems[number] = system
-        self._sealed[number] = (sealed, options)  # kept until the system has ended: a new master needs it again
-        self.swarm.call("push_tasksystem", number, self._bundle.digest, options, parts=[sealed])
+        self._begin_system(system, "push_tasksystem", self._bundle.digest, options, parts=[sealed])
 
     def _collect(self, name: str) -> None:
+        self._begin_system(tasks.ITaskSystem(), "collect", name)
+
+    def _begin_system(self, system: tasks.ITaskSystem, method: str, *params: Any, parts: Iterable = ()) -> None:
         number = len(self._systems) + 1
-        self._systems[number] = tasks.ITaskSystem()
-        self._collecting[number] = name
-        self.swarm.call("collect", number, name)
+        self._systems[number] = system
+        self._out[number] = (method, number, *params), parts  # a new master needs it again
+        self.swarm.call(method, number, *params, parts=parts)
 
     def _unheard(self, task: tasks.Handle, result: Any, error: BaseException | None) -> None:
         """Stands in for `task_finished` in an application without one."""
@@ -444,8 +446,7 @@ class ApplicationNode(components.Component):
             self.shutdown_main_loop()
 
     def _hear_system_refused(self, parts: list, number: int, failure: dict) -> None:
-        self._sealed.pop(number, None)
-        self._collecting.pop(number, None)
+        self._out.pop(number, None)
         self.push_tasksystem_failed(failure)
 
     def _hear_output(self, parts: list, owner: str, attempt: int, pieces: list) -> None:
@@ -483,8 +484,7 @@ class ApplicationNode(components.Component):
         if system is None or number in self._ended:
             return
         self._ended[number] = stats
-        self._sealed.pop(number, None)
-        self._collecting.pop(number, None)
+        self._out.pop(number, None)
         result, error = self._open_outcome(failure, parts)
         self.swarm.call("work_settled", number)
         self._system_handle = tasks.Handle(stats.get("system_id") or system.system_id)
@@ -537,6 +537,7 @@ class ClientNode(rpc.Node):
                                           ("wait", "cancel"), "what becomes of the work when this client vanishes")
     page = components.BoolItem("client", "page", True, "listen on a port of its own for people who look in")
     busy_loop = True
+    _has_page = True  # the master
     app: ApplicationNode | None = None
     watch: "Watch | None" = None  # what shows the progress
     tracer: tasks.Tracer | None = None
@@ -572,7 +573,7 @@ class ClientNode(rpc.Node):
             raise self.refusal
         if self.watch and app._welcomed:
             secure = rpc.certificate_of("client", self.address, self._access_file)
-            self.watch.begin(f"http{'s' * bool(secure)}://{self.address}/")
+            self.watch.page = f"http{'s' * bool(secure)}://{self.address}/" * self._has_page
 
     def on_signal(self, function: Callable) -> None:
         """Runs it in the loop, from a signal handler; who still waits for a master has nothing to do but to stop."""
@@ -611,10 +612,15 @@ class ClientNode(rpc.Node):
     def welcomed(self, info: dict, fresh: bool) -> None:
         if self.tracer and fresh:
             self.tracer.begin(info["name"], self.is_local)
+        self._has_page = bool(info.get("page"))
+        if self.watch:
+            self.watch.away = False
         self._todo.append((self.app._joined, info, fresh))
 
     def lost(self, reason: str) -> None:
         log.warning("lost the master at %s (%s); looking for it", self.address, reason)
+        if self.watch:
+            self.watch.away = True
         self._todo.append((self.app.master_disconnected, False))
 
     def on_loop(self, function: Callable) -> None:
@@ -657,8 +663,8 @@ class ClientNode(rpc.Node):
 
     @property
     def hears_master(self) -> bool:
-        """Whether the master has let this client in and gave a sign of life a moment ago."""
-        return not self.unready() and time.monotonic() - self.link.session.heard_at < rpc.SILENT
+        """Whether the master gave a sign of life a moment ago."""
+        return time.monotonic() - self.link.session.heard_at < rpc.SILENT
 
     def metrics(self) -> list[components.Metric]:
         owner, app, metric = self.app._owner, self.app, components.metric
@@ -710,8 +716,9 @@ class ClientNode(rpc.Node):
             limit = time.monotonic() + HEARD_WITHIN
             if self.tracer:
                 self.call("rest_of_trace")
-                while self.link.state == "ready" and not self.tracer.complete and time.monotonic() < limit:
-                    self.loop.step(0.1)
+                with self.terminal.waiting("the rest of the trace has not come yet"):
+                    while self.link.state == "ready" and not self.tracer.complete and time.monotonic() < limit:
+                        self.loop.step(0.1)
             if not self.app._detached:
                 self.call("goodbye")
             self.link.tick(time.monotonic())
@@ -915,13 +922,17 @@ class Inline(components.ComponentManager):
 class Watch:
     """The progress line, what tasks print above it, and the patience with a swarm that has no worker."""
 
-    def __init__(self, app: ApplicationNode, terminal: components.Terminal, wait: float, show: bool, quiet: bool,
+    LASTING = ("slave", "nothing")  # waits in which a person must do something: told in a line that stays
+
+    def __init__(self, app: ApplicationNode, terminal: components.Terminal, wait: float, quiet: bool,
                  events: "Events | None" = None):
-        self._app, self._terminal, self._wait, self._show, self._quiet = app, terminal, wait, show, quiet
-        self.events = events
-        self._next, self._idle_since = 0.0, time.monotonic()
-        self._state, self._state_since, self._said = "", 0.0, False  # what it waits for, and whether it has said so
-        self._lonely = False  # whether it has said that there is no slave
+        self._app, self._terminal, self._wait, self._quiet, self.events = app, terminal, wait, quiet, events
+        self.page: str | None = None  # the address of the master's page; "" if it has none, None as long as we are out
+        self.away = False  # whether the master is
+        self._introduced = False
+        self._next = 0.0
+        self._state, self._why = "", ""  # what it waits for
+        self._since, self._said = 0.0, False  # and since when, and whether it has said so
         self._silent = terminal.PATIENT if terminal.live else rpc.SILENT
         self._looked, self.slot_seconds, self.full_at = 0.0, 0.0, 0.0  # when all workers were busy last
 
@@ -932,28 +943,34 @@ class Watch:
             self._measure(now)
             if self.events:
                 self.events.tick(now)
-            _, workers, _ = self._app._size
-            if workers or not self._app._welcomed or not self._app.swarm.hears_master:
-                self._idle_since = now  # patience with a master that is away is another matter
-            if workers:
+            if self.page is not None and (self._app._names or not self._app._systems):
+                self._introduce()
+            if self._app._welcomed:
                 self._look(now)
                 self._draw(now)
-            elif self._app._welcomed and self._app.pending:
-                self._still_waiting(now - self._idle_since)
         return self._next if self._app.pending else now + 1.0
 
-    def begin(self, page: str) -> None:
-        """Says on a terminal where the application runs, and where a browser shows it."""
-        slaves, workers, _ = self._app._size
-        size = f"{slaves} slave{'s' * (slaves != 1)}, {workers} worker{'s' * (workers != 1)}"
-        if self._show and self._terminal.live:
-            server = self._app.swarm.server
-            self._terminal.write(f"{type(self._app).__name__} on {self._app.swarm.address}: {size}    watch: {page}\n")
-            if server and self._app.swarm.shows_page:
-                self._terminal.write(f"this client itself: http://{server.address}/\n")
+    @property
+    def place(self) -> str | None:
+        """The address at which a browser shows the run; None or "" if there is none."""
+        names = list(self._app._names.values())
+        return f"{self.page}#system={names[-1]}" if self.page and names else self.page
+
+    def _introduce(self) -> None:
+        """Says once, on a terminal, where the application runs, and where a browser shows it."""
+        if not self._quiet and self._terminal.stream.isatty() and not self._introduced:
+            swarm, (slaves, workers, _) = self._app.swarm, self._app._size
+            size = f"{_count(slaves, 'slave')}, {_count(workers, 'worker')}"
+            head = f"{type(self._app).__name__} on {swarm.address}: {size}"
+            self._terminal.write(self._terminal.beside(head, f"watch: {self.place}" if self.page else "") + "\n")
+            if swarm.server and swarm.shows_page:
+                self._terminal.write(f"this client itself: http://{swarm.server.address}/\n")
+        self._introduced = True
 
     def end(self) -> None:
         """Takes the line away."""
+        if self.page is not None:
+            self._introduce()
         self._measure(time.monotonic())
         self._terminal.write("")
 
@@ -962,28 +979,41 @@ class Watch:
         self.slot_seconds += workers * (now - (self._looked or self._app._started or now))
         self._looked, self.full_at = now, now if busy >= workers else self.full_at
 
+    def _hindered(self) -> tuple[str, str]:
+        """What keeps it from going on: a word for the first that does, and how a person is told."""
+        app, (_, done, known, _) = self._app, self._app._tally()
+        if self.away or not (app.workers or app.swarm.hears_master):
+            return "master", f"the master at {app.swarm.address} is away; looking for it"
+        if not app.workers:
+            return "slave" * app.pending, f"the master has no worker; {known:,} tasks are queued"
+        if app._waits:
+            kind, tasks, why, task = app._waits[0]
+            waits = f"{tasks:,} task{' waits' if tasks == 1 else 's wait'}: {why}; see --explain {task}"
+            return kind, waits if task else why
+        if not app.pending:
+            return "nothing", "no task is out; the application ends when it calls shutdown_main_loop()"
+        return "system" * (0 < known == done), "the task system itself is at work"
+
     def _look(self, now: float) -> None:
         """Notes since when it waits for the same; says so in a line, once, where no line is rewritten."""
-        state = self._app._waits[0][0] if self._app._waits else "" if self._app.pending else "nothing"
+        state, self._why = self._hindered()
         if state != self._state:
-            self._state, self._state_since, self._said = state, now, False
-        fields = self._waiting(now)
-        if fields and not self._said and self._show:
+            self._state, self._since, self._said = state, now, False
+        start = f"python slave.py --master {self._app.swarm.address}"
+        if state == "slave" and now - self._since >= self._wait:
+            raise components.GaveUp(f"no worker within {self._wait:.0f} s; {self._app._tally()[2]} tasks are queued",
+                                    "no slave is connected to the master", f"in another terminal: {start}")
+        if self._waiting(now) and not self._said and not self._quiet:
             self._said = True
-            if state == "nothing" or not self._terminal.live:
-                self._terminal.write(f"still waiting: {'; '.join(fields)}\n")
+            slave = f"no slave is connected to the master. In another terminal: {start}"
+            if state in self.LASTING or not self._terminal.live:
+                self._terminal.write(f"still waiting: {slave if state == 'slave' else self._why}\n")
                 self._terminal.flush()
 
     def _waiting(self, now: float) -> list[str]:
-        """What it has waited for in silence for a while, as fields of the progress line."""
-        if not self._state or now - self._state_since < self._silent:
-            return []
-        if self._state == "nothing":
-            return ["no task is out", "the application ends when it calls shutdown_main_loop()"]
-        _, tasks, why, task = self._app._waits[0]
-        if not task:
-            return [why]
-        return [f"{tasks:,} task{' waits' if tasks == 1 else 's wait'}: {why}", f"see --explain {task}"]
+        """What it has waited for in silence for a while, as a field of the progress line."""
+        waited, limit = now - self._since, f" of {self._wait:.0f}" * (self._state == "slave")
+        return [f"{self._why} ({waited:.0f} s{limit})"] if self._state and waited > self._silent else []
 
     def show_output(self, task_id: str, attempt: int, text: str) -> None:
         """Shows what a task has printed, each line with its id; of one that was rewritten in place, how it ended."""
@@ -995,39 +1025,38 @@ class Watch:
 
     def _draw(self, now: float) -> None:
         app = self._app
-        step, done, known, failed = app._tally()
         elapsed = now - app._started
-        if not self._show or (elapsed < 0.5 and not self._terminal.live):
+        if self._quiet or (elapsed < 0.5 and not self._terminal.live):
             return
-        rate = done / elapsed if elapsed else 0.0
         fields = self._waiting(now) if app.pending else []
+        if self._state not in ("master", "slave"):
+            fields += self._progress(elapsed, bool(fields))
+        if fields:
+            self._terminal.status(fields)
+
+    def _progress(self, elapsed: float, waits: bool) -> list[str]:
+        """How far it is, as fields of the progress line; `waits`: it is said what it waits for."""
+        step, done, known, failed = self._app._tally()
         if not known:
-            if app.pending and elapsed > self._silent:
-                self._terminal.status(fields or f"no task is known yet ({elapsed:.0f} s)")
-            return
-        fields += [f"step {step}"] if step > 1 else []
+            silent = waits or not self._app.pending or elapsed <= self._silent
+            return [] if silent else [f"no task is known yet ({elapsed:.0f} s)"]
+        _, workers, busy = self._app._size
+        rate = done / elapsed if elapsed else 0.0
+        fields = [f"step {step}"] if step > 1 else []
         fields += [self._terminal.bar(done / known), f"{done:,}/{known:,}"]
         fields += [f"{failed:,} failed"] if failed else []
-        _, workers, busy = app._size
-        fields += [f"{busy}/{workers} busy", f"{rate:,.0f}/s"]
-        if done > 20 or done > known * 0.05:
+        fields += [f"{busy}/{workers} busy", f"{_rate(rate)}/s"]
+        if known > done > min(20, known * 0.05):
             fields.append(f"ETA {(known - done) / rate:,.0f} s")
-        self._terminal.status(fields)
+        return fields
 
-    def _still_waiting(self, waited: float) -> None:
-        if waited >= self._wait:
-            raise components.GaveUp(
-                f"no worker within {self._wait:.0f} s; {self._app._tally()[2]} tasks are queued",
-                "no slave is connected to the master",
-                f"in another terminal: python slave.py --master {self._app.swarm.address}",
-            )
-        if waited > self._silent and self._show:
-            if not self._lonely:
-                self._lonely = True
-                self._terminal.write("still waiting: no slave is connected to the master. In another terminal: python "
-                                     f"slave.py --master {self._app.swarm.address}\n")
-            queued = f"{self._app._tally()[2]:,} tasks are queued"
-            self._terminal.status(f"the master has no worker; {queued} ({waited:.0f} s of {self._wait:.0f})")
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _rate(a_second: float) -> str:
+    return f"{a_second:,.0f}" if a_second >= 9.5 else f"{a_second:.2g}"
 
 
 class Events:
@@ -1122,25 +1151,21 @@ def _explained_wait(head: str, about: dict) -> list[str]:
 def summary(app: ApplicationNode, code: int) -> dict:
     """How a run ended, as the object that `--json` prints."""
     elapsed = time.monotonic() - app._started if app._started else 0.0
-    counts = Counter(done=app._owner.done, failed=app._owner.failed)
-    failures, seconds, steps = list(app._owner.failures), app._owner.seconds, 0
-    for stats in app._ended.values():
-        counts += Counter(done=stats.get("done", 0), failed=stats.get("failed", 0))
-        failures += stats.get("failures", [])
-        seconds += stats.get("seconds", 0.0)
-        steps += stats.get("steps", 0)
-    tasks_done = counts["done"] + counts["failed"]
+    plain = {key: getattr(app._owner, key) for key in ("done", "failed", "seconds")}
+    done, failed, seconds, steps = (sum(one.get(key, 0) for one in (plain, *app._ended.values()))
+                                    for key in ("done", "failed", "seconds", "steps"))
+    tasks_done = done + failed
     about = {
         "ok": code == 0, "exit": code, "app": type(app).__name__, "systems": list(app._names.values()),
         "detached": app._detached,
-        "tasks": tasks_done, "done": counts["done"], "failed": counts["failed"], "steps": steps,
+        "tasks": tasks_done, "done": done, "failed": failed, "steps": steps,
         "elapsed_s": round(elapsed, 3), "rate": round(tasks_done / elapsed, 1) if elapsed else 0.0,
         "workers": app.workers, "slaves": app.slaves,
         "speedup": {"value": round(seconds / elapsed, 2) if elapsed else 0.0, "kind": "task_time"},
         "task_seconds": round(seconds, 3), "cpu_s": round(time.process_time() - app._cpu, 3),
         "in_line_s": round(_seconds_in_line() - app._in_line, 3), "result": app.result,
-        "errors": group_failures(failures, app._shown), "output_dropped": app.output_dropped,
-        "error": describe_end(app),
+        "errors": group_failures(app._failures(), app._shown), "output_dropped": app.output_dropped,
+        "error": describe_end(app), "page": app.swarm.watch.place or None,
     }
     return {**about, "worker_time": worker_time(app, seconds), "hints": hints(app, about)}
 
@@ -1191,43 +1216,53 @@ def group_failures(failures: list, shown: Callable[[str], str]) -> list[dict]:
     return sorted(groups.values(), key=lambda group: -group["count"])
 
 
-def print_end(about: dict, terminal: components.Terminal, app_file: str, full: bool) -> None:
+def print_end(about: dict, terminal: components.Terminal, options: argparse.Namespace) -> None:
     """The lines at the end of a run, to stderr: what was done, or what failed and why."""
-    say = functools.partial(print, file=sys.stderr)
+    say, full, again = functools.partial(print, file=sys.stderr), options.full_traceback, _again(options)
+    system = f"system{'s' * (len(about['systems']) > 1)} {', '.join(about['systems'])} " * bool(about["systems"])
+    head = f"FAILED   {system}{about['app']}: "
     if about["errors"]:
-        head = f"FAILED   {about['failed']} of {about['tasks']} tasks failed, {about['done']} done"
-        say(terminal.paint(f"{head}, {about['elapsed_s']:.1f} s", "31"))
+        counts = f"{about['failed']:,} of {about['tasks']:,} tasks failed, {about['done']:,} done"
+        say(terminal.paint(f"{head}{counts}, {about['elapsed_s']:.1f} s", "31"))
         for group in about["errors"]:
-            _print_group(group, full, say)
+            _print_group(group, full, terminal, say)
         told = sum(group["count"] for group in about["errors"])
         if told < about["failed"]:
             say(f"\nof {about['failed']:,} failed tasks the first {told:,} are counted above")
     if about["error"]:
         where = f" in {about['error']['hook']}" if about["error"]["hook"] else ""
-        say(terminal.paint(f"FAILED   {about['error']['type']}{where}: {about['error']['message']}", "31"))
+        say(terminal.paint(f"{head}{about['error']['type']}{where}: {about['error']['message']}", "31"))
         if about["error"]["traceback"]:
             say(_indent(about["error"]["traceback"]))
         _print_output(about["error"]["output"], full, say)
     if about["detached"]:
+        given = [("--master", options.master), ("--access", options.access)]
+        where = shlex.join(word for pair in given if pair[1] for word in pair)
         for name in about["systems"]:
-            say(f"detached system {name} goes on; collect it: python client.py {app_file} --collect {name}")
+            say(f"detached system {name} goes on; collect it: {again} --collect {name} {where}".rstrip())
     elif about["errors"] or about["error"]:
-        say(f"\ndebug here: python client.py {app_file} --workers 0 --pdb")
+        say(f"\ndebug here: {again} --workers 0 --pdb")
         if about["replays"]:
-            say(f"replay: python client.py {app_file} --replay {about['replays'][0]}")
+            words = [*_file(options), "--replay", about["replays"][0], *options.replays.place()]
+            say(f"replay: {shlex.join(['python', 'client.py', *words])}")
     elif about["tasks"]:
         steps = f" in {about['steps']} steps" if about["steps"] > 1 else ""
-        say(f"done     {about['tasks']:,} task{'s' * (about['tasks'] != 1)}{steps}, "
-            f"{about['elapsed_s']:.1f} s, {about['rate']:,.0f} tasks/s, 0 failed")
+        say(f"done     {_count(about['tasks'], 'task')}{steps}, {about['elapsed_s']:.1f} s, {_rate(about['rate'])} "
+            "tasks/s, 0 failed")
         if about["workers"] and (about["task_seconds"] > 1 or about["speedup"]["kind"] == "measured"):
             _print_speedup(about, say)
         for hint in about["hints"]:
             say(f"hint     {hint}")
 
 
+def _again(options: argparse.Namespace) -> str:
+    """The command that runs the same application."""
+    return shlex.join(["python", "client.py", *_words(options)])
+
+
 def _print_speedup(about: dict, say: Callable) -> None:
     value, base = about["speedup"]["value"], about["speedup"].get("base_s", about["task_seconds"])
-    workers = f"{about['workers']} worker{'s' * (about['workers'] != 1)}"
+    workers = _count(about["workers"], "worker")
     against = f"against {base:.1f} s of task time one after the other"
     if about["speedup"]["kind"] == "measured":
         against = f"measured: {base:.2f} s of processor time by {about['speedup']['base']}"
@@ -1248,8 +1283,8 @@ def hints(app: ApplicationNode, about: dict) -> list[str]:
     mean, late = about["task_seconds"] / tasks_done, elapsed - (watch.full_at - app._started)
     size = app._work[2] if app._work else 0
     if tasks_done < workers:
-        return [f"{tasks_done} task{'s' * (tasks_done > 1)} for {workers} workers: {workers - tasks_done} had nothing "
-                f"to do. Cut the work into {4 * workers} tasks or more"]
+        return [f"{_count(tasks_done, 'task')} for {workers} workers: {workers - tasks_done} had nothing to do. "
+                f"Cut the work into {4 * workers} tasks or more"]
     if size / elapsed > LARGE_RESULTS:
         return [f"results are large ({size / 2**20:,.0f} MiB, {size / 2**20 / tasks_done:.1f} MiB each): to bring them "
                 "home takes longer than to make them. Let tasks return less"]
@@ -1270,9 +1305,9 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1e6:.2g} us"
 
 
-def _print_group(group: dict, full: bool, say: Callable) -> None:
+def _print_group(group: dict, full: bool, terminal: components.Terminal, say: Callable) -> None:
     message = components.printable(group["message"].splitlines()[0][:200]) if group["message"] else ""
-    say(f"\n{group['count']} x {group['type']}: {message}    {group['where']}".rstrip())
+    say("\n" + terminal.beside(f"{group['count']} x {group['type']}: {message}", group["where"]))
     say(f"    {_whose(group)}")
     lines = group["traceback"].removeprefix(f"{TRACEBACK}\n").rstrip().splitlines()
     missing = re.fullmatch(r"No module named '([\w.]+)'", message)
@@ -1288,7 +1323,7 @@ def _print_group(group: dict, full: bool, say: Callable) -> None:
     if lines:
         say(_indent("\n".join(lines if full or len(lines) <= 12 else [*lines[:1], "  …", *lines[-9:]])))
     if hidden and not full:
-        say(f"    {len(hidden)} framework frame{'s' * (len(hidden) > 1)} hidden (--full-traceback)")
+        say(f"    {_count(len(hidden), 'framework frame')} hidden (--full-traceback)")
     _print_output(group["output"], full, say)
 
 
@@ -1321,7 +1356,7 @@ class LocalSwarm:
                  terminal: components.Terminal | None = None):
         self._workers, self._settings, self._terminal = workers, settings, terminal or components.Terminal()
         self._reached = [os.path.realpath(path) for name in ("read", "write") for path in (needs or {}).get(name, ())]
-        self._children: list[tuple[subprocess.Popen, socket.socket]] = []
+        self._children: list[tuple[subprocess.Popen, socket.socket, threading.Thread]] = []
 
     def __enter__(self) -> "LocalSwarm":
         self.folder = tempfile.mkdtemp(prefix="concurrent-", dir=self._place())
@@ -1342,7 +1377,7 @@ class LocalSwarm:
         return next((p for p in places if not any(os.path.commonpath([p, one]) == one for one in self._reached)), None)
 
     def __exit__(self, *_: Any) -> None:
-        for process, line in reversed(self._children):
+        for process, line, listener in reversed(self._children):
             line.close()  # the node follows its parent
             try:
                 with self._terminal.waiting("a node of the local swarm is ending"):
@@ -1350,6 +1385,7 @@ class LocalSwarm:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            listener.join(1)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self, role: str, *arguments: str) -> dict:
@@ -1360,9 +1396,12 @@ class LocalSwarm:
         with theirs:
             process = subprocess.Popen(
                 [*command, "--parent", str(theirs.fileno()), *arguments], env=environ_of_children(self.folder),
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                start_new_session=True, text=True, errors="replace",
             )
-        self._children.append((process, ours))
+        listener = threading.Thread(target=self._listen, args=(process.stderr,), name=f"hears {role}", daemon=True)
+        listener.start()
+        self._children.append((process, ours, listener))
         ours.settimeout(30)
         with ours.makefile("rb") as lines, self._terminal.waiting(f"the local {role} is starting"):
             try:
@@ -1370,9 +1409,18 @@ class LocalSwarm:
             except TimeoutError:
                 raise components.GaveUp(f"the local {role} did not start within 30 s", "the machine is busy") from None
             if not line:
-                raise components.Error(f"the local {role} did not start", f"it ended with exit code {process.wait(5)}",
+                code = process.wait(5)
+                listener.join(1)
+                raise components.Error(f"the local {role} did not start", f"it ended with exit code {code}",
                                        f"its reason stands above; try it alone: python {role}.py")
         return json.loads(line)
+
+    def _listen(self, said: Any) -> None:
+        """Shows what a node says, the status line out of its way."""
+        with said:
+            for line in said:
+                self._terminal.write(line)
+                self._terminal.flush()
 
 
 def environ_of_children(state: str) -> dict[str, str]:
@@ -1388,7 +1436,6 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, terminal: components.Terminal):
         self._options, self._terminal = options, terminal
-        self._app = [options.app] if options.app else ["-m", options.module]
 
     def sequential(self, times: int) -> dict:
         """The best of so many runs without a swarm: its processor seconds, and whose way it was."""
@@ -1406,7 +1453,7 @@ class Bench:
         return [self._with_workers(swarm_of, str(number), times) for number in numbers] + rows
 
     def _with_workers(self, swarm_of: Callable, workers: str | None, times: int) -> dict:
-        label = f"with {workers or 'all'} worker{'s' * (workers != '1')}"
+        label = f"with {_count(int(workers), 'worker') if workers else 'all workers'}"
         with swarm_of(workers) as swarm:
             words = ["--master", swarm.address, "--access", swarm.access, "--env", os.path.join(swarm.folder, "client")]
             runs = [self._run(label, turn, times, *words) for turn in range(times)]
@@ -1416,9 +1463,7 @@ class Bench:
 
     def _run(self, label: str, turn: int, times: int, *words: str) -> dict:
         """One run. Raises Error if it fails, with what it says."""
-        given = [word for one in self._options.set for word in ("--set", one)]
-        given += ["--app", self._options.chosen] if self._options.chosen else []
-        command = [sys.executable, "-m", f"{__package__}.client", *self._app, "--json", "-q", *given, *words]
+        command = [sys.executable, "-m", f"{__package__}.client", *_words(self._options), "--json", "-q", *words]
         environ = environ_of_children(str(components.state_root()))
         with tempfile.TemporaryFile("w+") as said, self._terminal.waiting(f"{label}, run {turn + 1} of {times}", 10):
             process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=said, text=True)
@@ -1446,6 +1491,16 @@ def _first_error(about: dict) -> str:
     return f"{errors[0]['type']}: {errors[0].get('message') or errors[0].get('what')}" if errors else "it said nothing"
 
 
+def _words(options: argparse.Namespace) -> list[str]:
+    """Which application, of which file, with which settings."""
+    words = ["--app", options.chosen] if options.chosen else []
+    return [*_file(options), *words, *(word for one in options.set for word in ("--set", one))]
+
+
+def _file(options: argparse.Namespace) -> list[str]:
+    return [options.app] if options.app else ["-m", options.module]
+
+
 def bench(options: argparse.Namespace, swarm_of: Callable) -> int:
     """`--bench`: measures, writes the picture and the figures, prints the table. Returns the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(components.EXIT_TERMINATED))
@@ -1457,25 +1512,28 @@ def bench(options: argparse.Namespace, swarm_of: Callable) -> int:
         row["by_clock"] = base["elapsed_s"] / row["best_s"]
         row["efficiency"] = row["speedup"] / row["workers"]
         row["idle"] = max(0.0, 1 - row["task_seconds"] / (row["best_s"] * row["workers"]))
-    fit = amdahl([(row["workers"], row["best_s"]) for row in rows if row["workers"] <= usable_cpus()])
+    cpus = tasks.usable_cpus()
+    fit = amdahl([(row["workers"], row["best_s"]) for row in rows if row["workers"] <= cpus])
     name = Path(options.app).resolve().stem if options.app else options.module.rpartition(".")[2]
     about = {"ok": True, "exit": 0, "app": name, "sequential": base, "rows": rows, "repeat": times,
              "p": fit and fit[1] / sum(fit), "fixed_s": fit and fit[0], "shared_s": fit and fit[1],
-             "processors": usable_cpus(), "machine": platform.machine(), "system": platform.platform(),
+             "processors": cpus, "machine": platform.machine(), "system": platform.platform(),
              "python": platform.python_version(), "version": components.__version__,
              "same_result": len({base["result"], *(one for row in rows for one in row["results"])}) == 1}
-    for path, text in ((f"{name}-bench.json", json.dumps(about, indent=1)), (f"{name}-scaling.svg", draw(about))):
-        with components.replacing(path) as file:
-            file.write(text.encode() + b"\n")
-    print(json.dumps(about) if options.json else "\n".join(table(about)), flush=True)
+    if not options.json:
+        print("\n".join(table(about)), flush=True)  # first: it took long, and files may not be written
+    try:
+        for path, text in ((f"{name}-bench.json", json.dumps(about, indent=1)), (f"{name}-scaling.svg", draw(about))):
+            with components.replacing(path) as file:
+                file.write(text.encode() + b"\n")
+    except OSError as error:
+        raise components.Error(f"figures and picture cannot be written to {os.getcwd()}", components.describe(error),
+                               "run it in a folder of yours") from None
+    if options.json:
+        print(json.dumps(about), flush=True)
     if not options.quiet:
         print(f"wrote    {name}-scaling.svg, {name}-bench.json", file=sys.stderr)
     return components.EXIT_OK
-
-
-def usable_cpus() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def amdahl(points: list[tuple[int, float]]) -> tuple[float, float] | None:
@@ -1500,7 +1558,8 @@ def amdahl(points: list[tuple[int, float]]) -> tuple[float, float] | None:
 def table(about: dict) -> list[str]:
     """The lines of `--bench`."""
     base, cpus = about["sequential"], about["processors"]
-    lines = [f"bench    {about['app']}: the best of {about['repeat']} runs each",
+    each = f"the best of {about['repeat']} runs" if about["repeat"] > 1 else "one run"
+    lines = [f"bench    {about['app']}: {each} each",
              f"         without a swarm {base['base_s']:.2f} s of processor time by {base['by']}",
              "workers   seconds   slowest   speedup   by clock   efficiency   task time   idle"]
     for row in about["rows"]:
@@ -1557,7 +1616,10 @@ def draw(about: dict) -> str:
                   _text((52, at(0, row["workers"])[1] + 4), f"{row['workers']}x", text_anchor="end")]
     parts += [_text((60, 24), f"{about['app']}: speedup over {about['sequential']['by']}", font_weight="bold"),
               _text((75, 44), "one for each worker", fill="#888"), _text((300, 392), "workers", text_anchor="middle")]
-    return ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 620 400" font-family="sans-serif" font-size="13">'
+    title, words = html.escape(f"Speedup of {about['app']}"), html.escape("; ".join(
+        f"{_count(row['workers'], 'worker')}: {row['speedup']:.2f}x" for row in rows))
+    return ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 620 400" font-family="sans-serif" font-size="13" '
+            f'role="img" aria-label="{title}"><title>{title}</title><desc>{words}</desc>'
             f'<rect width="620" height="400" fill="#fff"/>{"".join(parts)}</svg>')
 
 
@@ -1582,34 +1644,33 @@ def ask(options: argparse.Namespace) -> int:
     address = rpc.address_of_master(options.master or given, options.access)
     made = functools.partial(rpc.Proxy, address, certificate=rpc.certificate_of("client", address, options.access))
     with components.Terminal().waiting(f"{address} has not answered yet"), contextlib.closing(made()) as proxy:
-        if options.explain:
-            return _print_explanation(proxy.task.explain(options.explain), options.json)
         if options.cancel or options.drain:
             proxy.ping()  # before the question who may
             with contextlib.closing(made(rpc.token_of(address, options.access))) as proxy:
-                return _print_order(proxy, options)
-        about = _status_of(proxy)
+                about, lines = _order(proxy, options)
+        elif options.explain:
+            about = proxy.task.explain(options.explain)
+            lines = explained(about)
+        else:
+            about = _status_of(proxy)
+            lines = status_lines(about)
     if options.watch:
         return _watch_status(made(), options.json)
-    print(json.dumps(about) if options.json else "\n".join(status_lines(about)), flush=True)
-    return components.EXIT_OK
+    print(json.dumps(about) if options.json else "\n".join(lines), flush=True)
+    return components.EXIT_FAILED if about.get("state") == "unknown" else components.EXIT_OK
 
 
-def _print_explanation(about: dict, as_json: bool) -> int:
-    print(json.dumps(about) if as_json else "\n".join(explained(about)), flush=True)
-    return components.EXIT_FAILED if about["state"] == "unknown" else components.EXIT_OK
-
-
-def _print_order(proxy: rpc.Proxy, options: argparse.Namespace) -> int:
-    """Has a system ended, or a slave leave; says what that was."""
-    told = proxy.system.cancel(options.cancel) if options.cancel else proxy.slave.drain(options.drain)
+def _order(proxy: rpc.Proxy, options: argparse.Namespace) -> tuple[dict, list[str]]:
+    """Has a system ended, or a slave leave; returns what that was."""
+    if options.cancel:
+        about, what = {"cancelled": options.cancel}, f"system {options.cancel} is cancelled"
+        told = proxy.system.cancel(options.cancel)
+    else:
+        about, what = {"draining": options.drain}, f"slave {options.drain} ends what it runs, takes no more, and leaves"
+        told = proxy.slave.drain(options.drain)
     counts = told if isinstance(told, dict) else {}
-    which = {"cancelled": options.cancel} if options.cancel else {"draining": options.drain}
-    what = (f"system {options.cancel} is cancelled" if options.cancel
-            else f"slave {options.drain} ends what it runs, takes no more, and leaves")
     numbers = ", ".join(f"{counts[key]:,} {key}" for key in ("waiting", "running") if key in counts)
-    print(json.dumps({"ok": True, **which, **counts}) if options.json else f"{what}{f' ({numbers})' * bool(numbers)}")
-    return components.EXIT_OK
+    return {"ok": True, **about, **counts}, [f"{what}{f' ({numbers})' * bool(numbers)}"]
 
 
 def _status_of(proxy: rpc.Proxy) -> dict:
@@ -1653,9 +1714,9 @@ def status_lines(about: dict) -> list[str]:
              f"Python {status['python']}"]
     lines += [f"  ! {line}" for line in _worries(status, slaves)]
     share = f" ({100 * status['busy'] / status['workers']:.0f} %)" if status["workers"] else ""
-    lines.append(f"  {status['slaves']} slave{'s' * (status['slaves'] != 1)}, {status['busy']}/{status['workers']} "
-                 f"workers busy{share}, {status['queued']:,} queued, {status['done']:,} done, {status['failed']:,} "
-                 f"failed, {len(status['clients'])} client{'s' * (len(status['clients']) != 1)}")
+    counts = ", ".join(f"{status[key]:,} {key}" for key in ("queued", "done", "failed"))
+    lines.append(f"  {_count(status['slaves'], 'slave')}, {status['busy']}/{status['workers']} workers busy{share}, "
+                 f"{counts}, {_count(len(status['clients']), 'client')}")
     rows = [["system", "app", "client", "step", "done", "since"]]
     rows += [[one["name"], one["app"], one["client"], str(one["step"]), f"{one['done']:,}/{one['tasks']:,}",
               _span(one["elapsed"])] for one in systems]
@@ -2200,8 +2261,8 @@ def parser() -> components.ArgumentParser:
     made.add_argument("--json=lines", dest="json", action="store_const", const="lines")
     made.add_argument("--sequential", action="store_true", help=argparse.SUPPRESS)  # of --bench and --baseline
     made.add_argument("--repeat", type=int)
-    made.add_argument("--wait", type=float, default=30.0)
-    made.add_argument("--timeout", type=float)
+    made.add_argument("--wait", type=rpc.seconds, default=30.0)
+    made.add_argument("--timeout", type=rpc.seconds)
     rpc.common_options(made)
     return made
 
@@ -2212,11 +2273,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    code = rpc.administer("client", argv, tasks.checks)
-    if code is not None:
-        return code
     try:
-        return _act(argv)
+        code = rpc.administer("client", argv, tasks.checks)
+        return _act(argv) if code is None else code
     except components.Error as error:
         if not {"--json", "--json=lines"}.isdisjoint(argv):
             event = {"event": "done"} if "--json=lines" in argv else {}
@@ -2227,14 +2286,14 @@ def _main(argv: list[str]) -> int:
 def _act(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     asked = [name for name in ("status", "explain", "cancel", "drain") if getattr(options, name)]
-    if len(asked) == 1 and not (options.app or options.module):
-        return ask(options)
     _check_options(options, asked)
+    if asked:
+        return ask(options)
     bundle = rpc.make_bundle(options.app, options.module)
     rpc.answer_framework([rpc.FRAMEWORK, rpc.PUBLIC_NAME])
     environment = components.Environment(options.env or components.state_root() / "client", "client")
     module = rpc.load_app(bundle.root, bundle.manifest, rpc.compile_here(bundle, environment))
-    options.replays = Replays(Path(options.env or components.state_root() / "client") / "failed")
+    options.replays = Replays(environment.path / "failed")
     if options.replay:
         return _replay(options, bundle)
     cls = rpc.find_application(module, ApplicationNode, options.chosen)
@@ -2257,9 +2316,19 @@ def _check_options(options: argparse.Namespace, asked: list[str]) -> None:
         (len(asked) > 1 or (asked and (options.app or options.module)),
          f"--{' and --'.join(asked)} {'with an application' * (len(asked) == 1)}", "each asks the master for itself",
          "use one at a time"),
-        (bool(options.app) == bool(options.module), "which application?", "give one file, or one module with -m",
+        (not asked and bool(options.app) == bool(options.module), "which application?",
+         "give one file, or one module with -m",
          "client.py samples/md5.py --local"),
-        (options.watch, "--watch needs --status", "that is what it shows each second", "client.py --status --watch"),
+        (options.watch and asked != ["status"], "--watch needs --status", "that is what it shows each second",
+         "client.py --status --watch"),
+        (not (options.workers or "0").isdecimal(), f"--workers {options.workers}", "it is a whole number from 0",
+         "--workers 4"),
+        (options.workers not in (None, "0") and not options.local, f"--workers {options.workers} needs --local",
+         "slaves of a master that runs have workers of their own", "add --local, or leave it away"),
+        (options.keep and (alone or not options.local), "--keep needs --local", "that is what stays up",
+         "client.py APP --local --keep"),
+        (options.local and options.master, "--local and --master", "the first starts a master of its own",
+         "leave one away"),
         (options.pdb and options.workers != "0", "--pdb needs --workers 0", "only then do tasks run here",
          "add --workers 0"),
         ((options.detach or options.collect) and (options.local or options.workers == "0"),
@@ -2313,8 +2382,8 @@ def _run(options: argparse.Namespace, bundle: rpc.Bundle, cls: type, stack: cont
     app = swarm[cls]
     app.swarm, app._bundle, app._by_hand = swarm, bundle, options.step
     app._detaches, app._collects = options.detach, options.collect or ""
-    events = Events(app, sys.stdout) if options.json == "lines" else None
-    swarm.watch = Watch(app, terminal, options.wait, not options.quiet and not options.json, options.quiet, events)
+    events = Events(app, _Beside(sys.stdout, terminal)) if options.json == "lines" else None
+    swarm.watch = Watch(app, terminal, options.wait, options.quiet, events)
     config.check_unknown()
     code = _perform(app, options, terminal)
     if options.keep and options.local:
@@ -2336,21 +2405,7 @@ def _end_trace(tracer: tasks.Tracer, quiet: bool) -> None:
 def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: components.Terminal) -> int:
     """Runs the application and reports. Returns the exit code."""
     interrupted = Interrupts(app, options)
-    streams = sys.stderr if options.json else sys.stdout, sys.stderr
-    out, err = (_Beside(stream, terminal) if terminal.live else stream for stream in streams)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            app._prepare()
-            app.app_init()
-            code = (app.app_main if not options.sequential else app._run_alone)() or 0
-    except (components.Unreachable, components.GaveUp, components.UsageError):
-        app.swarm.watch.end()
-        if not interrupted.code:
-            raise
-        code = interrupted.code
-    except Exception as error:  # the application's own
-        app.error, code = error, components.EXIT_FAILED
-    app.swarm.watch.end()
+    code = _play(app, options, terminal, interrupted)
     if app._was_cancelled and not interrupted.code:
         interrupted.code = components.EXIT_INTERRUPTED
         who = "" if app._gave_up else " by somebody else"
@@ -2360,6 +2415,8 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
         about["ok"], about["exit"] = False, components.EXIT_FAILED
     if options.sequential:
         about["by"] = "sequential()" if callable(getattr(app, "sequential", None)) else "--workers 0"
+    if app.result is not None and not options.json:
+        print(f"result   {app.result}", flush=True)
     if options.baseline and about["ok"]:
         _compare(about, Bench(options, terminal), options.repeat or 1)
     if app.swarm.watch.events:
@@ -2367,13 +2424,33 @@ def _perform(app: ApplicationNode, options: argparse.Namespace, terminal: compon
         app.swarm.watch.events.say("done", **about)
     elif options.json:
         print(_as_json(about), flush=True)
-    elif app.result is not None:
-        print(f"result   {app.result}", flush=True)
     if interrupted.code:
         print(f"stopped  {about['done']:,} tasks done, {about['elapsed_s']:.1f} s", file=sys.stderr)
     elif not options.quiet or about["exit"]:
-        print_end(about, terminal, options.app or f"-m {options.module}", options.full_traceback)
+        print_end(about, terminal, options)
     return about["exit"]
+
+
+def _play(app: ApplicationNode, options: argparse.Namespace, terminal: components.Terminal,
+          interrupted: "Interrupts") -> int:
+    """Runs the application to its end; what it raises stands in its `error`. Returns the exit code."""
+    streams = sys.stderr if options.json else sys.stdout, sys.stderr
+    out, err = (_Beside(stream, terminal) if terminal.live else stream for stream in streams)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            app._prepare()
+            app.app_init()
+            return (app.app_main if not options.sequential else app._run_alone)() or 0
+    except (components.Unreachable, components.GaveUp, components.UsageError) as error:
+        if not interrupted.code:
+            error.fix = error.fix.replace("python client.py samples/md5.py", _again(options))
+            raise
+        return interrupted.code
+    except Exception as error:  # the application's own
+        app.error = error
+        return components.EXIT_FAILED
+    finally:
+        app.swarm.watch.end()
 
 
 def _compare(about: dict, made: Bench, times: int) -> None:
@@ -2381,7 +2458,11 @@ def _compare(about: dict, made: Bench, times: int) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.0)  # that run has a --timeout of its own
     signal.signal(signal.SIGINT, signal.default_int_handler)  # nothing goes round that could hear of signals
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(components.EXIT_TERMINATED))
-    base = made.sequential(times)
+    try:
+        base = made.sequential(times)
+    except KeyboardInterrupt:  # what the swarm has done stays
+        about["ok"], about["exit"] = False, components.EXIT_INTERRUPTED
+        return
     about["baseline"] = base
     about["speedup"] = {"value": round(base["base_s"] / about["elapsed_s"], 2), "kind": "measured",
                         "base_s": base["base_s"], "base": base["by"]}
@@ -2433,7 +2514,7 @@ class Interrupts:
         signal.signal(signal.SIGALRM, lambda *_: self._app.swarm.on_signal(self._app.shutdown_main_loop))
         signal.setitimer(signal.ITIMER_REAL, GIVE_UP_CANCELLING)  # the master may be away
         self._app.swarm.watch.end()
-        print(why, file=sys.stderr)
+        print(f"{why}\x1b[K" if self._app.swarm.terminal.live else why, file=sys.stderr)  # over what shows Ctrl-C
         self._app.swarm.on_signal(self._app._cancel_everything)
 
 
@@ -2449,9 +2530,7 @@ class Replays:
         for stats in app._ended.values():
             for task_id, parts in stats.get("records", {}).items():
                 records.setdefault(task_id, [base64.b64decode(part) for part in parts])
-        stats = [{"failures": app._owner.failures}, *app._ended.values()]
-        failures = dict(failure for one in stats for failure in one.get("failures", ()))
-        kept = list(records.items())[: tasks.FAILED_KEPT]
+        failures, kept = dict(app._failures()), list(records.items())[: tasks.FAILED_KEPT]
         try:
             if kept:
                 components.Environment(self.folder.parent, "client").create()  # with --local it is not this run's
@@ -2480,6 +2559,11 @@ class Replays:
             ) from None
         call, parts = rpc.unpack_body([data[4:]])
         return call[1], parts
+
+    def place(self) -> list[str]:
+        """The words of the command line that tell where they are, none for where everybody would look."""
+        usual = self.folder.parent == components.state_root() / "client"
+        return [] if usual else ["--env", str(self.folder.parent)]
 
     def _write(self, app: ApplicationNode, task_id: str, failure: dict, parts: list) -> None:
         about = {"bundle": app._bundle.digest, "module": app._bundle.manifest["module"],

@@ -40,6 +40,7 @@ import json
 import logging
 import math
 import os
+import re
 import struct
 import sys
 import threading
@@ -1401,15 +1402,19 @@ class Series:
         values = array("d", values)
         if not values:
             return
+        low, high = min(values), max(values)
         buckets = map(rshift, memoryview(values).cast("B").cast("q"), itertools.repeat(self.shift))
-        if weights is None:
-            self.counts.update(buckets)
-            self._note(len(values), sum(values), min(values), max(values), values[-1])
-        else:
+        if weights is not None:
             weights = list(weights)
             for bucket, weight in zip(buckets, weights, strict=True):
                 self.counts[bucket] += weight
-            self._note(sum(weights), sum(map(mul, values, weights)), min(values), max(values), values[-1])
+            self._note(sum(weights), sum(map(mul, values, weights)), low, high, values[-1])
+            return
+        if low == high and low:  # there are a positive and a negative zero
+            self.counts[next(buckets)] += len(values)
+        else:
+            self.counts.update(buckets)
+        self._note(len(values), sum(values), low, high, values[-1])
 
     def merge(self, other: Series) -> None:
         """Takes the samples of another one in, as later ones."""
@@ -1955,7 +1960,11 @@ class ArgumentParser(argparse.ArgumentParser):
         return self._page or super().format_help()
 
     def error(self, message):
-        raise UsageError(message, fix=f"{self.prog} --help")
+        given = re.fullmatch(r"argument (\S+): ignored explicit argument '(.*)'", message)
+        if given:
+            word = "=".join(given.groups())
+            message = f"{word}: {did_you_mean(word, self._option_string_actions) or 'this option has no value'}"
+        raise UsageError(message.removeprefix("argument "), fix=f"{self.prog} --help")
 
     def _check_value(self, action, value):
         if action.choices is not None and value not in action.choices:
@@ -1976,6 +1985,8 @@ class ArgumentParser(argparse.ArgumentParser):
 def run_main(function: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
     """Run the body of a `main`; returns its exit code. An error goes to stderr; traceback if `--debug`."""
     argv = sys.argv[1:] if argv is None else argv
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: what a terminal cannot show ends nothing
     try:
         return function(argv) or EXIT_OK
     except KeyboardInterrupt:
@@ -1983,6 +1994,8 @@ def run_main(function: Callable[[list[str]], int | None], argv: list[str] | None
     except SystemExit as end:  # argparse after --help
         return end.code if isinstance(end.code, int) else EXIT_OK if end.code is None else EXIT_FAILED
     except Exception as error:  # the last border: a person reads what is left
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return EXIT_FAILED
         if "--debug" in argv:
             import traceback
 
@@ -1996,16 +2009,33 @@ def run_main(function: Callable[[list[str]], int | None], argv: list[str] | None
         return error.exit_code
 
 
+def _nobody_reads() -> bool:
+    """Whether the other end of stdout is closed, as with `| head -1`: no error of ours. What is left goes nowhere."""
+    import select
+
+    poller = select.poll()
+    poller.register(sys.stdout, 0)
+    closed = any(events & select.POLLERR for _, events in poller.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
+
+
 def shorten(fields: list[str], width: int) -> str:
-    """A line of at most `width` columns: fields are dropped from the right, the one with the ETA last.
+    """A line of at most `width` columns: fields are dropped from the right, the last one last if it is a time; of what
+    is left, the beginning.
 
     >>> shorten(["step 2", "2,411/4,000", "166/s", "ETA 10 s"], 30)
     'step 2  2,411/4,000  ETA 10 s'
+    >>> shorten(["the local master is starting", "12 s"], 25)
+    'the local master is  12 s'
     """
-    fields = list(fields)
-    while len(fields) > 1 and len("  ".join(fields)) > width:
-        del fields[-2 if fields[-1].startswith("ETA") and len(fields) > 2 else -1]
-    return "  ".join(fields)[: max(width, 0)]
+    *fields, last = fields
+    last = f"  {last}" if fields and re.match(r"ETA|\d+ s\b", last) else fields.append(last) or ""
+    room = max(width - len(last), 0)
+    while len(fields) > 1 and len("  ".join(fields)) > room:
+        del fields[-1]
+    return ("  ".join(fields)[:room].rstrip() + last)[: max(width, 0)]
 
 
 class Terminal:
@@ -2040,13 +2070,22 @@ class Terminal:
         full = round(min(max(share, 0), 1) * width)
         return self.blocks[0] * full + self.blocks[1] * (width - full)
 
+    def beside(self, left: str, right: str) -> str:
+        """Both in a line, or in two where a terminal is too narrow for that."""
+        fits = not self.stream.isatty() or len(left) + 4 + len(right) <= self._columns()
+        return f"{left}    {right}".rstrip() if fits else f"{left}\n    {right}"
+
+    @staticmethod
+    def _columns() -> int:
+        from shutil import get_terminal_size  # slow to import
+
+        return get_terminal_size().columns or 80
+
     def status(self, line: str | list[str], now: float | None = None) -> None:
         """Show how it stands, as a line or as fields that may be dropped. `now`: monotonic seconds."""
         fields = [line] if isinstance(line, str) else line
         if self.live:
-            from shutil import get_terminal_size
-
-            text = shorten(fields, (get_terminal_size().columns or 80) - 1)
+            text = shorten(fields, self._columns() - 1)
             with self._lock:
                 if text == self._shown:
                     return

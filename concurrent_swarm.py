@@ -6,6 +6,7 @@ a bare checkout, under the very name it has once installed. Nothing imports this
 vendored.
 """
 
+import signal
 import sys
 from importlib import import_module
 from os.path import basename, dirname, realpath, splitext
@@ -15,6 +16,10 @@ __path__ = [dirname(realpath(__file__))]
 
 def run(script: str) -> None:
     """Run a role by its file, as in `python master.py`, under its real name. Raises SystemExit with its exit code."""
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C has no traceback of what is being imported
     role = import_module(f"{__name__}.{splitext(basename(realpath(script)))[0]}")
+    signal.signal(signal.SIGINT, usual)
     sys.modules["__main__"].__spec__ = role.__spec__  # spawned children start from it
     raise SystemExit(role.main())

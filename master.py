@@ -92,7 +92,7 @@ import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from contextlib import contextmanager, nullcontext, suppress
-from operator import truediv
+from operator import itemgetter, sub, truediv
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -318,7 +318,11 @@ class Demand:
     def offer(self, slave: Slave):
         """The slave may have room (again)."""
         if slave in self.able:
-            self.idle[slave] = self.free[slave] = None
+            self.free[slave] = None
+            if self.rings and not slave.room(self.needs, 1):  # it would be met at once, in vain
+                slave.missing.add(self)
+            else:
+                self.idle[slave] = None
 
     def with_room(self, slaves: OrderedDict, estimate: float | None, width: int) -> list:
         """Up to `width` of these (`idle` or `free`) that may take a lease of so many seconds now; None: that have a
@@ -1285,8 +1289,9 @@ class Board:
             user = lease.batch.owner.user
             if user.idle:
                 self._sleep(user)
-            while slave.missing:
-                slave.missing.pop().offer(slave)
+            missing, slave.missing = slave.missing, set()
+            for demand in missing:
+                demand.offer(slave)
         return parts
 
     def _retry(self, lease, lo, hi, past, reason, effects, output=""):
@@ -2756,7 +2761,8 @@ def summary_of(folder: str | None) -> str:
 MOST_ROWS = 20_000  # spans, or barriers, of which a client that lags is still to be told
 
 
-AT_ONCE = 256  # spans; to tell of them takes less than half a millisecond
+AT_ONCE = 256  # spans; to tell of them takes about a millisecond
+UNTOLD = 0, 0, 0, 0, 0  # of a slave that does not say how it spent the time
 
 
 class Spans:
@@ -2765,21 +2771,26 @@ class Spans:
 
     def __init__(self):
         self.ears: list[Callable[[list[Span]], None]] = []
-        self._reports: list[tuple] = []
+        self._reports: list = []  # their fields, one after the other: lists that stay would cost as much again
 
-    def add(self, *report: Any) -> None:
-        """One more, as `span_of` takes it."""
-        self._reports.append(report)
-        if len(self._reports) >= AT_ONCE:
+    def add(self, lease: Lease, lo: int, hi: int, failures: dict, spent: list, received: int, step: int, now: float
+            ) -> None:
+        """What a slave reports of the tasks lo..hi of a lease. `spent`: see `check_report`."""
+        batch = lease.batch
+        group, payload = batch.group, batch.payload
+        sent = weight_of(payload[2 + lo // group : 2 - (-hi // group)]) if payload else 0
+        failed = 0 if not failures else hi - lo if "*" in failures else min(len(failures), hi - lo)
+        self._reports += (batch.owner.id, batch.first + lo, hi - lo, failed, lease.attempt, lease.slave.id,
+                          batch.since, lease.since, now, step, kind_of(batch), sent, received, *(spent or UNTOLD))
+        if len(self._reports) >= AT_ONCE * len(Span._fields):
             self.tell()
 
     def tell(self) -> None:
         """Tells of what there is."""
-        reports, self._reports = self._reports, []
-        if reports:
-            spans = list(itertools.starmap(span_of, reports))
-            for hear in self.ears:
-                components.run_foreign("reports are not shown", hear, spans)
+        reports, self._reports = iter(self._reports), []
+        spans = list(itertools.starmap(span_of, zip(*[reports] * len(Span._fields), strict=True)))
+        for hear in self.ears if spans else ():
+            components.run_foreign("reports are not shown", hear, spans)
 
 
 class Traces:
@@ -3332,14 +3343,10 @@ class Gallery:
         """Parts of leases were run."""
         if self._stale and len(self.slaves) <= MOST_LANES:
             self._lay_out(spans[-1].heard)
-        owners: collections.defaultdict = collections.defaultdict(lambda: ([], []))
-        for span in spans:
-            times, counts = owners[span.owner]
-            times.append(self._draw(span) / span.tasks)
-            counts.append(span.tasks)
-        for owner, (times, counts) in owners.items():
+        for owner, some in grouped(spans, "owner").items():
+            counts = [span.tasks for span in some]
             found = components.Series()
-            found.add(times, counts)
+            found.add(map(truediv, map(self._draw, some), counts), None if {*counts} == {1} else counts)
             self._times.merge(found)
             if owner in self.works:
                 self.works[owner].times.merge(found)
@@ -4164,25 +4171,31 @@ TOTALS = (("unpickling_seconds", "unpickle", "Seconds in which workers opened ta
 OF_SPANS = ("queue", "transfer", "unpickle", "run", "pickle", "sent", "received", "tasks", "failed")
 
 
-def measured_of(span: Span) -> tuple:
-    """What a part of a lease says: seconds until it was sent, between master and worker, and in the worker; bytes both
-    ways; tasks, and those of them that failed; what it is about."""
-    (_, _, count, failed, _, slave, _, queued, leased, began, ended, heard, opening, packing, _, kind, sent,
-     received) = span
-    run = max(0.0, ended - began - opening - packing)
-    away = began - leased + heard - ended
-    return leased - queued, away, opening, run, packing, sent, received, count, failed, kind, slave
-
-
-def summed_up(rows: list[tuple]) -> dict[str, components.Series]:
-    """Parts of leases, as `measured_of` gives them, in one series for each thing that is measured."""
-    columns = dict(zip(OF_SPANS, zip(*rows, strict=True), strict=False))
-    counts = None if {*columns["tasks"]} == {1} else columns["tasks"]
-    found = {f"swarm.{name}": components.Series() for name in (*columns, "task")}
-    for name, values in columns.items():
-        found[f"swarm.{name}"].add(values, counts if name == "queue" else None)
-    found["swarm.task"].add(columns["run"] if counts is None else map(truediv, columns["run"], counts), counts)
+def summed_up(spans: list[Span]) -> dict[str, components.Series]:
+    """What parts of leases say, in one series for each thing that is measured: seconds until they were sent, between
+    master and worker, and in the worker; bytes both ways; tasks, and those of them that failed."""
+    (_, _, counts, failed, _, _, _, queued, leased, began, ended, heard, opening, packing, _, _, sent,
+     received) = zip(*spans, strict=True)
+    away = [b - a + d - c for a, b, c, d in zip(leased, began, ended, heard, strict=True)]
+    run = [max(0.0, b - a - c - d) for a, b, c, d in zip(began, ended, opening, packing, strict=True)]
+    columns = map(sub, leased, queued), away, opening, run, packing, sent, received, counts, failed
+    weights = None if {*counts} == {1} else counts
+    found = {f"swarm.{name}": components.Series() for name in (*OF_SPANS, "task")}
+    for name, values in zip(OF_SPANS, columns, strict=True):
+        found[f"swarm.{name}"].add(values, weights if name == "queue" else None)
+    found["swarm.task"].add(run if weights is None else map(truediv, run, weights), weights)
     return found
+
+
+def grouped(spans: list[Span], name: str) -> dict[str, list[Span]]:
+    """The same spans by what they have in this field."""
+    place = Span._fields.index(name)
+    if len({*map(itemgetter(place), spans)}) == 1:
+        return {spans[0][place]: spans}
+    groups: collections.defaultdict = collections.defaultdict(list)
+    for span in spans:
+        groups[span[place]].append(span)
+    return groups
 
 
 class Measures:
@@ -4195,21 +4208,15 @@ class Measures:
 
     def hear(self, spans: list[Span]) -> None:
         """Parts of leases were reported."""
-        owners: collections.defaultdict = collections.defaultdict(list)
-        for span in spans:
-            owners[span.owner].append(measured_of(span))
-        for owner, rows in owners.items():
-            self._add(owner, rows)
+        for owner, some in grouped(spans, "owner").items():
+            self._add(owner, some)
 
-    def _add(self, owner, rows):
-        whole = summed_up(rows)
+    def _add(self, owner, spans):
+        whole = summed_up(spans)
         scopes = [("", whole), (owner, whole)]
-        for place, kind in ((-1, "slave:"), (-2, "class:")):
-            groups = collections.defaultdict(list)
-            for row in rows:
-                groups[row[place]].append(row)
-            scopes += [(self._bounded(kind, name), whole if len(groups) == 1 else summed_up(some))
-                       for name, some in groups.items()]
+        for field, scope in (("slave", "slave:"), ("kind", "class:")):
+            scopes += [(self._bounded(scope, name), whole if some is spans else summed_up(some))
+                       for name, some in grouped(spans, field).items()]
         for scope, found in scopes:
             stats = self.of(scope)
             for name, one in found.items():
@@ -4249,6 +4256,7 @@ class Measures:
 
 # -- the master ----------------------------------------------------------------------------------------------------
 
+COUNT_EVERY = 10.0  # seconds between two lines that count failed tasks
 SWEEP_EVERY = 1.0  # seconds between two looks at configuration, plug-ins and the swarm
 ACCEPT_EVERY = 0.01  # seconds that the news of accepted batches may wait for more of its kind
 MOST_WORKERS = 10_000  # of one slave
@@ -4511,10 +4519,10 @@ def kind_of(batch: Batch) -> str:
 
 
 def span_of(owner: str, first: int, count: int, failed: int, attempt: int, slave: str, queued: float, leased: float,
-            heard: float, step: int, kind: str, sent: int, received: int, spent: list) -> Span:
-    """What a report tells of a part of a lease. `spent`: see `check_report`; clocks need not agree, for it speaks of
-    times before the report."""
-    lane, began, ended, opening, packing = spent or (0, 0, 0, 0, 0)
+            heard: float, step: int, kind: str, sent: int, received: int, lane: int, began: int, ended: int,
+            opening: int, packing: int) -> Span:
+    """What a report tells of a part of a lease; the last four in microseconds. Clocks need not agree, for `began` and
+    `ended` are times before the report."""
     return Span(owner, first, count, failed, attempt, slave, lane, queued, leased, max(heard - began / 1e6, leased),
                 max(heard - ended / 1e6, leased), heard, opening / 1e6, packing / 1e6, step, kind, sent, received)
 
@@ -4724,6 +4732,7 @@ class MasterNode(rpc.BaseNode):
         self._told: dict[str, Any] = {}
         self._counts: collections.Counter = collections.Counter()
         self._failures: set[str] = set()  # kinds that were logged
+        self._failures_told, self._count_at = 0, 0.0  # of failed tasks, one by one or by their number
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
         self._slow_at = self._sample_at = self._sweep_at = self._tell_at = self._accept_at = self._audit_at = 0.0
         self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
@@ -5003,17 +5012,19 @@ class MasterNode(rpc.BaseNode):
     def _note_failures(self, batch: Batch, lo: int, count: int, failures: dict) -> None:
         slave = next((outcome[5] for outcome in reversed(batch.outcomes) if outcome[0] == lo), "")
         for place, failure in failures.items():
-            task = batch.task_id(lo if place == "*" else int(place))
-            self.gallery.task_failed(batch.owner.id, task, failure, count if place == "*" else 1, slave,
-                                     time.monotonic())
+            task, those = batch.task_id(lo if place == "*" else int(place)), count if place == "*" else 1
+            self.gallery.task_failed(batch.owner.id, task, failure, those, slave, time.monotonic())
+            self._failures_told += those * (failure.get("kind") == "cancelled")  # who cancels knows
         for place, failure in itertools.islice(failures.items(), 3):
             key = f"{failure.get('type')} at {failure.get('where') or '?'}"
-            if key not in self._failures and len(self._failures) < FAILURES_TOLD:
+            known = key in self._failures or failure.get("kind") == "cancelled"
+            if not known and len(self._failures) < FAILURES_TOLD:
                 self._failures.add(key)
                 task = batch.task_id(lo if place == "*" else int(place))
                 number = failure.get("attempt", 1)
                 which, about = f" in attempt {number}" if number > 1 else "", {"task": task, "attempt": number}
                 log.warning("%s failed%s: %s: %s", task, which, key, failure.get("message"), extra=about)
+                self._failures_told += 1
 
     # -- compute channel
 
@@ -5221,7 +5232,7 @@ class MasterNode(rpc.BaseNode):
         log.info("slave %s joined from %s: %s workers, Python %s", name, host, workers, python)
         self.audit("join", peer, slave=name, workers=workers)
         self._came_back(name, kept, now)
-        return {"name": name, "page": self.server.address, "kept": kept}
+        return {"name": name, "page": self.server.address if self.shows_page else "", "kept": kept}
 
     def _came_back(self, slave: str, kept: list, now: float) -> None:
         """A slave of an earlier life is here again; with the last of them, leases are made again."""
@@ -5248,8 +5259,8 @@ class MasterNode(rpc.BaseNode):
             self.traces.follow(name)
         slaves, workers, _ = self.swarm_size()
         return {
-            "name": name, "known": known, "slaves": slaves, "workers": workers, "page": self.server.address,
-            "missing": missing,
+            "name": name, "known": known, "slaves": slaves, "workers": workers, "missing": missing,
+            "page": self.server.address if self.shows_page else "",
         }
 
     def _drop_old_connection(self, name: str, peer: rpc.Peer) -> None:
@@ -5345,21 +5356,13 @@ class MasterNode(rpc.BaseNode):
             self.apply(self.board.worker_lost(slave, lease, lo, hi, reason, now))
         else:
             if whole:
-                self._note_span(held, lo, hi, failures, spent, weight_of(parts), now)
+                owner = held.batch.owner.id
+                step = self.systems[owner].step if owner in self.systems else 0
+                self.spans.add(held, lo, hi, failures, spent, weight_of(parts), step, now)
             effects = self.board.result(slave, lease, lo, hi, seconds, parts, failures, now)
             self.apply(effects)
             if figures and held:
                 self._take_figures(held.batch, lo, hi, effects, figures)
-
-    def _note_span(self, lease: Lease, lo: int, hi: int, failures: dict, spent: list, received: int, now: float
-                   ) -> None:
-        batch = lease.batch
-        owner = batch.owner.id
-        step = self.systems[owner].step if owner in self.systems else 0
-        sent = batch.payload[2 + lo // batch.group : 2 - (-hi // batch.group)] if batch.payload else ()
-        failed = 0 if not failures else hi - lo if "*" in failures else min(len(failures), hi - lo)
-        self.spans.add(owner, batch.first + lo, hi - lo, failed, lease.attempt, lease.slave.id, batch.since,
-                       lease.since, now, step, kind_of(batch), weight_of(sent), received, spent)
 
     def _take_figures(self, batch: Batch, lo: int, hi: int, effects: Effects, figures: Any) -> None:
         """Counts what tasks have recorded if this report has brought their outcome: no attempt counts twice."""
@@ -5929,6 +5932,9 @@ class MasterNode(rpc.BaseNode):
 
     def _sweep(self, now: float) -> None:
         self._give_up_wanted(now)
+        if now >= self._count_at:
+            self._count_at = now + COUNT_EVERY
+            self._count_failures()
         while self._expected and now >= self.board.resting_until:
             self._record("gone", self._expected.pop())
         self.spool.tidy()
@@ -5941,6 +5947,13 @@ class MasterNode(rpc.BaseNode):
         if self.board.scheduler_error:
             error, self.board.scheduler_error = self.board.scheduler_error, None
             log.error("the scheduler failed, the board placed a lease itself: %s", components.describe(error))
+
+    def _count_failures(self) -> None:
+        """Says how many tasks failed beside those that were told one by one."""
+        failed = self._counts["failed"]
+        if failed > self._failures_told:
+            log.warning("%s more tasks failed, %s so far", f"{failed - self._failures_told:,}", f"{failed:,}")
+            self._failures_told = failed
 
     def _tell_clients(self) -> None:
         """How the swarm stands, to every client for which that changed."""
@@ -5961,13 +5974,14 @@ class MasterNode(rpc.BaseNode):
                     self.channel.send(peer, ["swarm", *told])
 
     def _note_work(self, spans: list[Span]) -> None:
-        for span in spans:
-            lasted = span.ended - span.began
+        for owner, some in grouped(spans, "owner").items():
+            lasted = sum([one.ended - one.began for one in some])
             self._all_work += lasted
-            client = self.systems[span.owner].client if span.owner in self.systems else span.owner
+            client = self.systems[owner].client if owner in self.systems else owner
             if client in self._peers:
                 seconds, moving, size = self._work.get(client, NO_WORK)
-                self._work[client] = seconds + lasted, moving + span.opening + span.packing, size + span.received
+                moved, more = sum([one.opening + one.packing for one in some]), sum([one.received for one in some])
+                self._work[client] = seconds + lasted, moving + moved, size + more
 
     def _owners_of(self, client: str) -> list[str]:
         return [client, *(system.name for system in self.systems.values() if system.client == client)]

@@ -2984,7 +2984,9 @@ def explain_unpicklable(obj: Any, error: Exception, what: str) -> components.Usa
         what, obj = f"task {name or type(obj).__name__}", obj if isinstance(obj, dict) else vars(obj)
         obj = types.SimpleNamespace(**{str(name): value for name, value in obj.items()})
     path, culprit = _find_unpicklable(obj, "", 0)
-    kind = "a lambda" if getattr(culprit, "__name__", "") == "<lambda>" else f"of type {type(culprit).__name__}"
+    kind, code = f"of type {type(culprit).__name__}", getattr(culprit, "__code__", None)
+    if code and code.co_name == "<lambda>":
+        kind = f"a lambda ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
     return UsageError(
         f"{what} cannot be sent: " + (f'attribute "{path}" is {kind}' if path else f"it is {kind} ({error})"),
         "tasks and results travel as pickles; lambdas, open files, locks, generators and local classes cannot",
@@ -5899,8 +5901,14 @@ def _run_doctor(role: str, parser: components.ArgumentParser, argv: list[str], m
     options = parser.parse_args(argv)
     environment = components.Environment(options.env or components.state_root() / role, role)
     terminal = components.Terminal(sys.stdout, options.color)
-    levels = set()
-    for check in itertools.chain(more(), Doctor(role, configuration(role, options), environment, options).checks()):
+    doctor, levels = Doctor(role, configuration(role, options), environment, options), set()
+    checks = itertools.chain(more(), doctor.checks())
+
+    def look() -> Any:
+        with components.Terminal().waiting("the next check"):
+            return next(checks, None)
+
+    for check in iter(look, None):
         levels.add(check.level)
         if options.quiet and check.level == "ok":
             continue
@@ -5923,6 +5931,14 @@ def common_options(parser: components.ArgumentParser) -> None:
     group.add_argument("--log-format", choices=("text", "json"), metavar="FORMAT", help="text or json")
     group.add_argument("--debug", action="store_true", help="show tracebacks of the framework")
     group.add_argument("--parent", type=int, metavar="FD", help=argparse.SUPPRESS)
+
+
+def seconds(text: str) -> float:
+    """The value of an option that is a time. Raises ArgumentTypeError."""
+    with suppress(ValueError):
+        if 0 <= float(text) < 1e9:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is no number of seconds from 0")
 
 
 def open_environment(role: str, options: argparse.Namespace, settings: Iterable[str] = ()) -> tuple:
@@ -6074,8 +6090,12 @@ def follow_parent(fd: int | None, loop: Loop, ended: Callable[[], None]) -> Call
         loop.remove(sock)
         ended()
 
+    def tell(about: dict) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has ended: `gone` hears of it
+            sock.sendall(json.dumps(about).encode() + b"\n")
+
     loop.add(sock, gone)
-    return lambda about: sock.sendall(json.dumps(about).encode() + b"\n")
+    return tell
 
 
 def greeting(role: str) -> str:

@@ -818,37 +818,6 @@ def _limits_in(head: bytes) -> dict[str, float]:
     return {name: limits[name] for name in tasks.LIMITS.keys() & limits}
 
 
-def usable_cpus() -> int:
-    """Processors this process may use: by its affinity mask, the quotas of its control groups, and Slurm."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    by_slurm = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or ""
-    return max(1, int(min([count, *cpu_quotas(), *([int(by_slurm)] if by_slurm.isdecimal() else [])])))
-
-
-def cpu_quotas(groups: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> list[float]:
-    """The processors that this process' control groups may use, for each group above it that has a quota."""
-    found = []
-    try:
-        lines = [line.split(":", 2) for line in Path(groups).read_text().splitlines()]
-    except OSError as error:
-        log.debug("no control group limits the processors: %s", error)
-        return found
-    for _, controllers, path in lines:
-        if not controllers or "cpu" in controllers.split(","):
-            files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
-            place = Path(root, "cpu" if controllers else "", path.lstrip("/"))
-            found += filter(None, (_quota(group, files) for group in (place, *place.parents)))
-    return found
-
-
-def _quota(group: Path, files: tuple) -> float:
-    try:
-        quota, period = " ".join((group / name).read_text() for name in files).split()
-    except (OSError, ValueError):  # not ours to see, or none
-        return 0.0
-    return int(quota) / int(period) if quota not in ("max", "-1") else 0.0
-
-
 # -- the slave -----------------------------------------------------------------------------------------------------
 
 OUTLIVING = ("result", "given_back", "worker_lost")  # reports that the next master hears if this one may not have
@@ -892,7 +861,7 @@ class SlaveNode(rpc.Node):
         self._zygotes = tasks.Recent()
         self._reported = collections.OrderedDict()  # lease -> owner, number, attempt, of the last that were reported
         self.joined_at = 0.0
-        self.resources = {"cpus": self.workers if self.workers >= 0 else usable_cpus(), **self._named_amounts()}
+        self.resources = {"cpus": self.workers if self.workers >= 0 else tasks.usable_cpus(), **self._named_amounts()}
         self.parts = tasks.Prerequisites(self, self.parted)
         self.closing.callback(self.parts.close)
         self.guard = tasks.Sandbox(self)
@@ -1068,7 +1037,11 @@ class SlaveNode(rpc.Node):
             if not self.joined_at:
                 self.joined_at = time.monotonic()
                 self.supervisor.ready()
-            log.info("joined as %s: %s workers", info["name"], self.manager.get_num_workers())
+            each = " (one per processor)" if self.workers < 0 else ""
+            log.info("joined as %s: %s workers%s", info["name"], self.manager.get_num_workers(), each)
+            if info.get("page"):
+                secure = rpc.certificate_of("slave", self.address, self._access_file)
+                log.info("watch: http%s://%s/#slave=%s", "s" * bool(secure), self.address, info["name"])
 
     def lost(self, reason: str) -> None:
         log.warning("lost the master at %s (%s); looking for it", self.address, reason)
@@ -1114,7 +1087,7 @@ class SlaveNode(rpc.Node):
     def config_changed(self, changes: set) -> None:
         super().config_changed(changes)
         if ("slave", "workers") in changes:
-            self.set_workers(self.workers if self.workers >= 0 else usable_cpus())
+            self.set_workers(self.workers if self.workers >= 0 else tasks.usable_cpus())
 
     def know(self, digest: str, manifest: dict) -> None:
         """Takes note of what an application's manifest says."""
@@ -1207,7 +1180,7 @@ def parser() -> components.ArgumentParser:
     made.add_argument("--workers", metavar="N", help="leases that run at once (one per processor)")
     made.add_argument("--resources", metavar="NAME=N,...", help="named amounts on offer")
     made.add_argument("--tags", metavar="WORD,...", help="words that tasks may ask for")
-    made.add_argument("--wait", metavar="S", type=float, default=30.0, help="seconds to wait for the master (30)")
+    made.add_argument("--wait", metavar="S", type=rpc.seconds, default=30.0, help="seconds to wait for the master (30)")
     rpc.common_options(made)
     return made
 
@@ -1263,7 +1236,7 @@ def _run(node: SlaveNode, options, terminal: components.Terminal) -> int:
             node.loop.run()
         if node.refusal:
             raise node.refusal
-        terminal.write("")  # the status line goes
+        terminal.write("\r" * terminal.live)  # the status line goes, and what a terminal shows of Ctrl-C
         _farewell(node, options)
         return code
     finally:

@@ -2837,6 +2837,37 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def usable_cpus() -> int:
+    """Processors this process may use: by its affinity mask, the quotas of its control groups, and Slurm."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    by_slurm = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or ""
+    return max(1, int(min([count, *cpu_quotas(), *([int(by_slurm)] if by_slurm.isdecimal() else [])])))
+
+
+def cpu_quotas(groups: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> list[float]:
+    """The processors that this process' control groups may use, for each group above it that has a quota."""
+    found = []
+    try:
+        lines = [line.split(":", 2) for line in Path(groups).read_text().splitlines()]
+    except OSError as error:
+        log.debug("no control group limits the processors: %s", error)
+        return found
+    for _, controllers, path in lines:
+        if not controllers or "cpu" in controllers.split(","):
+            files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+            place = Path(root, "cpu" if controllers else "", path.lstrip("/"))
+            found += filter(None, (_quota(group, files) for group in (place, *place.parents)))
+    return found
+
+
+def _quota(group: Path, files: tuple) -> float:
+    try:
+        quota, period = " ".join((group / name).read_text() for name in files).split()
+    except (OSError, ValueError):  # not ours to see, or none
+        return 0.0
+    return int(quota) / int(period) if quota not in ("max", "-1") else 0.0
+
+
 def describe_exit(code: int) -> str:
     """An exit code in words: "killed by SIGKILL", "exit code 3"."""
     if code >= 0:

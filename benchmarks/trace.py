@@ -50,7 +50,7 @@ def compare(name, count, mode, tasks, settings):
     """Measures and prints one kind of run."""
     settings = {"master": [f"master.{one}" for one in settings], "slave": []}
     with client.LocalSwarm("2", settings) as swarm, tempfile.TemporaryDirectory() as folder:
-        pids = [process.pid for process, _ in swarm._children]
+        pids = [process.pid for process, *_ in swarm._children]
         file = os.path.join(folder, "run.json")
         rows = {"": [], file: []}
         one(swarm, pids, mode, tasks, "")

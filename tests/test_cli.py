@@ -165,7 +165,8 @@ def test_a_task_that_cannot_be_sent_names_the_attribute(cli, app):
         "    def task_finished(self, task, result, error): self.shutdown_main_loop()\n"
     )
     result = cli("client", path, "--workers", "0")
-    assert result.returncode == 1 and 'task one cannot be sent: attribute "callback" is a lambda' in result.stderr
+    assert result.returncode == 1
+    assert 'task one cannot be sent: attribute "callback" is a lambda (app.py:7)' in result.stderr
 
 
 @pytest.mark.slow
@@ -364,6 +365,22 @@ def test_ctrl_c_stops_an_idle_master_and_an_idle_slave_with_code_0(cli, tmp_path
     assert re.search(r"left: 0 tasks, 0 failed", slave.text)
     assert master.interrupt().exit_code() == 0 and "Traceback" not in master.text
     assert no_process_of(tmp_path / "state")
+
+
+INTERRUPTS = """import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "concurrent_swarm.tasks":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("role", ["master", "slave", "client"])
+def test_ctrl_c_while_the_program_is_being_loaded_has_no_traceback(cli, role, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS)
+    result = cli(role, "--help", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_a_slave_that_waits_for_its_master_stops_on_ctrl_c(cli):

@@ -5,6 +5,8 @@ import itertools
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import types
@@ -83,6 +85,14 @@ def test_what_is_nearly_a_command_or_a_name_is_told_what_was_probably_meant(cli,
     (["samples/md5.py", "--bench", "--local", "--repeat", "0"], "--repeat 0"),
     (["samples/md5.py", "--baseline", "--workers", "0"], "--baseline compares"),
     (["samples/md5.py", "--watch"], "--watch needs --status"),
+    (["--explain", "c1.1", "--watch"], "--watch needs --status"),
+    (["--cancel", "1", "--watch"], "--watch needs --status"),
+    (["--drain", "s1", "--watch"], "--watch needs --status"),
+    (["samples/md5.py", "--keep"], "--keep needs --local"),
+    (["samples/md5.py", "--workers", "0", "--keep"], "--keep needs --local"),
+    (["samples/md5.py", "--workers", "2"], "--workers 2 needs --local"),
+    (["samples/md5.py", "--local", "--workers", "many"], "--workers many"),
+    (["samples/md5.py", "--local", "--master", "127.0.0.1:9"], "--local and --master"),
     (["--status", "samples/md5.py"], "--status with an application"),
     (["--status", "--cancel", "1"], "--status and --cancel"),
     ([], "which application?"),
@@ -90,6 +100,18 @@ def test_what_is_nearly_a_command_or_a_name_is_told_what_was_probably_meant(cli,
 def test_options_that_do_not_go_together_are_refused_before_anything_starts(cli, words, text):
     result = cli("client", *words)
     assert result.returncode == 2 and said(result, text)
+
+
+@pytest.mark.parametrize("role, words, text", [
+    ("client", ["samples/md5.py", "--json=line"], "--json=line: did you mean --json=lines?"),
+    ("client", ["--status", "--watch=3"], "--watch=3: did you mean --watch?"),
+    ("client", ["samples/md5.py", "--timeout", "-1"], "--timeout: -1 is no number of seconds from 0"),
+    ("client", ["samples/md5.py", "--wait", "soon"], "--wait: soon is no number of seconds from 0"),
+    ("slave", ["--wait", "nan"], "--wait: nan is no number of seconds from 0"),
+])  # fmt: skip
+def test_a_value_that_an_option_cannot_have_is_wrong_use(cli, role, words, text):
+    result = cli(role, *words)
+    assert result.returncode == 2 and text in result.stderr and result.stderr.count("error:") == 1, result.stderr
 
 
 def test_quiet_leaves_out_what_is_well(cli, tmp_path):
@@ -140,7 +162,83 @@ def test_a_module_that_is_missing_on_a_slave_is_told_with_both_ways_out(swarm_of
     assert f"keep {name} out: client.py --drain {name}" in run.err and f" on {name}\n" in run.err
 
 
+def test_who_finds_no_master_is_offered_the_same_run_without_one(cli, app):
+    path = app("class A(ApplicationNode): pass\nclass B(ApplicationNode): pass\n")
+    result = cli("client", path, "--app", "B", "--master", "127.0.0.1:9", "--wait", "0")
+    assert result.returncode == 3 and said(result, f"without a cluster: `python client.py {path} --app B --local`")
+
+
+@pytest.mark.parametrize("words", [["samples/failing.py", "--workers", "0", "--json=lines", "-q"], ["doctor"]])
+def test_who_stops_reading_hears_no_complaint(words):
+    process = subprocess.Popen([sys.executable, "client.py", *words], cwd=CHECKOUT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    told = process.stderr.read()
+    assert process.wait(30) == 1 and told == ""
+
+
+def test_a_result_that_the_terminal_cannot_show_is_shown_as_far_as_it_can(cli, app):
+    path = app("class T(Task):\n    def __call__(self): return '\u00e9'\n"
+               "class A(ApplicationNode):\n    def start_processing(self): self.push_task(T('one'))\n")
+    result = cli("client", path, "--workers", "0", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stdout) == (0, "result   \\xe9\n")
+
+
 # -- failures ------------------------------------------------------------------------------------------------------
+
+
+FAILS = """
+class T(Task):
+    def __call__(self): return 1 / self.number
+class S(ITaskSystem):
+    def generate_tasks(self, master): return [T(str(n), number=n) for n in range(4)]
+    def gather_result(self, master): return "three"
+class A(ApplicationNode):
+    def get_task_system(self): return S()
+class B(A):
+    pass
+"""
+
+
+def test_the_block_of_failures_begins_with_what_failed_and_ends_with_how_to_run_that_again(cli, app, tmp_path):
+    path = app(FAILS)
+    words = [path, "--app", "B", "--set", "client.page=no", "--workers", "0"]
+    told = cli("client", *words, "--env", tmp_path / "env").stderr
+    assert "FAILED   system 1 B: 1 of 4 tasks failed, 3 done" in told
+    again = f"python client.py {path} --app B --set client.page=no"
+    assert f"debug here: {again} --workers 0 --pdb" in told
+    replay = re.search(rf"replay: python client.py {path} --replay (\S+) --env {tmp_path}/env\n", told)
+    second = cli("client", path, "--replay", replay[1], "--env", tmp_path / "env")
+    assert second.returncode == 1 and "ZeroDivisionError" in second.stderr
+    assert "FAILED   FailingApplication: 3 of 64" in cli("client", "samples/failing.py", "--workers", "0").stderr
+
+
+def test_the_object_says_where_a_browser_shows_the_run(swarm_of_module, cli, app):
+    page = f"http://{swarm_of_module.address}/"
+    system = swarm_of_module.run_client(app(FAILS), "--app", "A").about
+    assert system["page"] == f"{page}#system={system['systems'][0]}"
+    assert swarm_of_module.run_client(app(sleepers(1, 0))).about["page"] == page
+    assert json.loads(cli("client", "samples/hello.py", "--workers", "0", "--json", "-q").stdout)["page"] is None
+
+
+@pytest.mark.slow
+def test_what_a_local_node_says_does_not_run_into_the_progress_line(cli):
+    typed = Typed("client.py", "samples/failing.py", "--local", "--workers", "1")
+    assert typed.exit_code() == 1
+    assert re.search(r"[\r\n]\d\d:\d\d:\d\d warning: c1.19 failed", typed.text), typed.text
+
+
+@pytest.mark.slow
+def test_a_master_counts_failed_tasks_that_it_does_not_tell_one_by_one_and_no_cancelled_ones(swarm, app):
+    here = swarm(slaves=1, workers=2)
+    assert here.run_client("failing.py").code == 1
+    wait_until(lambda: "2 more tasks failed, 3 so far" in here.master.err, "they are counted")
+    assert here.master.err.count(" failed: ValueError") == 1
+    runs = here.start_client(app(sleepers(2, 60)))
+    wait_until(lambda: here.proxy.status()["busy"] == 2, "it runs")
+    runs.ends(2)
+    wait_until(lambda: here.proxy.status()["failed"] == 5, "they are cancelled")
+    assert "Cancelled" not in here.master.err
 
 
 def test_framework_frames_are_counted_and_shown_on_demand(cli):
@@ -243,6 +341,40 @@ def test_a_wait_of_more_than_a_second_is_shown_on_a_terminal_and_leaves_nothing(
     assert screen.getvalue() == before
 
 
+@pytest.mark.parametrize("fields, width, line", [
+    (["step 2", "2,411/4,000", "166/s", "ETA 10 s"], 30, "step 2  2,411/4,000  ETA 10 s"),
+    (["waiting for the master: no master at a:80", "3 s of 30"], 40, "waiting for the master: no ma  3 s of 30"),
+    (["one", "two", "three"], 9, "one  two"),
+    (["a long one", "two"], 6, "a long"),
+    (["x", "ETA 3 s"], 4, "  ET"),
+    (["x", "3 s"], 0, ""),
+])  # fmt: skip
+def test_a_line_that_is_too_long_keeps_how_long_it_takes(fields, width, line):
+    assert components.shorten(fields, width) == line
+
+
+def test_what_does_not_fit_beside_each_other_stands_below_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    assert components.Terminal(Screen(), environ={}).beside("x" * 30, "y" * 16) == f"{'x' * 30}    {'y' * 16}"
+    assert components.Terminal(Screen(), environ={}).beside("x" * 30, "y" * 17) == f"{'x' * 30}\n    {'y' * 17}"
+    assert components.Terminal(io.StringIO(), environ={}).beside("x" * 30, "y" * 17) == f"{'x' * 30}    {'y' * 17}"
+
+
+def test_a_doctor_that_gets_no_answer_shows_that_it_waits(cli):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        shown = Typed("client.py", "doctor", "--master", f"127.0.0.1:{silent.getsockname()[1]}")
+        assert shown.until(r"the next check  \d s").exit_code() == 1 and "did not answer" in shown.text
+
+
+@pytest.mark.slow
+def test_with_json_a_person_still_sees_how_far_it_is(cli, app):
+    path = app("class T(Task):\n    def __call__(self): time.sleep(0.1)\n"
+               "class A(ApplicationNode):\n"
+               "    def start_processing(self): self.push_tasks(T(str(n)) for n in range(9))\n")
+    typed = Typed("client.py", path, "--workers", "0", "--json=lines").until(r"\d/9  1/1 busy")
+    assert typed.exit_code() == 0 and len(re.findall(r'[\r\n]\{"event": ', typed.text)) >= 2, typed.text
+
+
 def test_elsewhere_a_long_wait_is_one_line(caplog):
     with components.Terminal(io.StringIO(), environ={}).waiting("the kettle", silent=0.01):
         wait_until(lambda: caplog.messages, "it is said")
@@ -265,11 +397,32 @@ def test_a_client_whose_system_has_no_task_yet_says_so_and_a_run_without_a_swarm
     path = app("class T(Task):\n    def __call__(self): time.sleep(0.1)\n"
                "class S(ITaskSystem):\n    def generate_tasks(self, master):\n        time.sleep(2.5)\n"
                "        return [T(str(n)) for n in range(20)]\n"
+               "    def gather_result(self, master): time.sleep(2.5)\n"
                "class A(ApplicationNode):\n    def get_task_system(self): return S()\n")
-    swarm = Typed("client.py", path, "--local").until(r"no task is known yet \(\d s\)")
-    assert re.search(r"A on (127.0.0.1:\d+): \d slaves?, \d+ workers?    watch: http://\1/\r\n", swarm.text), swarm.text
-    assert swarm.exit_code() == 0
+    swarm = Typed("client.py", path, "--local").until(r"no task is known yet \(\d+ s\)")
+    where = r"A on (127.0.0.1:\d+): \d slaves?, \d+ workers?(\r\n)?    watch: http://\1/#system=1\r\n"
+    assert re.search(where, swarm.text), swarm.text
+    assert swarm.until(r"the task system itself is at work \(\d s\)  .* 20/20  0/").exit_code() == 0
     assert Typed("client.py", path, "--workers", "0").until(r"\d+/20  1/1 busy").exit_code() == 0
+
+
+@pytest.mark.slow
+def test_a_client_whose_master_is_away_says_so_and_no_longer_that_workers_are_busy(swarm, app):
+    here = swarm(slaves=1, workers=1)
+    access = here.master.folder / "keys" / "client.access"
+    runs = Typed("client.py", app(sleepers(200, 0.5)), "--master", here.address, "--access", access).until("1/1 busy")
+    here.master.send(signal.SIGKILL)
+    runs.until(rf"the master at {here.address} is away; looking for it \(\d+ s\)")
+    assert runs.interrupt().exit_code() == 130
+
+
+@pytest.mark.slow
+def test_a_slave_tells_where_the_master_s_page_shows_it_unless_it_has_none(swarm):
+    here = swarm(slaves=1, workers=1)
+    assert f"watch: http://{here.address}/#slave=s1\n" in here.slaves[0].err
+    assert "(one per processor)" not in here.slaves[0].err
+    there = swarm(slaves=1, workers=1, master=["--no-page"])
+    assert "joined as s1: 1 workers\n" in there.slaves[0].err and "watch: " not in there.slaves[0].err
 
 
 # -- events --------------------------------------------------------------------------------------------------------
@@ -313,6 +466,12 @@ def test_an_error_is_an_object_with_the_same_three_parts(cli, words, json_option
     assert result.returncode == about["exit"] == 3 and about["ok"] is False and said(result)
     parts = [re.search(rf"^{name}: +(.*)$", result.stderr, re.MULTILINE)[1] for name in ("error", "why", "fix")]
     assert [about["error"][name] for name in ("message", "why", "fix")] == parts
+
+
+def test_an_error_of_what_was_measured_is_an_object_too(cli, tmp_path):
+    result = cli("client", "stats", "--json", "--env", tmp_path / "none")
+    about = json.loads(result.stdout)
+    assert result.returncode == about["exit"] == 1 and about["error"]["message"] in result.stderr
 
 
 # -- asking and ordering -------------------------------------------------------------------------------------------
@@ -468,6 +627,9 @@ def test_the_picture_is_whole_and_its_axes_begin_at_nothing():
     name = "{http://www.w3.org/2000/svg}"
     circles = [(float(one.get("cx")), float(one.get("cy"))) for one in root.iter(f"{name}circle")]
     assert len(circles) == 3 and "a<b" in "".join(root.itertext())
+    assert [one.tag for one in root][:2] == [f"{name}title", f"{name}desc"]
+    assert root[0].text == root.get("aria-label") == "Speedup of a<b"
+    assert root[1].text == "1 worker: 0.94x; 2 workers: 1.60x; 4 workers: 2.46x"
     (x1, y1), (x2, y2), _ = circles
     assert (x2 - 60) / (x1 - 60) == pytest.approx(2, rel=0.01), "workers are drawn from 0 on"
     assert (350 - y2) / (350 - y1) == pytest.approx(8.5 / 5, rel=0.01), "speedups are drawn from 0 on"
@@ -529,3 +691,20 @@ def test_a_baseline_is_the_application_s_own_sequential_version_if_it_has_one(sw
 def test_waiting_is_no_work_in_a_sequential_run(cli, app):
     about = json.loads(cli("client", app(sleepers(3, 0.2)), "--workers", "0", "--sequential", "--json", "-q").stdout)
     assert about["elapsed_s"] > 0.6 and about["cpu_s"] < 0.3 and client._own_seconds(about) == about["cpu_s"]
+
+
+@pytest.mark.slow
+def test_who_interrupts_a_baseline_has_the_result_of_the_swarm(cli, app):
+    own = WORK + "    def sequential(self): time.sleep(60)\n"
+    typed = Typed("client.py", app(own), "--local", "--workers", "1", "--baseline")
+    typed.until(r"result   \d+").until(r"without a swarm, run 1 of 1  \d+ s").interrupt()
+    assert typed.exit_code() == 130 and "done     8 tasks" in typed.text and "Traceback" not in typed.text
+
+
+@pytest.mark.slow
+def test_a_bench_whose_files_cannot_be_written_has_told_what_it_measured(cli):
+    command = [sys.executable, CHECKOUT / "client.py", CHECKOUT / "samples" / "hello.py", "--bench", "--local"]
+    result = subprocess.run([*command, "--workers", "1", "--repeat", "1"], cwd="/proc", capture_output=True, text=True,
+                            timeout=120)
+    assert result.returncode == 1 and "bench    hello: one run each" in result.stdout
+    assert said(result, "figures and picture cannot be written to /proc")

@@ -20,7 +20,7 @@ import pytest
 from conftest import CHECKOUT, PATIENCE, Swarm, children_of, wait_until
 from test_cli import Typed, cli  # noqa: F401 (a fixture)
 
-from concurrent_swarm import components, master, rpc, slave
+from concurrent_swarm import components, master, rpc, slave, tasks
 
 PAGE = (CHECKOUT / "docs" / "deployment.md").read_text("utf-8")
 UNITS = dict(re.findall(r"```ini\n# (\S+)\n(.*?)```", PAGE, re.DOTALL))
@@ -238,15 +238,15 @@ def counted(tmp_path, monkeypatch, files=(), **environ):
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    quotas = slave.cpu_quotas(str(tmp_path / "groups"), str(tmp_path))
-    monkeypatch.setattr(slave, "cpu_quotas", lambda: quotas)
+    quotas = tasks.cpu_quotas(str(tmp_path / "groups"), str(tmp_path))
+    monkeypatch.setattr(tasks, "cpu_quotas", lambda: quotas)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16))
-    return slave.usable_cpus()
+    return tasks.usable_cpus()
 
 
 def test_processors_are_those_of_the_affinity_mask():
     words = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]);"
-    words += "from concurrent_swarm import slave; print(slave.usable_cpus())"
+    words += "from concurrent_swarm import tasks; print(tasks.usable_cpus())"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, cwd=CHECKOUT, check=True)
     assert done.stdout == "1\n"
 

@@ -44,17 +44,17 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 2532,
-    "components.py": 2096,
-    "concurrent_swarm.py": 20,
+    "client.py": 2616,
+    "components.py": 2135,
+    "concurrent_swarm.py": 25,
     "fastpath.pyx": 743,
-    "master.py": 6644,
-    "rpc.py": 6147,
+    "master.py": 6658,
+    "rpc.py": 6167,
     "setup.py": 66,
-    "slave.py": 1277,
-    "tasks.py": 4346,
+    "slave.py": 1250,
+    "tasks.py": 4377,
 }
-TOTAL_LINES = 23_871
+TOTAL_LINES = 24_037
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

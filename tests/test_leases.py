@@ -140,12 +140,12 @@ def test_a_span_speaks_of_the_master_s_time_whatever_the_slave_s_clock_says():
     told("submit", "c1", 1, 1, options={"name": "n", "first": 100, "classes": [["m", "Square", False]]})
     (lease,) = told.leases()
     facts = "c1", 100, 1, 1, 1, "s1", 0.0, lease.since, lease.since + 1, 7, "Square", 9, 5
-    found = master.span_of(*facts, [3, 250_000, 50_000, 1_000, 2_000])
+    found = master.span_of(*facts, 3, 250_000, 50_000, 1_000, 2_000)
     assert (found.owner, found.first, found.tasks, found.failed, found.attempt) == ("c1", 100, 1, 1, 1)
     assert (found.slave, found.lane, found.step, found.kind, found.received) == ("s1", 3, 7, "Square", 5)
     assert [round(found.heard - at, 6) for at in (found.began, found.ended)] == [0.25, 0.05]
     assert (found.opening, found.packing) == (0.001, 0.002)
-    early = master.span_of(*facts, [0, 10**12, 10**11, 0, 0])
+    early = master.span_of(*facts, 0, 10**12, 10**11, 0, 0)
     assert early.leased == early.began == early.ended, "nothing began before its lease"
 
 

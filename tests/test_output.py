@@ -92,7 +92,7 @@ def test_by_default_lines_are_shown_with_their_task_and_attempt_and_cannot_steer
     done = swarm_of_module.start_client("output.py", "--app", "Shown").wait()
     assert re.search(r"^\[c\d+\.0\] attempt 1 \\x1b\[31m$", done.err, re.M), done.err
     assert re.search(r"^\[c\d+\.0, attempt 2\] attempt 2 \\x1b\[31m$", done.err, re.M), done.err
-    assert re.search(r"^\[c\d+\.0\] 2/2$", done.err, re.M) and "1/2" not in done.err
+    assert re.search(r"^\[c\d+\.0\] 2/2$", done.err, re.M) and "] 1/2" not in done.err
     assert not re.search("attempt 2", swarm_of_module.start_client("output.py", "--app", "Shown", "-q").wait().err)
 
 

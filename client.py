@@ -52,7 +52,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import components, rpc, tasks
 
@@ -411,7 +411,7 @@ class ApplicationNode(components.Component):
             self.push_tasksystem_failed({"c": -32602, "m": str(error), "t": "", "e": error})
             return
         options = {"name": type(system).__name__, "client_id": self.node_id_str, "by_hand": self._by_hand,
-                   "system_id": str(system.system_id), "hook_timeout": limit}
+                   "system_id": str(system.system_id), "hook_timeout": limit, "detaches": self._detaches}
         self._begin_system(system, "push_tasksystem", self._bundle.digest, options, parts=[sealed])
 
     def _collect(self, name: str) -> None:
@@ -660,6 +660,11 @@ class ClientNode(rpc.Node):
 
     def unready(self) -> str:
         return "" if self.link and self.link.state == "ready" else "it has no master"
+
+    @property
+    def hears_master(self) -> bool:
+        """Whether the master gave a sign of life a moment ago."""
+        return time.monotonic() - self.link.session.heard_at < rpc.SILENT
 
     def metrics(self) -> list[components.Metric]:
         owner, app, metric = self.app._owner, self.app, components.metric
@@ -978,7 +983,7 @@ class Watch:
     def _hindered(self) -> tuple[str, str]:
         """What keeps it from going on: a word for the first that does, and how a person is told."""
         app, (_, done, known, _) = self._app, self._app._tally()
-        if self.away:
+        if self.away or not (app.workers or app.swarm.hears_master):
             return "master", f"the master at {app.swarm.address} is away; looking for it"
         if not app.workers:
             return "slave" * app.pending, f"the master has no worker; {known:,} tasks are queued"
@@ -1933,6 +1938,29 @@ _slow_sqlite()
 """
 
 
+class Network(NamedTuple):
+    """A network namespace by its `name`, and its `cable`: programs there reach this machine at `host`."""
+
+    name: str
+    host: str
+    cable: str
+
+    @property
+    def command(self) -> list[str]:
+        """The words before a command that runs there."""
+        return ["ip", "netns", "exec", self.name]
+
+
+def _ip(*words: str) -> None:
+    try:
+        run = subprocess.run(["ip", *words], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise components.Error("there is no program ip", "networks are made with it", "install iproute2") from None
+    if run.returncode:
+        raise components.Error(f"there is no network of its own here (ip {' '.join(words)}: {run.stderr.strip()})",
+                               "this takes root and a kernel with network namespaces and veth", "do without it")
+
+
 class Nemesis:
     """Does to a swarm, or to any processes, what happens to them in the long run; for tests of your own, on Linux.
 
@@ -2060,6 +2088,32 @@ class Nemesis:
         self._note("reset")
         for relay in relays:
             relay.reset()
+
+    def network(self) -> "Network":
+        """A network of its own for nodes, which reach this machine by one cable alone, for as long as this nemesis
+        lasts. Takes root, network namespaces, and the program `ip`. Raises Error with what is missing."""
+        name, ours, theirs = (f"cs{os.urandom(3).hex()}{end}" for end in "nab")
+        subnet = f"10.203.{os.urandom(1)[0]}"
+        _ip("netns", "add", name)
+        self._stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True)
+        _ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
+        self._stack.callback(subprocess.run, ["ip", "link", "del", ours], capture_output=True)
+        there = ["-n", name]
+        for end, link, where in ((1, ours, []), (2, theirs, there)):
+            _ip(*where, "addr", "add", f"{subnet}.{end}/30", "dev", link)
+            _ip(*where, "link", "set", link, "up")
+        _ip(*there, "link", "set", "lo", "up")
+        return Network(name, f"{subnet}.1", ours)
+
+    def unplug(self, network: "Network", seconds: float | None = None) -> None:
+        """Pulls the cable of a network, for so many seconds or until `plug`: nothing passes, and nobody is told."""
+        self._note(f"unplug {network.name} for {seconds} s")
+        pull, mend = (functools.partial(_ip, "link", "set", network.cable, state) for state in ("down", "up"))
+        self._until(("unplugged", network.name), seconds, pull, lambda _: mend())
+
+    def plug(self, network: "Network") -> None:
+        """Puts the cable back."""
+        self._undo(("unplugged", network.name))
 
     def garbage(self, address: str, kind: str = "") -> None:
         """Sends what does not belong there, of one of the kinds in GARBAGE, and leaves the connection open."""

@@ -32,7 +32,8 @@ repeated from its beginning, or its last snapshot, with the same outcomes, steps
                                                         the system after `heard` more outcomes and steps, when it had
                                                         sent `batches` batches, of which those tasks were `out`
     ("moved", owner, client, number)                    another client waits for it now
-    ("finished", owner, client, number, app, user, failure, stats, payload)   not heard by its client yet
+    ("finished", owner, client, number, app, user, failure, stats, payload)   in place of all that was there of it;
+                                                        not heard by its client yet
     ("detached", client)                                it left its task systems here, for others to collect
     ("slave", slave, key)                               it may come back with leases
     ("shared", client, key, payload)                    a task has published this object
@@ -750,8 +751,8 @@ class Board:
         self.scheduler_error = None
         self._doubtful = {}  # demands of which it is to be seen whether a slave can take them; an ordered set
         self.resting_until = -math.inf
-        self._lease_ids = itertools.count(1)
-        self._serials = itertools.count(1)
+        self._lease_ids, self._first, self._newest = itertools.count(1), 1, 0
+        self._serials, self._restored = itertools.count(1), 0
         self._timers = []  # heap of (when, serial, owner, number, limit), only of batches that have such a limit
         self._most_timers = MIN_TIMERS  # then those of batches that are gone are taken out
 
@@ -1122,7 +1123,8 @@ class Board:
         """A slave with these amounts, tags and slots is here. It begins anew: nothing is held against it.
 
         holds -- leases of an earlier life or connection that it still has, as (lease, owner, number, lo, hi, attempt).
-            Those of which all tasks wait here are its own again, as the same attempt; see `Slave.leases`.
+            Those of which all tasks wait here are its own again, as the same attempt; see `Slave.leases`. Of an earlier
+            life only those of a batch that was restored: else that life had another owner of this name, perhaps.
         """
         effects = Effects([], [], [])
         if slave in self.slaves:
@@ -1136,7 +1138,8 @@ class Board:
     def _adopt(self, slave, number, owner, batch, lo, hi, attempt, now):
         known = self.owners.get(owner)
         batch = known.batches.get(batch) if known is not None else None
-        if batch is None or number in self.leases:
+        ours = batch is not None and (batch.serial < self._restored or self._first <= number <= self._newest)
+        if not ours or number in self.leases:
             return
         inside, outside = split(batch.queue, lo, hi)
         heard = any(past.lease == number for _, _, past in inside)  # it says again how they failed
@@ -1609,6 +1612,7 @@ class Board:
         self._dequeue(batch, place, tasks)
         slave.take(lease)
         demand.served(slave, lease.estimate)
+        self._newest = lease.id
         self.leases[lease.id] = lease
         self.counters["leases"] += 1
         self._tell("task_pushed", slave, tasks)
@@ -1884,10 +1888,14 @@ class Board:
 
     # -- after a restart -------------------------------------------------------------------------------------
 
-    def restore(self, records, now: float) -> Effects:
+    def restore(self, records, now: float, salt: int = 0) -> Effects:
         """Rebuild an empty board from the records of earlier lives, in order. Owners are detached, what has
         no outcome is queued. Returns the record of this life, to journal first. Raises Error on a record that
-        fits nothing before it."""
+        fits nothing before it.
+
+        salt -- below 2**31, by chance: the first lease of this life. A life that died before its record was on the
+            disk, or that has no journal, is not known to the next one, and slaves still report of its leases.
+        """
         waiting = {}  # Batch -> its ranges without outcome
         life = 0
         for record in records:
@@ -1904,7 +1912,9 @@ class Board:
             if pieces:
                 self._enqueue(batch, tuple(pieces))
         self.life = life + 1
-        self._lease_ids = itertools.count((self.life << 32) + 1)
+        self._restored = next(self._serials)
+        self._first = (self.life << 32) + salt + 1
+        self._lease_ids = itertools.count(self._first)
         return Effects([("life", self.life)], [], [])
 
     def _replay(self, record, waiting, now):
@@ -2096,6 +2106,7 @@ CREATE INDEX IF NOT EXISTS by_batch ON records (owner, batch);
 ROWS = "SELECT number, kind, owner, batch, detail, sizes, sum, payload FROM records"
 FORMAT = 3
 OF_BATCH = ("batch", "retry", "outcome")
+ENDS = ("settled", "gone", "finished")  # what deletes others
 WITH_PAYLOAD = ("batch", "outcome", "system", "snapshot", "finished", "shared")
 GATHER = 0.01  # seconds that records may wait for others: nobody is told that they are safe before they are
 LARGE = 16 * 1024  # bytes of a payload that gets a file of its own: a row of that size takes 90 µs, a file 30
@@ -2134,7 +2145,7 @@ def lasting(records: list[tuple]) -> list[tuple]:
             ended.add(record[1:3])
         elif record[1] in ended and kind != "gone":
             continue
-        elif kind == "gone":
+        elif kind in ("gone", "finished"):
             ended.add(record[1])
         kept.append(record)
     return kept[::-1] if ended else records
@@ -2277,7 +2288,8 @@ class Journal(threading.Thread):
     def _delete_first(self) -> None:
         """What the ballast had is for deletions, which make room for the rest: few at a time, with an empty log."""
         self._waiting = lasting(self._waiting)
-        ends = [record for record in self._waiting if record[0] in ("settled", "gone")]
+        ends = [record for record in self._waiting if record[0] in ENDS]
+        ends.sort(key=lambda record: record[0] == "finished")  # which takes room of its own
         for first in range(0, len(ends), FEW):
             self._base.execute("PRAGMA wal_checkpoint").fetchall()
             self._commit(ends[first : first + FEW])
@@ -2286,7 +2298,7 @@ class Journal(threading.Thread):
             self._shrink()
             if not self._excess:
                 break
-        self._waiting = [record for record in self._waiting if record[0] not in ("settled", "gone")]
+        self._waiting = [record for record in self._waiting if record[0] not in ENDS]
 
     def _refuse(self, error: Exception | None) -> None:
         """The disk takes nothing: batches that wait are refused, all else goes on waiting."""
@@ -2375,6 +2387,8 @@ class Journal(threading.Thread):
                 self._base.execute("DELETE FROM records WHERE kind = 'life'")
             elif kind == "paused":
                 self._base.execute("DELETE FROM records WHERE owner = ? AND kind = 'paused'", (owner,))
+            elif kind == "finished":
+                self._base.execute("DELETE FROM records WHERE owner = ?", (owner,))
             elif kind == "snapshot":
                 self._forget_before(owner, *rest[:3])
             payload = rest.pop() if kind in WITH_PAYLOAD else None
@@ -4768,7 +4782,7 @@ class MasterNode(rpc.BaseNode):
         if self.journalled:
             self.open_journal()
         else:
-            self.board.restore([], time.monotonic())
+            self.board.restore([], time.monotonic(), secrets.randbits(31))
         if self.trace_path:
             self.traces.open(self.trace_path)
         self.open_compute_channel()
@@ -4858,7 +4872,7 @@ class MasterNode(rpc.BaseNode):
                                refused: self.loop.post(lambda: self._storage_full(error, refused)),
                                lambda: self.loop.post(self._storage_has_room), self.synchronous)
         records = self.journal.load()
-        effects = self.board.restore(records, time.monotonic())
+        effects = self.board.restore(records, time.monotonic(), secrets.randbits(31))
         self.journal.start()
         self.closing.callback(self.journal.stop)
         self.apply(effects)
@@ -5199,9 +5213,7 @@ class MasterNode(rpc.BaseNode):
 
         @rpc.tcpremote(channel, roles=owners)
         def detach(handler, request):
-            self._detached.add(request.peer.label)
-            self._record("detached", request.peer.label)
-            self._hand_on_shared(request.peer.label, request.peer.label)
+            self._leave(request.peer.label)
 
         @rpc.tcpremote(channel, roles=owners)
         def collect(handler, request, number, name):
@@ -5634,24 +5646,32 @@ class MasterNode(rpc.BaseNode):
     # -- task systems
 
     def start_system(self, client: str, number: int, digest: str, options: dict, parts: list) -> None:
-        """Forks a host for a client's system; the same number of the same client is started once."""
+        """Forks a host for a client's system; the same number of the same client is started once. One that `detaches`
+        has left it here as soon as it hears that it was taken."""
         known = self._system_of(client, number)
         if (client, number) in self._finished:
             self._send_finished(client, number)
             return
-        if known is None:
-            if digest not in self.bundles:
-                self._refuse_system(client, number, self._unstored or NEVER_SENT)
-                return
-            if why := self._over_quota(client):
-                self._refuse_system(client, number, why)
-                return
+        if options.pop("detaches", False):
+            self._leave(client)
+        if known is not None:
+            self.apply(Effects([], [], [("taken", client, number, known.name)]))
+        elif digest not in self.bundles:
+            self._refuse_system(client, number, self._unstored or NEVER_SENT)
+        elif why := self.storage or self._over_quota(client):
+            self._refuse_system(client, number, why)
+        else:
             try:
-                known = self._fork_host(client, number, digest, options, parts)
+                self._fork_host(client, number, digest, options, parts)
             except (OSError, components.Error) as error:
                 self._refuse_system(client, number, f"no process can be started for it ({error})", -32000)
-                return
-        self.apply(Effects([], [], [("taken", client, number, known.name)]))
+
+    def _leave(self, client: str) -> None:
+        """The systems of a client are here for others to collect."""
+        if client not in self._detached:
+            self._detached.add(client)
+            self._record("detached", client)
+        self._hand_on_shared(client, client)
 
     def _refuse_system(self, client: str, number: int, why: str, code: int = -32007) -> None:
         self.audit("refuse", self._peers.get(client, ""), why=why, owner=client)
@@ -5682,7 +5702,7 @@ class MasterNode(rpc.BaseNode):
             running.client, running.number = peer.label, number
             self._record("moved", name, peer.label, number)
         else:
-            self._keep_finished(peer.label, number, self._finished.pop(place))
+            self._keep_finished(peer.label, number, self._finished.pop(place), Effects([], [], []))
         self._send_taken(peer.label, number, name)
         if place:
             self._send_finished(peer.label, number)
@@ -5695,10 +5715,11 @@ class MasterNode(rpc.BaseNode):
             return "its own client waits for it"
         return "" if user == peer.name or peer.role == "admin" else "somebody else pushed it"
 
-    def _keep_finished(self, client: str, number: int, end: Finished) -> None:
+    def _keep_finished(self, client: str, number: int, end: Finished, effects: Effects) -> None:
+        """In one record with what becomes of its tasks: the next master knows the system, or how it has ended."""
         self._finished[client, number] = end
-        self._record("gone", end.name)
-        self._record("finished", end.name, client, number, *end[1:])
+        records = [one for one in effects.records if one != ("gone", end.name)]
+        self.apply(effects._replace(records=[*records, ("finished", end.name, client, number, *end[1:])]))
 
     def _waits_for_anything(self, client: str) -> bool:
         owner = self.board.owners.get(client)
@@ -5709,7 +5730,7 @@ class MasterNode(rpc.BaseNode):
         if self.journal:
             self.apply(Effects([record], [], []))
 
-    def _fork_host(self, client: str, number: int, digest: str, options: dict, parts: list) -> System:
+    def _fork_host(self, client: str, number: int, digest: str, options: dict, parts: list) -> None:
         user = self._peers[client].name if client in self._peers else ""
         options = {**options, "seed": secrets.token_hex(8), "user": user}
         name, app = str(next(self._system_numbers)), options.get("name", "?")
@@ -5720,12 +5741,12 @@ class MasterNode(rpc.BaseNode):
         self.systems[name] = system
         self.apply(self.board.owner_joined(name, "system", system.since, name=app, user=user))
         self._show(system)
-        self._record("system", name, client, number, app, digest, options, list(parts))
+        record = "system", name, client, number, app, digest, options, list(parts)
+        self.apply(Effects([record], [], [("taken", client, number, name)]))
         if system.pipe:
             self._begin(system, parts)
         log.info("system %s %s: from client %s", name, app, client)
         self.audit("system", self._peers.get(client, ""), system=name, client=client, name=app, application=digest)
-        return system
 
     def _show(self, system: System) -> None:
         by_hand = bool(system.options.get("by_hand"))
@@ -5905,9 +5926,9 @@ class MasterNode(rpc.BaseNode):
         if system.pipe:
             system.pipe.close()
             self.zygote.kill(system.token)  # a hook that never returns would not notice the end of its pipe
-        self.apply(self.board.owner_gone(system.name, time.monotonic(), kill))
         end = Finished(system.name, system.app, system.user, failure, stats, list(parts))
-        self._keep_finished(system.client, system.number, end)
+        effects = self.board.owner_gone(system.name, time.monotonic(), kill)
+        self._keep_finished(system.client, system.number, end, effects)
         self._send_finished(system.client, system.number)
 
     def tell_figures(self, client: str, number: int) -> None:

@@ -2197,6 +2197,7 @@ class Sandbox:
     def __init__(self, node: Any, sparing: bool = False):
         self._node, self._sparing = node, sparing
         self._home = os.path.join(os.path.realpath(node.environment.path), "work")
+        self._life = uuid.uuid4().hex[:8]  # children of a life that was killed may end, and tidy up, once this runs
         self._numbers = itertools.count(1)
         self._uid_base, self._level = 0, node.sandbox  # as it is at the start
         self.missing: list[str] = []
@@ -2209,7 +2210,8 @@ class Sandbox:
         if self._level == "off":
             log.warning("sandbox off: whatever runs here may do all that this node may do")
             return
-        os.makedirs(self._home, 0o711)
+        os.makedirs(self._home, exist_ok=True)
+        os.chmod(self._home, 0o711)
         no_uid = "" if not hasattr(os, "geteuid") or os.geteuid() else self._try_uids(zygote)
         self.applied, holes = self._try(zygote)
         self.missing = [*lacking(self.applied), *(f"it is possible to {hole}" for hole in holes)]
@@ -2255,7 +2257,7 @@ class Sandbox:
     def _next(self, **given: Any) -> Confinement:
         number = next(self._numbers)
         uid = self._uid_base and self._uid_base + number % SLOTS
-        return Confinement(self._level, os.path.join(self._home, str(number)), uid=uid, **given)
+        return Confinement(self._level, os.path.join(self._home, f"{self._life}-{number}"), uid=uid, **given)
 
     def __str__(self) -> str:
         told = self.status()

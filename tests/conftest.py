@@ -230,6 +230,7 @@ class Swarm:
         self.slaves = []
         self.master = None
         self.address = ""
+        self.ports = []  # sockets that hold one
 
     # processes
 
@@ -269,10 +270,18 @@ class Swarm:
         process.started = json.loads(told)
         return process
 
+    def hold_port(self):
+        """A port that stays ours while no master listens there: nobody is given it who asks for any."""
+        held = socket.socket()
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the master's, which may share it then
+        held.bind(("127.0.0.1", 0))
+        self.ports.append(held)
+        return held.getsockname()[1]
+
     def start_master(self, *args, port=0, journal=False, **environ):
         """Starts the master in the folder `m`; again there if one was there before."""
         words = [] if journal else ["--no-journal"]
-        self.master = self.start("master", "--port", port, *words, *args, name="m", **environ)
+        self.master = self.start("master", "--port", port or self.hold_port(), *words, *args, name="m", **environ)
         self.address = self.master.started["address"]
         return self.master
 
@@ -335,6 +344,8 @@ class Swarm:
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        for held in self.ports:
+            held.close()
         problems += [f"left: {path}" for path in Path(self.temporary).iterdir()]
         problems += [f"{p.err_file}:\n{p.err}" for p in self.running if "Exception ignored" in p.err]
         shutil.rmtree(self.folder, ignore_errors=True)

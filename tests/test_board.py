@@ -797,6 +797,16 @@ def test_a_lease_that_comes_back_with_its_slave_is_the_attempt_that_it_was(told,
     assert told.board.leases[lease.id].attempt == 3, "what the journal did not hold any more, the slave knows"
 
 
+def test_a_lease_of_a_life_of_which_nothing_is_known_is_of_another_owner_of_that_name():
+    told = Told(slaves=0, owners=())
+    told("restore", [], salt=1000)
+    told("owner_joined", "c1", "client")
+    told("submit", "c1", 1, 1)
+    told("slave_joined", "s1", {"cpus": 2}, [], 2, holds=[[(1 << 32) + 7, "c1", 1, 0, 1, 1]])
+    (lease,) = told.leases()
+    assert lease.id == (1 << 32) + 1001 and not told.board.counters["adopted"]
+
+
 def test_a_new_lease_never_has_the_number_of_one_that_was_taken_over():
     told = Told(slaves=0, owners=())
     told("restore", [])

@@ -164,6 +164,7 @@ class SimSlave:
         for verb, number, *rest in unsaid:
             if number in kept:
                 self.send(verb, number, *rest)
+        self.start()  # what had not begun when the connection broke
 
     def leave(self, dead):
         """The connection breaks. A slave that is not dead goes on, and its results come when nobody waits for them,
@@ -343,7 +344,7 @@ class Swarm:
         self.board = Board(limit=100_000, unplaceable_wait=self.unplaceable_wait, weigh=weight)
         self.board.quotas = Quotas(running=self.most_running)
         self.pending = []
-        self.apply(self.board.restore(self.journal, self.now))
+        self.apply(self.board.restore(self.journal, self.now, salt=self.lives << 16))
         if self.random.random() < 0.5:
             self.apply(self.board.rest(self.now + self.random.uniform(0, 0.2), self.now))
         self.board.check()

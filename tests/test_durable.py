@@ -5,10 +5,14 @@ import os
 import random
 import signal
 import sqlite3
-from contextlib import closing
+from collections import Counter
+from contextlib import closing, contextmanager
 
 import pytest
-from conftest import at_once, running, text_of, wait_until
+from concurrent_swarm.client import Nemesis
+from concurrent_swarm.components import Error
+from concurrent_swarm.master import summary_of
+from conftest import at_once, children_of, running, text_of, wait_until, zygote_of
 
 APP = "durable.py"
 
@@ -151,6 +155,25 @@ def test_the_history_of_a_system_that_can_be_saved_does_not_grow_without_end(sys
 
 @pytest.mark.slow
 @at_once
+def test_processes_of_a_killed_master_that_end_late_take_nothing_from_the_next_one_s(swarm):
+    here = swarm(slaves=1, workers=2, journal=True)
+    client = here.start_client(APP, "--json", *words_of("Squares", count=1500, how="slow"))
+    wait_until(lambda: done_of(here) > 150, "a part is done")
+    late = zygote_of(here.master.pid)
+    for pid in (late, *children_of(late)):
+        os.kill(pid, signal.SIGSTOP)
+    kill_master(here)
+    restart(here)
+    (host,) = wait_until(lambda: children_of(zygote_of(here.master.pid)), "the system has another host")
+    wait_until(lambda: "/work/" in os.readlink(f"/proc/{host}/cwd"), "it is in a folder of its own")
+    os.kill(late, signal.SIGCONT)
+    wait_until(lambda: not os.path.exists(f"/proc/{late}"), "the first life has ended")
+    assert os.path.isdir(os.readlink(f"/proc/{host}/cwd"))
+    assert result_of(client.wait(60)) == right(1500)
+
+
+@pytest.mark.slow
+@at_once
 def test_a_host_that_dies_is_replaced_by_one_that_repeats_what_it_did(swarm, tmp_path):
     here = swarm(slaves=1, workers=2, journal=True)
     run = here.run_client(APP, *words_of("Dying", count=200, folder=tmp_path))
@@ -255,6 +278,26 @@ def test_it_is_collected_after_its_end_and_after_the_death_of_the_master(swarm):
 
 @pytest.mark.slow
 @at_once
+def test_a_system_was_left_with_the_master_once_its_client_has_heard_that_it_was_taken(swarm):
+    here = swarm(slaves=0, journal=True)
+    words = words_of("Squares", count=50)
+    with Nemesis() as nemesis:
+        (_, compute), way = nemesis.way_in(here.address)
+        compute.delay = 0.2
+        access = here.master.folder / "keys" / "client.access"
+        client = here.start_client(APP, "--json", "--detach", *words, "--access", access, *way)
+        wait_until(lambda: rows_of(here, "system"), "it was taken")
+        nemesis.partition([compute], ways="there")  # it hears so, and nobody hears it any more
+        assert client.wait().code == 0 and client.about["detached"]
+        kill_master(here)
+    assert rows_of(here, "detached"), "the next master waits for no client, but until its retention after its end"
+    restart(here)
+    here.start_slave(workers=2)
+    assert result_of(here.run_client(APP, "--collect", *client.about["systems"], *words)) == right(50)
+
+
+@pytest.mark.slow
+@at_once
 def test_what_nobody_collects_is_forgotten_after_the_retention(swarm):
     here = swarm(slaves=1, workers=2, journal=True, master=["--set", "master.retention=1"])
     name = detach(here, *words_of("Squares", count=400, how="slow"))
@@ -297,13 +340,29 @@ def test_plain_tasks_cannot_be_left_with_the_master(swarm):
     assert run.code == 2 and "--detach is for task systems" in run.err
 
 
+@contextmanager
+def explained(here, callbacks):
+    """A failure tells what explains it, for the swarm is gone by then: logs, journal, which callbacks there were."""
+    try:
+        yield
+    except (AssertionError, OSError) as error:
+        logs = "".join(f"\n-- {one.err_file}, exit code {one.code}:\n{one.err[-3000:]}" for one in here.running)
+        try:
+            kept = summary_of(str(here.master.folder))
+        except Error as problem:
+            kept = problem.text()
+        counts = Counter(map(int, text_of(callbacks).split()))
+        told = sorted(set(range(1000)) - set(counts)), [number for number, times in counts.items() if times > 1]
+        raise AssertionError(f"{error!r}{logs}\n{kept}\nno callback: {told[0]}\ntwice: {told[1]}") from error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(int(os.environ.get("KILL_SEEDS", 2))))
 @at_once
 def test_a_system_and_plain_tasks_survive_kills_of_the_master_at_random_moments(seed, tmp_path_factory):
     """A thousand tasks of each, five kills a seed: `KILL_SEEDS=10` makes fifty."""
     folder = tmp_path_factory.mktemp("marks")
-    with running(slaves=1, workers=2, journal=True) as here:
+    with running(slaves=1, workers=2, journal=True) as here, explained(here, folder / "callbacks"):
         chance = random.Random(seed)
         client = here.start_client(APP, "--json", *words_of("Squares", count=1000, how="slow"))
         words = ["--app", "RunPlain", "--set", "durable.count=1000", "--set", "durable.how=slow"]

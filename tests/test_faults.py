@@ -702,47 +702,24 @@ def test_F27_a_slave_whose_connection_is_reset_every_200_ms_loses_and_repeats_no
     assert relays[1].resets >= 3 and lost(here) == 0 and "lost the master" not in slave.err
 
 
-def ip(*words):
-    return subprocess.run(["ip", *words], capture_output=True, text=True)
-
-
 @one_each
-def namespace():
-    """A network namespace with a cable to this one: its name, our address, and our end of the cable."""
-    number = os.getpid() % 10_000  # other suites have others
-    name, ours, theirs = (f"cs{number}{end}" for end in "nab")
-    net = f"10.{200 + number // 4096}.{number // 16 % 256}"
-    host, other = (f"{net}.{number % 16 * 4 + end}" for end in (1, 2))
-    if os.geteuid() != 0:
-        pytest.skip("a network namespace takes root")
-    try:
-        made = ip("netns", "add", name)
-    except FileNotFoundError:
-        pytest.skip("there is no program ip")
-    if made.returncode:
-        pytest.skip(f"the kernel gives no network namespace: {made.stderr.strip()}")
-    cable = ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
-    try:
-        if cable.returncode:
-            pytest.skip(f"the kernel has no veth: {cable.stderr.strip()}")
-        ip("addr", "add", f"{host}/30", "dev", ours)
-        ip("link", "set", ours, "up")
-        ip("-n", name, "addr", "add", f"{other}/30", "dev", theirs)
-        ip("-n", name, "link", "set", theirs, "up")
-        ip("-n", name, "link", "set", "lo", "up")
-        yield name, host, ours
-    finally:
-        ip("link", "del", ours)
-        ip("netns", "del", name)
+def network():
+    """A network of its own for a slave, and who pulls its cable."""
+    with client.Nemesis() as nemesis:
+        try:
+            made = nemesis.network()
+        except components.Error as error:
+            pytest.skip(error.what)
+        yield made, nemesis
 
 
-def slave_in(here, namespace):
-    """A slave with one worker in a network namespace, by whose cable it comes to the master."""
-    name, host, _ = namespace
+def slave_in(here, network):
+    """A slave with one worker in a network of its own, by whose cable it comes to the master."""
+    host = network.host
     http, tcp = (here.master.started["address"], here.proxy.status()["addresses"]["tcp"])
     ours, theirs = socket.socketpair()
     with theirs:
-        command = ["ip", "netns", "exec", name, sys.executable, str(CHECKOUT / "slave.py"), "--workers", "1",
+        command = [*network.command, sys.executable, str(CHECKOUT / "slave.py"), "--workers", "1",
                    "--master", f"{host}:{http.rpartition(':')[2]}", "--access", access(here, "slave"),
                    "--set", f"node.compute_address={host}:{tcp.rpartition(':')[2]}",
                    "--env", os.path.join(here.folder, "far"), "--parent", str(theirs.fileno())]  # fmt: skip
@@ -756,16 +733,17 @@ def slave_in(here, namespace):
 
 @pytest.mark.slow
 @at_once
-def test_F20_a_cable_that_is_pulled_for_a_moment_is_a_delay(swarm, namespace, tmp_path):
-    here = swarm(slaves=0, master=("--set", f"master.host={namespace[1]}", "--set", "master.allowed_hosts=127.0.0.1"))
-    slave = slave_in(here, namespace)
+def test_F20_a_cable_that_is_pulled_for_a_moment_is_a_delay(swarm, network, tmp_path):
+    network, nemesis = network
+    here = swarm(slaves=0, master=("--set", f"master.host={network.host}", "--set", "master.allowed_hosts=127.0.0.1"))
+    slave = slave_in(here, network)
     run = waiting(here, tmp_path, 3, "--access", access(here, "client"))
-    ip("link", "set", namespace[2], "down")
+    nemesis.unplug(network)
     (tmp_path / "go").touch()
     with suppress(subprocess.TimeoutExpired):
         run.process.wait(3)
     assert run.code is None, "nothing came through"
-    ip("link", "set", namespace[2], "up")
+    nemesis.plug(network)
     assert result_of(run.wait()) == {"sum": 3, "errors": []}
     assert runs(tmp_path) == 3 and lost(here) == 0 and "lost the master" not in slave.err
 

@@ -122,6 +122,17 @@ def test_what_was_put_is_there_at_the_next_start(killed, stopped):
     assert loaded(killed) == loaded(stopped) == RECORDS
 
 
+def test_what_is_put_in_a_row_is_few_commits(tmp_path):
+    commits = []
+    journal = master.Journal(tmp_path / "journal.db", commits.append, pytest.fail)
+    journal.start()
+    for number in range(1000):
+        journal.put([batch(number, b"x")], [number])
+    journal.stop()
+    assert [number for told in commits for number in told] == list(range(1000)) and len(commits) < 100
+    assert loaded(tmp_path / "journal.db") == [batch(number, b"x") for number in range(1000)]
+
+
 def test_a_large_payload_lies_in_a_file_and_is_not_read_into_memory_at_the_start(stopped):
     parts = master.read_journal(stopped)[4][-1]
     assert {type(part) for part in parts} == {rpc.Reference}
@@ -135,6 +146,42 @@ def test_what_is_settled_or_gone_leaves_nothing(tmp_path):
         kept.put(("gone", "c2"))
     assert loaded(kept.path) == [*RECORDS[:4], RECORDS[7]]
     assert not list(master.blobs_of(kept.path).iterdir())
+
+
+def test_the_end_of_a_system_takes_the_place_of_all_that_there_was_of_it(tmp_path):
+    system = ("system", "1", "c1", 1, "App", "d" * 64, {}, [LARGE])
+    end = ("finished", "1", "c1", 1, "App", "", None, {}, [b"result"])
+    for records in ([system, batch(0, LARGE, owner="1"), end], [end]):
+        with Kept(tmp_path / "journal.db") as kept:
+            for record in records:
+                kept.put(record)
+        assert loaded(kept.path) == master.lasting(records) == [end]
+    assert not list((tmp_path / "journal.blobs").iterdir())
+
+
+def test_whenever_its_master_dies_a_system_is_in_the_journal_or_how_it_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONCURRENT_SWARM_STATE", str(tmp_path / "state"))
+    environment = components.Environment(tmp_path / "m", "master").create()
+    node = master.MasterNode(environment, components.Config(arguments=["master.port=0"], folder=environment.path))
+    node.setup()
+    put, entries = node.journal.put, []
+    monkeypatch.setattr(node.journal, "put", lambda records, after: (entries.append(records), put(records, after)))
+    try:
+        node.apply(node.board.owner_joined("1", "system", 0.0, name="App"))
+        node.systems["1"] = master.System("1", "c1", 1, "App", "d" * 64, {}, 0.0)
+        node._record("system", "1", "c1", 1, "App", "d" * 64, {}, [])
+        first = len(entries)
+        node.end_system(node.systems["1"], None, {}, [b"result"])
+        other = rpc.Peer(rpc.Session(bytes(8), rpc.TIMING, 0.0), "client")
+        other.label = "c2"
+        node.collect(other, 1, "1")
+    finally:
+        node.close()
+    for count in range(first, len(entries) + 1):
+        left = master.lasting([record for records in entries[:count] for record in records])
+        assert [record[:2] for record in left if record[0] in ("system", "finished")][-1:] in (
+            [("system", "1")], [("finished", "1")])  # fmt: skip
+    assert left[-1][:4] == ("finished", "1", "c2", 1)
 
 
 def test_what_a_killed_master_left_half_done_is_swept(killed, tmp_path):
@@ -631,6 +678,20 @@ def test_whoever_is_new_to_a_master_whose_disk_is_full_is_told_why_it_cannot_com
     run = here.run_client("data.py", "--app", "Echoes", "--set", "data.sizes=50000", *words, *more)
     assert run.code != 0 and "stored by the master" in run.err and "make room" in run.err, run.err
     assert "Traceback" not in here.master.err + run.err
+
+
+@pytest.mark.slow
+def test_a_task_system_that_could_not_be_kept_is_refused(disk, tmp_path):
+    here = disk
+    here.start_master(journal=True)
+    here.start_slave(workers=1)
+    system = ["durable.py", "--app", "RunSystem", "--set", "durable.count=5", "--env", tmp_path / "c"]
+    for words in (system, ["hello.py", "--env", tmp_path / "c"]):
+        assert here.run_client(*words).code == 0
+    fill(here.disk)
+    for words in (["hello.py", "--env", tmp_path / "c"], system):  # the first finds out
+        run = here.run_client(*words)
+        assert run.code == 1 and "storage full" in run.err and "make room" in run.err, run.err
 
 
 # -- looking at it

@@ -44,17 +44,17 @@ TOP_LEVEL = {
 # journal that is checked, systems that go on, limits, output that comes home, explanations, doctor, the nemesis; then
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
-    "client.py": 2563,
+    "client.py": 2617,
     "components.py": 2135,
     "concurrent_swarm.py": 25,
     "fastpath.pyx": 743,
-    "master.py": 6751,
+    "master.py": 6772,
     "rpc.py": 6169,
     "setup.py": 66,
     "slave.py": 1254,
-    "tasks.py": 4391,
+    "tasks.py": 4393,
 }
-TOTAL_LINES = 24_097
+TOTAL_LINES = 24_174
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -85,6 +85,18 @@ def test_a_killed_master_finishes_what_it_had_accepted_and_each_callback_comes_o
 
 
 @at_once
+def test_the_port_of_a_killed_master_of_these_tests_is_given_to_nobody_else(swarm):
+    here = swarm(slaves=0, journal=True)
+
+    def it_is_not_free():
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port_of(here)))
+
+    kill_and_restart(here, between=it_is_not_free)
+    assert here.proxy.status()["queued"] == 0
+
+
+@at_once
 def test_a_killed_master_leaves_no_process_behind(swarm, tmp_path):
     here = swarm(slaves=0, journal=True)
     words = ["--set", "systems.how=hang-init_system", "--set", f"systems.folder={tmp_path}"]
@@ -157,6 +169,40 @@ def test_a_client_and_a_slave_find_a_master_that_is_away_for_a_while(swarm, tmp_
     kill_and_restart(here, between=nodes_notice)
     (tmp_path / "go").touch()
     assert result_of(client.wait(60))["sum"] == 10
+
+
+@pytest.mark.slow
+@at_once
+def test_what_a_slave_still_has_to_report_to_a_dead_master_is_no_result_of_the_next_one_s_tasks(swarm, tmp_path):
+    here = swarm(slaves=1, workers=1)
+    client, slave = waiting(here, tmp_path, 1), here.slaves[0]
+
+    def it_ends_unheard():
+        client.ends(signal.SIGKILL)
+        (tmp_path / "go").touch()
+        wait_until(lambda: rpc.Proxy(slave.started["address"]).status()["running"] == 0, "what ran has ended")
+        slave.send(signal.SIGSTOP)
+
+    kill_and_restart(here, journal=False, between=it_ends_unheard)
+    other = here.start_client("hello.py", "--json")
+    wait_until(lambda: here.proxy.status()["queued"] == 1, "the first task of this life waits")
+    slave.send(signal.SIGCONT)
+    assert result_of(other.wait(60)) == "Hello World"
+
+
+@pytest.mark.slow
+@at_once
+def test_the_time_in_which_the_master_is_away_is_no_wait_for_a_worker(swarm, tmp_path):
+    here = swarm(slaves=0, journal=True)
+    client = here.start_client("hello.py", "--json", "--wait", "9")
+    wait_until(lambda: unfinished(here) == 1, "its task is safe")
+
+    def it_notices():
+        wait_until(lambda: "lost the master" in client.err, "it notices, after 10 s")
+
+    kill_and_restart(here, between=it_notices)
+    here.start_slave(workers=1)
+    assert result_of(client.wait(60)) == "Hello World"
 
 
 @pytest.mark.slow
@@ -239,7 +285,7 @@ def test_a_client_whose_master_is_gone_still_ends(tmp_path_factory, words, code)
 def test_a_slave_and_a_client_that_are_started_first_wait_and_join():
     here = Swarm()
     try:
-        here.address = unused()
+        here.address = f"127.0.0.1:{here.hold_port()}"
         slave, client = here.start_slave(workers=1, ready=False), here.start_client("hello.py", "--json")
         for process in (slave, client):
             wait_until(lambda process=process: "waiting for the master: no" in process.err, "it says that it waits")

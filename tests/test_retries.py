@@ -446,6 +446,17 @@ def test_the_budgets_of_the_master_s_configuration_count_for_tasks_that_say_noth
     assert told["plain"] == ["OSError", "error", 3] and attempts(tmp_path, "plain") == 3
 
 
+@at_once
+def test_the_log_names_task_and_attempt_of_what_failed(swarm, tmp_path):
+    words = "--set", "limits.retries=2", "--set", "limits.retry_wait=0", "--log-format", "json"
+    here = swarm(workers=1, master=words)
+    run(here, "Retrying", tmp_path, called="plain", kind="Plain")
+    run(here, "Retrying", tmp_path, called="dies", kind="Fragile")
+    lines = map(json.loads, text_of(here.master.folder / "logs" / "master.log").splitlines())
+    told = {(line["task"], line["attempt"]) for line in lines if "task" in line}
+    assert told == {("c1.0", 1), ("c1.0", 3), ("c2.0", 1)}, "a reason is told once while it goes on, and at the end"
+
+
 def test_a_system_hears_once_of_tasks_that_ran_again(swarm_of_module, tmp_path):
     assert run(swarm_of_module, "RetryingSystem", tmp_path) == [[1], 200]
     assert sum(attempts(tmp_path, f"busy{number}") for number in range(0, 200, 7)) == 3 * 29

@@ -1279,10 +1279,9 @@ class Board:
 
     def _report(self, lease, lo, hi):
         """Close lo..hi of a lease; returns the ranges of it that were open."""
-        parts, lease.open = split(lease.open, lo, hi)
-        tasks = total(parts)
+        slave, (parts, lease.open) = lease.slave, split(lease.open, lo, hi)
+        tasks = hi - lo if parts == [(lo, hi)] else total(parts)
         lease.tasks -= tasks
-        slave = lease.slave
         slave.open_tasks -= tasks
         if tasks:
             self._tell("task_finished", slave, tasks)
@@ -1660,7 +1659,7 @@ class Board:
         """Tasks for the next lease: what was found to take TARGET seconds, but not more than a fair share, so
         that all slots end together; one where a worker died, to find out over which."""
         lo, hi, past = piece
-        if past.deaths or batch.alone:
+        if past.deaths or batch.alone or min(batch.kind.size, self.max_lease) == 1:
             return 1
         least = batch.kind.least(max(batch.demand.tasks, batch.count), self.slots)
         fair = max(-(-line.tasks // (2 * self.slots or 1)), least)

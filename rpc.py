@@ -1306,6 +1306,8 @@ def _read_call(text):
 
 
 def _is_small(parts):
+    if len(parts) == 1 and type(parts[0]) is bytes:  # as most are
+        return len(parts[0]) <= SMALL
     return len(parts) <= GATHERED and SEVERAL.isdisjoint(map(type, parts)) and sum(map(len, parts)) <= SMALL
 
 

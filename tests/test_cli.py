@@ -373,6 +373,7 @@ class Finder:
         if name == "concurrent_swarm.tasks":
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Finder())
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 """
 
 

@@ -224,7 +224,7 @@ def test_the_object_says_where_a_browser_shows_the_run(swarm_of_module, cli, app
 def test_what_a_local_node_says_does_not_run_into_the_progress_line(cli):
     typed = Typed("client.py", "samples/failing.py", "--local", "--workers", "1")
     assert typed.exit_code() == 1
-    assert re.search(r"[\r\n]\d\d:\d\d:\d\d warning: c1.19 failed", typed.text), typed.text
+    assert re.search(r"(^|[\r\n])\d\d:\d\d:\d\d warning: c1.19 failed", typed.text), typed.text
 
 
 @pytest.mark.slow

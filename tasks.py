@@ -1438,15 +1438,27 @@ class SystemMaster:
 
 
 BRIEF = 300  # characters of a result that people are shown
-PLAIN = frozenset({bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset})
-BRIEFLY = reprlib.Repr()
-BRIEFLY.maxstring = BRIEFLY.maxother = BRIEFLY.maxlong = 200
+PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), list, tuple, dict, set, frozenset})
+
+
+class _Briefly(reprlib.Repr):
+    """Names things of Python's own kinds; code of others never runs, for it may never end."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 200
+
+    def repr1(self, x, level):
+        known = type(x) in PLAIN
+        if type(x) in (dict, set, frozenset):  # they are sorted
+            known = PLAIN.difference((tuple, frozenset)).issuperset(map(type, x))
+        return super().repr1(x, level) if known else "…"
 
 
 def brief(result: Any) -> str:
-    """A result in a few words, for people, if it is of Python's own kinds; what else is in it may name itself."""
-    text, error = attempt(BRIEFLY.repr, result)
-    return text[:BRIEF] if type(result) in PLAIN and error is None else ""
+    """A result in a few words, for people, if it is of Python's own kinds; "" if not, or if it is None."""
+    text, error = attempt(_Briefly().repr, result)  # a number may have too many digits
+    return text[:BRIEF] if result is not None and type(result) in PLAIN and error is None else ""
 
 
 # The hooks of a system; a beat of its host says by its remainder which of them was called last, 0: it waits.

@@ -85,9 +85,9 @@ class Peaceful(Swarm):
         self.marks = Path(tempfile.mkdtemp(prefix="corpus", dir="/tmp"))  # where tasks may write
         self.numbers_of_tasks = itertools.count()
         self.resident = self.start_client("corpus.py", "--app", "Resident", f"--set=corpus.folder={self.marks}")
+        self.quiet = self.best()
         with self.unharmed():
             pass
-        self.quiet = self.best()
 
     @property
     def port(self):

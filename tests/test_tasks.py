@@ -938,7 +938,7 @@ class Half:
 
 @pytest.mark.parametrize("result, text", [
     ([1, "a" * 500], "'aaa"), ({"best": 4194304}, "{'best': 4194304}"), (None, ""), (Half(), ""),
-    ([Half()], "Half instance"),
+    ([Half()], "[…]"),
 ])  # fmt: skip
 def test_of_a_result_of_python_s_own_kinds_a_few_words_are_told(master, result, text):
     system = Steps([1])
@@ -1001,3 +1001,39 @@ def test_a_generator_is_drawn_as_there_is_room(master):
 
     assert drive(Endless([1]), master)[2] == 1
     assert len(drawn) <= tasks.WINDOW + tasks.CHUNK
+
+
+# -- results in a few words ----------------------------------------------------------------------------------------
+
+
+class Loud:
+    """Runs code whatever anybody does with it."""
+
+    def shout(self, *_):
+        raise SystemExit("nobody may ask")
+
+    __repr__ = __str__ = __iter__ = __len__ = __lt__ = __eq__ = shout
+    __hash__ = object.__hash__
+
+
+def test_a_result_is_named_in_a_few_words_without_code_of_others():
+    impostor = type("list", (Loud,), {})()
+    for one in (Loud(), impostor, type("Meta", (type,), {"__name__": property(Loud.shout)})("X", (), {})()):
+        assert tasks.brief(one) == ""
+        assert tasks.brief([1, one, "x"]) == "[1, …, 'x']"
+        assert tasks.brief({"a": one}) == "{'a': …}"
+        assert tasks.brief({one: 1}) == tasks.brief({one}) == tasks.brief({(1, one): 1}) == "…"
+
+
+@pytest.mark.parametrize("result, text", [
+    (1763965, "1763965"), ("ab\ncd", "'ab\\ncd'"), ([1, None, 2.5], "[1, None, 2.5]"), ({"a": (1,)}, "{'a': (1,)}"),
+    ({3, 1, 2}, "{1, 2, 3}"), (None, ""), (range(3), ""),
+])  # fmt: skip
+def test_a_result_of_python_s_own_kinds_is_what_its_program_says(result, text):
+    assert tasks.brief(result) == text
+
+
+def test_a_large_result_is_cut():
+    assert tasks.brief(10**5000) in ("", f"1{'0' * 97}...{'0' * 99}"), "Python does not show it, or its ends"
+    assert len(tasks.brief(["x" * 10_000] * 1000)) <= tasks.BRIEF
+    assert tasks.brief(list(range(1000))) == "[0, 1, 2, 3, 4, 5, ...]"

@@ -3907,6 +3907,7 @@ class Prerequisites:
 
 MOST_TRACE = 1 << 30  # bytes of a trace file; no viewer opens more
 MOST_UNWRITTEN = 100  # batches of events that may wait for the disk
+DETAILED = 500  # spans a second of which a trace tells all: it takes ten times as long as their runs alone
 FIRST_LANE = 10**6  # number of the first thread that is a lane; below are those of processes
 MOST_SETTLED = 100_000  # submissions and outcomes that a client remembers until it hears of their spans
 
@@ -3930,6 +3931,7 @@ class Trace:
         self._pids: dict[str, int] = {}
         self._lanes: dict[tuple[str, int], list[int]] = {}  # slave and lane -> pid, tid, when its last span ended
         self._arrows = itertools.count(1)
+        self._second, self._left = 0, 0  # how many spans of this second are still told in detail
         self._kinds: dict[str, str] = {}
         self._names: list[str] = []  # of what is new
 
@@ -3939,8 +3941,10 @@ class Trace:
 
     def span(self, span: Iterable, submitted: tuple | None = None, settled: tuple | None = None) -> list[str]:
         """A span: its life at its owner, its run in its lane, and arrows from one to the other. Of its own tasks a
-        client also knows from when to when they were `submitted` and `settled`."""
+        client also knows from when to when they were `submitted` and `settled`. Of many in a second, the run alone."""
         owner, first, count, failed, attempt, slave, lane, *times, opening, packing, step, kind, sent, received = span
+        if not self._in_detail(times[-1]):
+            return self.run(owner, first, count, failed, attempt, slave, lane, *times[2:4], step, kind)
         task, name = f'"task":"{owner}.{first}","attempt":{attempt}', self._kind(kind)
         home, place, arrow = self._owner(owner), self._lane(slave, lane), next(self._arrows)
         pid, tid, last = place
@@ -3972,6 +3976,12 @@ class Trace:
         place[2] = max(since, _micro(ended))
         about = f'"task":"{owner}.{first}","attempt":{attempt},"tasks":{count},"failed":{failed},"step":{step}'
         return [_SLICE % (*place[:2], since, place[2] - since, self._kind(kind), about), *self._new()]
+
+    def _in_detail(self, when: float) -> bool:
+        if int(when) != self._second:
+            self._second, self._left = int(when), DETAILED
+        self._left -= 1
+        return self._left >= 0
 
     def barrier(self, when: float, system: str, step: int, waits: bool) -> list[str]:
         """A step of a task system begins, or is done and waits for somebody."""

@@ -28,9 +28,6 @@ class Deadline:
 
     at = math.inf
 
-    def begin(self, page):
-        """The client is let in; nobody is told where."""
-
     def tick(self, now):
         """When the loop must come round again; the client calls this where it would draw its progress line."""
         return self.at

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 2135,
     "concurrent_swarm.py": 25,
     "fastpath.pyx": 743,
-    "master.py": 6772,
-    "rpc.py": 6169,
+    "master.py": 6771,
+    "rpc.py": 6171,
     "setup.py": 66,
     "slave.py": 1254,
-    "tasks.py": 4393,
+    "tasks.py": 4415,
 }
-TOTAL_LINES = 24_174
+TOTAL_LINES = 24_197
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -153,6 +153,17 @@ def test_a_span_is_a_life_with_its_phases_and_a_run_in_its_lane_with_what_it_con
     assert "worker 0" in seen.threads.values()
 
 
+def test_of_many_spans_in_a_second_each_has_its_run_and_the_first_of_the_second_all_the_rest():
+    rows = [span(first=10 * number, lane=number % 4, began=100 + number / 1000, ended=100 + number / 1000 + 0.0005,
+                 heard=100 + number / 1000 + 0.0009) for number in range(2000)]  # fmt: skip
+    seen = read(*rows)
+    assert tasks_in(seen) == 20_000
+    lives = sorted(life[0][1] for life in seen.lives.values())
+    assert len(seen.lives) == len(seen.arrows) == 2 * tasks.DETAILED and lives[0] == 100_000_000
+    runs = [row for lane in seen.lanes.values() for row in lane if row[0] == "app.Kind"]
+    assert len(runs) == 2000
+
+
 def test_an_arrow_leads_from_the_lease_to_the_run_to_the_result():
     seen = read(span())
     ((_, arrow),) = seen.arrows.items()

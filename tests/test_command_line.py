@@ -167,6 +167,7 @@ def test_who_finds_no_master_is_offered_the_same_run_without_one(cli, app):
     assert result.returncode == 3 and said(result, f"without a cluster: `python client.py {path} --app B --local`")
 
 
+@pytest.mark.usefixtures("cli")
 @pytest.mark.parametrize("words", [["samples/failing.py", "--workers", "0", "--json=lines", "-q"], ["doctor"]])
 def test_who_stops_reading_hears_no_complaint(words):
     process = subprocess.Popen([sys.executable, "client.py", *words], cwd=CHECKOUT, stdout=subprocess.PIPE,

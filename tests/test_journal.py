@@ -686,12 +686,14 @@ def test_a_task_system_that_could_not_be_kept_is_refused(disk, tmp_path):
     here.start_master(journal=True)
     here.start_slave(workers=1)
     system = ["durable.py", "--app", "RunSystem", "--set", "durable.count=5", "--env", tmp_path / "c"]
-    for words in (system, ["hello.py", "--env", tmp_path / "c"]):
+    plain = ["data.py", "--app", "Echoes", "--env", tmp_path / "c", "--set"]
+    for words in (system, [*plain, "data.sizes=100000"]):
         assert here.run_client(*words).code == 0
     fill(here.disk)
-    for words in (["hello.py", "--env", tmp_path / "c"], system):  # the first finds out
-        run = here.run_client(*words)
-        assert run.code == 1 and "storage full" in run.err and "make room" in run.err, run.err
+    here.run_client(*plain, "data.sizes=5000000")
+    assert "storage full" in here.proxy.status()["storage"], "the master has found out"
+    run = here.run_client(*system)
+    assert run.code == 1 and "storage full" in run.err and "make room" in run.err, run.err
 
 
 # -- looking at it

@@ -1042,7 +1042,8 @@ class SlaveNode(rpc.Node):
                 self.joined_at = time.monotonic()
                 self.supervisor.ready()
             each = " (one per processor)" if self.workers < 0 else ""
-            log.info("joined as %s: %s workers%s", info["name"], self.manager.get_num_workers(), each)
+            count = self.manager.get_num_workers()
+            log.info("joined as %s: %s worker%s%s", info["name"], count, "s" * (count != 1), each)
             if info.get("page"):
                 secure = rpc.certificate_of("slave", self.address, self._access_file)
                 log.info("watch: http%s://%s/#slave=%s", "s" * bool(secure), self.address, info["name"])

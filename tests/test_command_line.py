@@ -422,7 +422,7 @@ def test_a_slave_tells_where_the_master_s_page_shows_it_unless_it_has_none(swarm
     assert f"watch: http://{here.address}/#slave=s1\n" in here.slaves[0].err
     assert "(one per processor)" not in here.slaves[0].err
     there = swarm(slaves=1, workers=1, master=["--no-page"])
-    assert "joined as s1: 1 workers\n" in there.slaves[0].err and "watch: " not in there.slaves[0].err
+    assert "joined as s1: 1 worker\n" in there.slaves[0].err and "watch: " not in there.slaves[0].err
 
 
 # -- events --------------------------------------------------------------------------------------------------------

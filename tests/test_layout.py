@@ -51,10 +51,10 @@ LINES = {
     "master.py": 6771,
     "rpc.py": 6171,
     "setup.py": 66,
-    "slave.py": 1254,
+    "slave.py": 1255,
     "tasks.py": 4415,
 }
-TOTAL_LINES = 24_197
+TOTAL_LINES = 24_198
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

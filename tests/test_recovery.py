@@ -8,7 +8,7 @@ import socket
 import socketserver
 import sqlite3
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -592,11 +592,18 @@ def test_nonsense_from_a_node_with_a_right_key_leaves_the_swarm_serving(swarm, t
     assert here.master.code is None, here.master.err
 
 
+@contextmanager
+def let_in(here, folder):
+    """A slave that has been let in."""
+    with Knocking(here, "slave", folder) as knocking:
+        knocking.until(lambda: knocking.state == "welcome", "it is let in")
+        yield knocking
+
+
 @at_once
 def test_a_fault_that_a_peer_sets_off_again_and_again_is_counted_and_no_flood_of_lines(swarm, tmp_path):
     here = swarm(slaves=0)
-    with Knocking(here, "slave", tmp_path) as knocking:
-        knocking.until(lambda: knocking.state == "welcome", "it is let in")
+    with let_in(here, tmp_path) as knocking:
         for _ in range(100):
             knocking.link.call("fetch", {"no": "digest"})
         knocking.until(lambda: here.proxy.status()["refused"].get("crashes") == 100, "all are counted")
@@ -607,8 +614,7 @@ def test_a_fault_that_a_peer_sets_off_again_and_again_is_counted_and_no_flood_of
 @at_once
 def test_a_peer_that_waits_for_many_objects_that_nobody_has_is_a_line_or_two(swarm, tmp_path):
     here = swarm(slaves=0)
-    with Knocking(here, "slave", tmp_path) as knocking:
-        knocking.until(lambda: knocking.state == "welcome", "it is let in")
+    with let_in(here, tmp_path) as knocking:
         for number in range(200):
             knocking.link.call("fetch_shared", f"{number:064x}-{number:016x}")
         knocking.until(lambda: ", and for " in here.master.err, "the master says so", 30)

@@ -1160,6 +1160,7 @@ FRAMES = 0xFFFF0000  # FRAMES | n, in place of a length: the part is the next n 
 REFERENCE = FRAMES  # in place of a length: the part lies in a file; a byte with a length and a text that says where
 INLINE = 64 * 1024  # bytes; a part from this size on is sent uncopied: below it the copy is cheaper than the frame
 MAX_PARTS = 4096
+DEEPEST = 300  # levels of lists and objects in a call
 MAX_MESSAGE = 256 * 1024 * 1024  # bytes, all parts together
 
 _ENVELOPE = struct.Struct("<2sBB8sQQ")
@@ -1302,7 +1303,20 @@ def _read_call(text):
         raise ProtocolError("the call in a message is no JSON", str(error)) from error
     if end != len(text) or type(call) is not list or not call or type(call[0]) not in (str, int):
         raise ProtocolError("the call in a message is no list that begins with a method name")
+    if text.count("[") + text.count("{") > DEEPEST and _is_deep(call):
+        raise ProtocolError(f"the call in a message is nested deeper than {DEEPEST} levels")
     return call
+
+
+def _is_deep(call):
+    """Whether it has more levels than it may: what is as deep as Python can read is too deep to be written again."""
+    level = [call]
+    for _ in range(DEEPEST):
+        inside = itertools.chain.from_iterable(one.values() if type(one) is dict else one for one in level)
+        level = [one for one in inside if type(one) in (list, dict)]
+        if not level:
+            return False
+    return True
 
 
 def _is_small(parts):

@@ -49,12 +49,12 @@ LINES = {
     "concurrent_swarm.py": 25,
     "fastpath.pyx": 743,
     "master.py": 6771,
-    "rpc.py": 6171,
+    "rpc.py": 6185,
     "setup.py": 66,
     "slave.py": 1255,
     "tasks.py": 4415,
 }
-TOTAL_LINES = 24_198
+TOTAL_LINES = 24_212
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -25,6 +25,15 @@ def envelope():
     return frame.f_locals["envelope"]
 
 
+def nested(levels):
+    """A list in a list, so many times; this process can write it."""
+    sys.setrecursionlimit(100_000)
+    made = []
+    for _ in range(levels):
+        made = [made]
+    return made
+
+
 class Liar(Task):
     """Reports its own lease in the way that `how` says."""
 
@@ -35,6 +44,8 @@ class Liar(Task):
         seconds = "x" if self.how == "seconds" else 0.01
         failures = {"failure": {"*": {"type": 5}}, "text": {"0": "x"}, "large": {"0": {"message": "x" * 3_000_000}},
                     "many": {str(number): {"type": "A"} for number in range(200_000)}}.get(self.how, {})
+        if self.how.startswith("deep"):
+            failures = {"0": {"type": "A", "more": nested(int(self.how[4:]))}}
         spent = [0.0, 0.0] if self.how == "spent" else [0.0] * 4
         hi = one.hi + 2**52 if self.how == "range" else one.hi
         wire().call("result", one.lease, one.lo, hi, seconds, failures, True, spent, parts=[pickle.dumps([None])])

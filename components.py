@@ -2031,7 +2031,10 @@ def shorten(fields: list[str], width: int) -> str:
     'the local master is  12 s'
     """
     *fields, last = fields
-    last = f"  {last}" if fields and re.match(r"ETA|\d+ s\b", last) else fields.append(last) or ""
+    if fields and re.match(r"ETA|\d+ s\b", last):
+        last = f"  {last}"
+    else:
+        fields, last = [*fields, last], ""
     room = max(width - len(last), 0)
     while len(fields) > 1 and len("  ".join(fields)) > room:
         del fields[-1]

@@ -2763,8 +2763,6 @@ def summary_of(folder: str | None) -> str:
 # -- who follows spans ---------------------------------------------------------------------------------------------
 
 MOST_ROWS = 20_000  # spans, or barriers, of which a client that lags is still to be told
-
-
 AT_ONCE = 256  # spans; to tell of them takes about a millisecond
 UNTOLD = 0, 0, 0, 0, 0  # of a slave that does not say how it spent the time
 

@@ -45,16 +45,16 @@ TOP_LEVEL = {
 # retries, quarantine, limits of processes and hooks, and calls that travel together, while the total went down.
 LINES = {
     "client.py": 2617,
-    "components.py": 2135,
+    "components.py": 2138,
     "concurrent_swarm.py": 25,
     "fastpath.pyx": 743,
-    "master.py": 6771,
+    "master.py": 6769,
     "rpc.py": 6185,
     "setup.py": 66,
     "slave.py": 1255,
     "tasks.py": 4415,
 }
-TOTAL_LINES = 24_212
+TOTAL_LINES = 24_213
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

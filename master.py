@@ -3871,13 +3871,8 @@ class Gallery:
         by_worker, rows, *_ = self.lanes.layout
         if by_worker:
             return [(rows[lane], lease.since) for lane, lease in self._running(rows) if lease.since < before]
-        slaves, found = self.board.slaves, []
-        for (name, _), row in rows.items():
-            slave = slaves.get(name)
-            if slave is not None and slave.leases:
-                found += [(row, lease.since) for lease in itertools.islice(slave.leases.values(), slave.workers)
-                          if lease.since < before and lease.open[0][0] == lease.lo]
-        return found
+        return [(row, lease.since) for (name, _), row in rows.items() for lease in self._begun(name)
+                if lease.since < before]
 
     def _running(self, lanes: Collection) -> list[tuple]:
         """What runs in these lanes of workers: (lane, lease)."""
@@ -3888,10 +3883,13 @@ class Gallery:
 
     def running(self, name: str) -> list[tuple]:
         """(lane, lease) of what runs at a slave and of which nothing was reported yet."""
+        begun = self._begun(name)
+        return list(zip(self._lanes_of(name, begun), begun, strict=True))
+
+    def _begun(self, name: str) -> list[Lease]:
         slave = self.board.slaves.get(name)
         leases = itertools.islice(slave.leases.values(), slave.workers) if slave else ()
-        whole = [lease for lease in leases if lease.open[0][0] == lease.lo]
-        return list(zip(self._lanes_of(name, whole), whole, strict=True))
+        return [lease for lease in leases if lease.open[0][0] == lease.lo]
 
     def _running_rows(self, shown: list) -> list[list]:
         """The same as the page gets it: place of the lane, since, owner, first, tasks."""
@@ -4370,12 +4368,12 @@ FAILURE_BYTES = 2 * 1024 * 1024  # of one as JSON
 FAILURE_TEXTS = ("type", "message", "traceback", "where", "kind", "pickle", "output", "hidden")
 
 
-def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None, spent: Any = ()) -> None:
+def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None, spent: Any = (), seconds: Any = 0.0) -> None:
     """Raises UsageError unless a slave's report names a range, failures are objects by ordinal of a sane size, and
     `spent`, if there is any, tells how the report came about: [lane, microseconds ago at which the worker began and
     ended, microseconds of opening tasks and of packing results]."""
-    if type(spent) not in (list, tuple) or len(spent) not in (0, 5):
-        raise components.UsageError("what a report says of its time is no list", "five whole numbers are meant")
+    if type(spent) not in (list, tuple) or len(spent) not in (0, 5) or type(seconds) not in (int, float):
+        raise components.UsageError("what a report says of its time cannot be", "seconds, and five numbers are meant")
     check_whole(lease, lo, hi, *spent)
     if lo >= hi:
         raise components.UsageError(f"{lo}..{hi} holds no task", "a report names at least one")
@@ -4384,12 +4382,6 @@ def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None, spent: Any 
     if failures and (len(failures) > hi - lo or len(json.dumps(failures)) > FAILURE_BYTES * len(failures)):
         raise components.UsageError("the failures of a report are too many, or too large",
                                     f"one a task is meant, of at most {FAILURE_BYTES:,} bytes")
-
-
-def check_seconds(seconds: Any) -> None:
-    """Raises UsageError unless this is a number."""
-    if type(seconds) not in (int, float):
-        raise components.UsageError(f"{str(seconds)[:80]} is no time", "seconds are meant")
 
 
 def _is_failure(key: str, one: Any) -> bool:
@@ -5229,8 +5221,7 @@ class MasterNode(rpc.BaseNode):
         @rpc.tcpremote(channel, roles=slaves)
         def result(handler, request, lease, lo, hi, seconds, failures, spent, figures=None):
             try:
-                check_report(lease, lo, hi, failures, spent)
-                check_seconds(seconds)
+                check_report(lease, lo, hi, failures, spent, seconds)
             except components.UsageError as error:  # a worker wrote it: its slave will not say more of this lease
                 self.give_up(request.peer.label, lease, f"a report that cannot be read: {error.what}")
                 raise

@@ -750,7 +750,7 @@ class Inline(components.ComponentManager):
         self._objects: dict[str, bytes] = {}
         self._runs: dict[int, tasks.SystemRun] = {}
         self._todo: collections.deque = collections.deque()
-        self._spans: list[tuple] = []  # that were not traced yet, and barriers
+        self._spans = tasks.Thinned()  # that were not traced yet, and barriers
         self._barriers: list[tuple] = []
         self._traced = 0.0
         self.interrupted = False
@@ -813,10 +813,10 @@ class Inline(components.ComponentManager):
 
     def close(self) -> None:
         """Traces what was not traced yet."""
-        if self._spans or self._barriers:
+        if self.tracer:
             now = time.monotonic()
-            self.tracer.hear(now, now, self._spans, self._barriers)
-            self._spans, self._barriers = [], []
+            self.tracer.hear(now, now, self._spans.taken()[0], self._barriers)
+            self._barriers = []
 
     def _run_batch(self, owner: tasks.Owner, hear, params: tuple, parts: list, since: float) -> None:
         number, count, group, first = params
@@ -868,10 +868,10 @@ class Inline(components.ComponentManager):
         began, ended = (each + ahead for each in times)
         run = self._runs.get(int(envelope.owner)) if envelope.owner.isdecimal() else None
         sent = sum(map(rpc.size_of, envelope.parts[2:]))
-        self._spans.append((
+        self._spans.add([(
             envelope.owner, envelope.first + lo, hi - lo, failed, envelope.attempt, "here", 0, since, began, began,
             ended, now, opening, packing, run.step if run else 0, envelope.head["classes"][0][1], sent,
-            sum(map(rpc.size_of, results))))
+            sum(map(rpc.size_of, results)))])
         if now - self._traced > PROGRESS_EVERY:
             self._traced = now
             self.close()

@@ -2802,8 +2802,9 @@ class Traces:
     def __init__(self, node: MasterNode):
         self.file: tasks.TraceFile | None = None
         self._node = node
-        self._told: dict[str, list[list]] = {}  # client -> spans, barriers, how many spans are missing
-        self._all: list[tuple] = []
+        self._told: dict[str, tuple[tasks.Thinned, list]] = {}  # client -> spans, barriers
+        self._all = tasks.Thinned()
+        self._barriers: list[tuple] = []  # of all
 
     def open(self, path: Path) -> None:
         """Writes everything to a file from now on. Raises UsageError."""
@@ -2813,12 +2814,12 @@ class Traces:
 
     def close(self) -> None:
         """Ends the file."""
-        self.file.put(self._all)
+        self.file.put(self._rows())
         self.file.close()
 
     def follow(self, client: str) -> None:
         """Tells a client from now on."""
-        self._told.setdefault(client, [[], [], 0])
+        self._told.setdefault(client, (tasks.Thinned(MOST_ROWS), []))
         self._listen()
 
     def leave(self, client: str) -> None:
@@ -2834,19 +2835,17 @@ class Traces:
     def hear(self, spans: list[Span]) -> None:
         """More spans."""
         if self.file:
-            self._all += [("span", span) for span in spans]
-        for span in spans if self._told else ():
-            told = self._told.get(self._client_of(span.owner))
-            if told and len(told[0]) < MOST_ROWS:
-                told[0].append(span)
-            elif told:
-                told[2] += 1
+            self._all.add(spans)
+        for owner, some in grouped(spans, "owner").items():
+            told = self._told.get(self._client_of(owner))
+            if told:
+                told[0].add(some)
 
     def barrier(self, system: System) -> None:
         """A system begins a step, or waits after one."""
         row = (time.monotonic(), system.name, system.step, system.waiting)
         if self.file:
-            self._all.append(("barrier", *row))
+            self._barriers.append(row)
         told = self._told.get(system.client)
         if told and len(told[1]) < MOST_ROWS:
             told[1].append(row)
@@ -2862,17 +2861,21 @@ class Traces:
         for client in self._told:
             self.tell_client(client, now, counts)
         if self.file:
-            rows, self._all = self._all, []
-            self.file.put([*rows, ("counts", now, *counts)])
+            self.file.put([*self._rows(), ("counts", now, *counts)])
+
+    def _rows(self) -> list[tuple]:
+        barriers, self._barriers = self._barriers, []
+        return [*(("span", row) for row in self._all.taken()[0]), *(("barrier", *row) for row in barriers)]
 
     def tell_client(self, client: str, now: float, counts: tuple | None = None) -> None:
         """Tells one client; without `counts` it is the last time."""
         peer = self._node._peers.get(client)
         if client in self._told and peer is not None and not (counts and peer.lags):
-            spans, *more = self._told[client]
-            self._told[client] = [[], [], 0]
-            call = ["spans", now, *more, counts or self._counts(), counts is None]
-            self._node.channel.send(peer, call, tasks.pack_spans(spans))
+            spans, barriers = self._told[client]
+            rows, missing = spans.taken()
+            call = ["spans", now, [*barriers], missing, counts or self._counts(), counts is None]
+            barriers.clear()
+            self._node.channel.send(peer, call, tasks.pack_spans(rows))
 
     def _counts(self) -> tuple[int, int]:
         queued = sum(one.queued for one in dict.fromkeys(owner.user for owner in self._node.board.owners.values()))

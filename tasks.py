@@ -64,7 +64,7 @@ import time
 import traceback
 import uuid
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from hashlib import md5
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -3907,16 +3907,86 @@ class Prerequisites:
 
 MOST_TRACE = 1 << 30  # bytes of a trace file; no viewer opens more
 MOST_UNWRITTEN = 100  # batches of events that may wait for the disk
-DETAILED = 500  # spans a second of which a trace tells all: it takes ten times as long as their runs alone
+DETAILED = 500  # spans a second of which a trace tells all; it takes ten times as long as their runs alone
+CLOSE = 0.001  # seconds between two of all others in one lane that become one slice
+LONGEST = 0.1  # seconds of such a slice
 FIRST_LANE = 10**6  # number of the first thread that is a lane; below are those of processes
-MOST_SETTLED = 100_000  # submissions and outcomes that a client remembers until it hears of their spans
+MOST_SUBMITTED = 100_000  # submissions that a client remembers until it hears of their spans
+MOST_SETTLED = 20_000  # and outcomes
 
-_ROW = struct.Struct("<IQQQQIQ7dQIQQ")  # a span; texts are numbers
+_ROW = struct.Struct("<IQQQQIQ7dQIQQQd")  # of `Thinned`; texts are numbers
+_TASKS, _FAILED, _BEGAN, _ENDED, _LEASES, _RAN = 2, 3, 9, 10, 18, 19  # places in it
+_TEXTS = 0, 5, 15
 _NAME = '{"ph":"M","pid":%d,"tid":%d,"name":"%s","args":{"%s":%s}}'
 _SLICE = '{"ph":"X","pid":%d,"tid":%d,"ts":%d,"dur":%d,"name":"%s","args":{%s}}'
 _ARROW = '{"ph":"%s","bp":"e","cat":"flow","id":%d,"pid":%d,"tid":%d,"ts":%d,"name":"task"}'
 _COUNT = '{"ph":"C","pid":%d,"tid":%d,"ts":%d,"name":"%s","args":{"%s":%d}}'
 _INSTANT = '{"ph":"i","s":"g","pid":%d,"tid":%d,"ts":%d,"name":"%s"}'
+
+
+class Ration:
+    """The first so many of each second."""
+
+    def __init__(self, most: int = DETAILED):
+        self._most, self._second, self._left = most, 0, 0
+
+    def take(self, when: float) -> bool:
+        """Whether there is one left."""
+        if int(when) != self._second:
+            self._second, self._left = int(when), self._most
+        self._left -= 1
+        return self._left >= 0
+
+
+class Thinned:
+    """Collects what a trace tells of spans (see `master.Span`): of DETAILED in a second all, of the others together
+    what follows closely in a lane and is alike. Rows are the fields of a span, the first one's if they are several,
+    and then how many they are, 0 for a span with all details, and in how many seconds they ran. No more than `most`
+    rows wait here."""
+
+    def __init__(self, most: float = math.inf):
+        self._most, self._missing = most, 0
+        self._ration = Ration()
+        self._rows: list[list | tuple] = []
+        self._last: dict[tuple[str, int], list] = {}  # slave and lane -> the row that may grow
+
+    def add(self, spans: Iterable[tuple]) -> None:
+        """More spans, as they were heard of."""
+        for span in spans:
+            if self._ration.take(span[11]):
+                self._last.clear()
+                self._put((*span, 0, 0.0))
+            elif not self._grows(span):
+                self._put([*span, 1, span[_ENDED] - span[_BEGAN]])
+
+    def _grows(self, span: tuple) -> bool:
+        """Whether there is a row that has taken it in."""
+        owner, _, count, failed, attempt, slave, lane, _, _, began, ended, _, _, _, step, kind, _, _ = span
+        row = self._last.get((slave, lane))
+        if not (row and began - row[_ENDED] < CLOSE and ended - row[_BEGAN] < LONGEST):
+            return False
+        if (row[0], row[4], row[14], row[15]) != (owner, attempt, step, kind):
+            return False
+        row[_TASKS] += count
+        row[_FAILED] += failed
+        row[_ENDED] = ended
+        row[_LEASES] += 1
+        row[_RAN] += ended - began
+        return True
+
+    def _put(self, row: list | tuple) -> None:
+        if len(self._rows) >= self._most:
+            self._missing += 1
+            return
+        self._rows.append(row)
+        if row[_LEASES]:
+            self._last[row[5], row[6]] = row
+
+    def taken(self) -> tuple[list[list | tuple], int]:
+        """The rows, which are here no more, and how many spans have found no room since."""
+        told = self._rows, self._missing
+        self._rows, self._missing, self._last = [], 0, {}
+        return told
 
 
 class Trace:
@@ -3931,7 +4001,6 @@ class Trace:
         self._pids: dict[str, int] = {}
         self._lanes: dict[tuple[str, int], list[int]] = {}  # slave and lane -> pid, tid, when its last span ended
         self._arrows = itertools.count(1)
-        self._second, self._left = 0, 0  # how many spans of this second are still told in detail
         self._kinds: dict[str, str] = {}
         self._names: list[str] = []  # of what is new
 
@@ -3939,12 +4008,14 @@ class Trace:
         """Those of all rows, each the name of a method and its arguments."""
         return [event for name, *details in rows for event in getattr(self, name)(*details)]
 
-    def span(self, span: Iterable, submitted: tuple | None = None, settled: tuple | None = None) -> list[str]:
-        """A span: its life at its owner, its run in its lane, and arrows from one to the other. Of its own tasks a
-        client also knows from when to when they were `submitted` and `settled`. Of many in a second, the run alone."""
-        owner, first, count, failed, attempt, slave, lane, *times, opening, packing, step, kind, sent, received = span
-        if not self._in_detail(times[-1]):
-            return self.run(owner, first, count, failed, attempt, slave, lane, *times[2:4], step, kind)
+    def span(self, row: Iterable, submitted: tuple | None = None, settled: tuple | None = None) -> list[str]:
+        """A row of `Thinned`: a span with its life at its owner, its run in its lane, and arrows from one to the other,
+        or what several did in a lane. Of its own tasks a client also knows from when to when they were `submitted` and
+        `settled`."""
+        (owner, first, count, failed, attempt, slave, lane, *times, opening, packing, step, kind, sent, received,
+         leases, ran) = row
+        if leases:
+            return self.run(owner, first, count, failed, attempt, slave, lane, *times[2:4], step, kind, leases, ran)
         task, name = f'"task":"{owner}.{first}","attempt":{attempt}', self._kind(kind)
         home, place, arrow = self._owner(owner), self._lane(slave, lane), next(self._arrows)
         pid, tid, last = place
@@ -3970,18 +4041,14 @@ class Trace:
         ]
 
     def run(self, owner: str, first: int, count: int, failed: int, attempt: int, slave: str, lane: int, began: float,
-            ended: float, step: int, kind: str) -> list[str]:
-        """Of a span of which no more was kept, its run."""
+            ended: float, step: int, kind: str, leases: int = 1, ran: float = 0.0) -> list[str]:
+        """Of a span of which no more is known, or of several `leases`, what was done in its lane."""
         place, since = self._lane(slave, lane), max(_micro(began), self._lane(slave, lane)[2])
         place[2] = max(since, _micro(ended))
         about = f'"task":"{owner}.{first}","attempt":{attempt},"tasks":{count},"failed":{failed},"step":{step}'
+        if leases > 1:
+            about += f',"leases":{leases},"ran":"{1e3 * ran:.3f} ms"'
         return [_SLICE % (*place[:2], since, place[2] - since, self._kind(kind), about), *self._new()]
-
-    def _in_detail(self, when: float) -> bool:
-        if int(when) != self._second:
-            self._second, self._left = int(when), DETAILED
-        self._left -= 1
-        return self._left >= 0
 
     def barrier(self, when: float, system: str, step: int, waits: bool) -> list[str]:
         """A step of a task system begins, or is done and waits for somebody."""
@@ -4062,22 +4129,19 @@ def trace_of(rows: Iterable[tuple]) -> bytes:
     return b'{"displayTimeUnit":"ms","traceEvents":[\n%s\n]}\n' % ",\n".join(Trace().events(rows)).encode()
 
 
-def pack_spans(spans: Iterable[tuple]) -> list[bytes]:
-    """Spans as two parts of a message: their texts as JSON, and their rows. JSON for all of it would cost the master a
-    twentieth of what a short lease does."""
+def pack_spans(rows: Iterable[Sequence]) -> list[bytes]:
+    """Rows of `Thinned` as two parts of a message: their texts as JSON, and all else."""
     texts: dict[str, int] = {}
     number = texts.setdefault
-    rows = [
-        _ROW.pack(number(owner, len(texts)), first, count, failed, attempt, number(slave, len(texts)), lane, queued,
-                  leased, began, ended, heard, opening, packing, step, number(kind, len(texts)), sent, received)
-        for owner, first, count, failed, attempt, slave, lane, queued, leased, began, ended, heard, opening, packing,
-        step, kind, sent, received in spans
-    ]  # fmt: skip
-    return [json.dumps(list(texts)).encode(), b"".join(rows)]
+    packed = []
+    for row in rows:
+        owner, slave, kind = (number(row[place], len(texts)) for place in _TEXTS)
+        packed.append(_ROW.pack(owner, *row[1:5], slave, *row[6:15], kind, *row[16:]))
+    return [json.dumps(list(texts)).encode(), b"".join(packed)]
 
 
 def unpack_spans(parts: list) -> list[tuple]:
-    """The spans of which `pack_spans` made these parts."""
+    """The rows of which `pack_spans` made these parts."""
     texts, rows = json.loads(bytes(parts[0])), _ROW.iter_unpack(bytes(parts[1]))
     return [(texts[row[0]], *row[1:5], texts[row[5]], *row[6:15], texts[row[15]], *row[16:]) for row in rows]
 
@@ -4150,11 +4214,12 @@ class Tracer:
         self.file, self.name = file, ""
         self.complete = False  # the master has sent all
         self._missing = 0  # spans
-        self._own: list[tuple] = []  # what it did since the last batch
-        self._spans: list = []  # of the last batch: some of their outcomes may still be on their way
+        self._own: list[list] = []  # what it did since the last batch
+        self._spans: list = []  # rows of the last batch: some of their outcomes may still be on their way
         self._firsts: list[int] = []  # of submissions: the ordinals of their first tasks, in order
         self._submitted: list[tuple] = []
         self._settled: dict[tuple[int, int], tuple] = {}  # first task and attempt -> when
+        self._ration = Ration()
 
     def begin(self, name: str, same: bool) -> None:
         """A master has let the client in under this name. `same`: its clock is also ours."""
@@ -4163,32 +4228,45 @@ class Tracer:
 
     def submitted(self, first: int, tasks: int, began: float, ended: float) -> None:
         """A batch was packed and sent between these times of our clock."""
-        self._own.append(("submit", tasks, began, ended))
+        self._did("submit", tasks, began, ended)
         self._firsts.append(first)
         self._submitted.append((began, ended))
         self._tidy()
 
     def settled(self, first: int, tasks: int, attempt: int, began: float, ended: float) -> None:
         """Outcomes of an attempt were opened and called back."""
-        self._own.append(("settle", tasks, began, ended))
+        self._did("settle", tasks, began, ended)
         self._settled[first, attempt] = began, ended
         self._tidy()
 
+    def _did(self, what: str, tasks: int, began: float, ended: float) -> None:
+        last = self._own[-1] if self._own else None
+        if self._ration.take(ended) or not last or last[0] != what or began - last[3] > CLOSE or (
+                ended - last[2] > LONGEST):
+            self._own.append([what, tasks, began, ended])
+        else:
+            last[1] += tasks
+            last[3] = ended
+
     def _tidy(self) -> None:
-        if len(self._settled) > MOST_SETTLED or len(self._firsts) > MOST_SETTLED:
-            self._settled.clear()
-            del self._firsts[: MOST_SETTLED // 2], self._submitted[: MOST_SETTLED // 2]
+        if len(self._firsts) > MOST_SUBMITTED:
+            del self._firsts[: MOST_SUBMITTED // 2], self._submitted[: MOST_SUBMITTED // 2]
+        if len(self._settled) > MOST_SETTLED:
+            for key in list(self._settled)[: MOST_SETTLED // 2]:
+                del self._settled[key]
 
     def hear(self, said: float, now: float, spans: list[tuple], barriers: Iterable = (), missing: int = 0,
              counts: Iterable = (), last: bool = False) -> None:
-        """A batch that the master sent at `said` by its clock, and that came at `now` by ours."""
+        """A batch that the master sent at `said` by its clock, and that came at `now` by ours; `spans` are rows of
+        `Thinned`."""
         self._compare(said, now, spans)
+        own, self._own = self._own, []
         shift = self._shift
-        rows = [("own", self.name, *what, began - shift, ended - shift) for *what, began, ended in self._own]
+        rows = [("own", self.name, *what, began - shift, ended - shift) for *what, began, ended in own]
         rows += [("span", one, *self._known(one, shift)) for one in self._spans]
         rows += [("barrier", *one) for one in barriers]
         rows += [("counts", said, *counts)] if counts else []
-        self._own, self._spans = [], spans
+        self._spans = spans
         self._missing += missing
         self.complete = self.complete or last
         self.file.put(rows)
@@ -4201,10 +4279,10 @@ class Tracer:
         if self._missing:
             log.warning("the trace %s lacks %s spans: this client was too slow", self.file.path, self._missing)
 
-    def _known(self, span: tuple, shift: float) -> tuple:
+    def _known(self, row: Sequence, shift: float) -> tuple:
         """When these tasks were submitted and settled, as far as is known, by the master's clock."""
-        owner, first, _, _, attempt, *_ = span
-        if owner != self.name:
+        owner, first, _, _, attempt, *_ = row
+        if owner != self.name or row[_LEASES]:
             return None, None
         place = bisect.bisect_right(self._firsts, first) - 1
         both = self._submitted[place] if place >= 0 else None, self._settled.pop((first, attempt), None)
@@ -4213,9 +4291,9 @@ class Tracer:
     def _compare(self, said: float, now: float, spans: list) -> None:
         """How far are the clocks apart? What is queued was submitted before, and what is heard was said before."""
         self._most = min(self._most, now - said)
-        for owner, first, _, _, attempt, _, _, queued, *_ in spans:
+        for owner, first, _, _, attempt, _, _, queued, *_, leases, _ in spans:
             place = bisect.bisect_right(self._firsts, first) - 1
-            if owner == self.name and attempt == 1 and place >= 0:
+            if owner == self.name and attempt == 1 and place >= 0 and not leases:
                 self._least = max(self._least, self._submitted[place][0] - queued)
 
     @property

@@ -70,6 +70,14 @@ class Suite(NamedTuple):
     descriptors: dict  # what was open at first
 
 
+@pytest.fixture(autouse=True)
+def stays_out(suite):
+    """Fails the test after which a node has kept something in the place of this user."""
+    before = os.listdir(suite.state)
+    yield
+    assert os.listdir(suite.state) == before, "a test has used the state folder of this user"
+
+
 def wait_until(condition, what, seconds=PATIENCE):
     """Waits for a condition to be true and returns its value; fails with `what` after so many seconds."""
     deadline = time.monotonic() + seconds

@@ -410,7 +410,8 @@ def test_a_client_whose_system_has_no_task_yet_says_so_and_a_run_without_a_swarm
 def test_a_client_whose_master_is_away_says_so_and_no_longer_that_workers_are_busy(swarm, app):
     here = swarm(slaves=1, workers=1)
     access = here.master.folder / "keys" / "client.access"
-    runs = Typed("client.py", app(sleepers(200, 0.5)), "--master", here.address, "--access", access).until("1/1 busy")
+    words = ["--master", here.address, "--access", access, "--env", here.master.folder.parent / "c"]
+    runs = Typed("client.py", app(sleepers(200, 0.5)), *words).until("1/1 busy")
     here.master.send(signal.SIGKILL)
     runs.until(rf"the master at {here.address} is away; looking for it \(\d+ s\)")
     assert runs.interrupt().exit_code() == 130

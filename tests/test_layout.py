@@ -48,13 +48,13 @@ LINES = {
     "components.py": 2138,
     "concurrent_swarm.py": 25,
     "fastpath.pyx": 743,
-    "master.py": 6760,
+    "master.py": 6763,
     "rpc.py": 6185,
     "setup.py": 66,
     "slave.py": 1255,
-    "tasks.py": 4415,
+    "tasks.py": 4493,
 }
-TOTAL_LINES = 24_204
+TOTAL_LINES = 24_285
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

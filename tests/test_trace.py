@@ -124,8 +124,15 @@ def span(**given):
     return master.Span(**{**usual, **given})
 
 
+def rows_of(*spans):
+    """What a trace tells of them."""
+    thinned = tasks.Thinned()
+    thinned.add(spans)
+    return thinned.taken()[0]
+
+
 def read(*spans):
-    return shown(*(("span", one) for one in spans))
+    return shown(*(("span", row) for row in rows_of(*spans)))
 
 
 def shown(*rows):
@@ -153,15 +160,27 @@ def test_a_span_is_a_life_with_its_phases_and_a_run_in_its_lane_with_what_it_con
     assert "worker 0" in seen.threads.values()
 
 
-def test_of_many_spans_in_a_second_each_has_its_run_and_the_first_of_the_second_all_the_rest():
-    rows = [span(first=10 * number, lane=number % 4, began=100 + number / 1000, ended=100 + number / 1000 + 0.0005,
-                 heard=100 + number / 1000 + 0.0009) for number in range(2000)]  # fmt: skip
-    seen = read(*rows)
+def test_of_many_spans_in_a_second_the_first_are_told_whole_and_the_others_in_slices_of_their_lanes():
+    ends = [100.0001 + number / 1000 for number in range(2000)]
+    seen = read(*(span(first=10 * number, lane=number % 4, began=end - 0.0035, ended=end, heard=end + 0.0004)
+                  for number, end in enumerate(ends)))
     assert tasks_in(seen) == 20_000
     lives = sorted(life[0][1] for life in seen.lives.values())
     assert len(seen.lives) == len(seen.arrows) == 2 * tasks.DETAILED and lives[0] == 100_000_000
-    runs = [row for lane in seen.lanes.values() for row in lane if row[0] == "app.Kind"]
-    assert len(runs) == 2000
+    more = [about for about in seen.args if about and "leases" in about]
+    assert len(more) == 2 * 4 * 5, "in two half seconds and four lanes, of up to 0.1 s each"
+    assert sum(about["leases"] for about in more) == 2000 - 2 * tasks.DETAILED
+    assert sum(float(about["ran"].removesuffix(" ms")) for about in more) == pytest.approx(3.5 * 1000)
+    assert sum(about["failed"] for about in more) == 1000
+
+
+@pytest.mark.parametrize("other", [{"kind": "app.Other"}, {"step": 3}, {"owner": "7"}, {"attempt": 2}, {"lane": 5},
+                                   {"slave": "s2"}, {"began": 100.02, "ended": 100.021}])
+def test_what_differs_or_comes_later_is_no_part_of_a_slice(other):
+    whole = [span(lane=9, first=number) for number in range(tasks.DETAILED)]
+    later = [span(began=100.007, ended=100.008), span(**{"began": 100.008, "ended": 100.009, **other})]
+    *_, first, last = rows_of(*whole, *later)
+    assert (first[18], last[18]) == (1, 1)
 
 
 def test_an_arrow_leads_from_the_lease_to_the_run_to_the_result():
@@ -173,7 +192,7 @@ def test_an_arrow_leads_from_the_lease_to_the_run_to_the_result():
 
 def test_what_a_client_knows_of_its_tasks_is_part_of_their_life():
     seen = shown(("own", "c1", "submit", 10, 99.0, 99.5), ("own", "c1", "settle", 10, 100.01, 100.02),
-                 ("span", span(), (99.0, 99.5), (100.01, 100.02)))
+                 ("span", *rows_of(span()), (99.0, 99.5), (100.01, 100.02)))
     ((_, *phases),) = seen.lives.values()
     assert [row[0] for row in phases] == ["submit", *PHASES, "settle"]
     assert (phases[0][1:3], phases[-1][1:3]) == ([99_000_000, 99_500_000], [100_010_000, 100_020_000])
@@ -229,7 +248,7 @@ def test_slices_nest_and_lanes_never_overlap_whatever_clocks_say(seed):
 def test_a_file_is_whole_json_at_its_end_and_readable_wherever_it_is_cut(tmp_path):
     file = tasks.TraceFile(tmp_path / "run.json")
     for number in range(5):
-        file.put([("span", span(first=number)), ("counts", 100.0 + number, number, 1)])
+        file.put([("span", *rows_of(span(first=number))), ("counts", 100.0 + number, number, 1)])
     file.close()
     text = text_of(tmp_path / "run.json")
     whole = json.loads(text)
@@ -247,7 +266,7 @@ def test_a_file_that_nothing_was_put_into_is_a_trace_too(tmp_path):
 def test_a_file_ends_before_it_exceeds_its_size_and_says_so_once(tmp_path, caplog):
     file = tasks.TraceFile(tmp_path / "run.json", most=10_000)
     for number in range(50):
-        file.put([("span", span(first=number))])
+        file.put([("span", *rows_of(span(first=number)))])
     file.close()
     assert 8_000 < (tmp_path / "run.json").stat().st_size <= 10_000
     Slices(json.loads(text_of(tmp_path / "run.json")))
@@ -257,7 +276,7 @@ def test_a_file_ends_before_it_exceeds_its_size_and_says_so_once(tmp_path, caplo
 
 def test_a_disk_without_room_ends_a_trace_with_a_line_and_nothing_else(caplog):
     file = tasks.TraceFile("/dev/full")
-    file.put([("span", span())])
+    file.put([("span", *rows_of(span()))])
     file.close()
     assert [record.getMessage() for record in caplog.records] == [
         "the trace /dev/full ends here: [Errno 28] No space left on device"]
@@ -279,7 +298,7 @@ def traced(tmp_path, *batches, ahead=0.0, same=True):
     tracer.submitted(0, 10, 100.0 + ahead, 100.001 + ahead)
     tracer.settled(0, 10, 1, 100.02 + ahead, 100.03 + ahead)
     for said, took, spans in batches:
-        tracer.hear(said, said + took + ahead, spans)
+        tracer.hear(said, said + took + ahead, rows_of(*spans))
     tracer.close()
     return Slices(json.loads(text_of(tmp_path / "run.json")))
 
@@ -304,13 +323,16 @@ def test_a_client_of_the_master_s_machine_has_its_clock(tmp_path):
 
 def test_spans_travel_as_they_are():
     spans = [span(), span(owner="7", first=1 << 52, lane=1 << 52, kind="", step=9), span(kind="ü")]
-    assert [master.Span(*row) for row in tasks.unpack_spans(tasks.pack_spans(spans))] == spans
+    spans += [span(lane=2, first=number, began=99.0, ended=99.0005) for number in range(tasks.DETAILED + 5)]
+    rows = rows_of(*spans)
+    assert tasks.unpack_spans(tasks.pack_spans(rows)) == list(map(tuple, rows))
+    assert [master.Span(*row[:-2]) for row in rows[: tasks.DETAILED]] == spans[: tasks.DETAILED]
 
 
 def test_spans_wait_a_batch_for_outcomes_that_are_on_their_way(tmp_path):
     tracer = tasks.Tracer(tasks.TraceFile(tmp_path / "run.json"))
     tracer.begin("c1", True)
-    tracer.hear(100.25, 100.25, [NEAR])
+    tracer.hear(100.25, 100.25, rows_of(NEAR))
     tracer.settled(0, 10, 1, 100.3, 100.4)
     tracer.hear(100.5, 100.5, [])
     tracer.close()

@@ -8,8 +8,11 @@
     settle         pure_settle          hands the outcomes of a range to their owner's callbacks
     mandelbrot     pure_mandelbrot      the escape counts of some columns of the Mandelbrot set
     simd, openmp   pure_simd, …         which instructions are at work, and whether several cores can be
+                   twin in rpc.py
+    join_parts     pure_join_parts      makes a message of small parts
+    cut_parts      pure_cut_parts       takes it apart
 
-The package runs without this file built: `tasks` binds these names over their twins when it finds the
+The package runs without this file built: `tasks` and `rpc` bind these names over their twins when they find the
 extension, and `tasks.kernels()` says what is at work. The functions take and return builtins, import nothing
 of ours and pass the same tests as their twins (tests/test_fastpath.py).
 
@@ -24,7 +27,7 @@ from operator import index
 from time import perf_counter
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject, PyTypeObject
 from cython cimport boundscheck
@@ -649,6 +652,76 @@ def mandelbrot(left: float, right: float, top: float, bottom: float, width: int,
         image.ys[at] = y0 + (y1 - y0) * <double>min(at, high - 1) / <double>high
     draw(&image)
     return counts
+
+
+# -- messages ------------------------------------------------------------------------------------------------
+
+cdef Py_ssize_t INLINE = 64 * 1024, MAX_PARTS = 4096  # as in rpc.py
+
+
+cdef inline unsigned char *put(unsigned char *to, uint64_t number, int size) noexcept:
+    """Writes a number, its low bytes first; returns the place behind it."""
+    cdef int at
+    for at in range(size):
+        to[at] = (number >> (8 * at)) & 0xFF
+    return to + size
+
+
+cdef inline uint32_t get(const unsigned char *at) noexcept:
+    return at[0] | at[1] << 8 | at[2] << 16 | <uint32_t>at[3] << 24
+
+
+def join_parts(list parts, bytes envelope):
+    """A message of which all parts are bytes and shorter than INLINE, or None.
+
+    See its twin in rpc.py.
+    """
+    cdef Py_ssize_t count = len(parts), total = 2 + 4 * count
+    cdef Py_ssize_t ahead = 4 if envelope is None else len(envelope)
+    if not 1 <= count <= MAX_PARTS:
+        return None
+    for part in parts:
+        if type(part) is not bytes or PyBytes_GET_SIZE(part) >= INLINE:
+            return None
+        total += PyBytes_GET_SIZE(part)
+    whole = PyBytes_FromStringAndSize(NULL, ahead + total)
+    cdef unsigned char *to = <unsigned char *>PyBytes_AS_STRING(whole)
+    if envelope is None:
+        put(to, total, 4)
+    else:
+        memcpy(to, PyBytes_AS_STRING(envelope), ahead)
+    cdef unsigned char *table = put(to + ahead, count, 2)
+    to = table + 4 * count
+    for part in parts:
+        table = put(table, PyBytes_GET_SIZE(part), 4)
+        memcpy(to, PyBytes_AS_STRING(part), PyBytes_GET_SIZE(part))
+        to += PyBytes_GET_SIZE(part)
+    return whole
+
+
+def cut_parts(body, Py_ssize_t start):
+    """The parts of such a message, whose table is at `start`, or None.
+
+    See its twin in rpc.py.
+    """
+    if type(body) is not bytes or PyBytes_GET_SIZE(body) < start + 2:
+        return None
+    cdef const unsigned char *table = <const unsigned char *>PyBytes_AS_STRING(body) + start
+    cdef Py_ssize_t count = table[0] | table[1] << 8, at = 2 + 4 * count, end = PyBytes_GET_SIZE(body) - start
+    cdef Py_ssize_t whole = at, i
+    if not 1 <= count <= MAX_PARTS or at > end:
+        return None
+    for i in range(count):
+        if get(table + 2 + 4 * i) >= INLINE:
+            return None
+        whole += get(table + 2 + 4 * i)
+    if whole != end:
+        return None
+    cdef list parts = []
+    for i in range(count):
+        parts.append(PyBytes_FromStringAndSize(<const char *>table + at, get(table + 2 + 4 * i)))
+        at += get(table + 2 + 4 * i)
+    return parts
 
 
 # -- tasks ---------------------------------------------------------------------------------------------------

@@ -4371,12 +4371,12 @@ FAILURE_BYTES = 2 * 1024 * 1024  # of one as JSON
 FAILURE_TEXTS = ("type", "message", "traceback", "where", "kind", "pickle", "output", "hidden")
 
 
-def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None, spent: Any = (), seconds: Any = 0.0) -> None:
+def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None, spent: Any = ()) -> None:
     """Raises UsageError unless a slave's report names a range, failures are objects by ordinal of a sane size, and
     `spent`, if there is any, tells how the report came about: [lane, microseconds ago at which the worker began and
     ended, microseconds of opening tasks and of packing results]."""
-    if type(spent) not in (list, tuple) or len(spent) not in (0, 5) or type(seconds) not in (int, float):
-        raise components.UsageError("what a report says of its time cannot be", "seconds, and five numbers are meant")
+    if type(spent) not in (list, tuple) or len(spent) not in (0, 5):
+        raise components.UsageError("what a report says of its time cannot be", "five numbers are meant")
     check_whole(lease, lo, hi, *spent)
     if lo >= hi:
         raise components.UsageError(f"{lo}..{hi} holds no task", "a report names at least one")
@@ -4516,7 +4516,9 @@ def removed(slave: str, who: str) -> components.Unreachable:
 
 def weight_of(parts: list | None) -> int:
     """The bytes of a payload, in memory and in files."""
-    return parts.weight if type(parts) is Counted else sum(map(rpc.size_of, parts or ()))
+    if type(parts) is Counted:
+        return parts.weight
+    return sum(map(len if rpc.SEVERAL.isdisjoint(map(type, parts or ())) else rpc.size_of, parts or ()))
 
 
 class Memory:
@@ -5222,13 +5224,13 @@ class MasterNode(rpc.BaseNode):
         slaves = ("slave",)
 
         @rpc.tcpremote(channel, roles=slaves)
-        def result(handler, request, lease, lo, hi, seconds, failures, spent, figures=None):
+        def result(handler, request, lease, lo, hi, failures, spent, figures=None):
             try:
-                check_report(lease, lo, hi, failures, spent, seconds)
+                check_report(lease, lo, hi, failures, spent)
             except components.UsageError as error:  # a worker wrote it: its slave will not say more of this lease
                 self.give_up(request.peer.label, lease, f"a report that cannot be read: {error.what}")
                 raise
-            self.take_result(request.peer.label, lease, lo, hi, seconds, failures, request.parts, spent, figures)
+            self.take_result(request.peer.label, lease, lo, hi, failures, request.parts, spent, figures)
 
         @rpc.tcpremote(channel, roles=slaves)
         def given_back(handler, request, lease, lo, hi):
@@ -5435,8 +5437,8 @@ class MasterNode(rpc.BaseNode):
         system = self.systems.get(lease.batch.owner.id)
         return system.step if system else 0
 
-    def take_result(self, slave: str, lease: int, lo: int, hi: int, seconds: float, failures: dict, parts: list,
-                    spent: list, figures: Any = None) -> None:
+    def take_result(self, slave: str, lease: int, lo: int, hi: int, failures: dict, parts: list, spent: list,
+                    figures: Any = None) -> None:
         """What a slave reports of a lease; results that cannot be opened any more are computed again. `figures`: what
         its tasks have recorded, which counts with their outcome."""
         now = time.monotonic()
@@ -5450,6 +5452,7 @@ class MasterNode(rpc.BaseNode):
         else:
             if whole:
                 self.spans.add(held, lo, hi, failures, spent, weight_of(parts), self._step_of(held), now)
+            seconds = (spent[1] - spent[2]) / 1e6 if spent else 0.0
             effects = self.board.result(slave, lease, lo, hi, seconds, parts, failures, now)
             self.apply(effects)
             if figures and held:

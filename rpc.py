@@ -1225,29 +1225,60 @@ def size_of(part: Any) -> int:
     return sum(map(len, part)) if type(part) is list else part.size if type(part) is Place else len(part)
 
 
-def _table(call, parts, by_file=False):
-    """All parts, the call first, and their sizes; what is in files is no part of the message if it goes `by_file`."""
-    flat = [_encode(call).encode(), *parts]
+def join_parts(parts: list, envelope: bytes | None) -> bytes | None:
+    """A message of which all parts are bytes and shorter than INLINE: its envelope (or None: the length of the rest),
+    the number of parts, their lengths, and they themselves. None if some are not."""
+    if not 1 <= len(parts) <= MAX_PARTS or {*map(type, parts)} != {bytes}:
+        return None
+    lengths = list(map(len, parts))
+    if max(lengths) >= INLINE:
+        return None
+    table = struct.pack(f"<H{len(parts)}I", len(parts), *lengths)
+    return b"".join((_TOTAL.pack(len(table) + sum(lengths)) if envelope is None else envelope, table, *parts))
+
+
+def cut_parts(body: bytes, start: int) -> list[bytes] | None:
+    """The parts of such a message, whose table is at `start`. None if it is another one, or not whole."""
+    if type(body) is not bytes or len(body) < start + _COUNT.size:
+        return None
+    (count,) = _COUNT.unpack_from(body, start)
+    first = start + _COUNT.size + 4 * count
+    if not 1 <= count <= MAX_PARTS or first > len(body):
+        return None
+    lengths = struct.unpack_from(f"<{count}I", body, start + _COUNT.size)
+    if max(lengths) >= INLINE or first + sum(lengths) != len(body):
+        return None
+    return [body[at:end] for at, end in itertools.pairwise(itertools.accumulate(lengths, initial=first))]
+
+
+pure_join_parts, pure_cut_parts = join_parts, cut_parts
+with suppress(ModuleNotFoundError):  # `tasks` says it if `fastpath` is not built
+    from .fastpath import cut_parts, join_parts
+
+
+def _sized(flat, name, by_file=False):
+    """The sizes of all parts; what is in files is no part of the message if it goes `by_file`. Raises ProtocolError."""
     sizes = list(map(size_of if SEVERAL.intersection(map(type, flat)) else len, flat))
     inside = sum(sizes)
     if inside > MAX_MESSAGE:
         inside -= sum(size_of(part) for part in flat if isinstance(part, (Place, Reference) if by_file else Place))
     if len(flat) > MAX_PARTS or inside > MAX_MESSAGE:
         raise ProtocolError(
-            f"{call[0]} has {len(flat)} parts and {inside:,} bytes",
+            f"{name} has {len(flat)} parts and {inside:,} bytes",
             f"a message may have {MAX_PARTS} parts and {MAX_MESSAGE:,} bytes (rpc.MAX_MESSAGE)",
             "split the work into smaller tasks, publish what many of them need, or pass large data as a file")
-    return flat, sizes
+    return sizes
 
 
 def pack_body(call: list, parts: Iterable = (), envelope: bytes = b"", local: str = "") -> list:
     """The body of a message as frames: the first holds `envelope`, the lengths and the small parts. A part is bytes, a
     view of bytes, a list of these that follow each other, or a `Reference`, which the peer can follow below `local`."""
-    flat, sizes = _table(call, parts, bool(local))
-    if max(sizes) < INLINE and not SEVERAL.intersection(map(type, flat)):
-        return [b"".join((envelope, struct.pack(f"<H{len(flat)}I", len(flat), *sizes), *flat))]
+    flat = [_encode(call).encode(), *parts]
+    whole = join_parts(flat, envelope)
+    if whole is not None:
+        return [whole]
     lengths, small, frames = [], [], []
-    for part, size in zip(flat, sizes, strict=True):
+    for part, size in zip(flat, _sized(flat, call[0], bool(local)), strict=True):
         if type(part) is Reference and local and part.folder.startswith(local):
             text = part.to_text().encode()
             lengths.append(REFERENCE)
@@ -1262,6 +1293,13 @@ def pack_body(call: list, parts: Iterable = (), envelope: bytes = b"", local: st
 def unpack_body(frames: list, start: int = 0, follow: Callable[[str], Any] | None = None) -> tuple[list, list]:
     """The call and the parts of a body that begins at `start` of the first frame; `follow` makes a part of the text of
     a reference, which nobody else may send. Raises ProtocolError."""
+    parts = cut_parts(frames[0], start) if len(frames) == 1 else None
+    if parts is None:
+        parts = _cut(frames, start, follow)
+    return _read_call(parts.pop(0)), parts
+
+
+def _cut(frames, start, follow):
     body = frames[0]
     try:
         (count,) = _COUNT.unpack_from(body, start)
@@ -1286,7 +1324,7 @@ def unpack_body(frames: list, start: int = 0, follow: Callable[[str], Any] | Non
             at += length
     if not 1 <= count <= MAX_PARTS or at != len(body) or own != len(frames):
         raise ProtocolError("the lengths in a message do not add up")
-    return _read_call(parts.pop(0)), parts
+    return parts
 
 
 def _followed(text, follow):
@@ -1385,7 +1423,11 @@ def unpack(frames: list, follow: Callable[[str], Any] | None = None) -> Message:
 def pack_stream(call: list, parts: Iterable = (), files: list | None = None) -> list:
     """One message for a socketpair, as buffers for `sendmsg`: large parts uncopied, the rest joined. Files that parts
     refer to are added to `files`, to send their descriptors along; without it what they hold is in the message."""
-    flat, sizes = _table(call, parts, files is not None)
+    flat = [_encode(call).encode(), *parts]
+    whole = join_parts(flat, None)
+    if whole is not None:
+        return [whole]
+    sizes = _sized(flat, call[0], files is not None)
     if SEVERAL.intersection(map(type, flat)):
         flat, sizes, lengths = _inline(flat, files)
     else:
@@ -1698,7 +1740,7 @@ class Endpoint:
             self.counts["to lost peers"] += 1
         elif peer.backlog or peer.session.pending_bytes > ROOM:
             parts = list(parts)
-            _table(call, parts, bool(peer.local))  # it may be too large
+            _sized([_encode(call).encode(), *parts], call[0], bool(peer.local))  # it may be too large
             peer.backlog.append((call, parts))
         else:
             self._send_now(peer, call, parts)

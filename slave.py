@@ -78,15 +78,15 @@ class Worker:
         self.leaks = False  # it was seen to keep too much, maybe only while it runs something
         self.lane = 0  # which of the leases that run here has it; small numbers are used again
 
-    def ago(self, spent: object) -> list[int]:
+    def ago(self, spent: list[int]) -> list[int]:
         """Its lane, and what it says it has spent, as a report tells it: microseconds before now at which it began and
-        ended (of the clock that all processes of a machine share), and of opening and packing."""
+        ended (of the clock that all processes of a machine share), and of opening and packing. Raises ProtocolError."""
+        if type(spent) is not list or len(spent) != 4 or {*map(type, spent)} != {int}:
+            raise rpc.ProtocolError("a worker has not said how long it took")
+        began, ended, opening, packing = spent
         now = int(time.perf_counter() * 1e6)
-        if type(spent) is list and len(spent) == 4 and {*map(type, spent)} == {int}:
-            began, ended, opening, packing = spent
-            told = [self.lane, now - began, now - ended, opening, packing]
-            if min(told) >= 0 and max(told) < LONGEST:
-                return told
+        if LONGEST > now - began >= now - ended >= 0 <= opening < LONGEST > packing >= 0:
+            return [self.lane, now - began, now - ended, opening, packing]
         return [self.lane, 0, 0, 0, 0]
 
     def row(self, app: str, now: float) -> list:
@@ -260,7 +260,7 @@ class ProcessTaskManager(components.Component):
         worker = self._worker_of(lease)
         if envelope:
             failures = {"*": tasks.limit_failure(envelope.head, "deadline", seconds)}
-            self.node.report("result", lease, envelope.lo, envelope.hi, 0.0, failures, [])
+            self.node.report("result", lease, envelope.lo, envelope.hi, failures, [])
         elif worker and not worker.doomed:  # a lease with limits is never handed ahead
             self._watch.pass_limit(worker, "deadline", seconds)
 
@@ -298,7 +298,7 @@ class ProcessTaskManager(components.Component):
     def _fail(self, envelope: tasks.Envelope, lo: int, error: Exception, kind: str = "setup") -> None:
         """The rest of a lease cannot run here: "setup" is for want of something that another slave may have."""
         failures = {"*": tasks.describe_failure(error, kind=kind, itself=False)}
-        self.node.report("result", envelope.lease, lo, envelope.hi, 0.0, failures, [])
+        self.node.report("result", envelope.lease, lo, envelope.hi, failures, [])
 
     def uses(self, digest: str) -> bool:
         """Whether a lease of this bundle waits or runs here."""
@@ -428,11 +428,11 @@ class ProcessTaskManager(components.Component):
             return
         if envelope is None or call[1] != envelope.lease or worker.passed or not worker.confined:
             return
-        _, lease, lo, hi, seconds, failures, last, spent, *figures = call
+        _, lease, lo, hi, failures, last, spent, *figures = call
         if type(lo) is not int or type(hi) is not int or not worker.lo == lo <= hi <= envelope.hi:
             raise rpc.ProtocolError("a worker has left tasks of its lease out")  # it would stay open at the master
-        if type(seconds) not in (int, float) or not 0 <= seconds <= LONGEST / 1e6:
-            raise rpc.ProtocolError("a worker has not said how long it took")
+        spent = worker.ago(spent)
+        seconds = (spent[1] - spent[2]) / 1e6
         self.node.remember(envelope)
         worker.ear.settle(bool(last))
         if failures:
@@ -441,7 +441,7 @@ class ProcessTaskManager(components.Component):
         self.done["failed"] += hi - lo if "*" in failures else len(failures)
         worker.lo = hi
         if hi > lo and not worker.forgotten:
-            self.node.report("result", lease, lo, hi, seconds, failures, worker.ago(spent), *figures[:1], parts=parts)
+            self.node.report("result", lease, lo, hi, failures, spent, *figures[:1], parts=parts)
             self.node.stats.add_avg("swarm.run", seconds)
             self.node.stats.add_avg("swarm.tasks", hi - lo)
         if last:
@@ -589,7 +589,7 @@ class ProcessTaskManager(components.Component):
             failures["*"]["output"] = last
         seconds = max(0.0, time.monotonic() - worker.began)
         spent = [worker.lane, int(seconds * 1e6), 0, 0, 0]
-        self.node.report("result", envelope.lease, worker.lo, envelope.hi, seconds, failures, spent)
+        self.node.report("result", envelope.lease, worker.lo, envelope.hi, failures, spent)
 
     def all_died(self) -> None:
         """The zygote is gone and with it every worker."""

@@ -3103,6 +3103,11 @@ class Output:
         return bool(self._line or self._pieces)
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing is to go home, not even at the end."""
+        return not (self._line or self._pieces or self._cut or self._dropping)
+
+    @property
     def heavy(self) -> bool:
         """Whether so much waits that it should not wait for more."""
         return len(self._line) >= OUTPUT_KEPT
@@ -3203,7 +3208,8 @@ class Ear:
         for _ in range(OUTPUT_READS):
             if not (self._open and self._take()):
                 break
-        self._flush(final)
+        if not self.output.empty:
+            self._flush(final)
 
     def close(self) -> None:
         """Hears nothing any more."""
@@ -3640,7 +3646,7 @@ def worker_main(sock: socket.socket, root: str) -> None:
 
     def report(lo: int, hi: int, seconds: float, failures: dict, parts: list, last: bool) -> None:
         flush()  # what a task has printed is there before its outcome
-        wire.call("result", lease, lo, hi, seconds, failures, last, runner.spent, *runner.figures, parts=parts)
+        wire.call("result", lease, lo, hi, failures, last, runner.spent, *runner.figures, parts=parts)
         runner.spent, runner.figures = [], []
 
     runner = LeaseRunner(report, lambda: wire.unwanted(lease), root)
@@ -3907,7 +3913,7 @@ class Prerequisites:
 
 MOST_TRACE = 1 << 30  # bytes of a trace file; no viewer opens more
 MOST_UNWRITTEN = 100  # batches of events that may wait for the disk
-DETAILED = 500  # spans a second of which a trace tells all; it takes ten times as long as their runs alone
+DETAILED = 250  # spans a second of which a trace tells all; it takes ten times as long as their runs alone
 CLOSE = 0.001  # seconds between two of all others in one lane that become one slice
 LONGEST = 0.1  # seconds of such a slice
 FIRST_LANE = 10**6  # number of the first thread that is a lane; below are those of processes

@@ -129,9 +129,10 @@ def test_another_protocol_number_is_named_with_ours():
 def test_what_is_too_large_or_too_many_is_refused_before_it_is_sent(monkeypatch):
     with pytest.raises(rpc.ProtocolError, match="4097 parts"):
         rpc.pack(rpc.DATA, SID, 1, 0, ["m"], [b""] * 4096)
-    monkeypatch.setattr(rpc, "MAX_MESSAGE", 1000)
+    assert rpc.MAX_PARTS * (rpc.INLINE - 1) <= rpc.MAX_MESSAGE, "small parts are never too much"
+    monkeypatch.setattr(rpc, "MAX_MESSAGE", rpc.INLINE)
     with pytest.raises(rpc.ProtocolError, match="split the work"):
-        rpc.pack(rpc.DATA, SID, 1, 0, ["m"], [b"x" * 1000])
+        rpc.pack(rpc.DATA, SID, 1, 0, ["m"], [bytes(rpc.INLINE)])
 
 
 # -- sessions ------------------------------------------------------------------------------------------------

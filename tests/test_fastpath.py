@@ -32,7 +32,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from concurrent_swarm import tasks
+from concurrent_swarm import rpc, tasks
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 EMPTY_MODULE = "#include <Python.h>\nPyMODINIT_FUNC PyInit_probe(void) { return NULL; }\n"
@@ -710,3 +710,58 @@ def test_a_task_that_asks_for_something_is_found_among_others(loops, name):
     assert not loops.asks_nothing([*made[:2], Asking("a")], tasks.ASKS)
     assert not loops.asks_nothing([made[0], 1], tasks.ASKS) and not loops.asks_nothing([object()], tasks.ASKS)
     loops.asks_nothing([Gives, int], tasks.ASKS)  # classes instead of tasks: packing says so
+
+
+# -- messages ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["pure", "compiled"])
+def messages(request):
+    """What joins and cuts the parts of messages, of one kind."""
+    if request.param == "pure":
+        return SimpleNamespace(join_parts=rpc.pure_join_parts, cut_parts=rpc.pure_cut_parts)
+    compiled = request.getfixturevalue("fastpath")
+    return SimpleNamespace(join_parts=compiled.join_parts, cut_parts=compiled.cut_parts)
+
+
+def test_small_parts_are_one_message_with_a_table_of_their_lengths(messages):
+    assert messages.join_parts([b"call", b"", b"xy"], b"HEAD") == (
+        b"HEAD" b"\x03\x00" b"\x04\0\0\0" b"\0\0\0\0" b"\x02\0\0\0" b"call" b"xy")
+    assert messages.join_parts([b"z"], None) == b"\x07\0\0\0" b"\x01\x00" b"\x01\0\0\0" b"z"
+    assert messages.join_parts([b"z"] * rpc.MAX_PARTS, b"")[:2] == b"\x00\x10"
+
+
+@pytest.mark.parametrize("odd", [bytearray(b"x"), memoryview(b"x"), [b"x"], "x", None, bytes(rpc.INLINE)])
+def test_what_is_not_small_bytes_is_for_others_to_join(messages, odd):
+    assert messages.join_parts([b"call", odd], b"HEAD") is None and messages.join_parts([odd], None) is None
+
+
+def test_a_message_has_a_part_and_not_too_many(messages):
+    assert messages.join_parts([], b"") is messages.join_parts([b""] * (rpc.MAX_PARTS + 1), b"") is None
+    assert messages.cut_parts(b"\0\0", 0) is messages.cut_parts(b"\x01\x10" + bytes(4 * 4097), 0) is None
+
+
+def test_parts_of_a_message_are_what_was_joined_wherever_it_begins(messages):
+    parts = [b"call", b"", bytes(range(256)) * 200]
+    for envelope in (b"", b"HEAD"):
+        assert messages.cut_parts(messages.join_parts(parts, envelope), len(envelope)) == parts
+    assert messages.cut_parts(messages.join_parts(parts, None), 4) == parts
+
+
+def test_a_message_that_is_cut_or_too_long_is_for_others_to_refuse(messages):
+    whole = messages.join_parts([b"call", b"part"], b"HEAD")
+    assert all(messages.cut_parts(whole[:end], 4) is None for end in range(len(whole)))
+    assert messages.cut_parts(whole + b"x", 4) is None and messages.cut_parts(b"HEAD" + whole, 4) is None
+    for odd in (bytearray(whole), memoryview(whole), whole.decode("latin1"), None):
+        assert messages.cut_parts(odd, 4) is None
+
+
+@pytest.mark.parametrize("length", [rpc.INLINE, rpc.FRAMES, rpc.FRAMES | 1, 2**31, 2**32 - 1])
+def test_parts_that_are_elsewhere_are_for_others_to_find(messages, length):
+    table = struct.pack("<H2I", 2, 1, length)
+    assert messages.cut_parts(table + b"c", 0) is messages.cut_parts(table + b"c" * rpc.INLINE * 2, 0) is None
+
+
+@given(st.binary(max_size=60), st.integers(0, 70))
+def test_whatever_comes_is_cut_alike_by_both(fastpath, data, start):
+    assert fastpath.cut_parts(data, start) == rpc.pure_cut_parts(data, start)

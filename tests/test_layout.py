@@ -47,14 +47,14 @@ LINES = {
     "client.py": 2617,
     "components.py": 2138,
     "concurrent_swarm.py": 25,
-    "fastpath.pyx": 743,
-    "master.py": 6763,
-    "rpc.py": 6185,
+    "fastpath.pyx": 816,
+    "master.py": 6766,
+    "rpc.py": 6227,
     "setup.py": 66,
     "slave.py": 1255,
-    "tasks.py": 4493,
+    "tasks.py": 4499,
 }
-TOTAL_LINES = 24_285
+TOTAL_LINES = 24_409
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

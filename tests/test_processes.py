@@ -61,7 +61,7 @@ def run_one(sock, setup, lease=1):
     while not calls:
         calls += receiver.receive()
     (call, parts) = calls[0]
-    assert call[0] == "result" and not call[5], call
+    assert call[0] == "result" and not call[4], call
     return rpc.open_sealed(parts[0])[0]
 
 

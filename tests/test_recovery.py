@@ -549,9 +549,9 @@ class Knocking:
 
 BAD_CALLS = {
     "slave": [
-        ("result", 1), ("result", "x", "y", "z", "w", "v"), ("result", 1, 0, 10**9, 0.0, {}),
-        ("result", 1, -5, 2, 0.0, []),
-        ("result", None, None, None, None, None, None), ("result", 1, 0, 1, float("1e308"), {"0": "no table"}),
+        ("result", 1), ("result", "x", "y", "z", "w", "v"), ("result", 1, 0, 10**9, {}, []),
+        ("result", 1, -5, 2, [], []), ("result", 1, 0, 1, {}, [0, float("1e308"), 0, 0, 0]),
+        ("result", None, None, None, None, None, None), ("result", 1, 0, 1, {"0": "no table"}, [0] * 5),
         ("given_back", 1, 0, 1), ("given_back", "x", None, {}), ("worker_lost", 1, 0, 1, None),
         ("worker_lost", [], [], [], []), ("worker_lost", 1, 0, 1, "", {}),
         ("output", 1, 7), ("output", 1, [[0, 1, 2, 3]]), ("output", 1, [[0, 1, "x", 0]]),
@@ -568,7 +568,7 @@ BAD_CALLS = {
         ("push_tasksystem", 1, "nothing", {}), ("push_tasksystem", [], [], []), ("push_tasksystem", 1, {}, None),
         ("cancel_tasksystem", []), ("step", {}), ("work_settled", [1]), ("bundle", "x", {}),
         ("bundle", "../x", {"format": 1}),
-        ("bundle", 7, 7), ("goodbye", 1), ("result", 1, 0, 1, 0.0, {}), ("nonsense",),
+        ("bundle", 7, 7), ("goodbye", 1), ("result", 1, 0, 1, {}, []), ("nonsense",),
     ],
 }
 

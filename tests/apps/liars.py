@@ -41,15 +41,14 @@ class Liar(Task):
 
     def __call__(self):
         one = envelope()
-        seconds = "x" if self.how == "seconds" else 0.01
         failures = {"failure": {"*": {"type": 5}}, "text": {"0": "x"}, "large": {"0": {"message": "x" * 3_000_000}},
                     "many": {str(number): {"type": "A"} for number in range(200_000)}}.get(self.how, {})
         if self.how.startswith("deep"):
             failures = {"0": {"type": "A", "more": nested(int(self.how[4:]))}}
-        spent = [0.0, 0.0] if self.how == "spent" else [0.0] * 4
+        spent = {"seconds": ["x", 0, 0, 0], "short": [0, 0], "later": [1 << 60, 0, 1 << 70, -5]}.get(self.how, [0] * 4)
         hi = one.hi + 2**52 if self.how == "range" else one.hi
-        wire().call("result", one.lease, one.lo, hi, seconds, failures, True, spent, parts=[pickle.dumps([None])])
-        if self.how != "spent":
+        wire().call("result", one.lease, one.lo, hi, failures, True, spent, parts=[pickle.dumps([None])])
+        if self.how != "later":
             time.sleep(2)  # it is killed before that, or counts as idle
             os._exit(1)
 
@@ -103,12 +102,12 @@ class LyingSystems(ApplicationNode):
 KEY = "a" * 64 + "-" + "b" * 16
 ODD = [None, True, -1, 0, 1, 2, 1.5, 1 << 52, 1 << 70, 10**400, 1e308, "", "x", "0", "*", KEY, [], [0], [[0, 1]],
        [["x"]], [[0, [[0, 5]]]], {}, {"a": 1}, {"0": {"type": "A", "message": "m"}},
-       {"*": {"kind": "error", "retries": 2}}, {"n": [False, 1, 1.0, 1.0, 1.0, 1.0, 1.0, []]}, [0.0] * 4,
+       {"*": {"kind": "error", "retries": 2}}, {"n": [False, 1, 1.0, 1.0, 1.0, 1.0, 1.0, []]}, [0] * 4,
        "x" * 100_000]  # fmt: skip
 HEADS = [b"", b"{}", b'{"classes": []}', b'{"resources": 5, "limits": 7}', b"[]", b"x" * 100]
 FROM_HOST = {"submit": 4, "value": 1, "snapshot": 5, "publish": 3, "fetch_shared": 1, "settled": 1, "cancel": 2,
              "cancel_task": 3, "figures": 2, "system_step": 2, "view": 1, "system_done": 2, "confined": 1, "other": 1}
-FROM_WORKER = {"result": 8, "publish": 3, "fetch_shared": 1, "begun": 1, "confined": 1, "other": 1}
+FROM_WORKER = {"result": 7, "publish": 3, "fetch_shared": 1, "begun": 1, "confined": 1, "other": 1}
 
 
 def babble(seed, methods):
@@ -129,7 +128,7 @@ class Babbling(Task):
         babble(self.seed, FROM_WORKER)
         one = envelope()
         chance = random.Random(self.seed)
-        wire().call("result", one.lease, one.lo, one.hi, *[chance.choice(ODD) for _ in range(5)], parts=[b"x"])
+        wire().call("result", one.lease, one.lo, one.hi, *[chance.choice(ODD) for _ in range(4)], parts=[b"x"])
 
 
 class BabblingSystem(ITaskSystem):

@@ -24,7 +24,7 @@ MODULES = [*ROLES, "tasks", "rpc", "components"]
 # What a file may import of ours.
 ARROWS = {
     "components": set(),
-    "rpc": {"components"},
+    "rpc": {"components", "fastpath"},
     "tasks": {"components", "rpc", "fastpath"},
     **{role: {"components", "rpc", "tasks"} for role in ROLES},
     PACKAGE: set(),

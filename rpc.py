@@ -50,7 +50,7 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      revoke(id, kill) · steal(id) · late(id, seconds) · bundle(digest, manifest) {zip}
                      workers(count) · drain() · shared(key, at, total) {, bytes} · no_shared(key, reason) · seen(when)
                      forget_shared([keys]) · no_bundle(digest)
-    slave → master   result(id, lo, hi, seconds, failures, [lane, began, ended, opening, packing], figures) {groups…}
+    slave → master   result(id, lo, hi, failures, [lane, began, ended, opening, packing], figures) {groups…}
                      given_back(id, lo, hi) · fetch(digest)
                      output(id, [[lo, hi, text, dropped]…]) · worker_lost(id, lo, hi, reason, output)
                      resources(amounts, workers) · leaving() · preparing(digest, what), "" when that is over
@@ -58,7 +58,7 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      vitals(cpu, memory, round trip, [[lane, id] of what runs…], when), every few seconds
     slave → worker   run(id, owner, number, lo, hi, group, attempt, first, grant) {head, index, groups…} · drop(id)
                      shared(key) {bytes} · no_shared(key, reason) · spare() and stack(), with a descriptor each
-    worker → slave   result(id, lo, hi, seconds, failures, last, [began, ended, opening, packing], figures) {groups…}
+    worker → slave   result(id, lo, hi, failures, last, [began, ended, opening, packing], figures) {groups…}
                      publish(key, at, total) {, bytes} · fetch_shared(key) · begun(id), if its tasks have limits
     node → builder   build({what of, into which folder, from where}); it says built(size, [what, why, fix, kind] or [])
     node → program   program(command, variables), which it becomes

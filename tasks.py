@@ -3975,7 +3975,7 @@ class Thinned:
             return False
         row[_TASKS] += count
         row[_FAILED] += failed
-        row[_ENDED] = ended
+        row[_ENDED] = max(row[_ENDED], ended)
         row[_LEASES] += 1
         row[_RAN] += ended - began
         return True

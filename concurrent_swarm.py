@@ -15,11 +15,18 @@ __path__ = [dirname(realpath(__file__))]
 
 
 def run(script: str) -> None:
-    """Run a role by its file, as in `python master.py`, under its real name. Raises SystemExit with its exit code."""
+    """Run a role by its file, as in `python master.py`, under its real name. Raises SystemExit with its exit code, or a
+    message if the compiled part is broken or older than what uses it."""
     usual = signal.getsignal(signal.SIGINT)
     if usual is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C has no traceback of what is being imported
-    role = import_module(f"{__name__}.{splitext(basename(realpath(script)))[0]}")
+    try:
+        role = import_module(f"{__name__}.{splitext(basename(realpath(script)))[0]}")
+    except ImportError as error:
+        if not basename(error.path or "").startswith("fastpath."):
+            raise
+        fix = f"{sys.executable} -m pip install -e {__path__[0]}"
+        raise SystemExit(f"error: the compiled part cannot be used\n  why:   {error.msg}\n  fix:   {fix}") from None
     signal.signal(signal.SIGINT, usual)
     sys.modules["__main__"].__spec__ = role.__spec__  # spawned children start from it
     raise SystemExit(role.main())

@@ -80,11 +80,12 @@ class Worker:
 
     def ago(self, spent: list[int]) -> list[int]:
         """Its lane, and what it says it has spent, as a report tells it: microseconds before now at which it began and
-        ended (of the clock that all processes of a machine share), and of opening and packing. Raises ProtocolError."""
-        if type(spent) is not list or len(spent) != 4 or {*map(type, spent)} != {int}:
+        ended (of the clock that all processes of a machine share), and of opening and packing. Nothing, if it has run
+        nothing. Raises ProtocolError."""
+        if type(spent) is not list or len(spent) not in (0, 4) or {*map(type, spent)} - {int}:
             raise rpc.ProtocolError("a worker has not said how long it took")
-        began, ended, opening, packing = spent
         now = int(time.perf_counter() * 1e6)
+        began, ended, opening, packing = spent or (now, now, 0, 0)
         if LONGEST > now - began >= now - ended >= 0 <= opening < LONGEST > packing >= 0:
             return [self.lane, now - began, now - ended, opening, packing]
         return [self.lane, 0, 0, 0, 0]

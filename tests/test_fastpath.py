@@ -519,6 +519,10 @@ def test_a_broken_build_is_heard(tmp_path):
     (tmp_path / f"fastpath{EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
     run = import_tasks_from(tmp_path, "print(tasks.FASTPATH)")
     assert run.returncode != 0 and "ImportError" in run.stderr
+    run = subprocess.run([sys.executable, "client.py", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    error, why, fix = run.stderr.splitlines()
+    assert run.returncode == 1 and error == "error: the compiled part cannot be used"
+    assert "fastpath" in why and fix == f"  fix:   {sys.executable} -m pip install -e {tmp_path}"
 
 
 # -- other builds --------------------------------------------------------------------------------------------

@@ -46,15 +46,15 @@ TOP_LEVEL = {
 LINES = {
     "client.py": 2617,
     "components.py": 2138,
-    "concurrent_swarm.py": 25,
+    "concurrent_swarm.py": 32,
     "fastpath.pyx": 816,
     "master.py": 6766,
     "rpc.py": 6227,
     "setup.py": 66,
-    "slave.py": 1255,
+    "slave.py": 1256,
     "tasks.py": 4499,
 }
-TOTAL_LINES = 24_409
+TOTAL_LINES = 24_417
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

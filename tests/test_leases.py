@@ -155,6 +155,14 @@ def test_a_report_that_tells_nonsense_of_its_time_is_refused(spent):
         master.check_report(1, 0, 1, {}, spent)
 
 
-@pytest.mark.parametrize("said", [None, [1, 2], ["a", 1, 1, 1], [1, 1, 1, 1.0], {}, [10**20] * 4])
-def test_a_worker_may_say_what_it_likes_of_its_time(said):
-    master.check_report(1, 0, 1, {}, slave.Worker(1, "", "", 0.0).ago(said))
+@pytest.mark.parametrize("said", [[], [10**20] * 4, [1 << 62, 0, -5, 0], [0, 0, 10**20, 0]])
+def test_times_of_a_worker_that_cannot_be_count_as_none(said):
+    told = slave.Worker(1, "", "", 0.0).ago(said)
+    master.check_report(1, 0, 1, {}, told)
+    assert told == [0] * 5
+
+
+@pytest.mark.parametrize("said", [None, [1, 2], ["a", 1, 1, 1], [1, 1, 1, 1.0], {}])
+def test_a_worker_that_says_its_times_in_other_words_is_not_heard(said):
+    with pytest.raises(rpc.ProtocolError):
+        slave.Worker(1, "", "", 0.0).ago(said)

@@ -183,7 +183,7 @@ class ApplicationNode(components.Component):
         self.swarm.watch.show_output(task_id, attempt, text)
 
     def master_disconnected(self, gracefully: bool) -> None:
-        """The master went away; work goes on when it comes back."""
+        """The master went away, `gracefully` if it was stopped; work goes on when it comes back."""
 
     # what an application has and calls
 
@@ -621,7 +621,7 @@ class ClientNode(rpc.Node):
         log.warning("lost the master at %s (%s); looking for it", self.address, reason)
         if self.watch:
             self.watch.away = True
-        self._todo.append((self.app.master_disconnected, False))
+        self._todo.append((self.app.master_disconnected, reason == rpc.STOPPED))
 
     def on_loop(self, function: Callable) -> None:
         """Runs it now in the loop's thread, or soon from another."""

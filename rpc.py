@@ -1627,6 +1627,8 @@ SMALL = 16 * 1024  # bytes of the parts of a call that may wait for others
 ROOM = 32 * 1024 * 1024  # bytes that a peer may leave unacknowledged until further calls to it wait
 LAGGING = 1024 * 1024  # bytes that a peer has not acknowledged from which on it gets no output of tasks
 LEFT = "it left"  # the reason of `on_lost` when a node said goodbye
+STOPPED = "it has stopped"  # and of a link's when its master did
+FAREWELL = 0.2  # seconds in which nodes say that they have heard that
 COMPLAIN = 10.0  # seconds between two log lines about the same kind of trouble
 
 
@@ -2086,6 +2088,19 @@ class Channel(Endpoint):
             self._refuse(peer.route, peer.id, "session over" if error else "unknown session", error)
             self._attempt(self.on_lost, peer, reason)
 
+    def close(self) -> None:
+        """Tell all peers that their master stops, and close once they have heard it, or soon: what comes with the end of
+        its connection a node may not read any more."""
+        for peer in self.peers.values():
+            self._post([peer.route, *pack(REFUSE, peer.id, 0, peer.session.received, ["refuse", {"reason": STOPPED}])])
+        until = self.clock() + FAREWELL
+        while self.peers and self.socket.poll(max(0, int(1000 * (until - self.clock())))):
+            with suppress(ProtocolError):
+                message = unpack(self._read(routed=True)[1])
+                if message.kind == REFUSE:
+                    self.peers.pop(message.session, None)
+        super().close()
+
     def _transmit(self, peer, frames):
         return self._post([peer.route, *frames])
 
@@ -2300,6 +2315,9 @@ class Link(Endpoint):
         if "what" in about:
             texts = [str(about.get(key, "")) for key in ("what", "why", "fix")]
             self._refused(components.Unreachable(*texts), now)
+        elif about.get("reason") == STOPPED:
+            self._leave()
+            self._over(STOPPED, now)
         else:
             self._over("the master does not know this session any more", now)
 
@@ -2385,10 +2403,13 @@ class Link(Endpoint):
 
     def close(self) -> None:
         """Tell the master that this node leaves, and close."""
+        self._leave()
+        super().close()
+
+    def _leave(self):
         if self._greeted:
             self._post(pack(REFUSE, self.session.id, 0, self.session.received, ["refuse", {"reason": "left"}]))
         self._shut(200)
-        super().close()
 
 
 class Pulse(threading.Thread):

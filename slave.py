@@ -1087,8 +1087,8 @@ class SlaveNode(rpc.Node):
         return deadline
 
     def unheard(self) -> bool:
-        """True while the master has not acknowledged what was reported to it."""
-        return bool(self.link and self.link.state == "ready" and self.link.master.unheard)
+        """True while the master has not acknowledged what another one would have to hear."""
+        return bool(self.link and self.link.state == "ready" and self.link.master.unsaid(self.outlives))
 
     def config_changed(self, changes: set) -> None:
         super().config_changed(changes)

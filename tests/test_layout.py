@@ -49,12 +49,12 @@ LINES = {
     "concurrent_swarm.py": 32,
     "fastpath.pyx": 816,
     "master.py": 6766,
-    "rpc.py": 6227,
+    "rpc.py": 6248,
     "setup.py": 66,
     "slave.py": 1256,
     "tasks.py": 4499,
 }
-TOTAL_LINES = 24_417
+TOTAL_LINES = 24_438
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

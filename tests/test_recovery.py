@@ -8,11 +8,12 @@ import socket
 import socketserver
 import sqlite3
 import threading
+import time
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import APPS, PATIENCE, Swarm, at_once, running, text_of, wait_until
+from conftest import APPS, PATIENCE, Swarm, at_once, in_time, running, text_of, wait_until
 
 from concurrent_swarm import components, master, rpc, tasks
 
@@ -169,6 +170,35 @@ def test_a_client_and_a_slave_find_a_master_that_is_away_for_a_while(swarm, tmp_
     kill_and_restart(here, between=nodes_notice)
     (tmp_path / "go").touch()
     assert result_of(client.wait(60))["sum"] == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+@at_once
+def test_an_application_hears_whether_its_master_was_stopped(swarm, tmp_path, end):
+    here = swarm(slaves=1, workers=1)
+    client = here.start_client("plain.py", "--json", "--app", "Parting", "--set", f"plain.folder={tmp_path}")
+    wait_until(lambda: here.proxy.status()["busy"] == 1, "its task runs")
+    here.master.send(end)
+    if end == signal.SIGINT:
+        wait_until(lambda: "may finish (10 s)" in here.master.err, "it waits for what runs")
+        here.master.send(end)
+    assert client.wait().about["result"] is (end == signal.SIGINT), client.err + here.master.err
+    reason = "it has stopped" if end == signal.SIGINT else "no word from the master for 10 s"
+    wait_until(lambda: f"lost the master at {here.address} ({reason}); looking for it" in here.slaves[0].err, reason)
+    (tmp_path / "go").touch()
+
+
+def test_a_slave_whose_master_was_stopped_is_not_ready_and_ends_at_once(swarm):
+    here = swarm(slaves=1, workers=1)
+    assert here.run_client("hello.py").code == 0
+    slave = here.slaves[0]
+    here.master.ends(signal.SIGTERM)
+    wait_until(lambda: "(it has stopped)" in slave.err, "it has heard it", 5)
+    assert rpc.Proxy(slave.started["address"]).status()["link"] != "ready"
+    began = time.monotonic()
+    slave.ends(signal.SIGTERM)
+    assert in_time(time.monotonic() - began, 3) and "may finish" not in slave.err
 
 
 @pytest.mark.slow

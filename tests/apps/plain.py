@@ -501,6 +501,17 @@ class OneByOneThenWait(Waiting):
             self.push_task(LastWaits(f"t{number}", number=number, last=last, folder=self.folder))
 
 
+class Parting(Waiting):
+    """Its result is how its master went away."""
+
+    def start_processing(self):
+        self.push_task(LastWaits("t", number=0, last=True, folder=self.folder))
+
+    def master_disconnected(self, gracefully):
+        self.result = gracefully
+        self.shutdown_main_loop()
+
+
 class OwnNames(ApplicationNode):
     """Keeps things under names that a framework may be tempted to use."""
 

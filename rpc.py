@@ -2089,8 +2089,8 @@ class Channel(Endpoint):
             self._attempt(self.on_lost, peer, reason)
 
     def close(self) -> None:
-        """Tell all peers that their master stops, and close once they have heard it, or soon: what comes with the end of
-        its connection a node may not read any more."""
+        """Tell all peers that their master stops, and close once they have heard it, or soon: what comes together with
+        the end of its connection a node may not read any more."""
         for peer in self.peers.values():
             self._post([peer.route, *pack(REFUSE, peer.id, 0, peer.session.received, ["refuse", {"reason": STOPPED}])])
         until = self.clock() + FAREWELL

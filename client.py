@@ -183,7 +183,7 @@ class ApplicationNode(components.Component):
         self.swarm.watch.show_output(task_id, attempt, text)
 
     def master_disconnected(self, gracefully: bool) -> None:
-        """The master went away, `gracefully` if it was stopped; work goes on when it comes back."""
+        """The master went away; work goes on when it comes back. `gracefully`: it was stopped, and has said so."""
 
     # what an application has and calls
 

@@ -10,6 +10,7 @@ import signal
 import sys
 from importlib import import_module
 from os.path import basename, dirname, realpath, splitext
+from shlex import join
 
 __path__ = [dirname(realpath(__file__))]
 
@@ -25,7 +26,7 @@ def run(script: str) -> None:
     except ImportError as error:
         if not basename(error.path or "").startswith("fastpath."):
             raise
-        fix = f"{sys.executable} -m pip install -e {__path__[0]}"
+        fix = join([sys.executable, "-m", "pip", "install", "-e", __path__[0]])
         raise SystemExit(f"error: the compiled part cannot be used\n  why:   {error.msg}\n  fix:   {fix}") from None
     signal.signal(signal.SIGINT, usual)
     sys.modules["__main__"].__spec__ = role.__spec__  # spawned children start from it

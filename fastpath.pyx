@@ -704,23 +704,25 @@ def cut_parts(body, Py_ssize_t start):
 
     See its twin in rpc.py.
     """
-    if type(body) is not bytes or PyBytes_GET_SIZE(body) < start + 2:
+    if type(body) is not bytes or not 0 <= start <= PyBytes_GET_SIZE(body) - 2:
         return None
     cdef const unsigned char *table = <const unsigned char *>PyBytes_AS_STRING(body) + start
     cdef Py_ssize_t count = table[0] | table[1] << 8, at = 2 + 4 * count, end = PyBytes_GET_SIZE(body) - start
-    cdef Py_ssize_t whole = at, i
+    cdef Py_ssize_t whole = at, length, i
     if not 1 <= count <= MAX_PARTS or at > end:
         return None
     for i in range(count):
-        if get(table + 2 + 4 * i) >= INLINE:
+        length = get(table + 2 + 4 * i)
+        if length >= INLINE:
             return None
-        whole += get(table + 2 + 4 * i)
+        whole += length
     if whole != end:
         return None
     cdef list parts = []
     for i in range(count):
-        parts.append(PyBytes_FromStringAndSize(<const char *>table + at, get(table + 2 + 4 * i)))
-        at += get(table + 2 + 4 * i)
+        length = get(table + 2 + 4 * i)
+        parts.append(PyBytes_FromStringAndSize(<const char *>table + at, length))
+        at += length
     return parts
 
 

@@ -2762,7 +2762,7 @@ def summary_of(folder: str | None) -> str:
 
 # -- who follows spans ---------------------------------------------------------------------------------------------
 
-MOST_ROWS = 20_000  # spans, or barriers, of which a client that lags is still to be told
+MOST_ROWS = 20_000  # of spans, or barriers, of which a client that lags is still to be told
 AT_ONCE = 256  # spans; to tell of them takes about a millisecond
 UNTOLD = 0, 0, 0, 0, 0  # of a slave that does not say how it spent the time
 
@@ -2836,10 +2836,19 @@ class Traces:
         """More spans."""
         if self.file:
             self._all.add(spans)
-        for owner, some in grouped(spans, "owner").items():
-            told = self._told.get(self._client_of(owner))
-            if told:
-                told[0].add(some)
+        for client, some in self._by_client(spans).items() if self._told else ():
+            if client in self._told:
+                self._told[client][0].add(some)
+
+    def _by_client(self, spans: list[Span]) -> dict[str, list[Span]]:
+        """In the order in which they were heard: owners of a client take turns in a lane."""
+        clients = {owner: self._client_of(owner) for owner in {span.owner for span in spans}}
+        if len({*clients.values()}) == 1:
+            return {clients[spans[0].owner]: spans}
+        found: collections.defaultdict = collections.defaultdict(list)
+        for span in spans:
+            found[clients[span.owner]].append(span)
+        return found
 
     def barrier(self, system: System) -> None:
         """A system begins a step, or waits after one."""
@@ -4378,6 +4387,8 @@ def check_report(lease: Any, lo: Any, hi: Any, failures: Any = None, spent: Any 
     if type(spent) not in (list, tuple) or len(spent) not in (0, 5):
         raise components.UsageError("what a report says of its time cannot be", "five numbers are meant")
     check_whole(lease, lo, hi, *spent)
+    if spent and spent[1] < spent[2]:
+        raise components.UsageError("a report ends before it begins", f"{spent[1]} and {spent[2]} µs ago")
     if lo >= hi:
         raise components.UsageError(f"{lo}..{hi} holds no task", "a report names at least one")
     if failures and not (type(failures) is dict and all(itertools.starmap(_is_failure, failures.items()))):
@@ -4518,7 +4529,8 @@ def weight_of(parts: list | None) -> int:
     """The bytes of a payload, in memory and in files."""
     if type(parts) is Counted:
         return parts.weight
-    return sum(map(len if rpc.SEVERAL.isdisjoint(map(type, parts or ())) else rpc.size_of, parts or ()))
+    size = len if rpc.SEVERAL.isdisjoint(map(type, parts or ())) else rpc.size_of
+    return sum(map(size, parts or ()))
 
 
 class Memory:

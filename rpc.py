@@ -20,7 +20,8 @@ On a socketpair the body travels alone behind its total length (u32), every part
     kind       from    number                  call                            meaning
     HELLO 0    node    which attempt           ["hello", info, known]          here I am; known: the session goes on
     WELCOME 1  master  0                       ["welcome", info]               the session stands
-    REFUSE 2   both    0                       ["refuse", {reason, what, …}]   the session is over, and why
+    REFUSE 2   both    0                       ["refuse", {reason, what, …}]   the session is over, and why; a node
+                                                                               answers so that its master has stopped
     DATA 3     both    1, 2, … per direction   [method, *params]               a call of a `tcpremote` method
     BEAT 4     both    highest DATA sent       ["beat"] or ["resend"]          alive; "resend": something is missing
 
@@ -1154,7 +1155,7 @@ def _result(answer):
 # -- frames --------------------------------------------------------------------------------------------------
 
 MAGIC = b"CS"
-PROTOCOL = 2
+PROTOCOL = 3
 HELLO, WELCOME, REFUSE, DATA, BEAT = range(5)
 FRAMES = 0xFFFF0000  # FRAMES | n, in place of a length: the part is the next n ZeroMQ frames
 REFERENCE = FRAMES  # in place of a length: the part lies in a file; a byte with a length and a text that says where
@@ -1239,7 +1240,7 @@ def join_parts(parts: list, envelope: bytes | None) -> bytes | None:
 
 def cut_parts(body: bytes, start: int) -> list[bytes] | None:
     """The parts of such a message, whose table is at `start`. None if it is another one, or not whole."""
-    if type(body) is not bytes or len(body) < start + _COUNT.size:
+    if type(body) is not bytes or not 0 <= start <= len(body) - _COUNT.size:
         return None
     (count,) = _COUNT.unpack_from(body, start)
     first = start + _COUNT.size + 4 * count
@@ -1628,7 +1629,7 @@ ROOM = 32 * 1024 * 1024  # bytes that a peer may leave unacknowledged until furt
 LAGGING = 1024 * 1024  # bytes that a peer has not acknowledged from which on it gets no output of tasks
 LEFT = "it left"  # the reason of `on_lost` when a node said goodbye
 STOPPED = "it has stopped"  # and of a link's when its master did
-FAREWELL = 0.2  # seconds in which nodes say that they have heard that
+FAREWELL = 1.0  # seconds in which nodes say that they have heard that
 COMPLAIN = 10.0  # seconds between two log lines about the same kind of trouble
 
 
@@ -2091,15 +2092,21 @@ class Channel(Endpoint):
     def close(self) -> None:
         """Tell all peers that their master stops, and close once they have heard it, or soon: what comes together with
         the end of its connection a node may not read any more."""
+        try:
+            self._part()
+        finally:
+            super().close()
+
+    def _part(self):
         for peer in self.peers.values():
             self._post([peer.route, *pack(REFUSE, peer.id, 0, peer.session.received, ["refuse", {"reason": STOPPED}])])
         until = self.clock() + FAREWELL
-        while self.peers and self.socket.poll(max(0, int(1000 * (until - self.clock())))):
+        while self.peers and (left := until - self.clock()) > 0 and self.socket.poll(1 + int(1000 * left)):
             with suppress(ProtocolError):
                 message = unpack(self._read(routed=True)[1])
                 if message.kind == REFUSE:
                     self.peers.pop(message.session, None)
-        super().close()
+        self.peers.clear()
 
     def _transmit(self, peer, frames):
         return self._post([peer.route, *frames])
@@ -2194,7 +2201,7 @@ class Link(Endpoint):
 
     def _open(self, now):
         zmq = self._zmq
-        address = preferred_address(self._addresses)
+        address = self._address = preferred_address(self._addresses)
         # IMMEDIATE: without a connection a message waits in the session, so HELLO is the first on a new one
         self._open_socket(zmq.DEALER, IMMEDIATE=1, RECONNECT_IVL=100, RECONNECT_IVL_MAX=2000)
         self.credentials.dress(self.socket, address)
@@ -2353,7 +2360,9 @@ class Link(Endpoint):
             except self._zmq.Again:
                 return
             event = struct.unpack_from("=H", frames[0])[0]
-            if event == self._zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            if event == self._zmq.EVENT_HANDSHAKE_SUCCEEDED and self._address != preferred_address(self._addresses):
+                self._reopen(now)  # the master was stopped, and with it its socket file was away
+            elif event == self._zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._greeted, self._hello_at, self._wake, self._bad_handshakes = False, now, now, 0
             else:
                 self._handshake_failed(event, now)

@@ -86,7 +86,7 @@ class Worker:
             raise rpc.ProtocolError("a worker has not said how long it took")
         now = int(time.perf_counter() * 1e6)
         began, ended, opening, packing = spent or (now, now, 0, 0)
-        if LONGEST > now - began >= now - ended >= 0 <= opening < LONGEST > packing >= 0:
+        if now - LONGEST < began <= ended <= now and min(opening, packing) >= 0 and max(opening, packing) < LONGEST:
             return [self.lane, now - began, now - ended, opening, packing]
         return [self.lane, 0, 0, 0, 0]
 

@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager, suppress
 
 import pytest
-from conftest import PATIENCE
+from conftest import PATIENCE, in_time, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -672,6 +672,58 @@ def test_a_node_that_leaves_says_so(swarm):
     link.close()
     swarm.until(lambda: swarm.lost)
     assert swarm.lost[0][1] == "it left"
+
+
+def closing(swarm):
+    """Closes the channel while its links turn in another thread; how long it took."""
+    ended = threading.Event()
+
+    def turn():
+        while not ended.is_set():
+            for link in swarm.links:
+                link.receive()
+                link.tick(time.monotonic())
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=turn)
+    thread.start()
+    began = time.monotonic()
+    swarm.channel.close()
+    took = time.monotonic() - began
+    wait_until(lambda: not any(link.state == "ready" for link in swarm.links), "all links know")
+    ended.set()
+    thread.join()
+    return took
+
+
+@pytest.mark.parametrize("mechanism", ["ipc", "tcp"])
+def test_a_master_that_stops_says_so_and_waits_until_its_nodes_know(swarm, mechanism):
+    links = [swarm.link(swarm.enrolled(name=name), {mechanism: swarm.addresses[mechanism]}) for name in ("n1", "n2")]
+    swarm.until(lambda: all(link.state == "ready" for link in links))
+    assert in_time(closing(swarm), rpc.FAREWELL)
+    assert [link.losses for link in links] == [["it has stopped"]] * 2
+    swarm.channel.close()
+
+
+def test_a_master_does_not_wait_for_long_for_nodes_that_hear_nothing(swarm, monkeypatch):
+    monkeypatch.setattr(rpc, "FAREWELL", 0.05)
+    link = swarm.link()
+    swarm.until(lambda: link.state == "ready")
+    swarm.channel.close()
+    swarm.channel.close()
+
+
+def test_a_node_that_has_turned_to_tcp_while_its_master_was_away_is_back_on_the_socket_file(swarm):
+    link = swarm.link()
+    swarm.until(lambda: link.state == "ready")
+    closing(swarm)
+    with suppress(FileNotFoundError):
+        os.unlink(swarm.path)
+    wait_until(lambda: link.tick(time.monotonic()) and link.socket, "it tries again")
+    assert link.socket.last_endpoint == b"tcp://" + swarm.addresses["tcp"].encode()
+    swarm.start()
+    swarm.until(lambda: link.state == "ready")
+    assert link.socket.last_endpoint == b"ipc://" + swarm.path.encode()
 
 
 def test_a_silent_node_is_lost(swarm):

@@ -541,7 +541,7 @@ def test_D17_results_that_nobody_asked_this_slave_for_change_nothing(here, tmp_p
     with Knocking(here, "slave", tmp_path, {"node_id": "f", "resources": {}, "workers": 0}) as knocking:
         knocking.until(lambda: knocking.state == "welcome", "it is let in")
         for lease in range(50):  # those of others, of the future, and of what has ended
-            knocking.link.call("result", lease, 0, 1, {}, True, [0, 0, 0, 0], parts=[b"\x80\x05]K\x07a."])
+            knocking.link.call("result", lease, 0, 1, {}, [0] * 5, parts=[b"\x80\x05]K\x07a."])
         knocking.until(lambda: not knocking.link.session.pending or knocking.state != "welcome", "it is heard")
 
 

@@ -766,6 +766,11 @@ def test_parts_that_are_elsewhere_are_for_others_to_find(messages, length):
     assert messages.cut_parts(table + b"c", 0) is messages.cut_parts(table + b"c" * rpc.INLINE * 2, 0) is None
 
 
-@given(st.binary(max_size=60), st.integers(0, 70))
-def test_whatever_comes_is_cut_alike_by_both(fastpath, data, start):
-    assert fastpath.cut_parts(data, start) == rpc.pure_cut_parts(data, start)
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=5), st.integers(-3, 20), st.data())
+def test_whatever_becomes_of_a_message_both_cut_it_alike(fastpath, parts, start, chance):
+    whole = bytearray(rpc.pure_join_parts(parts, b"HEAD"))
+    for at in chance.draw(st.lists(st.integers(0, len(whole) - 1), max_size=2)):
+        whole[at] = chance.draw(st.integers(0, 255))
+    cut = bytes(whole[: chance.draw(st.integers(len(whole) - 1, len(whole)))])
+    for begin in (4, start, 1 << 62, -(1 << 62)):
+        assert fastpath.cut_parts(cut, begin) == rpc.pure_cut_parts(cut, begin)

@@ -46,15 +46,15 @@ TOP_LEVEL = {
 LINES = {
     "client.py": 2617,
     "components.py": 2138,
-    "concurrent_swarm.py": 32,
-    "fastpath.pyx": 816,
-    "master.py": 6766,
-    "rpc.py": 6248,
+    "concurrent_swarm.py": 33,
+    "fastpath.pyx": 818,
+    "master.py": 6778,
+    "rpc.py": 6257,
     "setup.py": 66,
     "slave.py": 1256,
-    "tasks.py": 4499,
+    "tasks.py": 4501,
 }
-TOTAL_LINES = 24_438
+TOTAL_LINES = 24_464
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -11,6 +11,7 @@ import random
 import signal
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 from conftest import APPS, text_of, wait_until
@@ -137,6 +138,18 @@ def read(*spans):
 
 def shown(*rows):
     return Slices(events_of(tasks.trace_of(rows).decode()))
+
+
+def test_leases_of_two_systems_of_a_client_take_turns_in_a_lane_and_in_its_trace():
+    told = master.Traces(SimpleNamespace(systems={name: SimpleNamespace(client="c1") for name in "12"},
+                                         spans=SimpleNamespace(ears=[])))
+    told.follow("c1")
+    whole = [span(owner="c1", lane=5, first=number) for number in range(tasks.DETAILED)]
+    turns = [span(owner="12"[number % 2], began=100.01 + number / 2000, ended=100.0104 + number / 2000)
+             for number in range(40)]
+    told.hear(whole + turns)
+    rows = told._told["c1"][0].taken()[0][tasks.DETAILED :]
+    assert [row[18] for row in rows] == [1] * 40, "or a slice would lie over that of the other"
 
 
 # -- one span ------------------------------------------------------------------------------------------------------
@@ -424,6 +437,13 @@ def test_a_trace_of_a_local_swarm_is_that_of_its_client(tmp_path, swarm):
     assert run.code == 0, run.err
     assert tasks_in(Slices(json.loads(text_of(tmp_path / "run.json")))) == 300
     assert f"trace    {tmp_path / 'run.json'} (" in run.err
+
+
+def test_a_run_in_one_process_that_fails_before_it_begins_has_one_error_and_a_trace(swarm_of_module, tmp_path):
+    words = ["--app", "FailsAtFirst", "--workers", "0", "--trace", tmp_path / "run.json"]
+    run = swarm_of_module.run_client("plain.py", *words)
+    assert run.code == 1 and run.about["error"]["type"] == "ValueError" and "internal error" not in run.err
+    assert json.loads(text_of(tmp_path / "run.json")) == []
 
 
 def test_a_trace_that_cannot_be_written_stops_a_run_before_it_begins(swarm_of_module, tmp_path):

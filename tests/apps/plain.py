@@ -512,6 +512,11 @@ class Parting(Waiting):
         self.shutdown_main_loop()
 
 
+class FailsAtFirst(ApplicationNode):
+    def app_init(self):
+        raise ValueError("not today")
+
+
 class OwnNames(ApplicationNode):
     """Keeps things under names that a framework may be tempted to use."""
 

@@ -3918,7 +3918,7 @@ CLOSE = 0.001  # seconds between two of all others in one lane that become one s
 LONGEST = 0.1  # seconds of such a slice
 FIRST_LANE = 10**6  # number of the first thread that is a lane; below are those of processes
 MOST_SUBMITTED = 100_000  # submissions that a client remembers until it hears of their spans
-MOST_SETTLED = 20_000  # and outcomes
+MOST_SETTLED = 20_000  # and outcomes; also of both that it has noted since the last batch
 
 _ROW = struct.Struct("<IQQQQIQ7dQIQQQd")  # of `Thinned`; texts are numbers
 _TASKS, _FAILED, _BEGAN, _ENDED, _LEASES, _RAN = 2, 3, 9, 10, 18, 19  # places in it
@@ -4220,11 +4220,12 @@ class Tracer:
         self.file, self.name = file, ""
         self.complete = False  # the master has sent all
         self._missing = 0  # spans
-        self._own: list[list] = []  # what it did since the last batch
+        self._noted: list[tuple] = []  # submissions (attempt 0) and outcomes since the last batch
+        self._own: list[list] = []  # what it did since then
         self._spans: list = []  # rows of the last batch: some of their outcomes may still be on their way
         self._firsts: list[int] = []  # of submissions: the ordinals of their first tasks, in order
-        self._submitted: list[tuple] = []
-        self._settled: dict[tuple[int, int], tuple] = {}  # first task and attempt -> when
+        self._submitted: list[list] = []
+        self._settled: dict[tuple[int, int], list] = {}  # first task and attempt -> when
         self._ration = Ration()
         self._same = True
         self._least, self._most = -math.inf, math.inf  # by how much our clock is ahead of the master's
@@ -4234,17 +4235,22 @@ class Tracer:
         self.name = name
         self._same, self._least, self._most = same, -math.inf, math.inf
 
-    def submitted(self, first: int, tasks: int, began: float, ended: float) -> None:
-        """A batch was packed and sent between these times of our clock."""
-        self._did("submit", tasks, began, ended)
-        self._firsts.append(first)
-        self._submitted.append((began, ended))
-        self._tidy()
+    def note(self, first: int, tasks: int, attempt: int, began: float, ended: float) -> None:
+        """Between these times of our clock outcomes of an attempt were opened and called back, or (0) tasks were packed
+        and sent. No more than noted: a client that has just woken up has nothing in its caches."""
+        self._noted.append((first, tasks, attempt, began, ended))
+        if len(self._noted) > MOST_SETTLED:
+            self._sort_in()
 
-    def settled(self, first: int, tasks: int, attempt: int, began: float, ended: float) -> None:
-        """Outcomes of an attempt were opened and called back."""
-        self._did("settle", tasks, began, ended)
-        self._settled[first, attempt] = began, ended
+    def _sort_in(self) -> None:
+        noted, self._noted = self._noted, []
+        for first, tasks, attempt, *times in noted:
+            self._did("settle" if attempt else "submit", tasks, *times)
+            if attempt:
+                self._settled[first, attempt] = times
+            else:
+                self._firsts.append(first)
+                self._submitted.append(times)
         self._tidy()
 
     def _did(self, what: str, tasks: int, began: float, ended: float) -> None:
@@ -4267,6 +4273,7 @@ class Tracer:
              counts: Iterable = (), last: bool = False) -> None:
         """A batch that the master sent at `said` by its clock, and that came at `now` by ours; `spans` are rows of
         `Thinned`."""
+        self._sort_in()
         self._compare(said, now, spans)
         own, self._own = self._own, []
         shift = self._shift
@@ -4325,14 +4332,14 @@ class TracedOwner(Owner):
     def _send(self, batch: Batch, tasks: list[Task], source: Source) -> None:
         first = self.drawn
         super()._send(batch, tasks, source)
-        self.tracer.submitted(first, batch.count, self._packing_at, time.monotonic())
+        self.tracer.note(first, batch.count, 0, self._packing_at, time.monotonic())
 
     def outcome(self, number: int, lo: int, hi: int, seconds: float, failures: dict, slave: str, attempt: int,
                 parts: list) -> None:
         flight, began = self.flights.get(number), time.monotonic()
         super().outcome(number, lo, hi, seconds, failures, slave, attempt, parts)
         if flight:
-            self.tracer.settled(flight.first + lo, hi - lo, attempt, began, time.monotonic())
+            self.tracer.note(flight.first + lo, hi - lo, attempt, began, time.monotonic())
 
 
 # -- pure twins ----------------------------------------------------------------------------------------------

@@ -52,9 +52,9 @@ LINES = {
     "rpc.py": 6257,
     "setup.py": 66,
     "slave.py": 1256,
-    "tasks.py": 4501,
+    "tasks.py": 4508,
 }
-TOTAL_LINES = 24_464
+TOTAL_LINES = 24_471
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -307,8 +307,8 @@ def traced(tmp_path, *batches, ahead=0.0, same=True):
     100.02; its clock is `ahead`. `batches` are those of the master: (said, took until it came, spans)."""
     tracer = tasks.Tracer(tasks.TraceFile(tmp_path / "run.json"))
     tracer.begin("c1", same)
-    tracer.submitted(0, 10, 100.0 + ahead, 100.001 + ahead)
-    tracer.settled(0, 10, 1, 100.02 + ahead, 100.03 + ahead)
+    tracer.note(0, 10, 0, 100.0 + ahead, 100.001 + ahead)
+    tracer.note(0, 10, 1, 100.02 + ahead, 100.03 + ahead)
     for said, took, spans in batches:
         tracer.hear(said, said + took + ahead, rows_of(*spans))
     tracer.close()
@@ -345,7 +345,7 @@ def test_spans_wait_a_batch_for_outcomes_that_are_on_their_way(tmp_path):
     tracer = tasks.Tracer(tasks.TraceFile(tmp_path / "run.json"))
     tracer.begin("c1", True)
     tracer.hear(100.25, 100.25, rows_of(NEAR))
-    tracer.settled(0, 10, 1, 100.3, 100.4)
+    tracer.note(0, 10, 1, 100.3, 100.4)
     tracer.hear(100.5, 100.5, [])
     tracer.close()
     (life,) = Slices(json.loads(text_of(tmp_path / "run.json"))).lives.values()

@@ -2836,19 +2836,9 @@ class Traces:
         """More spans."""
         if self.file:
             self._all.add(spans)
-        for client, some in self._by_client(spans).items() if self._told else ():
+        for client, some in grouped(spans, "owner", self._client_of).items() if self._told else ():
             if client in self._told:
                 self._told[client][0].add(some)
-
-    def _by_client(self, spans: list[Span]) -> dict[str, list[Span]]:
-        """In the order in which they were heard: owners of a client take turns in a lane."""
-        clients = {owner: self._client_of(owner) for owner in {span.owner for span in spans}}
-        if len({*clients.values()}) == 1:
-            return {clients[spans[0].owner]: spans}
-        found: collections.defaultdict = collections.defaultdict(list)
-        for span in spans:
-            found[clients[span.owner]].append(span)
-        return found
 
     def barrier(self, system: System) -> None:
         """A system begins a step, or waits after one."""
@@ -4243,14 +4233,15 @@ def summed_up(spans: list[Span]) -> dict[str, components.Series]:
     return found
 
 
-def grouped(spans: list[Span], name: str) -> dict[str, list[Span]]:
-    """The same spans by what they have in this field."""
+def grouped(spans: list[Span], name: str, whose: Callable[[Any], Any] = lambda key: key) -> dict[Any, list[Span]]:
+    """The same spans in their order, by what they have in this field, or by whose that is."""
     place = Span._fields.index(name)
-    if len({*map(itemgetter(place), spans)}) == 1:
-        return {spans[0][place]: spans}
+    keys = {key: whose(key) for key in {*map(itemgetter(place), spans)}}
+    if len({*keys.values()}) == 1:
+        return {keys[spans[0][place]]: spans}
     groups: collections.defaultdict = collections.defaultdict(list)
     for span in spans:
-        groups[span[place]].append(span)
+        groups[keys[span[place]]].append(span)
     return groups
 
 

@@ -53,7 +53,7 @@ The calls, with their opaque parts in braces; an owner is a client, or the host 
                      forget_shared([keys]) · no_bundle(digest)
     slave → master   result(id, lo, hi, failures, [lane, began, ended, opening, packing], figures) {groups…}
                      given_back(id, lo, hi) · fetch(digest)
-                     output(id, [[lo, hi, text, dropped]…]) · worker_lost(id, lo, hi, reason, output)
+                     output(id, [[lo, hi, text, dropped]…]) · worker_lost(id, lo, hi, reason, output, [lane, …])
                      resources(amounts, workers) · leaving() · preparing(digest, what), "" when that is over
                      publish_for(owner, key, at, total) {, bytes} · fetch_shared(key) · not_granted(owner, what)
                      vitals(cpu, memory, round trip, [[lane, id] of what runs…], when), every few seconds

@@ -66,6 +66,7 @@ import uuid
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from hashlib import md5
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -3921,8 +3922,10 @@ MOST_SUBMITTED = 100_000  # submissions that a client remembers until it hears o
 MOST_SETTLED = 20_000  # and outcomes; also of both that it has noted since the last batch
 
 _ROW = struct.Struct("<IQQQQIQ7dQIQQQd")  # of `Thinned`; texts are numbers
-_TASKS, _FAILED, _BEGAN, _ENDED, _LEASES, _RAN = 2, 3, 9, 10, 18, 19  # places in it
+_TASKS, _FAILED, _BEGAN, _ENDED, _HEARD, _LEASES, _RAN = 2, 3, 9, 10, 11, 18, 19  # places in it
 _TEXTS = 0, 5, 15
+_lane_of = itemgetter(5, 6)  # the slave, and which of its lanes
+_kind_of = itemgetter(0, 4, 14, 15)  # owner, attempt, step, class
 _NAME = '{"ph":"M","pid":%d,"tid":%d,"name":"%s","args":{"%s":%s}}'
 _SLICE = '{"ph":"X","pid":%d,"tid":%d,"ts":%d,"dur":%d,"name":"%s","args":{%s}}'
 _ARROW = '{"ph":"%s","bp":"e","cat":"flow","id":%d,"pid":%d,"tid":%d,"ts":%d,"name":"task"}'
@@ -3931,15 +3934,15 @@ _INSTANT = '{"ph":"i","s":"g","pid":%d,"tid":%d,"ts":%d,"name":"%s"}'
 
 
 class Ration:
-    """The first so many of each second."""
+    """The first DETAILED of each second."""
 
-    def __init__(self, most: int = DETAILED):
-        self._most, self._second, self._left = most, 0, 0
+    def __init__(self):
+        self._second, self._left = 0, 0
 
     def take(self, when: float) -> bool:
         """Whether there is one left."""
         if int(when) != self._second:
-            self._second, self._left = int(when), self._most
+            self._second, self._left = int(when), DETAILED
         self._left -= 1
         return self._left >= 0
 
@@ -3959,7 +3962,7 @@ class Thinned:
     def add(self, spans: Iterable[tuple]) -> None:
         """More spans, as they were heard of."""
         for span in spans:
-            if self._ration.take(span[11]):
+            if self._ration.take(span[_HEARD]):
                 self._last.clear()
                 self._put((*span, 0, 0.0))
             elif not self._grows(span):
@@ -3967,14 +3970,13 @@ class Thinned:
 
     def _grows(self, span: tuple) -> bool:
         """Whether there is a row that has taken it in."""
-        owner, _, count, failed, attempt, slave, lane, _, _, began, ended, _, _, _, step, kind, _, _ = span
-        row = self._last.get((slave, lane))
-        if not (row and began - row[_ENDED] < CLOSE and ended - row[_BEGAN] < LONGEST):
+        row, began, ended = self._last.get(_lane_of(span)), span[_BEGAN], span[_ENDED]
+        if row is None or _kind_of(row) != _kind_of(span):
             return False
-        if (row[0], row[4], row[14], row[15]) != (owner, attempt, step, kind):
+        if began - row[_ENDED] >= CLOSE or ended - row[_BEGAN] >= LONGEST:
             return False
-        row[_TASKS] += count
-        row[_FAILED] += failed
+        row[_TASKS] += span[_TASKS]
+        row[_FAILED] += span[_FAILED]
         row[_ENDED] = max(row[_ENDED], ended)
         row[_LEASES] += 1
         row[_RAN] += ended - began
@@ -3986,7 +3988,7 @@ class Thinned:
             return
         self._rows.append(row)
         if row[_LEASES]:
-            self._last[row[5], row[6]] = row
+            self._last[_lane_of(row)] = row
 
     def taken(self) -> tuple[list[list | tuple], int]:
         """The rows, which are here no more, and how many spans have found no room since."""

@@ -11,7 +11,6 @@ import random
 import signal
 import urllib.error
 import urllib.request
-from types import SimpleNamespace
 
 import pytest
 from conftest import APPS, text_of, wait_until
@@ -140,18 +139,6 @@ def shown(*rows):
     return Slices(events_of(tasks.trace_of(rows).decode()))
 
 
-def test_leases_of_two_systems_of_a_client_take_turns_in_a_lane_and_in_its_trace():
-    told = master.Traces(SimpleNamespace(systems={name: SimpleNamespace(client="c1") for name in "12"},
-                                         spans=SimpleNamespace(ears=[])))
-    told.follow("c1")
-    whole = [span(owner="c1", lane=5, first=number) for number in range(tasks.DETAILED)]
-    turns = [span(owner="12"[number % 2], began=100.01 + number / 2000, ended=100.0104 + number / 2000)
-             for number in range(40)]
-    told.hear(whole + turns)
-    rows = told._told["c1"][0].taken()[0][tasks.DETAILED :]
-    assert [row[18] for row in rows] == [1] * 40, "or a slice would lie over that of the other"
-
-
 # -- one span ------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +180,14 @@ def test_what_differs_or_comes_later_is_no_part_of_a_slice(other):
     later = [span(began=100.007, ended=100.008), span(**{"began": 100.008, "ended": 100.009, **other})]
     *_, first, last = rows_of(*whole, *later)
     assert (first[18], last[18]) == (1, 1)
+
+
+def test_leases_of_two_systems_of_a_client_that_take_turns_in_a_lane_are_no_slices_over_each_other():
+    whole = [span(lane=5, first=number) for number in range(tasks.DETAILED)]
+    turns = [span(owner="12"[number % 2], began=100.01 + number / 2000, ended=100.0104 + number / 2000)
+             for number in range(40)]
+    ((client, heard),) = master.grouped(whole + turns, "owner", lambda owner: "c1").items()
+    assert client == "c1" and [row[18] for row in rows_of(*heard)[tasks.DETAILED :]] == [1] * 40
 
 
 def test_an_arrow_leads_from_the_lease_to_the_run_to_the_result():

@@ -5308,7 +5308,7 @@ class MasterNode(rpc.BaseNode):
         self.apply(self.board.slave_joined(name, amounts, tags, workers, now, holds=holds))
         kept = [row[0] for row in holds if row[0] in self.board.slaves[name].leases]
         host, python = info.get("host", "?"), info.get("python")
-        log.info("slave %s joined from %s: %s workers, Python %s", name, host, workers, python)
+        log.info("slave %s joined from %s: %s worker%s, Python %s", name, host, workers, "s" * (workers != 1), python)
         self.audit("join", peer, slave=name, workers=workers)
         self._came_back(name, kept, now)
         return {"name": name, "page": self.server.address if self.shows_page else "", "kept": kept}

@@ -824,8 +824,9 @@ class Board:
 
     def _drop_owner(self, owner, effects, kill=False):
         known = self.owners[owner]
+        self._revoke_all(known.batches.values(), kill, effects)
         for batch in list(known.batches.values()):
-            self._forget(batch, effects, kill)
+            self._forget(batch, effects)
         del self.owners[owner]
         if len(self.users) > 2 * len(self.owners) + KEPT_USERS:  # most of them are nobody's
             served = {one.user for one in self.owners.values()} | self.busy.keys()
@@ -865,10 +866,8 @@ class Board:
         effects = Effects([], [], [])
         known = self.owners.get(owner)
         if known is not None:
-            batches = known.batches.values() if number is None else [known.batches.get(number)]
-            for batch in batches:
-                if batch is not None:
-                    self._cancel(batch, kill, effects, CANCELLED)
+            batches = known.batches.values() if number is None else filter(None, [known.batches.get(number)])
+            self._cancel(list(batches), kill, effects, CANCELLED)
         return self._assigned(effects, now)
 
     def cancel_task(self, owner: str, number: int, task: int, now: float, kill: bool = False) -> Effects:
@@ -972,13 +971,14 @@ class Board:
                 demand.fit(slave)
         return demand
 
-    def _cancel(self, batch, kill, effects, what):
-        for lo, hi, past, *_ in self._dequeue_all(batch):
-            self._end(batch, lo, hi, 0.0, what, None, "", effects, attempt=past.attempt)
-        for lease in batch.leases.values():
-            for lo, hi in lease.live(lease.open):
-                self._end(batch, lo, hi, 0.0, what, None, "", effects, attempt=lease.attempt)
-            self._revoke(lease, kill, effects)
+    def _cancel(self, batches, kill, effects, what):
+        for batch in batches:
+            for lo, hi, past, *_ in self._dequeue_all(batch):
+                self._end(batch, lo, hi, 0.0, what, None, "", effects, attempt=past.attempt)
+            for lease in batch.leases.values():
+                for lo, hi in lease.live(lease.open):
+                    self._end(batch, lo, hi, 0.0, what, None, "", effects, attempt=lease.attempt)
+        self._revoke_all(batches, kill, effects)
 
     def _cancel_in(self, lease, task, kill, effects):
         """Cancel one task of a lease, if it has it; what else it has goes on, or waits again."""
@@ -993,6 +993,12 @@ class Board:
             lease.ended = (*lease.ended, (task, task + 1))
             order = ("revoke", lease.slave.id, lease.id, True) if kill else ("steal", lease.slave.id, lease.id)
             effects.messages.append(order)
+
+    def _revoke_all(self, batches, kill, effects):
+        # The newest first: a worker that is killed has nothing behind it then that another would begin.
+        leases = [lease for batch in batches for lease in batch.leases.values()]
+        for lease in sorted(leases, key=lambda lease: lease.id, reverse=True):
+            self._revoke(lease, kill, effects)
 
     def _revoke(self, lease, kill, effects):
         if not lease.revoked or (kill and not lease.killed):
@@ -1010,14 +1016,13 @@ class Board:
         if owner.attached:
             effects.messages.append(("outcome", *told, payload, slave, attempt))
 
-    def _forget(self, batch, effects, kill=False):
-        self._drop_batch(batch, effects, kill)
+    def _forget(self, batch, effects):
+        self._drop_batch(batch, effects)
         _add(batch.owner.forgotten, batch.number)
 
-    def _drop_batch(self, batch, effects, kill=False):
+    def _drop_batch(self, batch, effects):
         self._dequeue_all(batch)
-        for lease in batch.leases.values():
-            self._revoke(lease, kill, effects)
+        self._revoke_all([batch], False, effects)
         self.counters["dropped"] += batch.remaining
         batch.demand.batches -= 1
         owner = batch.owner
@@ -1436,7 +1441,7 @@ class Board:
             if timer[-1] == "deadline":
                 self._end_late(batch, effects, now)
             elif timer[-1] == "overdue":
-                self._cancel(batch, True, effects, self._late(batch, "deadline", now))
+                self._cancel([batch], True, effects, self._late(batch, "deadline", now))
             else:
                 batch.stale = True
                 self._end_unbegun(batch, effects, now)

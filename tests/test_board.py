@@ -164,7 +164,7 @@ def test_cancel_ends_what_waits_and_revokes_what_runs_whose_results_then_count_f
     leases = told.leases()
     effects = told("cancel", "c1", 1)
     revoked = [message for message in effects.messages if message[0] == "revoke"]
-    assert revoked == [("revoke", "s1", lease.id, False) for lease in leases]
+    assert sorted(revoked) == [("revoke", "s1", lease.id, False) for lease in leases]
     outcomes = [message[3:5] for message in effects.messages if message[0] == "outcome"]
     assert sum(hi - lo for lo, hi in outcomes) == 10
     assert all(message[6]["*"]["kind"] == "cancelled" for message in effects.messages if message[0] == "outcome")
@@ -183,6 +183,17 @@ def test_a_revoked_lease_keeps_its_slot_until_the_slave_is_rid_of_it():
     assert told.leases() == []
     told("given_back", "s1", lease.id, 0, 1)
     assert [lease.batch.number for lease in told.leases()] == [3]
+
+
+@pytest.mark.parametrize("how", [("cancel", "c1", None), ("owner_gone", "c1")])
+def test_what_is_not_wanted_is_revoked_newest_first_so_that_nothing_waits_behind_a_worker_that_is_killed(how, told):
+    for number in (1, 2):
+        told("submit", "c1", number, 2)
+    leases = told.leases()
+    assert {lease.batch.number for lease in leases} == {1, 2} and len(leases) > 2
+    effects = told(*how, kill=True)
+    revoked = [message for message in effects.messages if message[0] == "revoke"]
+    assert revoked == [("revoke", "s1", lease.id, True) for lease in reversed(leases)]
 
 
 def test_a_second_cancel_may_kill(told):

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 2138,
     "concurrent_swarm.py": 33,
     "fastpath.pyx": 818,
-    "master.py": 6769,
+    "master.py": 6774,
     "rpc.py": 6257,
     "setup.py": 66,
     "slave.py": 1256,
     "tasks.py": 4510,
 }
-TOTAL_LINES = 24_464
+TOTAL_LINES = 24_469
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

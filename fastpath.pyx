@@ -726,6 +726,19 @@ def cut_parts(body, Py_ssize_t start):
     return parts
 
 
+def bytes_in(parts):
+    """How long parts are together that are all simply bytes; -1 if some are not.
+
+    See its twin in rpc.py.
+    """
+    cdef Py_ssize_t total = 0
+    for part in parts:
+        if type(part) is not bytes:
+            return -1
+        total += PyBytes_GET_SIZE(part)
+    return total
+
+
 # -- tasks ---------------------------------------------------------------------------------------------------
 
 cdef tuple NOTHING = ()

@@ -86,7 +86,7 @@ class Worker:
             raise rpc.ProtocolError("a worker has not said how long it took")
         now = int(time.perf_counter() * 1e6)
         began, ended, opening, packing = spent or (now, now, 0, 0)
-        if now - LONGEST < began <= ended <= now and min(opening, packing) >= 0 and max(opening, packing) < LONGEST:
+        if now - LONGEST < began <= ended <= now and 0 <= opening < LONGEST and 0 <= packing < LONGEST:
             return [self.lane, now - began, now - ended, opening, packing]
         return [self.lane, 0, 0, 0, 0]
 
@@ -435,7 +435,8 @@ class ProcessTaskManager(components.Component):
         spent = worker.ago(spent)
         seconds = (spent[1] - spent[2]) / 1e6
         self.node.remember(envelope)
-        worker.ear.settle(bool(last))
+        worker.ear.settle(bool(last), worker.pipe.fresh)
+        worker.pipe.fresh = False  # what was printed before any report that came with this one has been heard
         if failures:
             self._add_output(worker, failures)
         self.done["tasks"] += hi - lo

@@ -197,7 +197,7 @@ def limits_of(head: dict) -> dict[str, Any]:
     """The limits by name in the head of a batch, "retries" by kind of failure among them: those that its tasks set
     ("limits"), else those of the master ("default_limits"). Raises ValueError for what is none."""
     limits: dict[str, Any] = {}
-    for said in (head.get("default_limits") or {}, head.get("limits") or {}):
+    for said in filter(None, (head.get("default_limits"), head.get("limits"))):
         if type(said) is not dict:
             raise ValueError(f"the limits are {said!r}, an object by name is needed")
         for name, value in said.items():
@@ -633,7 +633,8 @@ def _pack_states(states: list, plain: bool, seal: Callable) -> tuple[int, list]:
     if rpc.size_of(first) >= rpc.INLINE:
         seal = rpc.seal_pieces
     group = 1
-    if plain and ATOMS.issuperset(map(type, itertools.chain.from_iterable(map(dict.values, states)))):
+    values = itertools.chain.from_iterable(map(dict.values, states))
+    if plain and len(states) > 1 and ATOMS.issuperset(map(type, values)):
         group = max(1, min(GROUP, GROUP_BYTES // rpc.size_of(first)))
     while group > 1:
         groups = [pickle.dumps(states[i : i + group], 5) for i in range(0, len(states), group)]
@@ -1827,7 +1828,7 @@ class ZMQTaskScheduler(_TaskScheduler):
     implements(ITaskScheduler)
 
     def place(self, slaves, lease):
-        return min(slaves, key=_turn)
+        return slaves[0] if len(slaves) == 1 else min(slaves, key=_turn)
 
     def rate_slaves(self):
         slaves = sorted(self.master.board.slaves.values(), key=lambda slave: (not slave.credit, slave.last))
@@ -3002,6 +3003,7 @@ class Speech(io.TextIOWrapper):
     def __init__(self, file: int, whose: Callable[[], int]):
         super().__init__(Voice(file, whose), "utf-8", "backslashreplace", "\n", line_buffering=True)
         self._whose, self._of = whose, NOBODY
+        self.used = False  # since the last `flush`
 
     def write(self, text: str) -> int:
         """Takes text; it goes at the end of its line."""
@@ -3009,10 +3011,14 @@ class Speech(io.TextIOWrapper):
         if whose != self._of:
             self.flush()
             self._of = whose
-        return super().write(text)
+        self.used = True
+        written = super().write(text)
+        self.used = True  # another thread may have flushed in between
+        return written
 
     def flush(self) -> None:
         """Writes what waits, as of the task that gave it."""
+        self.used = False
         if not self.closed:
             self.buffer.of = self._of
             super().flush()
@@ -3037,7 +3043,7 @@ def speak(whose: Callable[[], int] = lambda: NOBODY) -> Callable[[], None]:
 
     def flush() -> None:
         for stream in (out, err):
-            _, error = attempt(stream.flush)
+            error = attempt(stream.flush)[1] if stream.used else None
             if error is not None:  # a task may have closed the descriptor
                 log.debug("what was printed is lost: %s", error)
 
@@ -3204,9 +3210,10 @@ class Ear:
         """For a poller: readable when the child has written."""
         return self._file
 
-    def settle(self, final: bool = True) -> None:
-        """Hears all that the child has written so far, and sends it; `final`: the lease ends with it."""
-        for _ in range(OUTPUT_READS):
+    def settle(self, final: bool = True, hear: bool = True) -> None:
+        """Hears all that the child has written so far, and sends it; `final`: the lease ends with it. Not `hear`: all
+        that matters was heard already."""
+        for _ in range(OUTPUT_READS if hear else 0):
             if not (self._open and self._take()):
                 break
         if not self.output.empty:
@@ -3297,6 +3304,9 @@ class Wire:
         if self._spare >= 0 and first is not None and sum(map(rpc.size_of, parts[first:])) >= rpc.BY_FILE:
             parts[first:] = self._by_file(parts[first:])
         buffers = rpc.pack_stream([method, *params], parts)
+        if len(buffers) == 1:
+            self._sock.sendall(buffers[0])
+            return
         while buffers:
             buffers = rpc.left_of(buffers, self._sock.sendmsg(buffers[:512]))
 

@@ -1,12 +1,13 @@
 """What the board does, event by event."""
 
+import collections
 import itertools
 import random
 import time
 import tracemalloc
 
 import pytest
-from concurrent_swarm.master import MAX_LEASE, MAX_LOSSES, STEAL_AGE, Board, Demand, Slave, depth
+from concurrent_swarm.master import MAX_LEASE, MAX_LOSSES, STEAL_AGE, Board, Demand, Effects, Slave, depth
 
 
 class Told:
@@ -213,6 +214,29 @@ def test_the_tasks_of_an_owner_that_is_gone_never_run(told):
     for lease in told.leases():
         told.ended(lease)
     assert told.leases() == []
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_reports_bring_the_same_together_as_one_by_one(together):
+    told = Told(workers=2, max_lease=1)
+    told("submit", "c1", 1, 100, options={"name": "quick"})
+    told.flow(seconds=0.0001, until=40)
+    out, effects = list(told.board.leases.values()), Effects([], [], [])
+    for lease in out:
+        report = lease.slave.id, lease.id, lease.lo, lease.hi, 0.0001, "results", {}
+        if together:
+            told.board.collect(effects, *report, now=1.0)
+        else:
+            one = told.board.result(*report, now=1.0)
+            effects.records.extend(one.records)
+            effects.messages.extend(one.messages)
+    if together:
+        assert not told.board.leases and told.board.assigned(effects, 1.0) is effects
+    told.board.check()
+    assert [record[:5] for record in effects.records] == [("outcome", "c1", 1, lease.lo, lease.hi) for lease in out]
+    kinds = collections.Counter(message[0] for message in effects.messages)
+    assert len(out) > 16 and kinds == {"outcome": len(out), "lease": len(told.board.leases)}
+    assert sorted(lease.lo for lease in told.board.leases.values()) == [*range(40 + len(out), 100)][: len(out)]
 
 
 # -- leases ------------------------------------------------------------------------------------------------------

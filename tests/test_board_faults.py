@@ -18,7 +18,7 @@ import time
 
 import pytest
 from concurrent_swarm.components import Error
-from concurrent_swarm.master import Board, Quotas, split
+from concurrent_swarm.master import Board, Effects, Quotas, split
 from conftest import in_time
 
 from concurrent_swarm import tasks
@@ -343,14 +343,33 @@ class Swarm:
         self.lives += 1
         self.board = Board(limit=100_000, unplaceable_wait=self.unplaceable_wait, weigh=weight)
         self.board.quotas = Quotas(running=self.most_running)
-        self.pending = []
+        self.pending, self.found = [], None
         self.apply(self.board.restore(self.journal, self.now, salt=self.lives << 16))
         if self.random.random() < 0.5:
             self.apply(self.board.rest(self.now + self.random.uniform(0, 0.2), self.now))
         self.board.check()
 
     def event(self, verb, *params, **named):
+        if verb == self.board.result and not params[-1] and self.random.random() < 0.5:
+            self.collect(params)
+            return
         effects = verb(*params, now=self.now, **named)
+        self.happened(effects)
+
+    def collect(self, report):
+        """A report in a turn that may have more of them: all are dealt with at its end, or before what comes next."""
+        if self.found is None:
+            self.found = Effects([], [], [])
+            self.later(self.random.choice((0.0, 0.0001)), functools.partial(self.turn_ends, self.found))
+        self.board.collect(self.found, *report, now=self.now)
+        self.events += not self.calm
+
+    def turn_ends(self, found):
+        if found is self.found is not None:
+            self.found = None
+            self.happened(self.board.assigned(found, self.now))
+
+    def happened(self, effects):
         self.board.check()
         self.events += not self.calm
         given = [message[2].batch.owner for message in effects.messages if message[0] == "lease"]
@@ -358,6 +377,7 @@ class Swarm:
         self.apply(effects)
 
     def apply(self, effects):
+        self.turn_ends(self.found)
         for message in effects.messages:
             self.tell(message)
         if effects.records or effects.after:
@@ -599,6 +619,9 @@ class Recorded(Swarm):
     """A swarm whose journal commits at once; keeps a fingerprint for every length of the journal."""
 
     def apply(self, effects):
+        if self.found is not None:
+            self.turn_ends(self.found)
+            del self.prints[len(self.journal)]  # this event has happened then, and has no record yet
         self.journal += effects.records
         for message in (*effects.messages, *effects.after):
             self.tell(message)

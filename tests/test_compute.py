@@ -4,6 +4,7 @@ import collections
 import itertools
 import os
 import random
+import select
 import socket
 import struct
 import threading
@@ -835,6 +836,84 @@ def test_noise_on_the_port_does_not_stop_the_channel(swarm):
 
 
 # -- the loop of a node
+
+
+@pytest.fixture
+def pair():
+    """Two ZeroMQ sockets that are connected."""
+    import zmq
+
+    with zmq.Context() as context, context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as other:
+        one.bind("inproc://pair")
+        other.connect("inproc://pair")
+        yield one, other
+
+
+def test_a_deadline_that_the_end_of_a_turn_brings_forward_is_kept():
+    due, looks, (read, write) = [None], [], socket.socketpair()
+    loop = rpc.Loop(lambda now: looks.append(now) or due[0])
+    loop.add(read, lambda: (read.recv(9), loop.at_end(lambda: due.append(due.pop() or time.monotonic() + 0.05))))
+    try:
+        loop.step(0.0)
+        threading.Timer(0.1, write.send, [b"x"]).start()  # once it has slept for longer than TICK_WITHIN
+        began = time.monotonic()
+        for limit in (30.0, 30.0, 0.0):  # until the event, until the deadline that it brings, and no further
+            loop.step(limit)
+        assert looks[-1] >= due[0] and time.monotonic() - began < 15
+    finally:
+        loop.close()
+        read.close()
+        write.close()
+
+
+def test_a_loop_hears_what_a_socket_has_noticed_while_it_was_used_for_something_else(pair):
+    import zmq
+
+    one, other = pair
+    loop, heard = rpc.Loop(lambda now: None), []
+    loop.add(one, lambda: heard.append(one.recv(zmq.NOBLOCK)))
+    try:
+        for text in (b"1", b"2"):
+            other.send(text)
+            wait_until(lambda: select.select([one.fd], [], [], 0)[0] or one.get(zmq.EVENTS) & zmq.POLLIN, "it is there")
+            one.send(b"now the descriptor tells no more of what came")
+            assert one.get(zmq.EVENTS) & zmq.POLLIN and not select.select([one.fd], [], [], 0)[0]
+            loop.step(60.0)
+        assert heard == [b"1", b"2"]
+    finally:
+        loop.close()
+
+
+def test_a_loop_hears_sockets_and_descriptors_in_the_same_turn(pair):
+    one, other = pair
+    loop, heard, (read, write) = rpc.Loop(lambda now: None), [], socket.socketpair()
+    loop.add(one, lambda: heard.append(one.recv()))
+    loop.add(read, lambda: heard.append(read.recv(9)))
+    try:
+        for text in (b"a", b"b"):
+            other.send(text)
+            write.send(text * 2)
+            wait_until(lambda: one.get(15) & 1, "it is there")
+            loop.step(60.0)
+        assert sorted(heard) == [b"a", b"aa", b"b", b"bb"]
+        loop.remove(one)
+        other.send(b"c")
+        write.send(b"cc")
+        loop.step(60.0)
+        assert heard[4:] == [b"cc"]
+    finally:
+        loop.close()
+        read.close()
+        write.close()
+
+
+def test_a_poll_waits_on_for_a_descriptor_that_was_another_s_which_is_let_go_only_now(pair):
+    one, _ = pair
+    poller = rpc.Poller()
+    poller.register(one, select.POLLIN)
+    poller.register(one.fd, select.POLLOUT)  # as if it had been closed, and opened for something else
+    poller.unregister(one)
+    assert one not in poller and poller.poll(1000) == [(one.fd, select.POLLOUT)]
 
 
 def test_a_loop_calls_each_alarm_once_in_order_and_not_before_its_time():

@@ -723,9 +723,8 @@ def test_a_task_that_asks_for_something_is_found_among_others(loops, name):
 def messages(request):
     """What joins and cuts the parts of messages, of one kind."""
     if request.param == "pure":
-        return SimpleNamespace(join_parts=rpc.pure_join_parts, cut_parts=rpc.pure_cut_parts)
-    compiled = request.getfixturevalue("fastpath")
-    return SimpleNamespace(join_parts=compiled.join_parts, cut_parts=compiled.cut_parts)
+        return SimpleNamespace(join_parts=rpc.pure_join_parts, cut_parts=rpc.pure_cut_parts, bytes_in=rpc.pure_bytes_in)
+    return request.getfixturevalue("fastpath")
 
 
 def test_small_parts_are_one_message_with_a_table_of_their_lengths(messages):
@@ -738,6 +737,16 @@ def test_small_parts_are_one_message_with_a_table_of_their_lengths(messages):
 @pytest.mark.parametrize("odd", [bytearray(b"x"), memoryview(b"x"), [b"x"], "x", None, bytes(rpc.INLINE)])
 def test_what_is_not_small_bytes_is_for_others_to_join(messages, odd):
     assert messages.join_parts([b"call", odd], b"HEAD") is None and messages.join_parts([odd], None) is None
+
+
+def test_parts_that_are_simply_bytes_are_as_long_as_they_are_together(messages):
+    class Several(list):
+        """What counts its parts."""
+
+    for parts in ([], (), [b""], [b"ab", b"c" * 100_000], (b"ab",), Several([b"x", b"yz"])):
+        assert messages.bytes_in(parts) == sum(map(len, parts))
+    for odd in (bytearray(b"x"), memoryview(b"x"), [b"x"], "x", None, 7):
+        assert messages.bytes_in([b"ab", odd]) == messages.bytes_in((odd,)) == -1
 
 
 def test_a_message_has_a_part_and_not_too_many(messages):

@@ -692,7 +692,7 @@ def test_a_task_system_that_could_not_be_kept_is_refused(disk, tmp_path):
         assert here.run_client(*words).code == 0
     fill(here.disk)
     here.run_client(*plain, "data.sizes=5000000")
-    assert "storage full" in here.proxy.status()["storage"], "the master has found out"
+    wait_until(lambda: "storage full" in here.proxy.status()["storage"], "the master has found out")
     run = here.run_client(*system)
     assert run.code == 1 and "storage full" in run.err and "make room" in run.err, run.err
 

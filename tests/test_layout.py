@@ -47,14 +47,14 @@ LINES = {
     "client.py": 2617,
     "components.py": 2138,
     "concurrent_swarm.py": 33,
-    "fastpath.pyx": 818,
-    "master.py": 6774,
-    "rpc.py": 6257,
+    "fastpath.pyx": 831,
+    "master.py": 6804,
+    "rpc.py": 6310,
     "setup.py": 66,
-    "slave.py": 1256,
-    "tasks.py": 4510,
+    "slave.py": 1257,
+    "tasks.py": 4520,
 }
-TOTAL_LINES = 24_469
+TOTAL_LINES = 24_576
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

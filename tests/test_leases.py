@@ -1,14 +1,16 @@
 """Leases of one quick task each: a worker has some ahead of it, and nothing is lost, repeated, mixed up or held up."""
 
 import os
+import platform
 import re
 import signal
+import socket
 
 import pytest
 from conftest import at_once, one_each, wait_until
 from test_board import Told
 
-from concurrent_swarm import components, master, rpc, slave
+from concurrent_swarm import components, master, rpc, slave, tasks
 
 ALONE = ("--set", "master.max_lease=1")
 AT = 60  # which task is the odd one: those before it were quick
@@ -130,6 +132,118 @@ def test_what_quick_tasks_print_is_told_as_of_each_and_what_passes_python_with_a
     assert [re.findall(r"I am \d+", one["output"]) for one in told["failures"].values()] == [
         [f"I am {number}"] for number in (49, 99, 149, 199)
     ]
+
+
+# -- what slaves report in one turn --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def node(tmp_path, monkeypatch):
+    """A master in this process, whose loop does not turn, with a slave and a client; what it sends, and to whom."""
+    monkeypatch.setenv("CONCURRENT_SWARM_STATE", str(tmp_path / "state"))
+    environment = components.Environment(tmp_path / "m", "master").create()
+    settings = ["master.port=0", "master.max_lease=1"]
+    made = master.MasterNode(environment, components.Config(arguments=settings, folder=environment.path))
+    made.setup()
+    made.sent, made.told = [], []
+    made._peers.update(s1=peer("slave", 1), c1=peer("client", 2))
+    monkeypatch.setattr(made.channel, "gather", lambda *sent: (made.told.append(sent[0]), made.sent.append(sent[1])))
+    made.board.slave_joined("s1", {"cpus": 4}, [], 4, 0.0)
+    made.board.owner_joined("c1", "client", 0.0)
+    made.board.owner_attached("c1", 0.0)
+    yield made
+    made._peers.clear()
+    made.close()
+
+
+def peer(role, number):
+    return rpc.Peer(rpc.Session(bytes([number] * 8), rpc.TIMING, 0.0), role, "key", f"n{number}")
+
+
+def leases_of(node):
+    """The leases that were sent since the last time."""
+    found = [node.board.leases[call[1]] for call in node.sent if call[0] == "lease"]
+    node.sent.clear()
+    node.told.clear()
+    return found
+
+
+def report(node, lease, failures=()):
+    node.take_result("s1", lease.id, lease.lo, lease.hi, dict(failures), [b"result"], [0, 2, 1, 0, 0])
+
+
+@pytest.fixture
+def several(node):
+    """Leases of one quick task each that are out, of a batch that has more."""
+    node.apply(node.board.submit("c1", 1, 1000, 0.0, payload=[b"head", b"common", *[b"task"] * 1000],
+                                 options={"first": 0, "name": "quick"}))  # fmt: skip
+    for _ in range(20):
+        leases = leases_of(node)
+        if len(leases) > 2 * master.TOGETHER:
+            return leases
+        for lease in leases:
+            report(node, lease)
+        node.loop._end_turn()
+    raise AssertionError("so many were never out")
+
+
+def test_what_slaves_report_in_a_turn_is_told_and_replaced_at_its_end(node, several):
+    for lease in several[:3]:
+        report(node, lease)
+    assert node.sent == []
+    node.loop._end_turn()
+    assert [call[:4] for call in node.sent[:3]] == [["outcome", 1, lease.lo, lease.hi] for lease in several[:3]]
+    assert [call[0] for call in node.sent[3:]] == ["lease"] * 3
+
+
+def test_reports_of_a_turn_count_before_what_comes_after_them(node, several):
+    report(node, several[0])
+    node.apply(node.board.cancel("c1", None, 1.0))
+    assert node.sent[0][:5] == ["outcome", 1, several[0].lo, several[0].hi, 1e-6], "it has its result"
+    assert "cancelled" in {one["kind"] for call in node.sent[1:] if call[0] == "outcome" for one in call[5].values()}
+    ended = [number for call in node.sent if call[0] == "outcome" for number in range(call[2], call[3])]
+    assert len(ended) == len(set(ended)) and several[0].lo in ended
+
+
+def test_a_failure_is_told_at_once_and_so_are_many_reports(node, several):
+    report(node, several[0])
+    report(node, several[1], {str(several[1].lo): {"kind": "error", "type": "ValueError", "message": "no"}})
+    assert [call[2] for call in node.sent if call[0] == "outcome"] == [lease.lo for lease in several[:2]]
+    node.sent.clear()
+    for lease in several[2 : master.TOGETHER + 1]:
+        report(node, lease)
+    assert node.sent == []
+    report(node, several[master.TOGETHER + 1])
+    assert [call[0] for call in node.sent] == ["outcome"] * master.TOGETHER + ["lease"] * master.TOGETHER
+
+
+def test_what_was_reported_when_the_host_of_a_system_is_found_dead_is_of_the_past_for_the_next_one(node):
+    system = node.systems["1"] = master.System("1", "c1", 1, "app", "bundle", {}, 0.0)
+    ours, theirs = socket.socketpair()
+    system.pipe, system.ear = rpc.Pipe(node.loop, ours, None, None), tasks.Ear(node.loop, 1000)
+    system.witness = tasks.Witness(system.pipe)
+    node.board.owner_joined("1", "system", 0.0)
+    node.board.owner_attached("1", 0.0)
+    node.apply(node.board.submit("1", 1, 1, 0.0, payload=[b"head", b"common", b"task"],
+                                 options={"first": 0, "name": "quick"}))  # fmt: skip
+    (lease,) = leases_of(node)
+    report(node, lease)
+    node._host_died(system, "signal 9")
+    assert system.late == [], "it hears of it with its history"
+    assert b"outcome" in theirs.recv(10_000) + theirs.recv(10_000), "the stack's file comes before"
+    system.pipe.close()
+    theirs.close()
+    os.close(system.ear.theirs)
+
+
+def test_no_lease_that_a_slave_gets_on_a_new_connection_was_made_for_the_last_one(node, several):
+    report(node, several[0])
+    info = {"version": components.__version__, "python": platform.python_version(), "resources": {"cpus": 4},
+            "workers": 4, "node_id": "n1"}  # fmt: skip
+    new = peer("slave", 3)
+    assert node._hello(new, info)["name"] == "s1"
+    got = [call[1] for whom, call in zip(node.told, node.sent, strict=True) if whom is new and call[0] == "lease"]
+    assert got and set(got) == set(node.board.leases)
 
 
 # -- what a report tells of its time -------------------------------------------------------------------------------

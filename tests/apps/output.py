@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from concurrent_swarm.client import ApplicationNode
-from concurrent_swarm.components import ConfigItem, IntItem
+from concurrent_swarm.components import BoolItem, ConfigItem, IntItem
 from concurrent_swarm.tasks import ITaskSystem, Task
 
 
@@ -143,15 +143,13 @@ class Chatty(Application):
 
 class Flood(Task):
     def __call__(self):
-        if self.go:
-            Path(self.go + ".began").touch()
-            while not os.path.exists(self.go):
-                time.sleep(0.01)
+        Path(self.go + ".began").touch()
+        while not os.path.exists(self.go):
+            time.sleep(0.01)
         line = b"x" * 1023 + b"\n"
         for _ in range(self.mib):
             os.write(1, line * 1024)
-        if self.go:
-            Path(self.go + ".done").touch()
+        Path(self.go + ".done").touch()
 
 
 class Ping(Task):
@@ -160,15 +158,17 @@ class Ping(Task):
 
 
 class Flooded(Application):
-    """A task that floods, and others meanwhile; counts what came."""
+    """A task that floods, and others meanwhile, without which it does not begin; counts what came. Or it is alone."""
 
     mib = IntItem("output", "mib", 100, "how much is written")
     go = ConfigItem("output", "go", "", "a file that lets the flood begin")
+    alone = BoolItem("output", "alone", False, "whether there are no others")
     came = pings = 0
 
     def start_processing(self):
         self.push_task(Flood("flood", mib=self.mib, go=self.go))
-        self.push_task(Ping("ping"))
+        if not self.alone:
+            self.push_task(Ping("ping"))
 
     def task_output(self, task_id, attempt, text):
         self.came += len(re.sub(r"… [\d,]+ bytes dropped\n", "", text))
@@ -180,8 +180,10 @@ class Flooded(Application):
         elif task.name == "after":
             self.result = {"came": self.came, "dropped": self.output_dropped, "pings": self.at_end}
             self.shutdown_main_loop()
-        elif not self.go:
-            self.pings += 1
+        else:
+            if Path(self.go + ".began").exists():
+                Path(self.go).touch()
+            self.pings += self.came > 0
             self.push_task(Ping("ping"))
 
 

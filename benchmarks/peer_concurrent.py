@@ -27,6 +27,7 @@ class Deadline:
     """Wakes the client's loop when a result has been waited for long enough."""
 
     at = math.inf
+    events = None  # nobody reads them
 
     def tick(self, now):
         """When the loop must come round again; the client calls this where it would draw its progress line."""

@@ -370,11 +370,11 @@ class Swarm:
             self.happened(self.board.assigned(found, self.now))
 
     def happened(self, effects):
-        self.board.check()
         self.events += not self.calm
         given = [message[2].batch.owner for message in effects.messages if message[0] == "lease"]
         assert not any(owner.paused for owner in given), "a paused owner got a lease"
         self.apply(effects)
+        self.board.check()  # now that the reports of this turn are dealt with too
 
     def apply(self, effects):
         self.turn_ends(self.found)

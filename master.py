@@ -1022,7 +1022,8 @@ class Board:
 
     def _drop_batch(self, batch, effects):
         self._dequeue_all(batch)
-        self._revoke_all([batch], False, effects)
+        if batch.leases:  # seldom: most are dropped once they are settled
+            self._revoke_all([batch], False, effects)
         self.counters["dropped"] += batch.remaining
         batch.demand.batches -= 1
         owner = batch.owner

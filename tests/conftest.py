@@ -33,7 +33,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import HealthCheck, settings
 
-from concurrent_swarm import rpc
+from concurrent_swarm import components, master, rpc
 
 CHECKOUT = Path(__file__).parent.parent
 APPS = Path(__file__).parent / "apps"
@@ -61,6 +61,23 @@ def suite():
     with tempfile.TemporaryDirectory() as state:
         os.environ["LC_SWARM_SUITE"], os.environ["XDG_STATE_HOME"] = str(os.getpid()), state
         yield Suite(Path(state), descriptors_of(os.getpid()))
+
+
+@pytest.fixture
+def master_here(tmp_path, monkeypatch):
+    """Makes a master in this process, whose loop does not turn: `master_here("master.max_lease=1")`."""
+    monkeypatch.setenv("CONCURRENT_SWARM_STATE", str(tmp_path / "state"))
+    environment = components.Environment(tmp_path / "m", "master").create()
+    with ExitStack() as stack:
+
+        def make(*settings):
+            config = components.Config(arguments=["master.port=0", *settings], folder=environment.path)
+            made = master.MasterNode(environment, config)
+            made.setup()
+            stack.callback(made.close)
+            return made
+
+        yield make
 
 
 class Suite(NamedTuple):

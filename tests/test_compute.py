@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 from conftest import PATIENCE, wait_until
@@ -675,7 +675,7 @@ def test_a_node_that_leaves_says_so(swarm):
     assert swarm.lost[0][1] == "it left"
 
 
-def closing(swarm):
+def parting(swarm):
     """Closes the channel while its links turn in another thread, until all of these know."""
     ended = threading.Event()
 
@@ -701,7 +701,7 @@ def test_a_master_that_stops_says_so_and_waits_until_its_nodes_know_and_no_longe
     links = [swarm.link(swarm.enrolled(name=name), {mechanism: swarm.addresses[mechanism]}) for name in ("n1", "n2")]
     swarm.until(lambda: all(link.state == "ready" for link in links))
     began = time.monotonic()
-    closing(swarm)
+    parting(swarm)
     assert time.monotonic() - began < PATIENCE
     assert [link.losses for link in links] == [["it has stopped"]] * 2
 
@@ -718,7 +718,7 @@ def test_a_master_does_not_wait_for_long_for_nodes_that_hear_nothing(swarm):
 def test_a_node_that_has_turned_to_tcp_while_its_master_was_away_is_back_on_the_socket_file(swarm):
     link = swarm.link()
     swarm.until(lambda: link.state == "ready")
-    closing(swarm)
+    parting(swarm)
     with suppress(FileNotFoundError):
         os.unlink(swarm.path)
     wait_until(lambda: link.tick(time.monotonic()) and link.socket, "it tries again")
@@ -849,30 +849,32 @@ def pair():
         yield one, other
 
 
-def test_a_deadline_that_the_end_of_a_turn_brings_forward_is_kept():
-    due, looks, (read, write) = [None], [], socket.socketpair()
-    loop = rpc.Loop(lambda now: looks.append(now) or due[0])
-    loop.add(read, lambda: (read.recv(9), loop.at_end(lambda: due.append(due.pop() or time.monotonic() + 0.05))))
-    try:
+@pytest.fixture
+def ends():
+    """The two ends of a socketpair."""
+    one, other = socket.socketpair()
+    with one, other:
+        yield one, other
+
+
+def test_a_deadline_that_the_end_of_a_turn_brings_forward_is_kept(ends):
+    due, looks, (read, write) = [None], [], ends
+    with closing(rpc.Loop(lambda now: looks.append(now) or due[0])) as loop:
+        loop.add(read, lambda: (read.recv(9), loop.at_end(lambda: due.append(due.pop() or time.monotonic() + 0.05))))
         loop.step(0.0)
         threading.Timer(0.1, write.send, [b"x"]).start()  # once it has slept for longer than TICK_WITHIN
         began = time.monotonic()
         for limit in (30.0, 30.0, 0.0):  # until the event, until the deadline that it brings, and no further
             loop.step(limit)
         assert looks[-1] >= due[0] and time.monotonic() - began < 15
-    finally:
-        loop.close()
-        read.close()
-        write.close()
 
 
 def test_a_loop_hears_what_a_socket_has_noticed_while_it_was_used_for_something_else(pair):
     import zmq
 
-    one, other = pair
-    loop, heard = rpc.Loop(lambda now: None), []
-    loop.add(one, lambda: heard.append(one.recv(zmq.NOBLOCK)))
-    try:
+    (one, other), heard = pair, []
+    with closing(rpc.Loop(lambda now: None)) as loop:
+        loop.add(one, lambda: heard.append(one.recv(zmq.NOBLOCK)))
         for text in (b"1", b"2"):
             other.send(text)
             wait_until(lambda: select.select([one.fd], [], [], 0)[0] or one.get(zmq.EVENTS) & zmq.POLLIN, "it is there")
@@ -880,16 +882,13 @@ def test_a_loop_hears_what_a_socket_has_noticed_while_it_was_used_for_something_
             assert one.get(zmq.EVENTS) & zmq.POLLIN and not select.select([one.fd], [], [], 0)[0]
             loop.step(60.0)
         assert heard == [b"1", b"2"]
-    finally:
-        loop.close()
 
 
-def test_a_loop_hears_sockets_and_descriptors_in_the_same_turn(pair):
-    one, other = pair
-    loop, heard, (read, write) = rpc.Loop(lambda now: None), [], socket.socketpair()
-    loop.add(one, lambda: heard.append(one.recv()))
-    loop.add(read, lambda: heard.append(read.recv(9)))
-    try:
+def test_a_loop_hears_sockets_and_descriptors_in_the_same_turn(pair, ends):
+    (one, other), (read, write), heard = pair, ends, []
+    with closing(rpc.Loop(lambda now: None)) as loop:
+        loop.add(one, lambda: heard.append(one.recv()))
+        loop.add(read, lambda: heard.append(read.recv(9)))
         for text in (b"a", b"b"):
             other.send(text)
             write.send(text * 2)
@@ -901,10 +900,6 @@ def test_a_loop_hears_sockets_and_descriptors_in_the_same_turn(pair):
         write.send(b"cc")
         loop.step(60.0)
         assert heard[4:] == [b"cc"]
-    finally:
-        loop.close()
-        read.close()
-        write.close()
 
 
 def test_a_poll_waits_on_for_a_descriptor_that_was_another_s_which_is_let_go_only_now(pair):

@@ -159,24 +159,18 @@ def test_the_end_of_a_system_takes_the_place_of_all_that_there_was_of_it(tmp_pat
     assert not list((tmp_path / "journal.blobs").iterdir())
 
 
-def test_whenever_its_master_dies_a_system_is_in_the_journal_or_how_it_has_ended(tmp_path, monkeypatch):
-    monkeypatch.setenv("CONCURRENT_SWARM_STATE", str(tmp_path / "state"))
-    environment = components.Environment(tmp_path / "m", "master").create()
-    node = master.MasterNode(environment, components.Config(arguments=["master.port=0"], folder=environment.path))
-    node.setup()
+def test_whenever_its_master_dies_a_system_is_in_the_journal_or_how_it_has_ended(master_here, monkeypatch):
+    node = master_here()
     put, entries = node.journal.put, []
     monkeypatch.setattr(node.journal, "put", lambda records, after: (entries.append(records), put(records, after)))
-    try:
-        node.apply(node.board.owner_joined("1", "system", 0.0, name="App"))
-        node.systems["1"] = master.System("1", "c1", 1, "App", "d" * 64, {}, 0.0)
-        node._record("system", "1", "c1", 1, "App", "d" * 64, {}, [])
-        first = len(entries)
-        node.end_system(node.systems["1"], None, {}, [b"result"])
-        other = rpc.Peer(rpc.Session(bytes(8), rpc.TIMING, 0.0), "client")
-        other.label = "c2"
-        node.collect(other, 1, "1")
-    finally:
-        node.close()
+    node.apply(node.board.owner_joined("1", "system", 0.0, name="App"))
+    node.systems["1"] = master.System("1", "c1", 1, "App", "d" * 64, {}, 0.0)
+    node._record("system", "1", "c1", 1, "App", "d" * 64, {}, [])
+    first = len(entries)
+    node.end_system(node.systems["1"], None, {}, [b"result"])
+    other = rpc.Peer(rpc.Session(bytes(8), rpc.TIMING, 0.0), "client")
+    other.label = "c2"
+    node.collect(other, 1, "1")
     for count in range(first, len(entries) + 1):
         left = master.lasting([record for records in entries[:count] for record in records])
         assert [record[:2] for record in left if record[0] in ("system", "finished")][-1:] in (

@@ -138,13 +138,9 @@ def test_what_quick_tasks_print_is_told_as_of_each_and_what_passes_python_with_a
 
 
 @pytest.fixture
-def node(tmp_path, monkeypatch):
-    """A master in this process, whose loop does not turn, with a slave and a client; what it sends, and to whom."""
-    monkeypatch.setenv("CONCURRENT_SWARM_STATE", str(tmp_path / "state"))
-    environment = components.Environment(tmp_path / "m", "master").create()
-    settings = ["master.port=0", "master.max_lease=1"]
-    made = master.MasterNode(environment, components.Config(arguments=settings, folder=environment.path))
-    made.setup()
+def node(master_here, monkeypatch):
+    """A master in this process with a slave and a client; what it sends, and to whom."""
+    made = master_here("master.max_lease=1")
     made.sent, made.told = [], []
     made._peers.update(s1=peer("slave", 1), c1=peer("client", 2))
     monkeypatch.setattr(made.channel, "gather", lambda *sent: (made.told.append(sent[0]), made.sent.append(sent[1])))
@@ -153,7 +149,6 @@ def node(tmp_path, monkeypatch):
     made.board.owner_attached("c1", 0.0)
     yield made
     made._peers.clear()
-    made.close()
 
 
 def peer(role, number):

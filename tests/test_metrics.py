@@ -10,7 +10,7 @@ from conftest import descriptors_of, text_of, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from concurrent_swarm import components, master, rpc
+from concurrent_swarm import components, rpc
 
 PREFIX = components.PREFIX
 
@@ -156,15 +156,8 @@ def test_no_more_than_200_slaves_have_samples_of_their_own(node):
 
 
 @pytest.fixture
-def node(tmp_path, monkeypatch):
-    """A master in this process, whose loop does not turn."""
-    monkeypatch.setenv("CONCURRENT_SWARM_STATE", str(tmp_path / "state"))
-    environment = components.Environment(tmp_path / "m", "master").create()
-    settings = ["master.port=0", "master.journal=no"]
-    made = master.MasterNode(environment, components.Config(arguments=settings, folder=environment.path))
-    made.setup()
-    yield made
-    made.close()
+def node(master_here):
+    return master_here("master.journal=no")
 
 
 # -- whether it lives, whether it is ready -------------------------------------------------------------------------

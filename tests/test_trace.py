@@ -465,20 +465,13 @@ def test_a_master_traces_the_tasks_of_all(swarm, tmp_path, end):
     assert text.endswith("\n]\n") == (end == signal.SIGTERM)
 
 
-def test_nothing_is_heard_for_traces_while_nobody_traces(tmp_path, monkeypatch):
-    monkeypatch.setenv("CONCURRENT_SWARM_STATE", str(tmp_path / "state"))
-    environment = components.Environment(tmp_path / "m", "master").create()
-    config = components.Config(arguments=["master.port=0", "master.journal=no"], folder=environment.path)
-    node = master.MasterNode(environment, config)
-    node.setup()
-    try:
-        assert node.traces.hear not in node.spans.ears
-        node.traces.follow("c1")
-        assert node.spans.ears.count(node.traces.hear) == 1
-        node.traces.leave("c1")
-        assert node.traces.hear not in node.spans.ears
-    finally:
-        node.close()
+def test_nothing_is_heard_for_traces_while_nobody_traces(master_here):
+    node = master_here("master.journal=no")
+    assert node.traces.hear not in node.spans.ears
+    node.traces.follow("c1")
+    assert node.spans.ears.count(node.traces.hear) == 1
+    node.traces.leave("c1")
+    assert node.traces.hear not in node.spans.ears
 
 
 # -- a page --------------------------------------------------------------------------------------------------------

@@ -1666,7 +1666,7 @@ def _arity(function):
     return sum(plain) - 2, math.inf if open_end else len(plain) - 2
 
 
-@dataclass
+@dataclass(slots=True)
 class Request:
     """One call that came in: `peer` sent it, `parts` are its opaque bytes."""
 
@@ -1833,13 +1833,16 @@ class Endpoint:
         for key, value in keys.items():
             made.set(getattr(self._zmq, key), value)
 
-    def _read(self, routed=False):
+    def _read(self, routed=False, ask=True):
         """The route (with `routed`) and the frames of the next message, and the first frame as ZeroMQ gave it, which is
-        None when there is no message."""
-        if not self._get(EVENTS) & READABLE:
+        None when there is no message. Whether there is one need not be asked after a poll: there is, nearly always."""
+        if ask and not self._get(EVENTS) & READABLE:
             return b"", [], None
-        route = self._receive(NOBLOCK) if routed else b""
-        first = frame = self._receive(NOBLOCK, False)
+        try:
+            route = self._receive(NOBLOCK) if routed else b""
+            first = frame = self._receive(NOBLOCK, False)
+        except self._zmq.Again:
+            return b"", [], None
         frames = [first.bytes]
         while frame.more:
             frame = self._receive(NOBLOCK, False)
@@ -1997,7 +2000,7 @@ class Channel(Endpoint):
     def receive(self, limit: int = 256) -> int:
         """Read and dispatch up to `limit` messages without waiting; returns how many there were."""
         for count in range(limit):
-            route, frames, first = self._read(routed=True)
+            route, frames, first = self._read(routed=True, ask=count > 0)
             if first is None:
                 return count
             self._crowd(1 + count)
@@ -2182,6 +2185,7 @@ class Link(Endpoint):
         self.on_hello: Callable[[], dict] = dict  # what else to say of this node
         self._addresses: dict = {}
         self._retired: list = []  # closed sockets that a poller may still know
+        self.moved = False  # its sockets are others than those that `watch` has seen
         self._wait, self._open_at, self._welcomed_at = timing.retry, math.inf, -math.inf
         self._attempt_number = self._bad_handshakes = 0
         self._said = ""
@@ -2213,6 +2217,7 @@ class Link(Endpoint):
         self.monitor = self.socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | HANDSHAKE_FAILED)
         self.socket.connect(address)
+        self.moved = True
         self._greeted, self._hello_at, self._open_at = False, math.inf, math.inf
         self.session.heard_at = self._wake = now
 
@@ -2222,7 +2227,7 @@ class Link(Endpoint):
             self.monitor.close()
             self.socket.close(linger=linger)
             self._retired += (self.socket, self.monitor)
-            self.socket = self.monitor = None
+            self.socket, self.monitor, self.moved = None, None, True
 
     def _reopen(self, now):
         """Close the socket and open a fresh one later: later each time, unless the last session was a long one."""
@@ -2234,8 +2239,10 @@ class Link(Endpoint):
         self._wait = min(2 * self._wait, self.timing.retry_max)
 
     def watch(self, poller: Any) -> None:
-        """Keep a `zmq.Poller` on the sockets in use, which change when the link reopens; call it before each poll.
-        Between attempts there are none, and ZeroMQ does not wait on an empty poller: keep one of the node's in it."""
+        """Keep a `zmq.Poller` on the sockets in use, which change when the link reopens; call it before each poll in
+        which they have `moved`. Between attempts there are none, and ZeroMQ does not wait on an empty poller: keep one
+        of the node's in it."""
+        self.moved = False
         for old in self._retired:
             if old in poller:
                 poller.unregister(old)
@@ -2284,7 +2291,7 @@ class Link(Endpoint):
 
     def _read_messages(self, limit):
         for count in range(limit):
-            _, frames, first = self._read() if self.socket is not None else (b"", [], None)
+            _, frames, first = self._read(ask=count > 0) if self.socket is not None else (b"", [], None)
             if first is None:
                 return count
             now = self.clock()
@@ -4877,7 +4884,10 @@ class Poller:
 
     def poll(self, wait: int) -> list[tuple[Any, int]]:
         """What something has happened to, and what; after so many milliseconds nothing."""
-        told = [(one, select.POLLIN) for one, (_, get) in self._sockets.items() if get(EVENTS) & READABLE]
+        told = []
+        for one, (_, get) in self._sockets.items():
+            if get(EVENTS) & READABLE:
+                told.append((one, select.POLLIN))
         found = [(self._sources[file], event) for file, event in self._poll.poll(0 if told else wait)]
         return told + [one for one in found if one[0] not in self._sockets] if told else found
 
@@ -4960,7 +4970,7 @@ class Loop:
         if now >= self._due:
             self._look_at_the_time(now)
             self._end_turn()
-        if self.link:
+        if self.link and self.link.moved:
             self.link.watch(self._poller)
         wait = min(limit, max(0.0, self._due - now))
         ready = self._poller.poll(0 if self._posted else math.ceil(wait * 1000))

@@ -3292,6 +3292,8 @@ class Wire:
     def __init__(self, sock: socket.socket):
         sock.setblocking(True)
         self._sock = sock
+        self._waiting = select.poll()  # who waits in `recv` itself is also woken each time the node has read something
+        self._waiting.register(sock, select.POLLIN)
         self._receiver = rpc.Receiver(sock, descriptors=rpc.MOST_FILES, follow=rpc.Place.from_text)
         self._calls: collections.deque = collections.deque()
         self.dropped: set[int] = set()  # leases that are not wanted any more, as far as was read
@@ -3371,6 +3373,7 @@ class Wire:
         return lease in self.dropped
 
     def _read(self) -> None:
+        self._waiting.poll()
         for call, parts in self._receiver.receive():
             if call[0] == "spare":
                 self._spare = self._receiver.take_descriptor()

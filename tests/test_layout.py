@@ -49,12 +49,12 @@ LINES = {
     "concurrent_swarm.py": 33,
     "fastpath.pyx": 831,
     "master.py": 6805,
-    "rpc.py": 6310,
+    "rpc.py": 6320,
     "setup.py": 66,
     "slave.py": 1257,
-    "tasks.py": 4520,
+    "tasks.py": 4523,
 }
-TOTAL_LINES = 24_577
+TOTAL_LINES = 24_590
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

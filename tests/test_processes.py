@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -49,13 +51,23 @@ def nursery(request, monkeypatch):
     made.stop()
 
 
-def run_one(sock, setup, lease=1):
-    """Sends a lease of one task by hand, and waits for its result."""
+def send_one(sock, setup, lease=1):
+    """Sends a lease of one task by hand."""
     head = json.dumps({"classes": [[setup["manifest"]["module"], "Look", False]]}).encode()
     parts = [head, b"", rpc.dumps([{"name": "look", "system_id": None, "client_id": None}])]
     for buffer in rpc.pack_stream(["run", lease, "c1", 0, 0, 1, 1, 1, 0, {}], parts):
         sock.setblocking(True)
         sock.sendall(buffer)
+
+
+def run_one(sock, setup, lease=1):
+    """Sends a lease of one task by hand, and waits for its result."""
+    send_one(sock, setup, lease)
+    return result_on(sock)
+
+
+def result_on(sock):
+    """Waits for the result of such a lease."""
     receiver, calls = rpc.Receiver(sock), []
     sock.settimeout(PATIENCE)
     while not calls:
@@ -85,6 +97,26 @@ def test_a_worker_never_has_zeromq_nor_the_nodes_secrets_and_is_deaf_to_ctrl_c(n
     _, sock = nursery.fork("worker", setup["root"])
     seen = run_one(sock, setup)
     assert not seen["zmq"] and "A_SECRET_OF_THE_NODE" not in seen["variables"] and seen["interrupts"]
+    sock.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="only Linux counts how often a process waits")
+def test_a_worker_sleeps_on_while_its_node_reads_what_it_has_sent(nursery, setup):
+    _, sock = nursery.fork("worker", setup["root"])
+    told = Path(f"/proc/{run_one(sock, setup)['pid']}/status")
+
+    def status(name):
+        return re.search(rf"^{name}:\s*(\S+)", told.read_text(), re.MULTILINE)[1]
+
+    woken = 0
+    for lease in range(2, 12):
+        send_one(sock, setup, lease)
+        until(lambda: select.select([sock], [], [], 0)[0] and status("State") == "S", "its result is there, it sleeps")
+        before = int(status("voluntary_ctxt_switches"))
+        result_on(sock)
+        until(lambda: status("State") == "S", "it sleeps, still or again")
+        woken += int(status("voluntary_ctxt_switches")) - before
+    assert woken < 5
     sock.close()
 
 

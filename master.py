@@ -2787,11 +2787,11 @@ class Spans:
         self.ears: list[Callable[[list[Span]], None]] = []
         self._reports: list = []  # their fields, one after the other: lists that stay would cost as much again
 
-    def add(self, lease: Lease, lo: int, hi: int, failures: dict, spent: list, received: int, step: int, now: float
-            ) -> None:
-        """What a slave reports of the tasks lo..hi of a lease. `spent`: see `check_report`."""
-        batch = lease.batch
-        group, payload = batch.group, batch.payload
+    def add(self, lease: Lease, payload: list | None, lo: int, hi: int, failures: dict, spent: list, received: int,
+            step: int, now: float) -> None:
+        """What a slave reports of the tasks lo..hi of a lease, whose batch has had this payload. `spent`: see
+        `check_report`."""
+        batch, group = lease.batch, lease.batch.group
         sent = weight_of(payload[2 + lo // group : 2 - (-hi // group)]) if payload else 0
         failed = 0 if not failures else hi - lo if "*" in failures else min(len(failures), hi - lo)
         self._reports += (batch.owner.id, batch.first + lo, hi - lo, failed, lease.attempt, lease.slave.id,
@@ -4360,10 +4360,9 @@ MOST_THINGS = 1 << 53  # what any JSON can hold
 
 def check_whole(*numbers: Any) -> None:
     """Raises UsageError unless all are numbers of things: what a peer sends may be anything."""
-    for number in numbers:
-        if type(number) is not int or not 0 <= number < MOST_THINGS:
-            shown = ", ".join(str(number)[:80] for number in numbers[:10])
-            raise components.UsageError(f"one of {shown} is no number of a thing", "whole numbers from 0 are meant")
+    if {*map(type, numbers)} - {int} or (numbers and not 0 <= min(numbers) <= max(numbers) < MOST_THINGS):
+        shown = ", ".join(str(number)[:80] for number in numbers[:10])
+        raise components.UsageError(f"one of {shown} is no number of a thing", "whole numbers from 0 are meant")
 
 
 def read_options(parts: list) -> dict:
@@ -4824,6 +4823,7 @@ class MasterNode(rpc.BaseNode):
         self._failures: set[str] = set()  # kinds that were logged
         self._failures_told, self._count_at = 0, 0.0  # of failed tasks, one by one or by their number
         self._found: Effects | None = None  # what the reports of this turn ask for
+        self._reports: list[tuple] = []  # they themselves, of which is told when all is sent
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
         self._slow_at = self._sample_at = self._sweep_at = self._tell_at = self._accept_at = self._audit_at = 0.0
         self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
@@ -4966,15 +4966,15 @@ class MasterNode(rpc.BaseNode):
     def apply(self, effects: Effects) -> None:
         """Journals, sends, and sends after the commit what an event of the Board asks for."""
         self._apply_collected()  # which came before
-        for record in effects.records:
-            if record[0] == "outcome":  # counted here, for it is sent again to a client that comes back
-                self._count(*record[1:5], record[6])
         if self.journal and (effects.records or effects.after):
             self.journal.put(effects.records, effects.after)
             self._send_all(effects.messages)
         else:
             self._send_all(effects.messages)
             self._send_all(effects.after)
+        for record in effects.records:
+            if record[0] == "outcome":  # counted here, for it is sent again to a client that comes back
+                self._count(*record[1:5], record[6])
 
     def _send_all(self, messages: list) -> None:
         for kind, target, *details in messages:
@@ -5454,7 +5454,7 @@ class MasterNode(rpc.BaseNode):
         self.apply(self.board.worker_lost(slave, lease, lo, hi, reason, now, output))
 
     def _note_lost(self, lease: Lease, lo: int, hi: int, spent: list, now: float) -> None:
-        self.spans.add(lease, lo, hi, {"*": {}}, spent, 0, self._step_of(lease), now)
+        self.spans.add(lease, lease.batch.payload, lo, hi, {"*": {}}, spent, 0, self._step_of(lease), now)
 
     def _step_of(self, lease: Lease) -> int:
         system = self.systems.get(lease.batch.owner.id)
@@ -5474,7 +5474,7 @@ class MasterNode(rpc.BaseNode):
             self.apply(self.board.worker_lost(slave, lease, lo, hi, reason, now))
         else:
             if whole:
-                self.spans.add(held, lo, hi, failures, spent, weight_of(parts), self._step_of(held), now)
+                self._reports.append((held, held.batch.payload, lo, hi, failures, spent, parts, now))
             seconds = (spent[1] - spent[2]) / 1e6 if spent else 0.0
             effects = self._collected()
             before = len(effects.records)
@@ -5495,6 +5495,9 @@ class MasterNode(rpc.BaseNode):
         found, self._found = self._found, None
         if found is not None:
             self.apply(self.board.assigned(found, time.monotonic()))
+            reports, self._reports = self._reports, []
+            for held, payload, lo, hi, failures, spent, parts, now in reports:
+                self.spans.add(held, payload, lo, hi, failures, spent, weight_of(parts), self._step_of(held), now)
 
     def _take_figures(self, batch: Batch, lo: int, hi: int, records: list, figures: Any) -> None:
         """Counts what tasks have recorded if these records bring their outcome: no attempt counts twice."""

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 2138,
     "concurrent_swarm.py": 33,
     "fastpath.pyx": 831,
-    "master.py": 6805,
+    "master.py": 6808,
     "rpc.py": 6320,
     "setup.py": 66,
     "slave.py": 1257,
     "tasks.py": 4523,
 }
-TOTAL_LINES = 24_590
+TOTAL_LINES = 24_593
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

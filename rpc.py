@@ -2220,6 +2220,7 @@ class Link(Endpoint):
         self.moved = True
         self._greeted, self._hello_at, self._open_at = False, math.inf, math.inf
         self.session.heard_at = self._wake = now
+        self._read_monitor(now)  # its descriptor tells of what comes after somebody has found nothing
 
     def _shut(self, linger):
         if self.socket is not None:
@@ -2238,18 +2239,17 @@ class Link(Endpoint):
         self._open_at = self._wake = now + self._wait
         self._wait = min(2 * self._wait, self.timing.retry_max)
 
-    def watch(self, poller: Any) -> None:
-        """Keep a `zmq.Poller` on the sockets in use, which change when the link reopens; call it before each poll in
-        which they have `moved`. Between attempts there are none, and ZeroMQ does not wait on an empty poller: keep one
-        of the node's in it."""
+    def watch(self, poller: Poller) -> None:
+        """Keep a poller on the sockets in use, which change when the link reopens; call it before each poll for which
+        they have `moved`. Between attempts there are none."""
         self.moved = False
         for old in self._retired:
             if old in poller:
                 poller.unregister(old)
         self._retired.clear()
-        for current in (self.socket, self.monitor):
-            if current is not None and current not in poller:
-                poller.register(current, self._zmq.POLLIN)
+        if self.socket is not None and self.socket not in poller:
+            poller.register(self.socket, select.POLLIN)
+            poller.register(self.monitor, select.POLLIN, ask=False)
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
         """Call a method of the master without waiting. Before the welcome it waits its turn. Raises as `send`."""
@@ -4853,7 +4853,8 @@ TICK_WITHIN = 0.01  # seconds after something happened: it may have brought a de
 class Poller:
     """Waits for ZeroMQ sockets and for descriptors as `zmq.Poller` does, with half of its system calls: 3 % of the time
     of a lone task. The descriptor of a ZeroMQ socket tells only that something may have changed since somebody used the
-    socket last, so it is asked itself before each wait."""
+    socket last, so it is asked itself before each wait, unless whoever registers it only reads, until nothing is left.
+    """
 
     def __init__(self):
         import zmq
@@ -4861,23 +4862,27 @@ class Poller:
         self._get = zmq.backend.Socket.get
         self._poll = select.poll()
         self._sources: dict[int, Any] = {}  # by descriptor
-        self._sockets: dict[Any, tuple[int, Callable]] = {}  # ZeroMQ's, with their descriptors and what asks them
+        self._sockets: dict[Any, int] = {}  # ZeroMQ's, with their descriptors
+        self._asked: dict[Any, Callable] = {}  # what asks those that are to be asked
 
     def __contains__(self, source: Any) -> bool:
         return source in self._sockets
 
-    def register(self, source: Any, events: int) -> None:
-        """Waits from now on for these events (as of `select.poll`) of a ZeroMQ socket or a descriptor."""
+    def register(self, source: Any, events: int, ask: bool = True) -> None:
+        """Waits from now on for these events (as of `select.poll`) of a ZeroMQ socket or a descriptor. Not `ask`: of a
+        socket from which nothing could be read a moment ago, and which nobody uses for anything else."""
         file = source
         if type(source) is not int:
-            file = source.fd
-            self._sockets[source] = file, self._get.__get__(source)
+            file = self._sockets[source] = source.fd
+            if ask:
+                self._asked[source] = self._get.__get__(source)
         self._sources[file] = source
         self._poll.register(file, events)
 
     def unregister(self, source: Any) -> None:
         """Waits for it no more; it may be closed already."""
-        file = source if type(source) is int else self._sockets.pop(source)[0]
+        file = source if type(source) is int else self._sockets.pop(source)
+        self._asked.pop(source, None)
         if self._sources.get(file) is source or file is source:  # else it is another's by now
             del self._sources[file]
             self._poll.unregister(file)
@@ -4885,11 +4890,11 @@ class Poller:
     def poll(self, wait: int) -> list[tuple[Any, int]]:
         """What something has happened to, and what; after so many milliseconds nothing."""
         told = []
-        for one, (_, get) in self._sockets.items():
+        for one, get in self._asked.items():
             if get(EVENTS) & READABLE:
                 told.append((one, select.POLLIN))
         found = [(self._sources[file], event) for file, event in self._poll.poll(0 if told else wait)]
-        return told + [one for one in found if one[0] not in self._sockets] if told else found
+        return told + [one for one in found if one[0] not in self._asked] if told else found
 
 
 class Loop:

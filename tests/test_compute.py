@@ -286,10 +286,8 @@ class Swarm:
         return link
 
     def turn(self, master=True):
-        import zmq
-
-        poller = zmq.Poller()
-        poller.register(self.channel.socket, zmq.POLLIN)
+        poller = rpc.Poller()
+        poller.register(self.channel.socket, select.POLLIN)
         for link in self.links:
             link.watch(poller)
         poller.poll(5)
@@ -909,6 +907,21 @@ def test_a_poll_waits_on_for_a_descriptor_that_was_another_s_which_is_let_go_onl
     poller.register(one.fd, select.POLLOUT)  # as if it had been closed, and opened for something else
     poller.unregister(one)
     assert one not in poller and poller.poll(1000) == [(one.fd, select.POLLOUT)]
+
+
+def test_a_poll_hears_each_time_of_a_socket_that_is_only_read_without_asking_it(pair):
+    import zmq
+
+    one, other = pair
+    poller = rpc.Poller()
+    for text in (b"1", b"2", b"3"):
+        with pytest.raises(zmq.Again):
+            one.recv(zmq.NOBLOCK)
+        if one not in poller:
+            poller.register(one, select.POLLIN, ask=False)
+        assert poller.poll(0) == []
+        other.send(text)
+        assert poller.poll(10_000) == [(one, select.POLLIN)] and one.recv(zmq.NOBLOCK) == text
 
 
 def test_a_loop_calls_each_alarm_once_in_order_and_not_before_its_time():

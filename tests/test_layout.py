@@ -49,12 +49,12 @@ LINES = {
     "concurrent_swarm.py": 33,
     "fastpath.pyx": 831,
     "master.py": 6808,
-    "rpc.py": 6320,
+    "rpc.py": 6325,
     "setup.py": 66,
     "slave.py": 1257,
     "tasks.py": 4523,
 }
-TOTAL_LINES = 24_593
+TOTAL_LINES = 24_598
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -201,15 +201,15 @@ class ApplicationNode(components.Component):
         """Sends one task; tasks pushed in a row travel together. From any thread."""
         if not task.client_id:
             task.client_id = self.node_id_str
-        self.swarm.on_loop(lambda: self._owner.push(task, self._task_pushed, self.push_task_failed))
+        self.swarm.on_loop(self._owner.push, task, self._task_pushed, self.push_task_failed)
 
     def push_tasks(self, tasks: Iterable[tasks.Task]) -> None:
         """Sends the tasks of any iterable, which is drawn as the swarm has room. From any thread."""
-        self.swarm.on_loop(lambda: self._owner.draw(tasks, self.push_tasks_response, self.push_tasks_failed))
+        self.swarm.on_loop(self._owner.draw, tasks, self.push_tasks_response, self.push_tasks_failed)
 
     def push_tasksystem(self, system: tasks.ITaskSystem) -> None:
         """Sends a task system to the master, where it runs. Several may run at once."""
-        self.swarm.on_loop(lambda: self._push_system(system))
+        self.swarm.on_loop(self._push_system, system)
 
     def publish(self, obj: Any) -> rpc.Shared:
         """A reference to an object, for many tasks to carry: `self.publish(array)` here, `self.data.get()` in the task.
@@ -219,26 +219,26 @@ class ApplicationNode(components.Component):
 
     def collect_tasksystem(self, name: str) -> None:
         """Waits for a task system that an earlier client has left with the master, by its name there."""
-        self.swarm.on_loop(lambda: self._collect(name))
+        self.swarm.on_loop(self._collect, name)
 
     def next_step(self, number: int) -> None:
         """Lets a task system that waits at its barrier go on."""
-        self.swarm.on_loop(lambda: self.swarm.call("step", number))
+        self.swarm.on_loop(self.swarm.call, "step", number)
 
     def cancel_task(self, task: tasks.Task | str, kill: bool = False) -> None:
         """Ends a plain task, given by itself, its handle or its id: unless it has its outcome by then, it fails with
         "Cancelled". What runs of it goes on unheard, or is ended too with `kill`. From any thread."""
-        self.swarm.on_loop(lambda: self._owner.cancel(task, kill))
+        self.swarm.on_loop(self._owner.cancel, task, kill)
 
     def cancel_tasks(self, kill: bool = False) -> None:
         """Ends all plain tasks in the same way, and draws no more of what was pushed. From any thread."""
-        self.swarm.on_loop(lambda: self._owner.cancel_all(kill))
+        self.swarm.on_loop(self._owner.cancel_all, kill)
 
     def cancel_tasksystem(self, system: tasks.ITaskSystem, kill: bool = False) -> None:
         """Ends a task system: what is queued never runs, what runs goes on unheard, or is ended too with `kill`."""
         number = next(number for number, known in self._systems.items() if known is system)
         self._gave_up = True
-        self.swarm.on_loop(lambda: self.swarm.call("cancel_tasksystem", number, kill))
+        self.swarm.on_loop(self.swarm.call, "cancel_tasksystem", number, kill)
 
     def get_stats(self, system_id: str | tasks.ITaskSystem | None = None) -> None:
         """Asks what was measured of a task system, by itself or its id, or of the plain tasks; `stats_response` gets
@@ -249,7 +249,7 @@ class ApplicationNode(components.Component):
         if wanted not in ids:
             raise components.UsageError(f"there are no figures of a task system {wanted}",
                                         "this client has not pushed it", "give the system, or its system_id")
-        self.swarm.on_loop(lambda: self._ask_stats(ids[wanted], wanted))
+        self.swarm.on_loop(self._ask_stats, ids[wanted], wanted)
 
     def _ask_stats(self, number: int, wanted: str) -> None:
         self._asked[number] = wanted
@@ -623,12 +623,12 @@ class ClientNode(rpc.Node):
             self.watch.away = True
         self._todo.append((self.app.master_disconnected, reason == rpc.STOPPED))
 
-    def on_loop(self, function: Callable) -> None:
-        """Runs it now in the loop's thread, or soon from another."""
+    def on_loop(self, function: Callable, *args: Any) -> None:
+        """Calls it now in the loop's thread, or soon from another."""
         if threading.get_ident() == self.loop.thread:
-            function()
+            function(*args)
         else:
-            self.loop.post(function)
+            self.loop.post(functools.partial(function, *args))
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
         """Sends a call to the master."""
@@ -763,9 +763,9 @@ class Inline(components.ComponentManager):
         node._joined({"name": "c1", "slaves": 1, "workers": 1, "missing": False}, True)
         node._size = 1, 1, 1
 
-    def on_loop(self, function) -> None:
-        """Runs it."""
-        function()
+    def on_loop(self, function: Callable, *args: Any) -> None:
+        """Calls it."""
+        function(*args)
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
         """A call of the client's."""

@@ -1220,7 +1220,7 @@ def _make_encode():
 
 
 _encode = _make_encode()
-_decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).raw_decode
+_decode = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite).scan_once
 
 
 def size_of(part: Any) -> int:
@@ -1344,8 +1344,8 @@ def _followed(text, follow):
 def _read_call(text):
     try:
         text = str(text, "utf-8")
-        call, end = _decode(text)
-    except (ValueError, TypeError, RecursionError) as error:  # TypeError: it is in frames of its own, or in a file
+        call, end = _decode(text, 0)
+    except (ValueError, TypeError, RecursionError, StopIteration) as error:  # TypeError: it is not in the first frame
         raise ProtocolError("the call in a message is no JSON", str(error)) from error
     if end != len(text) or type(call) is not list or not call or type(call[0]) not in (str, int):
         raise ProtocolError("the call in a message is no list that begins with a method name")

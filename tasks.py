@@ -630,11 +630,13 @@ class Packer:
 def _pack_states(states: list, plain: bool, seal: Callable) -> tuple[int, list]:
     """Groups where no state holds anything that siblings could share, else one pickle a task."""
     first = _sealed(states, 0, seal)
+    if len(states) == 1:
+        return 1, [first]
     if rpc.size_of(first) >= rpc.INLINE:
         seal = rpc.seal_pieces
     group = 1
     values = itertools.chain.from_iterable(map(dict.values, states))
-    if plain and len(states) > 1 and ATOMS.issuperset(map(type, values)):
+    if plain and ATOMS.issuperset(map(type, values)):
         group = max(1, min(GROUP, GROUP_BYTES // rpc.size_of(first)))
     while group > 1:
         groups = [pickle.dumps(states[i : i + group], 5) for i in range(0, len(states), group)]
@@ -3200,6 +3202,8 @@ class Ear:
     def __init__(self, loop: rpc.Loop, rate: int):
         self._file, self.theirs = os.pipe()
         os.set_blocking(self._file, False)
+        self._written = select.poll()  # asked first: a read that finds nothing raises, which takes longer
+        self._written.register(self._file, select.POLLIN)
         self.output = Output(rate)
         self._loop = loop
         self._alarmed = False
@@ -3245,10 +3249,9 @@ class Ear:
 
     def _take(self) -> bool:
         """Reads once; False if nothing is there."""
-        try:
-            data = os.read(self._file, 65536)
-        except BlockingIOError:
+        if not self._written.poll(0):
             return False
+        data = os.read(self._file, 65536)
         if data:
             self.output.take(data, time.monotonic())
         else:

@@ -52,9 +52,9 @@ LINES = {
     "rpc.py": 6325,
     "setup.py": 66,
     "slave.py": 1257,
-    "tasks.py": 4523,
+    "tasks.py": 4526,
 }
-TOTAL_LINES = 24_598
+TOTAL_LINES = 24_601
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

@@ -2787,15 +2787,16 @@ class Spans:
         self.ears: list[Callable[[list[Span]], None]] = []
         self._reports: list = []  # their fields, one after the other: lists that stay would cost as much again
 
-    def add(self, lease: Lease, payload: list | None, lo: int, hi: int, failures: dict, spent: list, received: int,
+    def add(self, lease: Lease, payload: list | None, lo: int, hi: int, failures: dict, spent: list, parts: list,
             step: int, now: float) -> None:
-        """What a slave reports of the tasks lo..hi of a lease, whose batch has had this payload. `spent`: see
-        `check_report`."""
+        """What a slave reports of the tasks lo..hi of a lease, whose batch has had this payload; `parts` are their
+        results. `spent`: see `check_report`."""
         batch, group = lease.batch, lease.batch.group
         sent = weight_of(payload[2 + lo // group : 2 - (-hi // group)]) if payload else 0
         failed = 0 if not failures else hi - lo if "*" in failures else min(len(failures), hi - lo)
         self._reports += (batch.owner.id, batch.first + lo, hi - lo, failed, lease.attempt, lease.slave.id,
-                          batch.since, lease.since, now, step, kind_of(batch), sent, received, *(spent or UNTOLD))
+                          batch.since, lease.since, now, step, kind_of(batch), sent, weight_of(parts),
+                          *(spent or UNTOLD))
         if len(self._reports) >= AT_ONCE * len(Span._fields):
             self.tell()
 
@@ -4823,7 +4824,7 @@ class MasterNode(rpc.BaseNode):
         self._failures: set[str] = set()  # kinds that were logged
         self._failures_told, self._count_at = 0, 0.0  # of failed tasks, one by one or by their number
         self._found: Effects | None = None  # what the reports of this turn ask for
-        self._reports: list[tuple] = []  # they themselves, of which is told when all is sent
+        self._unseen: list[tuple] = []  # what `spans` gets of them, once what somebody waits for is sent
         self._accepted: collections.defaultdict = collections.defaultdict(list)  # owner -> batches to be told of
         self._slow_at = self._sample_at = self._sweep_at = self._tell_at = self._accept_at = self._audit_at = 0.0
         self._unsaid: collections.Counter = collections.Counter()  # client -> bytes of output that it did not get
@@ -4966,15 +4967,15 @@ class MasterNode(rpc.BaseNode):
     def apply(self, effects: Effects) -> None:
         """Journals, sends, and sends after the commit what an event of the Board asks for."""
         self._apply_collected()  # which came before
+        for record in effects.records:
+            if record[0] == "outcome":  # counted here, for it is sent again to a client that comes back
+                self._count(*record[1:5], record[6])
         if self.journal and (effects.records or effects.after):
             self.journal.put(effects.records, effects.after)
             self._send_all(effects.messages)
         else:
             self._send_all(effects.messages)
             self._send_all(effects.after)
-        for record in effects.records:
-            if record[0] == "outcome":  # counted here, for it is sent again to a client that comes back
-                self._count(*record[1:5], record[6])
 
     def _send_all(self, messages: list) -> None:
         for kind, target, *details in messages:
@@ -5161,7 +5162,7 @@ class MasterNode(rpc.BaseNode):
 
         @rpc.tcpremote(channel, roles=owners)
         def rest_of_trace(handler, request):
-            self.spans.tell()
+            self.tell_spans()
             self.traces.tell_client(request.peer.label, time.monotonic())
 
         @rpc.tcpremote(channel, roles=owners)
@@ -5381,7 +5382,7 @@ class MasterNode(rpc.BaseNode):
             log.info("slave %s left (%s): %s tasks back in the queue", name, reason, held)
             for lane, lease in self.gallery.running(name):
                 self._note_lost(lease, lease.lo, lease.hi, [lane, int(1e6 * (now - lease.since)), 0, 0, 0], now)
-            self.spans.tell()
+            self.tell_spans()
             self.gallery.slave_gone(name, "" if reason == rpc.LEFT else reason, held, now)
             self.apply(self.board.slave_lost(name, now, reason))
             self._record("gone", name)
@@ -5394,7 +5395,7 @@ class MasterNode(rpc.BaseNode):
 
     def forget_client(self, name: str) -> None:
         """The client is done, or never came back: its systems end and what is left of its work is dropped."""
-        self.spans.tell()
+        self.tell_spans()
         for system in [system for system in self.systems.values() if system.client == name]:
             self.end_system(system, tasks.cancelled_failure(), {}, ())
         for _, number in [key for key in self._finished if key[0] == name]:
@@ -5454,7 +5455,7 @@ class MasterNode(rpc.BaseNode):
         self.apply(self.board.worker_lost(slave, lease, lo, hi, reason, now, output))
 
     def _note_lost(self, lease: Lease, lo: int, hi: int, spent: list, now: float) -> None:
-        self.spans.add(lease, lease.batch.payload, lo, hi, {"*": {}}, spent, 0, self._step_of(lease), now)
+        self.spans.add(lease, lease.batch.payload, lo, hi, {"*": {}}, spent, [], self._step_of(lease), now)
 
     def _step_of(self, lease: Lease) -> int:
         system = self.systems.get(lease.batch.owner.id)
@@ -5474,7 +5475,8 @@ class MasterNode(rpc.BaseNode):
             self.apply(self.board.worker_lost(slave, lease, lo, hi, reason, now))
         else:
             if whole:
-                self._reports.append((held, held.batch.payload, lo, hi, failures, spent, parts, now))
+                step = self._step_of(held)
+                self._unseen.append((held, held.batch.payload, lo, hi, failures, spent, parts, step, now))
             seconds = (spent[1] - spent[2]) / 1e6 if spent else 0.0
             effects = self._collected()
             before = len(effects.records)
@@ -5495,9 +5497,18 @@ class MasterNode(rpc.BaseNode):
         found, self._found = self._found, None
         if found is not None:
             self.apply(self.board.assigned(found, time.monotonic()))
-            reports, self._reports = self._reports, []
-            for held, payload, lo, hi, failures, spent, parts, now in reports:
-                self.spans.add(held, payload, lo, hi, failures, spent, weight_of(parts), self._step_of(held), now)
+            self._add_spans()
+
+    def _add_spans(self) -> None:
+        """What was reported is seen from now on."""
+        unseen, self._unseen = self._unseen, []
+        for report in unseen:
+            self.spans.add(*report)
+
+    def tell_spans(self) -> None:
+        """Tells whoever follows of all reports that have come."""
+        self._add_spans()
+        self.spans.tell()
 
     def _take_figures(self, batch: Batch, lo: int, hi: int, records: list, figures: Any) -> None:
         """Counts what tasks have recorded if these records bring their outcome: no attempt counts twice."""
@@ -5896,7 +5907,7 @@ class MasterNode(rpc.BaseNode):
 
     def _in_step(self, system: System, step: int, waiting: bool) -> None:
         check_whole(step)  # others reckon with it
-        self.spans.tell()  # those of the step before
+        self.tell_spans()  # those of the step before
         system.step, system.waiting = step, waiting is True
         self.gallery.system_step(system.name, step, system.waiting, time.monotonic())
         self.measures.of(system.name).next_step(step)
@@ -5945,7 +5956,7 @@ class MasterNode(rpc.BaseNode):
         `kill`, its tasks that run are killed."""
         if system.name not in self.systems:
             return
-        self.spans.tell()
+        self.tell_spans()
         if system.ear:
             system.ear.settle()
             system.ear.close()
@@ -5969,7 +5980,7 @@ class MasterNode(rpc.BaseNode):
 
     def tell_figures(self, client: str, number: int) -> None:
         """Answers a client what was measured of one of its systems, or of its plain tasks (0)."""
-        self.spans.tell()
+        self.tell_spans()
         system = self._system_of(client, number)
         if system or not number:
             figures = self.measures.of(system.name if system else client).dump_all()
@@ -6033,7 +6044,7 @@ class MasterNode(rpc.BaseNode):
         if now >= self._tell_at:
             self._watch_hooks(TELL_EVERY + min(now - self._tell_at, TELL_EVERY))  # less, if the master was suspended
             self._tell_at = now + TELL_EVERY
-            self.spans.tell()
+            self.tell_spans()
             self._tell_clients()
             self.traces.tell(now)
         if self.stopping and self.terminal:
@@ -6334,7 +6345,7 @@ class MasterNode(rpc.BaseNode):
 
     def _ask(self, function: Callable[[], Any]) -> Any:
         """What this returns in the thread of the loop, after all reports that have come."""
-        return self.loop.ask(lambda: (self.spans.tell(), function())[1])
+        return self.loop.ask(lambda: (self.tell_spans(), function())[1])
 
     def explain(self, task: str) -> dict:
         """Where a task is, and when it ran last, if that is still known. Any thread may call it."""

@@ -1345,8 +1345,10 @@ def _read_call(text):
     try:
         text = str(text, "utf-8")
         call, end = _decode(text, 0)
-    except (ValueError, TypeError, RecursionError, StopIteration) as error:  # TypeError: it is not in the first frame
+    except (ValueError, TypeError, RecursionError) as error:  # TypeError: it is in frames of its own, or in a file
         raise ProtocolError("the call in a message is no JSON", str(error)) from error
+    except StopIteration as place:
+        raise ProtocolError("the call in a message is no JSON", f"a value is missing at character {place}") from place
     if end != len(text) or type(call) is not list or not call or type(call[0]) not in (str, int):
         raise ProtocolError("the call in a message is no list that begins with a method name")
     if text.count("[") + text.count("{") > DEEPEST and _is_deep(call):
@@ -2243,13 +2245,21 @@ class Link(Endpoint):
         """Keep a poller on the sockets in use, which change when the link reopens; call it before each poll for which
         they have `moved`. Between attempts there are none."""
         self.moved = False
-        for old in self._retired:
-            if old in poller:
-                poller.unregister(old)
+        self._let_go(poller, self._retired)
         self._retired.clear()
         if self.socket is not None and self.socket not in poller:
             poller.register(self.socket, select.POLLIN)
             poller.register(self.monitor, select.POLLIN, ask=False)
+
+    def unwatch(self, poller: Poller) -> None:
+        """Keep the poller from all sockets, also from those that were closed since the last wait."""
+        self._let_go(poller, [*self._retired, self.socket, self.monitor])
+
+    @staticmethod
+    def _let_go(poller, sockets):
+        for one in sockets:
+            if one in poller:
+                poller.unregister(one)
 
     def call(self, method: str, *params: Any, parts: Iterable = ()) -> None:
         """Call a method of the master without waiting. Before the welcome it waits its turn. Raises as `send`."""
@@ -5014,10 +5024,8 @@ class Loop:
 
     def forget_link(self) -> None:
         """The link is about to close."""
-        if self.link and self.link.socket is not None:
-            for one in (self.link.socket, self.link.monitor):
-                if one in self._poller:
-                    self._poller.unregister(one)
+        if self.link:
+            self.link.unwatch(self._poller)
         self.link = None
 
     def close(self) -> None:

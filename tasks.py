@@ -3251,7 +3251,10 @@ class Ear:
         """Reads once; False if nothing is there."""
         if not self._written.poll(0):
             return False
-        data = os.read(self._file, 65536)
+        try:
+            data = os.read(self._file, 65536)
+        except BlockingIOError:  # the child has read it itself
+            return False
         if data:
             self.output.take(data, time.monotonic())
         else:
@@ -3295,10 +3298,9 @@ class Wire:
     def __init__(self, sock: socket.socket):
         sock.setblocking(True)
         self._sock = sock
-        self._waiting = select.poll()  # who waits in `recv` itself is also woken each time the node has read something
-        self._waiting.register(sock, select.POLLIN)
         self._receiver = rpc.Receiver(sock, descriptors=rpc.MOST_FILES, follow=rpc.Place.from_text)
         self._calls: collections.deque = collections.deque()
+        self._fetching = threading.Lock()  # one thread of a task after the other
         self.dropped: set[int] = set()  # leases that are not wanted any more, as far as was read
         self._spare = -1  # the file that the node gave for large parts
         self.witness = -1  # the file of the node's `Witness`
@@ -3339,15 +3341,16 @@ class Wire:
 
     def fetch(self, key: str) -> Any:
         """Waits for the bytes of a published object; other calls wait meanwhile. Raises Error if nobody has it."""
-        self.call("fetch_shared", key)
-        slices: list = []
-        while True:
-            call, parts = self._answer_about(key)
-            if call[0] == "no_shared":
-                raise rpc.no_such_object(key, call[2])
-            slices.append(parts[0])
-            if call[2] + len(parts[0]) == call[3]:
-                return slices if len(slices) > 1 else slices[0]
+        with self._fetching:
+            self.call("fetch_shared", key)
+            slices: list = []
+            while True:
+                call, parts = self._answer_about(key)
+                if call[0] == "no_shared":
+                    raise rpc.no_such_object(key, call[2])
+                slices.append(parts[0])
+                if call[2] + len(parts[0]) == call[3]:
+                    return slices if len(slices) > 1 else slices[0]
 
     def _answer_about(self, key: str) -> tuple[list, list]:
         """The next call about a published object, out of its turn."""
@@ -3376,7 +3379,7 @@ class Wire:
         return lease in self.dropped
 
     def _read(self) -> None:
-        self._waiting.poll()
+        select.select([self._sock], [], [])  # who waits in `recv` is also woken each time the node has read something
         for call, parts in self._receiver.receive():
             if call[0] == "spare":
                 self._spare = self._receiver.take_descriptor()

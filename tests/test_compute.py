@@ -230,6 +230,14 @@ def test_an_acknowledgement_of_what_was_never_sent_is_a_protocol_error():
         rpc.Session(SID, rpc.TIMING, 0.0).heard(1, 0.0)
 
 
+@pytest.mark.parametrize("text", [b"", b"-", b"[1,", b" ", b"nan", b'["beat"'])
+def test_a_call_that_is_no_json_is_told_to_be_none(text):
+    envelope = rpc._ENVELOPE.pack(rpc.MAGIC, rpc.PROTOCOL, rpc.DATA, SID, 1, 0)
+    with pytest.raises(rpc.ProtocolError, match="no JSON") as caught:
+        rpc.unpack([rpc.pure_join_parts([text], envelope)])
+    assert not caught.value.why.isdecimal()
+
+
 # -- a small swarm -------------------------------------------------------------------------------------------
 
 
@@ -922,6 +930,19 @@ def test_a_poll_hears_each_time_of_a_socket_that_is_only_read_without_asking_it(
         assert poller.poll(0) == []
         other.send(text)
         assert poller.poll(10_000) == [(one, select.POLLIN)] and one.recv(zmq.NOBLOCK) == text
+
+
+def test_a_loop_forgets_a_link_whose_socket_was_closed_in_the_same_turn(swarm):
+    with closing(rpc.Loop(lambda now: None)) as loop:
+        loop.link = swarm.link()
+        loop.step(0)
+        loop.link._over("it is gone", time.monotonic())
+        assert loop.link.socket is None
+        loop.forget_link()
+        loop.link = other = swarm.link()
+        loop.step(0)
+        assert other.socket is not None
+        loop.forget_link()
 
 
 def test_a_loop_calls_each_alarm_once_in_order_and_not_before_its_time():

@@ -48,13 +48,13 @@ LINES = {
     "components.py": 2138,
     "concurrent_swarm.py": 33,
     "fastpath.pyx": 831,
-    "master.py": 6808,
-    "rpc.py": 6325,
+    "master.py": 6819,
+    "rpc.py": 6333,
     "setup.py": 66,
     "slave.py": 1257,
-    "tasks.py": 4526,
+    "tasks.py": 4529,
 }
-TOTAL_LINES = 24_601
+TOTAL_LINES = 24_623
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

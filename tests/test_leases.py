@@ -241,6 +241,19 @@ def test_no_lease_that_a_slave_gets_on_a_new_connection_was_made_for_the_last_on
     assert got and set(got) == set(node.board.leases)
 
 
+def test_what_a_slave_has_reported_is_seen_before_it_is_seen_to_leave(node, several, monkeypatch):
+    node.tell_spans()
+    seen, slave = [], node._peers["s1"]
+    slave.label = "s1"
+    node.spans.ears.append(lambda spans: seen.extend(span.first for span in spans))
+    monkeypatch.setattr(node.gallery, "slave_gone", lambda *details: seen.append("gone"))
+    report(node, several[0])
+    report(node, several[1])
+    assert seen == [], "what somebody waits for comes first"
+    node._lost(slave, rpc.LEFT)
+    assert seen[-3:] == [several[0].lo, several[1].lo, "gone"], "after what it leaves behind"
+
+
 # -- what a report tells of its time -------------------------------------------------------------------------------
 
 

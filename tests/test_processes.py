@@ -1,14 +1,18 @@
 """Children of a node: forked by the zygote, or spawned where there is no fork."""
 
+import contextlib
 import json
 import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -147,6 +151,37 @@ def test_what_a_worker_prints_goes_into_the_pipe_that_it_was_given(nursery, setu
     sock.close()
     with os.fdopen(read) as pipe:
         assert pipe.read() == "looking\naround\n", "and the end comes with the worker's"
+
+
+def test_threads_of_a_task_that_fetch_at_once_get_each_its_own():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        wire, got, node = tasks.Wire(theirs), {}, rpc.Receiver(ours)
+        threads = [threading.Thread(target=lambda key=key: got.update({key: bytes(wire.fetch(key))})) for key in "abcd"]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            ((method, key), _), *others = node.receive()
+            assert method == "fetch_shared" and not others
+            ours.sendall(b"".join(rpc.pack_stream(["shared", key, 0, 1], [key.encode()])))
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert got == {key: key.encode() for key in "abcd"}
+
+
+def test_a_child_that_reads_its_own_output_takes_nothing_but_that(monkeypatch):
+    with contextlib.closing(rpc.Loop(lambda now: None)) as loop:
+        ear = tasks.Ear(loop, 1000)
+        said = []
+        ear.send = said.extend
+        os.write(ear.theirs, b"x")
+        asked = ear._written.poll(0)
+        assert asked and os.read(ear.fileno(), 1) == b"x"  # between the two, as by /proc/self/fd/1
+        monkeypatch.setattr(ear, "_written", SimpleNamespace(poll=lambda wait: asked))
+        ear.settle()
+        assert said == [] and ear._open
+        ear.close()
+        os.close(ear.theirs)
 
 
 def test_workers_die_with_a_node_that_is_killed(setup, tmp_path):

@@ -4832,7 +4832,7 @@ class MasterNode(rpc.BaseNode):
         self.measures = Measures(self.stats)
         self.spans = Spans()
         self.spans.ears += [self.measures.hear, self._note_work]
-        self.closing.callback(self.spans.tell)  # before the figures are kept for the last time, and a trace ends
+        self.closing.callback(self.tell_spans)  # before the figures are kept for the last time, and a trace ends
         self._work: dict[str, tuple] = {}  # client -> seconds of workers, those that moved data, bytes of results
         self._all_work = 0.0  # seconds of workers, for everybody
         self.published: dict[str, str] = {}  # key of an object -> the client that it belongs to
@@ -5455,6 +5455,7 @@ class MasterNode(rpc.BaseNode):
         self.apply(self.board.worker_lost(slave, lease, lo, hi, reason, now, output))
 
     def _note_lost(self, lease: Lease, lo: int, hi: int, spent: list, now: float) -> None:
+        self._add_spans()  # of a lane in the order of time
         self.spans.add(lease, lease.batch.payload, lo, hi, {"*": {}}, spent, [], self._step_of(lease), now)
 
     def _step_of(self, lease: Lease) -> int:

@@ -3823,6 +3823,7 @@ class Exchange:
         self._mark, self._owner = mark, "" if mark else None
         self._sent: set[str] = set()
         self._open: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self._opening = threading.RLock()  # what is opened may hold references itself
         self.serve("")
         speak_wire()
         sys.modules[WIRE].Shared.exchange = self
@@ -3853,12 +3854,15 @@ class Exchange:
 
     def get(self, shared: Shared) -> Any:
         """The object of a reference, opened once while it is among the last used. Raises Error."""
-        if shared.key not in self._open:
-            self._open[shared.key] = open_sealed(self._fetch(shared.key), self._load), shared.size
-            while len(self._open) > 1 and sum(size for _, size in self._open.values()) > KEPT_OPEN:
+        with self._opening:
+            found = self._open.pop(shared.key, None)
+            new = found is None
+            if new:
+                found = open_sealed(self._fetch(shared.key), self._load), shared.size
+            self._open[shared.key] = found  # the last used
+            while new and len(self._open) > 1 and sum([size for _, size in [*self._open.values()]]) > KEPT_OPEN:
                 self._open.popitem(last=False)
-        self._open.move_to_end(shared.key)
-        return self._open[shared.key][0]
+            return found[0]
 
     def forget(self, keys: Iterable[str]) -> None:
         """Keeps these objects open no more."""

@@ -3300,7 +3300,7 @@ class Wire:
         self._sock = sock
         self._receiver = rpc.Receiver(sock, descriptors=rpc.MOST_FILES, follow=rpc.Place.from_text)
         self._calls: collections.deque = collections.deque()
-        self._fetching = threading.Lock()  # one thread of a task after the other
+        self._reading = threading.RLock()  # threads of a task fetch too, and some stay behind
         self.dropped: set[int] = set()  # leases that are not wanted any more, as far as was read
         self._spare = -1  # the file that the node gave for large parts
         self.witness = -1  # the file of the node's `Witness`
@@ -3341,7 +3341,7 @@ class Wire:
 
     def fetch(self, key: str) -> Any:
         """Waits for the bytes of a published object; other calls wait meanwhile. Raises Error if nobody has it."""
-        with self._fetching:
+        with self._reading:
             self.call("fetch_shared", key)
             slices: list = []
             while True:
@@ -3363,10 +3363,11 @@ class Wire:
 
     def next(self) -> tuple[list, list]:
         """Waits for a call. Raises EOFError when the node has closed its end."""
-        while not self._calls:
-            self.dropped.clear()  # those that came too late
-            self._read()
-        return self._calls.popleft()
+        with self._reading:
+            while not self._calls:
+                self.dropped.clear()  # those that came too late
+                self._read()
+            return self._calls.popleft()
 
     def is_quiet(self, seconds: float) -> bool:
         """Waits for a call, but no longer; True if none came."""
@@ -3374,8 +3375,12 @@ class Wire:
 
     def unwanted(self, lease: int) -> bool:
         """Whether a lease was dropped, as far as is known without waiting."""
-        while select.select([self._sock], [], [], 0)[0]:
-            self._read()
+        if self._reading.acquire(blocking=False):  # else a thread that fetches hears of it
+            try:
+                while select.select([self._sock], [], [], 0)[0]:
+                    self._read()
+            finally:
+                self._reading.release()
         return lease in self.dropped
 
     def _read(self) -> None:

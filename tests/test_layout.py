@@ -48,13 +48,13 @@ LINES = {
     "components.py": 2138,
     "concurrent_swarm.py": 33,
     "fastpath.pyx": 831,
-    "master.py": 6819,
-    "rpc.py": 6333,
+    "master.py": 6820,
+    "rpc.py": 6337,
     "setup.py": 66,
     "slave.py": 1257,
-    "tasks.py": 4529,
+    "tasks.py": 4534,
 }
-TOTAL_LINES = 24_623
+TOTAL_LINES = 24_633
 
 LONGEST_FUNCTION = 40  # lines, its docstring not counted
 MEDIAN_FUNCTION = 8

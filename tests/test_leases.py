@@ -241,7 +241,16 @@ def test_no_lease_that_a_slave_gets_on_a_new_connection_was_made_for_the_last_on
     assert got and set(got) == set(node.board.leases)
 
 
-def test_what_a_slave_has_reported_is_seen_before_it_is_seen_to_leave(node, several, monkeypatch):
+def test_what_is_reported_is_sent_before_it_is_seen(node, several, monkeypatch):
+    node.tell_spans()
+    monkeypatch.setattr(master, "AT_ONCE", 1)
+    node.spans.ears.append(lambda spans: node.sent.append(["span", *(span.first for span in spans)]))
+    report(node, several[0])
+    node.loop._end_turn()
+    assert [call[0] for call in node.sent] == ["outcome", "lease", "span"] and node.sent[-1] == ["span", several[0].lo]
+
+
+def test_what_a_slave_has_reported_is_seen_before_what_it_leaves_behind_and_that_it_is_gone(node, several, monkeypatch):
     node.tell_spans()
     seen, slave = [], node._peers["s1"]
     slave.label = "s1"
@@ -249,9 +258,8 @@ def test_what_a_slave_has_reported_is_seen_before_it_is_seen_to_leave(node, seve
     monkeypatch.setattr(node.gallery, "slave_gone", lambda *details: seen.append("gone"))
     report(node, several[0])
     report(node, several[1])
-    assert seen == [], "what somebody waits for comes first"
     node._lost(slave, rpc.LEFT)
-    assert seen[-3:] == [several[0].lo, several[1].lo, "gone"], "after what it leaves behind"
+    assert seen[:2] == [several[0].lo, several[1].lo] and seen[-1] == "gone"
 
 
 # -- what a report tells of its time -------------------------------------------------------------------------------

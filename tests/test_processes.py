@@ -19,6 +19,8 @@ import pytest
 from concurrent_swarm import rpc, tasks
 
 PATIENCE = 60.0
+STATUS = Path("/proc/self/status")
+MYSELF = STATUS.read_text() if STATUS.exists() else ""
 
 LOOK = '''
 import os, signal, sys
@@ -104,7 +106,7 @@ def test_a_worker_never_has_zeromq_nor_the_nodes_secrets_and_is_deaf_to_ctrl_c(n
     sock.close()
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="only Linux counts how often a process waits")
+@pytest.mark.skipif("voluntary_ctxt" not in MYSELF, reason="only Linux counts how often a process waits")
 def test_a_worker_sleeps_on_while_its_node_reads_what_it_has_sent(nursery, setup):
     _, sock = nursery.fork("worker", setup["root"])
     told = Path(f"/proc/{run_one(sock, setup)['pid']}/status")
@@ -153,20 +155,48 @@ def test_what_a_worker_prints_goes_into_the_pipe_that_it_was_given(nursery, setu
         assert pipe.read() == "looking\naround\n", "and the end comes with the worker's"
 
 
-def test_threads_of_a_task_that_fetch_at_once_get_each_its_own():
+@pytest.fixture
+def wired():
+    """A wire, and what the node at its other end hears."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        wire, got, node = tasks.Wire(theirs), {}, rpc.Receiver(ours)
-        threads = [threading.Thread(target=lambda key=key: got.update({key: bytes(wire.fetch(key))})) for key in "abcd"]
-        for thread in threads:
-            thread.start()
-        for _ in threads:
-            ((method, key), _), *others = node.receive()
-            assert method == "fetch_shared" and not others
-            ours.sendall(b"".join(rpc.pack_stream(["shared", key, 0, 1], [key.encode()])))
-        for thread in threads:
-            thread.join(PATIENCE)
-    assert got == {key: key.encode() for key in "abcd"}
+        ours.settimeout(PATIENCE)
+        yield tasks.Wire(theirs), rpc.Receiver(ours), lambda *call, parts=(): ours.sendall(
+            b"".join(rpc.pack_stream([*call], parts)))
+
+
+def in_thread(function, *args):
+    """Calls it in a thread of its own; returns that, and where its result will be."""
+    got = []
+    thread = threading.Thread(target=lambda: got.append(function(*args)), daemon=True)
+    thread.start()
+    return thread, got
+
+
+def test_threads_of_a_task_that_fetch_at_once_get_each_its_own(wired):
+    wire, node, say = wired
+    threads = {key: in_thread(wire.fetch, key) for key in "abcd"}
+    for _ in threads:
+        (((method, key), _),) = node.receive()
+        assert method == "fetch_shared"
+        say("shared", key, 0, 1, parts=[key.encode()])
+    for key, (thread, got) in threads.items():
+        thread.join(PATIENCE)
+        assert got == [key.encode()]
+
+
+def test_a_thread_that_still_fetches_when_its_task_has_ended_gets_what_it_waits_for_and_holds_nobody_up(wired):
+    wire, node, say = wired
+    left, got = in_thread(wire.fetch, "a")
+    assert node.receive() == [(["fetch_shared", "a"], [])]
+    assert not wire.unwanted(1)
+    main, calls = in_thread(wire.next)
+    say("drop", 1)
+    say("shared", "a", 0, 1, parts=[b"a"])
+    say("run", 2)
+    for thread in (left, main):
+        thread.join(PATIENCE)
+    assert got == [b"a"] and calls == [(["run", 2], [])]
 
 
 def test_a_child_that_reads_its_own_output_takes_nothing_but_that(monkeypatch):
@@ -177,9 +207,12 @@ def test_a_child_that_reads_its_own_output_takes_nothing_but_that(monkeypatch):
         os.write(ear.theirs, b"x")
         asked = ear._written.poll(0)
         assert asked and os.read(ear.fileno(), 1) == b"x"  # between the two, as by /proc/self/fd/1
-        monkeypatch.setattr(ear, "_written", SimpleNamespace(poll=lambda wait: asked))
+        with monkeypatch.context() as patch:
+            patch.setattr(ear, "_written", SimpleNamespace(poll=lambda wait: asked))
+            ear.settle()
+        os.write(ear.theirs, b"y")
         ear.settle()
-        assert said == [] and ear._open
+        assert [text for _, text, _ in said] == ["y"]
         ear.close()
         os.close(ear.theirs)
 

@@ -198,9 +198,11 @@ class Node(rpc.BaseNode):
     def __init__(self, crowd, folder):
         super().__init__(components.Environment(folder, "master").__enter__(), components.Config())
         self.crowd, self.gallery, self._viewing = crowd, crowd.gallery, threading.Lock()
-        self.spans = master.Spans()  # none: the crowd tells the gallery itself
         self.failures = crowd.gallery.errors
         self.guard = SimpleNamespace(features=lambda: {"files": "active"})
+
+    def tell_spans(self):
+        """There are none: the crowd tells the gallery itself."""
 
     def tick(self, now):
         """The crowd goes on."""

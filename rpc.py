@@ -3856,12 +3856,11 @@ class Exchange:
         """The object of a reference, opened once while it is among the last used. Raises Error."""
         with self._opening:
             found = self._open.pop(shared.key, None)
-            new = found is None
-            if new:
+            if found is None:
                 found = open_sealed(self._fetch(shared.key), self._load), shared.size
+                while self._open and shared.size + sum([size for _, size in [*self._open.values()]]) > KEPT_OPEN:
+                    self._open.popitem(last=False)
             self._open[shared.key] = found  # the last used
-            while new and len(self._open) > 1 and sum([size for _, size in [*self._open.values()]]) > KEPT_OPEN:
-                self._open.popitem(last=False)
             return found[0]
 
     def forget(self, keys: Iterable[str]) -> None:

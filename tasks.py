@@ -3218,7 +3218,7 @@ class Ear:
         """Hears all that the child has written so far, and sends it; `final`: the lease ends with it. Not `hear`: all
         that matters was heard already."""
         for _ in range(OUTPUT_READS if hear else 0):
-            if not (self._open and self._take()):
+            if not (self._open and self._written.poll(0) and self._take()):
                 break
         if not self.output.empty:
             self._flush(final)
@@ -3249,8 +3249,6 @@ class Ear:
 
     def _take(self) -> bool:
         """Reads once; False if nothing is there."""
-        if not self._written.poll(0):
-            return False
         try:
             data = os.read(self._file, 65536)
         except BlockingIOError:  # the child has read it itself

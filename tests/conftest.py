@@ -64,6 +64,14 @@ def suite():
 
 
 @pytest.fixture
+def ends():
+    """The two ends of a socketpair."""
+    one, other = socket.socketpair()
+    with one, other:
+        yield one, other
+
+
+@pytest.fixture
 def master_here(tmp_path, monkeypatch):
     """Makes a master in this process, whose loop does not turn: `master_here("master.max_lease=1")`."""
     monkeypatch.setenv("CONCURRENT_SWARM_STATE", str(tmp_path / "state"))

@@ -855,14 +855,6 @@ def pair():
         yield one, other
 
 
-@pytest.fixture
-def ends():
-    """The two ends of a socketpair."""
-    one, other = socket.socketpair()
-    with one, other:
-        yield one, other
-
-
 def test_a_deadline_that_the_end_of_a_turn_brings_forward_is_kept(ends):
     due, looks, (read, write) = [None], [], ends
     with closing(rpc.Loop(lambda now: looks.append(now) or due[0])) as loop:

@@ -594,13 +594,6 @@ def test_stores_made_while_others_sweep_stay(tmp_path):
 # -- large messages on a socketpair --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def pair():
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        yield ours, theirs
-
-
 def bytes_of(messages):
     return b"".join(b"".join(rpc.pack_stream(call, parts)) for call, parts in messages)
 
@@ -645,8 +638,8 @@ def send_cut(sock, data, cuts):
     sock.sendall(data)
 
 
-def test_a_large_message_arrives_in_memory_of_its_own_once(pair):
-    ours, theirs = pair
+def test_a_large_message_arrives_in_memory_of_its_own_once(ends):
+    ours, theirs = ends
     data = os.urandom(4 * MIB)
     receiver = rpc.Receiver(ours)
     threading.Thread(target=theirs.sendall, args=(bytes_of([(["a"], [data, b"b" * BIG])]),)).start()
@@ -655,8 +648,8 @@ def test_a_large_message_arrives_in_memory_of_its_own_once(pair):
 
 
 @pytest.mark.parametrize("size", [10, BIG - 1, BIG, rpc.LARGE - 200, rpc.LARGE, rpc.LARGE + BIG])
-def test_parts_keep_their_bytes_when_later_messages_come(pair, size):
-    ours, theirs = pair
+def test_parts_keep_their_bytes_when_later_messages_come(ends, size):
+    ours, theirs = ends
     receiver, found = rpc.Receiver(ours), []
     for letter in b"abcd":
         sender = threading.Thread(target=theirs.sendall, args=(bytes_of([(["a"], [bytes([letter]) * size])]),))
@@ -666,14 +659,14 @@ def test_parts_keep_their_bytes_when_later_messages_come(pair, size):
     assert [bytes(part) for _, (part,) in found] == [bytes([letter]) * size for letter in b"abcd"]
 
 
-def test_parts_of_small_messages_are_bytes(pair):
-    ours, theirs = pair
+def test_parts_of_small_messages_are_bytes(ends):
+    ours, theirs = ends
     theirs.sendall(bytes_of([(["a", 1], [b"x", b""])]))
     assert rpc.Receiver(ours).receive() == [(["a", 1], [b"x", b""])]
 
 
-def test_an_empty_socket_that_does_not_block_says_so(pair):
-    ours, theirs = pair
+def test_an_empty_socket_that_does_not_block_says_so(ends):
+    ours, theirs = ends
     ours.setblocking(False)
     receiver = rpc.Receiver(ours)
     with pytest.raises(BlockingIOError):
@@ -685,8 +678,8 @@ def test_an_empty_socket_that_does_not_block_says_so(pair):
 
 
 @pytest.mark.parametrize("sent", [0, 3, 20, rpc.LARGE + 500])
-def test_a_closed_end_is_an_end_of_file_wherever_it_was(pair, sent):
-    ours, theirs = pair
+def test_a_closed_end_is_an_end_of_file_wherever_it_was(ends, sent):
+    ours, theirs = ends
     threading.Thread(target=send_and_close, args=(theirs, bytes_of([(["a"], [bytes(2 * rpc.LARGE)])])[:sent])).start()
     receiver = rpc.Receiver(ours)
     with pytest.raises(EOFError):
@@ -700,8 +693,8 @@ def send_and_close(sock, data):
 
 
 @pytest.mark.parametrize("data", [struct.pack("<I", 1001), struct.pack("<I", 4) + b"abcd", struct.pack("<I", 0)])
-def test_bytes_that_are_no_message_are_a_protocol_error(pair, data):
-    ours, theirs = pair
+def test_bytes_that_are_no_message_are_a_protocol_error(ends, data):
+    ours, theirs = ends
     theirs.sendall(data)
     with pytest.raises(rpc.ProtocolError):
         rpc.Receiver(ours, limit=1000).receive()
@@ -733,8 +726,8 @@ def taken(receiver, count):
     return names
 
 
-def test_descriptors_come_in_order_with_every_cut_of_the_bytes(pair, tmp_path):
-    ours, theirs = pair
+def test_descriptors_come_in_order_with_every_cut_of_the_bytes(ends, tmp_path):
+    ours, theirs = ends
     first, second = (bytes_of([([name], [b"x" * 9])]) for name in ("first", "second"))
     receiver = rpc.Receiver(ours, descriptors=3)
     with open_files(tmp_path, "a", "b", "c") as (a, b, c):
@@ -747,8 +740,8 @@ def test_descriptors_come_in_order_with_every_cut_of_the_bytes(pair, tmp_path):
             assert taken(receiver, 3) == ["a", "b", "c"]
 
 
-def test_a_descriptor_comes_with_a_large_message(pair, tmp_path):
-    ours, theirs = pair
+def test_a_descriptor_comes_with_a_large_message(ends, tmp_path):
+    ours, theirs = ends
     receiver, data = rpc.Receiver(ours, descriptors=1), bytes_of([(["a"], [os.urandom(MIB)])])
     with open_files(tmp_path, "a") as (a,):
         send_with(theirs, data[:1000], a)
@@ -756,17 +749,17 @@ def test_a_descriptor_comes_with_a_large_message(pair, tmp_path):
         assert bytes_of(received(receiver, 1)) == data and taken(receiver, 1) == ["a"]
 
 
-def test_a_descriptor_that_did_not_come_is_a_protocol_error(pair):
+def test_a_descriptor_that_did_not_come_is_a_protocol_error(ends):
     with pytest.raises(rpc.ProtocolError):
-        rpc.Receiver(pair[0], descriptors=1).take_descriptor()
+        rpc.Receiver(ends[0], descriptors=1).take_descriptor()
 
 
 def open_count():
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_more_descriptors_than_agreed_are_closed_and_an_error(pair, tmp_path):
-    ours, theirs = pair
+def test_more_descriptors_than_agreed_are_closed_and_an_error(ends, tmp_path):
+    ours, theirs = ends
     receiver, data = rpc.Receiver(ours, descriptors=1), bytes_of([(["a"], [])])
     with open_files(tmp_path, "a") as (a,):
         before = open_count()
@@ -782,8 +775,8 @@ def test_more_descriptors_than_agreed_are_closed_and_an_error(pair, tmp_path):
 
 
 @pytest.mark.parametrize("descriptors", [0, 1])
-def test_descriptors_that_nobody_takes_are_closed(pair, tmp_path, descriptors):
-    ours, theirs = pair
+def test_descriptors_that_nobody_takes_are_closed(ends, tmp_path, descriptors):
+    ours, theirs = ends
     receiver = rpc.Receiver(ours, descriptors=descriptors)
     with open_files(tmp_path, "a") as (a,):
         before = open_count()
@@ -793,9 +786,9 @@ def test_descriptors_that_nobody_takes_are_closed(pair, tmp_path, descriptors):
         assert open_count() == before
 
 
-def test_a_file_made_here_is_filled_by_a_process_that_has_only_the_socket(store, pair):
+def test_a_file_made_here_is_filled_by_a_process_that_has_only_the_socket(store, ends):
     """As a worker does it that cannot reach the folder."""
-    ours, theirs = pair
+    ours, theirs = ends
     name, file = store.create(BIG)
     send_with(theirs, bytes_of([(["fill"], [])]), file)
     os.close(file)

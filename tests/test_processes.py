@@ -6,7 +6,6 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -156,13 +155,12 @@ def test_what_a_worker_prints_goes_into_the_pipe_that_it_was_given(nursery, setu
 
 
 @pytest.fixture
-def wired():
-    """A wire, and what the node at its other end hears."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.settimeout(PATIENCE)
-        yield tasks.Wire(theirs), rpc.Receiver(ours), lambda *call, parts=(): ours.sendall(
-            b"".join(rpc.pack_stream([*call], parts)))
+def wired(ends):
+    """A wire, what the node at its other end hears, and what that says."""
+    ours, theirs = ends
+    ours.settimeout(PATIENCE)
+    return tasks.Wire(theirs), rpc.Receiver(ours), lambda *call, parts=(): ours.sendall(
+        b"".join(rpc.pack_stream([*call], parts)))
 
 
 def in_thread(function, *args):
